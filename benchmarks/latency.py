@@ -1,0 +1,173 @@
+"""Latency of quantized files against FP32 and onnxruntime's own static INT8, interleaved in one run.
+
+    python benchmarks/latency.py model.onnx model_4_4.onnx [more.onnx ...] --images calib.npz --own-int8
+
+Every round times each model once, in turn, so that whatever else the machine does meets all of them alike. A
+ratio is the median over the rounds of the ratio within a round; "spread" holds its quartiles.
+"""
+
+import argparse
+import dataclasses
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+OWN_INT8 = "onnxruntime INT8"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """Milliseconds per call of one model, one number per round."""
+
+    name: str
+    milliseconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.milliseconds)
+
+    def ratio(self, other: "Row") -> tuple[float, float, float]:
+        """Median, first and third quartile of the ratio to another model, round by round."""
+        ratios = np.divide(self.milliseconds, other.milliseconds)
+        middle, low, high = (float(value) for value in np.quantile(ratios, [0.5, 0.25, 0.75]))
+        return middle, low, high
+
+
+def open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def measure(models: dict[str, Path], batch: Array, *, threads: int, rounds: int, seconds: float) -> list[Row]:
+    """Time all models on one batch, interleaved; each timing repeats the call for at least ``seconds``."""
+    calls: dict[str, Callable[[], object]] = {}
+    for name, path in models.items():
+        session = open_session(path, threads)
+        feeds = {session.get_inputs()[0].name: batch}
+        calls[name] = lambda session=session, feeds=feeds: session.run(None, feeds)  # type: ignore[misc]
+    repeats = {name: _repeats(call, seconds) for name, call in calls.items()}
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            for _ in range(repeats[name]):
+                call()
+            times[name].append((time.perf_counter() - start) / repeats[name] * 1e3)
+    return [Row(name=name, milliseconds=tuple(values)) for name, values in times.items()]
+
+
+def _repeats(call: Callable[[], object], seconds: float) -> int:
+    for _ in range(3):
+        call()
+    start = time.perf_counter()
+    call()
+    return max(1, round(seconds / max(time.perf_counter() - start, 1e-6)))
+
+
+def quantize_with_onnxruntime(model: Path, images: Array, folder: Path, batch: int = 32) -> Path:
+    """onnxruntime's static quantization: QDQ, per channel, INT8 weights, min-max over the images."""
+    from onnxruntime import quantization
+    from onnxruntime.quantization import shape_inference
+
+    class Images(quantization.CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self._name = open_session(model, 1).get_inputs()[0].name
+            self._batches: Iterator[int] = iter(range(0, len(images), batch))
+
+        def get_next(self) -> dict[str, Array] | None:
+            start = next(self._batches, None)
+            return None if start is None else {self._name: images[start : start + batch]}
+
+    prepared, quantized = folder / "prepared.onnx", folder / "int8.onnx"
+    shape_inference.quant_pre_process(str(model), str(prepared), skip_symbolic_shape=True)
+    quantization.quantize_static(
+        str(prepared),
+        str(quantized),
+        Images(),
+        quant_format=quantization.QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=quantization.QuantType.QUInt8,
+        weight_type=quantization.QuantType.QInt8,
+    )
+    return quantized
+
+
+def read_images(path: Path, limit: int) -> Array:
+    """Images [N, C, H, W] of an .npz: float32 as they are, uint8 through its ``mean`` and ``std``."""
+    with np.load(path) as data:
+        images = data["images"][:limit]
+        if images.dtype == np.uint8:
+            mean, std = (np.reshape(data[key], (1, -1, 1, 1)) for key in ("mean", "std"))
+            images = (images / 255 - mean) / std
+    return np.ascontiguousarray(images, np.float32)
+
+
+def random_images(model: Path) -> Array:
+    """One batch of noise in the model's shape, dynamic spatial axes as 224."""
+    shape = open_session(model, 1).get_inputs()[0].shape[1:]
+    sizes = [size if isinstance(size, int) and size > 0 else 224 for size in shape]
+    return np.random.default_rng(0).standard_normal((32, *sizes), dtype=np.float32)
+
+
+def table(rows: Sequence[Row], models: dict[str, Path]) -> str:
+    """The rows as a Markdown table with ratios to FP32 (the first row) and to onnxruntime's INT8."""
+    references = [("FP32", rows[0]), *(("INT8", row) for row in rows if row.name == OWN_INT8)]
+    head = ["model", "kB", "median ms", *(f"x {name} (spread)" for name, _ in references)]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in rows:
+        cells = [row.name, f"{os.path.getsize(models[row.name]) / 1000:.0f}", f"{row.median:.3f}"]
+        for _, reference in references:
+            middle, low, high = row.ratio(reference)
+            cells.append(f"{middle:.3f} ({low:.3f}-{high:.3f})")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("float_model", type=Path, help="the FP32 ONNX file")
+    parser.add_argument("quantized", type=Path, nargs="*", help="files to compare with it")
+    parser.add_argument("--images", type=Path, help=".npz with images; noise where it is missing")
+    parser.add_argument(
+        "--own-int8", action="store_true", help="add onnxruntime.quantization's static INT8 file"
+    )
+    parser.add_argument("--samples", type=int, default=128, help="calibration images for --own-int8")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 32], help="batch sizes")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=31)
+    parser.add_argument("--seconds", type=float, default=0.02, help="least time of one timing")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse_arguments(arguments)
+    if options.images is None:
+        images = random_images(options.float_model)
+    else:
+        images = read_images(options.images, options.samples)
+    with tempfile.TemporaryDirectory() as folder:
+        models = {"FP32": options.float_model}
+        if options.own_int8:
+            models[OWN_INT8] = quantize_with_onnxruntime(options.float_model, images, Path(folder))
+        models.update({path.name: path for path in options.quantized})
+        for size in options.batch:
+            batch = np.resize(images, (size, *images.shape[1:]))
+            rows = measure(
+                models, batch, threads=options.threads, rounds=options.rounds, seconds=options.seconds
+            )
+            print(f"\nbatch {size}, {options.threads} thread(s), {options.rounds} rounds\n")
+            print(table(rows, models))
+
+
+if __name__ == "__main__":
+    main()

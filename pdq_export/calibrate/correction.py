@@ -1,0 +1,73 @@
+"""Distribution correction: move a block's inputs until its activations have the statistics of the training data."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, fx
+
+from pdq_export.calibrate.options import CalibrationOptions
+from pdq_export.spec import ChannelStatistics
+
+_PATIENCE, _FACTOR, _LOWEST_LR = 100, 0.1, 1e-5
+
+
+def correct_distribution(
+    layer_outputs: fx.GraphModule,
+    statistics: Sequence[ChannelStatistics],
+    x: Tensor,
+    options: CalibrationOptions,
+) -> Tensor:
+    """Minimise sum (mean - mean_hw(z))^2 + (std - std_hw(z))^2 + |x_tilde - x|^2 / lambda_c over x_tilde.
+
+    PD-Quant, section 3.3. ``layer_outputs`` maps the block's input [N, C, ...] to the layer outputs that
+    ``statistics`` describe, one each; z is such an output in the units of the BatchNormalization's input. Squares are
+    summed over channels and averaged over the rest. Returns x_tilde, of the shape of ``x``.
+    """
+    targets = [
+        tuple(torch.from_numpy(v.copy()).to(x.device) for v in (s.mean, s.std, s.gain)) for s in statistics
+    ]
+    corrected = [
+        _correct_batch(layer_outputs, targets, batch, options) for batch in x.split(options.batch_size)
+    ]
+    return torch.cat(corrected)
+
+
+def _correct_batch(
+    layer_outputs: fx.GraphModule,
+    targets: Sequence[tuple[Tensor, ...]],
+    x: Tensor,
+    options: CalibrationOptions,
+) -> Tensor:
+    x_tilde = x.clone().requires_grad_(True)
+    optimizer = torch.optim.Adam([x_tilde], lr=options.correction_lr)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer, patience=_PATIENCE, factor=_FACTOR, min_lr=_LOWEST_LR
+    )
+    for _ in range(options.correction_iters):
+        loss = _summed_over_channels((x_tilde - x).square()) / options.lambda_c
+        for z, (mean, std, gain) in zip(layer_outputs(x_tilde), targets, strict=True):
+            z_std, z_mean = torch.std_mean(z.flatten(2), dim=2, correction=0)
+            loss = loss + (((z_mean - mean) * gain).square() + ((z_std - std) * gain).square()).sum(1).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        scheduler.step(loss.item())
+    return x_tilde.detach()
+
+
+def _summed_over_channels(squares: Tensor) -> Tensor:
+    return squares.sum(1).mean() if squares.ndim > 1 else squares.mean()
+
+
+def estimate_statistics(outputs: Mapping[str, Tensor]) -> dict[str, ChannelStatistics]:
+    """Statistics of layer outputs [N, C, H, W] over the calibration set, for files without BatchNormalization.
+
+    Mean and standard deviation over images and positions, as BatchNormalization would have gathered; gain 1.
+    """
+    result = {}
+    for name, z in outputs.items():
+        std, mean = torch.std_mean(z.transpose(0, 1).flatten(1), dim=1, correction=0)
+        result[name] = ChannelStatistics(
+            mean=mean.cpu().numpy(), std=std.cpu().numpy(), gain=torch.ones_like(std).cpu().numpy()
+        )
+    return result

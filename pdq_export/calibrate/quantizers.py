@@ -1,0 +1,125 @@
+"""Modules that own what is learned: activation scales and weight rounding. Each phase splices in its own kind."""
+
+import torch
+from torch import Tensor, nn
+
+from pdq_export.export.bias import round_bias
+from pdq_export.numerics.affine import (
+    bernoulli_like,
+    dequantize_affine,
+    fake_quantize_affine,
+    per_channel,
+    quantize_affine,
+)
+from pdq_export.numerics.rounding import initial_alpha, rectified_sigmoid
+from pdq_export.numerics.search import QParams, choose_weight_qparams
+from pdq_export.spec import Point
+
+
+class ActivationQuantizer(nn.Module):
+    """Per-tensor fake quantization; ``scale`` [] is a parameter, the integer ``zero_point`` is not."""
+
+    def __init__(self, point: Point, qparams: QParams) -> None:
+        super().__init__()
+        self.point = point
+        self.scale = nn.Parameter(qparams.scale.clone(), requires_grad=False)
+        self.zero_point = int(qparams.zero_point)
+        self.low, self.high = point.qmin - self.zero_point, point.qmax - self.zero_point
+
+    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        return fake_quantize_affine(x, self.scale, self.low, self.high, keep)
+
+
+class DroppingQuantizer(nn.Module):
+    """Fake quantization that keeps each element in floating point with ``keep_probability`` (QDrop)."""
+
+    def __init__(self, quantizer: ActivationQuantizer, keep_probability: float, generator: torch.Generator) -> None:
+        super().__init__()
+        self.quantizer = quantizer
+        self.keep_probability = keep_probability
+        self.generator = generator
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept: Tensor = self.quantizer(x, bernoulli_like(x, self.keep_probability, self.generator))
+        return kept
+
+
+class WeightQuantizer(nn.Module):
+    """A finished weight: integers ``q`` of the weight's shape, ``scale`` and ``zero_point`` [C] along the point's axis."""
+
+    q: Tensor
+    scale: Tensor
+    zero_point: Tensor
+    value: Tensor
+
+    def __init__(self, point: Point, q: Tensor, qparams: QParams) -> None:
+        super().__init__()
+        self.point = point
+        self.register_buffer("q", q)
+        self.register_buffer("scale", qparams.scale)
+        self.register_buffer("zero_point", qparams.zero_point)
+        scale, zero_point = (per_channel(v, point.axis, q.ndim) for v in (qparams.scale, qparams.zero_point))
+        self.register_buffer("value", dequantize_affine(q, scale, zero_point))
+
+    def forward(self) -> Tensor:
+        return self.value
+
+    @classmethod
+    def nearest(cls, point: Point, weight: Tensor, qparams: QParams) -> "WeightQuantizer":
+        """Round to nearest on the grid of ``qparams``."""
+        scale, zero_point = (per_channel(v, point.axis, weight.ndim) for v in (qparams.scale, qparams.zero_point))
+        return cls(point, quantize_affine(weight, scale, zero_point, point.qmin, point.qmax), qparams)
+
+
+class SoftRounding(nn.Module):
+    """A weight while its rounding is learned: q = clip(floor(w / scale) + h(alpha) + zero_point) (AdaRound)."""
+
+    def __init__(self, point: Point, weight: Tensor, qparams: QParams) -> None:
+        super().__init__()
+        self.point = point
+        self.qparams = qparams
+        self._scale, self._zero_point = (
+            per_channel(v, point.axis, weight.ndim) for v in (qparams.scale, qparams.zero_point)
+        )
+        ratio = weight / self._scale
+        self._floor = torch.floor(ratio)
+        self._low, self._high = point.qmin - self._zero_point, point.qmax - self._zero_point
+        self.alpha = nn.Parameter(initial_alpha(ratio - self._floor))
+
+    def h(self) -> Tensor:
+        """The soft rounding, in [0, 1], of the weight's shape."""
+        return rectified_sigmoid(self.alpha)
+
+    def soften(self, h: Tensor) -> Tensor:
+        """The weight for a given ``h``."""
+        return torch.clamp(self._floor + h, self._low, self._high) * self._scale
+
+    def forward(self) -> Tensor:
+        return self.soften(self.h())
+
+    @torch.no_grad()
+    def harden(self) -> WeightQuantizer:
+        """Round ``h`` to 0 or 1."""
+        q = torch.clamp(self._floor + (self.alpha >= 0), self._low, self._high) + self._zero_point
+        return WeightQuantizer(self.point, q, self.qparams)
+
+
+class BiasQuantizer(nn.Module):
+    """The bias as the runtime adds it: INT32 at input scale times weight scale, for the scales as they are now."""
+
+    value: Tensor
+
+    def __init__(self, bias: Tensor, input_scale: Tensor, weight_scale: Tensor) -> None:
+        super().__init__()
+        arrays = (v.detach().cpu().numpy() for v in (bias, input_scale, weight_scale))
+        self.register_buffer("value", torch.from_numpy(round_bias(*arrays)).to(bias.device))
+
+    def forward(self) -> Tensor:
+        return self.value
+
+
+def weight_qparams(weight: Tensor, point: Point) -> QParams:
+    """Scale search for a weight of any layout, per channel along ``point.axis``."""
+    assert point.axis is not None
+    rows = weight.movedim(point.axis, 0).flatten(1)
+    return choose_weight_qparams(rows, point.bits, symmetric=point.symmetric)

@@ -1,0 +1,122 @@
+"""Reconstruction of one block: one loop for single layers and residual units alike (PD-Quant, algorithm 1)."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, fx
+
+from pdq_export.calibrate.losses import prediction_difference, reconstruction_loss
+from pdq_export.calibrate.options import CalibrationOptions
+from pdq_export.calibrate.quantizers import ActivationQuantizer, SoftRounding
+from pdq_export.errors import CalibrationError
+from pdq_export.numerics.affine import bernoulli_like
+from pdq_export.numerics.rounding import rounding_regularizer
+
+Report = Callable[[int, float], None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BlockProblem:
+    """What the loop needs of a block; tensors are lists in the order of the block's inputs or outputs, [N, ...].
+
+    ``student``: the block with soft weights and dropping quantizers. ``tail``: the FP32 rest of the network from the
+    block's outputs to the ``predictions``, or None where the prediction difference is off.
+    """
+
+    name: str
+    student: fx.GraphModule
+    tail: fx.GraphModule | None
+    quantized_inputs: Sequence[Tensor]
+    corrected_inputs: Sequence[Tensor]
+    targets: Sequence[Tensor]
+    predictions: Sequence[Tensor]
+    weights: Sequence[SoftRounding]
+    scales: Sequence[ActivationQuantizer]
+
+
+def reconstruct(
+    problem: BlockProblem, options: CalibrationOptions, generator: torch.Generator, report: Report
+) -> None:
+    """Learn the block's weight rounding and activation scales in place.
+
+    Each step draws a batch of quantized inputs and mixes them with distribution-corrected FP32 inputs; the mixed half
+    is compared with the FP32 block's output, the quantized half runs on to a prediction. Raises CalibrationError
+    where the loss stops being finite.
+    """
+    for quantizer in problem.scales:
+        quantizer.scale.requires_grad_(True)
+    optimizers, schedulers = _optimizers(problem, options)
+    count = len(problem.targets[0])
+    for step in range(options.iters):
+        chosen = torch.randperm(count, generator=generator, device=generator.device)[: options.batch_size]
+        loss = _reconstruction_terms(problem, chosen, options, generator)
+        loss = loss + _rounding_term(problem.weights, step, options)
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        for scheduler in schedulers:
+            scheduler.step()
+        if step % 20 == 0 or step + 1 == options.iters:
+            report(step + 1, _finite(loss, problem.name, step))
+    for quantizer in problem.scales:
+        quantizer.scale.requires_grad_(False)
+
+
+def _optimizers(
+    problem: BlockProblem, options: CalibrationOptions
+) -> tuple[list[torch.optim.Optimizer], list[torch.optim.lr_scheduler.LRScheduler]]:
+    optimizers: list[torch.optim.Optimizer] = []
+    schedulers: list[torch.optim.lr_scheduler.LRScheduler] = []
+    if problem.weights:
+        optimizers.append(torch.optim.Adam([w.alpha for w in problem.weights], lr=options.rounding_lr))
+    if problem.scales:
+        optimizers.append(torch.optim.Adam([q.scale for q in problem.scales], lr=options.scale_lr))
+        schedulers.append(torch.optim.lr_scheduler.CosineAnnealingLR(optimizers[-1], T_max=max(options.iters, 1)))
+    return optimizers, schedulers
+
+
+def _reconstruction_terms(
+    problem: BlockProblem, chosen: Tensor, options: CalibrationOptions, generator: torch.Generator
+) -> Tensor:
+    inputs = []
+    for quantized, corrected in zip(problem.quantized_inputs, problem.corrected_inputs, strict=True):
+        x_q, x_c = quantized[chosen], corrected[chosen]
+        mixed = x_c.lerp_(x_q, bernoulli_like(x_q, options.mix_probability, generator))
+        inputs.append(mixed if problem.tail is None else torch.cat([mixed, x_q]))
+    outputs = problem.student(*inputs)
+    count = len(chosen)
+    loss = torch.stack(
+        [
+            reconstruction_loss(output[:count], target[chosen])
+            for output, target in zip(outputs, problem.targets, strict=True)
+        ]
+    ).sum()
+    if problem.tail is not None:
+        predictions = problem.tail(*(output[count:] for output in outputs))
+        wanted = [prediction[chosen] for prediction in problem.predictions]
+        loss = loss + prediction_difference(predictions, wanted, options.temperature) / options.lambda_r
+    return loss
+
+
+def _rounding_term(weights: Sequence[SoftRounding], step: int, options: CalibrationOptions) -> Tensor | float:
+    start = options.warmup * options.iters
+    if step < start:
+        return 0.0
+    progress = (step - start) / max(options.iters - start, 1)
+    exponent = options.exponent_start + (options.exponent_end - options.exponent_start) * progress
+    terms = [rounding_regularizer(weight.h(), exponent) for weight in weights]
+    return options.rounding_weight * torch.stack(terms).sum() if terms else 0.0
+
+
+def _finite(loss: Tensor, name: str, step: int) -> float:
+    value = loss.item()
+    if not math.isfinite(value):
+        raise CalibrationError(
+            f"block {name!r}: the loss is {value} at step {step + 1}; expected a finite number; lower the learning "
+            "rates or leave the block's layers at more bits"
+        )
+    return value

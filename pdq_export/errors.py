@@ -1,0 +1,36 @@
+"""Every error a user can meet. The command line turns them into one message and exit code 2.
+
+A message says where, what was found, what was expected and what to do about it.
+"""
+
+
+class PdqError(Exception):
+    """Base of all errors raised on purpose by pdq-export."""
+
+
+class ModelError(PdqError):
+    """The ONNX file cannot be read, is not valid, or is not something that can be quantized."""
+
+
+class UnsupportedOperatorError(ModelError):
+    """A node has an operator, a version or an attribute that pdq-export does not know."""
+
+
+class DataError(PdqError):
+    """Calibration or evaluation data cannot be read or do not fit the model's input."""
+
+
+class OptionError(PdqError):
+    """An option's value is out of range or options contradict each other."""
+
+
+class CalibrationError(PdqError):
+    """Calibration failed: a loss diverged or produced values that are not finite."""
+
+
+class ExportError(PdqError):
+    """The quantized graph cannot be written in the requested layout."""
+
+
+class ValidationError(PdqError):
+    """The written file does not load in onnxruntime or does not agree with the simulation."""

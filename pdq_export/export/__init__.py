@@ -1,0 +1,88 @@
+"""Quantized tensors + plan + prepared ONNX model -> low-bit QDQ model; one module per layout, no torch."""
+
+from collections.abc import Mapping
+
+import onnx
+
+import pdq_export
+from pdq_export.errors import ExportError, OptionError
+from pdq_export.export import ort as ort  # registers its layout
+from pdq_export.export.bias import bias_integers, bias_scale, channel_bias, has_integer_bias, round_bias
+from pdq_export.export.layouts import Layout, find_layout, layout_names, register_layout
+from pdq_export.graph.lookup import opset_version
+from pdq_export.spec import Plan, QuantizedTensors
+
+__all__ = [
+    "Layout",
+    "bias_integers",
+    "bias_scale",
+    "channel_bias",
+    "export_model",
+    "find_layout",
+    "has_integer_bias",
+    "layout_names",
+    "register_layout",
+    "required_opset",
+    "round_bias",
+]
+
+MIN_OPSET = 13
+
+
+def required_opset(plan: Plan, target: str = "ort", max_opset: int | None = None) -> int:
+    """The opset a model needs before `export_model`: what the layout wants, but at most ``max_opset``.
+
+    Below the opset that knows a weight's type the weight is stored in the next larger one: 2 bits in UINT4
+    below 25, everything in INT8 below 21. Raises OptionError for an unknown target and for ``max_opset``
+    below 13.
+    """
+    wanted = find_layout(target).required_opset(plan)
+    if max_opset is not None and max_opset < MIN_OPSET:
+        raise OptionError(f"--opset {max_opset}: expected at least {MIN_OPSET}, which quantizes per channel")
+    return wanted if max_opset is None else min(wanted, max_opset)
+
+
+def export_model(
+    model: onnx.ModelProto,
+    plan: Plan,
+    tensors: QuantizedTensors,
+    *,
+    target: str = "ort",
+    metadata: Mapping[str, str],
+) -> onnx.ModelProto:
+    """Write the quantized model; ``model`` is left as it is and equal arguments give equal bytes.
+
+    ``model``: prepared, at the opset that `required_opset` names. ``tensors``: one for each of the plan's
+    points. ``metadata``: added to the model's own. Raises ExportError, naming the tensor, for whatever cannot
+    be laid out, and OptionError for an unknown target.
+    """
+    if opset_version(model) < MIN_OPSET:
+        raise ExportError(
+            f"model: opset is {opset_version(model)}; expected at least {MIN_OPSET}; prepare it first"
+        )
+    quantized = onnx.ModelProto(
+        ir_version=_ir_version(model),
+        producer_name="pdq-export",
+        producer_version=pdq_export.__version__,
+        domain=model.domain,
+        model_version=model.model_version,
+        doc_string=model.doc_string,
+    )
+    quantized.opset_import.extend(model.opset_import)
+    quantized.functions.extend(model.functions)
+    kept = {entry.key: entry.value for entry in model.metadata_props}
+    onnx.helper.set_model_props(quantized, {**kept, **metadata})
+    quantized.graph.CopyFrom(find_layout(target).write(model, plan, tensors))
+    try:
+        onnx.checker.check_model(quantized, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(
+            f"model: the {target} layout is not a valid model: {str(error).strip()[:500]}"
+        ) from error
+    return quantized
+
+
+def _ir_version(model: onnx.ModelProto) -> int:
+    """The lowest that the opsets (and functions) allow: a runtime may know an opset but refuse a newer format."""
+    needed = onnx.helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True)
+    return max(needed, 10) if model.functions else needed

@@ -1,0 +1,40 @@
+"""The layouts by target name: how the same learned integers are written."""
+
+import dataclasses
+from collections.abc import Callable
+
+import onnx
+
+from pdq_export.errors import OptionError
+from pdq_export.spec import Plan, QuantizedTensors
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layout:
+    """``required_opset(plan)`` gives the opset it wants, ``write(model, plan, tensors)`` the graph."""
+
+    name: str
+    required_opset: Callable[[Plan], int]
+    write: Callable[[onnx.ModelProto, Plan, QuantizedTensors], onnx.GraphProto]
+
+
+_LAYOUTS: dict[str, Layout] = {}
+
+
+def register_layout(layout: Layout) -> None:
+    """Add a layout. Raises ValueError where its name is taken."""
+    if layout.name in _LAYOUTS:
+        raise ValueError(f"layout {layout.name!r} is registered twice")
+    _LAYOUTS[layout.name] = layout
+
+
+def layout_names() -> tuple[str, ...]:
+    """The known targets, sorted."""
+    return tuple(sorted(_LAYOUTS))
+
+
+def find_layout(target: str) -> Layout:
+    """The layout of ``target``. Raises OptionError for an unknown one."""
+    if target not in _LAYOUTS:
+        raise OptionError(f"--target {target!r}: unknown; expected one of {', '.join(layout_names())}")
+    return _LAYOUTS[target]

@@ -1,0 +1,134 @@
+"""Collects the nodes and initializers of a new graph under names that collide with nothing in the old one."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import GraphProto, NodeProto, TensorProto
+
+
+class GraphWriter:
+    """A new graph in the making; the old one is only read."""
+
+    def __init__(self, graph: GraphProto) -> None:
+        self._old = graph
+        self._nodes: list[NodeProto] = []
+        self._initializers: dict[str, TensorProto] = {t.name: t for t in graph.initializer}
+        self._tensor_names = set(_tensor_names(graph))
+        self._node_names = {node.name for node in graph.node}
+        self._uint8: dict[int, str] = {}
+        self._zeros: dict[tuple[int, ...], str] = {}
+
+    def node(self, op_type: str, inputs: Sequence[str], output: str, *, name: str, **attributes: Any) -> str:
+        """Append a node; ``output`` and ``name`` are wishes. Returns the real name of the output."""
+        return self.node_to(op_type, inputs, self.tensor_name(output), name=name, **attributes)
+
+    def node_to(
+        self, op_type: str, inputs: Sequence[str], output: str, *, name: str, **attributes: Any
+    ) -> str:
+        """Append a node that writes exactly ``output``, a name the old graph has and the new leaves free."""
+        name = _unique(name, self._node_names)
+        self._nodes.append(onnx.helper.make_node(op_type, list(inputs), [output], name=name, **attributes))
+        return output
+
+    def copy(self, node: NodeProto, inputs: Sequence[str], outputs: Sequence[str] | None = None) -> NodeProto:
+        """Append a copy of an old node that reads ``inputs`` and writes ``outputs`` (default: its own)."""
+        copied = NodeProto()
+        copied.CopyFrom(node)
+        copied.input[:] = inputs
+        if outputs is not None:
+            copied.output[:] = outputs
+        self._nodes.append(copied)
+        return copied
+
+    def constant(self, name: str, value: NDArray[Any]) -> str:
+        """Add an initializer. Returns its real name."""
+        name = self.tensor_name(name)
+        return self.initializer(
+            onnx.numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape), name)
+        )
+
+    def initializer(self, tensor: TensorProto) -> str:
+        """Add an initializer whose name came from `tensor_name`. Returns the name."""
+        self._initializers[tensor.name] = tensor
+        return tensor.name
+
+    def uint8(self, value: int) -> str:
+        """A UINT8 scalar that every user of the same value shares."""
+        if value not in self._uint8:
+            self._uint8[value] = self.constant(f"uint8_{value}", np.array(value, np.uint8))
+        return self._uint8[value]
+
+    def zeros(self, shape: tuple[int, ...]) -> str:
+        """INT8 zeros that every user of the same shape shares."""
+        if shape not in self._zeros:
+            name = "_".join(["int8_zero", *(str(size) for size in shape)])
+            self._zeros[shape] = self.constant(name, np.zeros(shape, np.int8))
+        return self._zeros[shape]
+
+    def tensor_name(self, wanted: str) -> str:
+        """``wanted``, or ``wanted_1``, ... where that is taken; taken from now on."""
+        return _unique(wanted, self._tensor_names)
+
+    def finish(self) -> GraphProto:
+        """The new graph: the old inputs and outputs, and only nodes and initializers that are needed."""
+        needed = {value.name for value in self._old.output}
+        kept: list[NodeProto] = []
+        for node in reversed(self._nodes):
+            if needed.intersection(node.output):
+                needed.update(name for name in _reads(node) if name)
+                kept.append(node)
+        was_constant = {tensor.name for tensor in self._old.initializer}
+        graph = GraphProto(name=self._old.name, doc_string=self._old.doc_string)
+        graph.input.extend(v for v in self._old.input if v.name in needed or v.name not in was_constant)
+        graph.output.extend(self._old.output)
+        graph.initializer.extend(t for name, t in self._initializers.items() if name in needed)
+        graph.sparse_initializer.extend(t for t in self._old.sparse_initializer if t.values.name in needed)
+        graph.node.extend(reversed(kept))
+        return graph
+
+
+def captured_tensors(graph: GraphProto) -> set[str]:
+    """The tensors that subgraphs (of If, Loop, Scan) may read from ``graph``."""
+    return {name for node in graph.node for inner in _subgraphs(node) for name in _graph_reads(inner)}
+
+
+def _unique(wanted: str, taken: set[str]) -> str:
+    name, count = wanted, 0
+    while name in taken:
+        count += 1
+        name = f"{wanted}_{count}"
+    taken.add(name)
+    return name
+
+
+def _subgraphs(node: NodeProto) -> Iterator[GraphProto]:
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def _reads(node: NodeProto) -> Iterator[str]:
+    """What a node reads, with everything that its subgraphs may capture."""
+    yield from node.input
+    for graph in _subgraphs(node):
+        yield from _graph_reads(graph)
+
+
+def _graph_reads(graph: GraphProto) -> Iterator[str]:
+    for node in graph.node:
+        yield from _reads(node)
+    yield from (value.name for value in graph.output)
+
+
+def _tensor_names(graph: GraphProto) -> Iterable[str]:
+    yield from (value.name for value in [*graph.input, *graph.output, *graph.value_info])
+    yield from (tensor.name for tensor in graph.initializer)
+    yield from (tensor.values.name for tensor in graph.sparse_initializer)
+    for node in graph.node:
+        yield from (*node.input, *node.output)
+        for inner in _subgraphs(node):
+            yield from _tensor_names(inner)

@@ -1,0 +1,173 @@
+"""Read-only questions about an ONNX graph: who makes a tensor, who reads it, is it constant, what is its shape."""
+
+import functools
+from typing import Any, TypeVar, overload
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto
+
+from pdq_export.errors import ModelError
+
+Default = TypeVar("Default")
+Dimension = int | str | None  # known size, named dynamic axis, anonymous dynamic axis
+
+
+def attributes(node: NodeProto) -> dict[str, Any]:
+    """The node's attributes as Python values: int, float, str, bytes for raw strings, lists, protos."""
+    return {attribute.name: _attribute_value(attribute) for attribute in node.attribute}
+
+
+@overload
+def attribute(node: NodeProto, name: str) -> Any: ...
+
+
+@overload
+def attribute(node: NodeProto, name: str, default: Default) -> Any | Default: ...
+
+
+def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
+    """The value of one attribute, or ``default`` where the node does not set it."""
+    for candidate in node.attribute:
+        if candidate.name == name:
+            return _attribute_value(candidate)
+    return default
+
+
+def _attribute_value(attribute: onnx.AttributeProto) -> Any:
+    value = onnx.helper.get_attribute_value(attribute)
+    if isinstance(value, bytes):
+        return value.decode("utf-8", errors="surrogateescape")
+    if isinstance(value, (list, tuple)) or attribute.type == onnx.AttributeProto.INTS:
+        return [item.decode("utf-8", "surrogateescape") if isinstance(item, bytes) else item for item in value]
+    return value
+
+
+def optional_input(node: NodeProto, position: int) -> str | None:
+    """The tensor at an input position, or None where the node leaves that input out."""
+    return node.input[position] or None if position < len(node.input) else None
+
+
+def opset_version(model: onnx.ModelProto) -> int:
+    """Version of the default operator domain. Raises ModelError where the model does not import it."""
+    versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
+    if not versions:
+        raise ModelError("model: no opset of the default domain is imported; expected one; re-export the model")
+    return versions[0]
+
+
+def describe(node: NodeProto) -> str:
+    """How messages name a node: ``node '/layer1/conv' (Conv)``, or by its output where it has no name."""
+    if node.name:
+        return f"node {node.name!r} ({node.op_type})"
+    return f"unnamed {node.op_type} node writing {node.output[0] if node.output else '?'!r}"
+
+
+class GraphIndex:
+    """An index of one graph as it is now; build a new one after changing the graph.
+
+    ``producer``: node by the tensor it writes. ``consumers``: nodes by the tensor they read (a node that reads a
+    tensor twice is listed twice), empty list for none. ``initializers``: constant tensors by name.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.model = model
+        self.graph = model.graph
+        self.opset = opset_version(model)
+        self.inputs = tuple(value.name for value in self.graph.input)
+        self.outputs = tuple(value.name for value in self.graph.output)
+        self.initializers: dict[str, TensorProto] = {t.name: t for t in self.graph.initializer}
+        self.producer: dict[str, NodeProto] = {}
+        self._consumers: dict[str, list[NodeProto]] = {}
+        for node in self.graph.node:
+            self.producer.update((tensor, node) for tensor in node.output if tensor)
+            for tensor in node.input:
+                if tensor:
+                    self._consumers.setdefault(tensor, []).append(node)
+        self._constants: dict[str, NDArray[Any]] = {}
+
+    @functools.cached_property
+    def nodes(self) -> dict[str, NodeProto]:
+        """Node by name; meaningful for prepared models, where names are unique."""
+        return {node.name: node for node in self.graph.node}
+
+    @functools.cached_property
+    def _values(self) -> dict[str, onnx.ValueInfoProto]:
+        values = [*self.graph.value_info, *self.graph.input, *self.graph.output]
+        return {value.name: value for value in values}
+
+    def consumers(self, tensor: str) -> list[NodeProto]:
+        """The nodes that read ``tensor``, in graph order."""
+        return self._consumers.get(tensor, [])
+
+    def sole_consumer(self, tensor: str) -> NodeProto | None:
+        """The node that reads ``tensor`` once, where nobody else does and it is not a graph output; else None."""
+        readers = self.consumers(tensor)
+        return readers[0] if len(readers) == 1 and tensor not in self.outputs else None
+
+    def predecessors(self, node: NodeProto) -> list[NodeProto]:
+        """The nodes that write the inputs of ``node``, in input order, each once."""
+        return _unique(self.producer[name] for name in node.input if name in self.producer)
+
+    def successors(self, node: NodeProto) -> list[NodeProto]:
+        """The nodes that read the outputs of ``node``, each once."""
+        return _unique(reader for name in node.output for reader in self.consumers(name))
+
+    def is_constant(self, tensor: str | None) -> bool:
+        """Whether ``tensor`` is an initializer."""
+        return tensor in self.initializers
+
+    def constant(self, tensor: str | None) -> NDArray[Any] | None:
+        """The value of an initializer as a read-only array, or None for anything else."""
+        if tensor is None or tensor not in self.initializers:
+            return None
+        if tensor not in self._constants:
+            value = onnx.numpy_helper.to_array(self.initializers[tensor])
+            value.setflags(write=False)
+            self._constants[tensor] = value
+        return self._constants[tensor]
+
+    def shape(self, tensor: str) -> tuple[Dimension, ...] | None:
+        """Per axis an int, the name of a dynamic axis or None; None altogether where the rank is unknown."""
+        if tensor in self.initializers:
+            return tuple(self.initializers[tensor].dims)
+        value = self._values.get(tensor)
+        if value is None or not value.type.tensor_type.HasField("shape"):
+            return None
+        return tuple(_dimension(dim) for dim in value.type.tensor_type.shape.dim)
+
+    def static_shape(self, tensor: str) -> tuple[int, ...] | None:
+        """The shape where every axis is known, else None."""
+        shape = self.shape(tensor)
+        if shape is None:
+            return None
+        known = tuple(axis for axis in shape if isinstance(axis, int))
+        return known if len(known) == len(shape) else None
+
+    def rank(self, tensor: str) -> int | None:
+        """Number of axes, or None where unknown."""
+        shape = self.shape(tensor)
+        return None if shape is None else len(shape)
+
+    def dtype(self, tensor: str) -> "np.dtype[Any] | None":
+        """Element type, or None where unknown."""
+        if tensor in self.initializers:
+            return onnx.helper.tensor_dtype_to_np_dtype(self.initializers[tensor].data_type)
+        value = self._values.get(tensor)
+        if value is None or not value.type.tensor_type.elem_type:
+            return None
+        return onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+
+
+def _dimension(dim: onnx.TensorShapeProto.Dimension) -> Dimension:
+    if dim.HasField("dim_value"):
+        return dim.dim_value if dim.dim_value >= 0 else None
+    return dim.dim_param or None
+
+
+def _unique(nodes: Any) -> list[NodeProto]:
+    seen: dict[int, NodeProto] = {}
+    for node in nodes:
+        seen.setdefault(id(node), node)
+    return list(seen.values())

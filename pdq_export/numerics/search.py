@@ -1,0 +1,123 @@
+"""Scale search: the scale and zero_point that minimise mean |x - x_hat|^2.4 (BRECQ's and PD-Quant's published code)."""
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from pdq_export.numerics.affine import dequantize_affine, quantize_affine
+
+NORM = 2.4
+FRACTIONS = 100
+_BINS = 8192
+# Enumerating every zero_point costs 2^bits candidates a fraction; from here on the range's own zero_point is as good.
+_MAX_ENUMERATED_BITS = 4
+_COARSE = 4
+# A channel this much smaller than the layer's largest is a constant to every later quantizer; the floor keeps its
+# INT32 bias in range.
+_SCALE_FLOOR = 2.0**-16
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QParams:
+    """``scale`` (float32) and ``zero_point`` (integers kept in float32): shape [] per tensor or [C] per channel."""
+
+    scale: Tensor
+    zero_point: Tensor
+
+
+def choose_weight_qparams(weight: Tensor, bits: int, *, symmetric: bool) -> QParams:
+    """Per-channel qparams of a weight given as [C, K] (output channels first, the rest flattened).
+
+    Asymmetric: q in [0, 2^bits - 1], every fraction k/100 of the channel's range and, up to 4 bits, every zero_point,
+    coarse to fine. Symmetric: q in [-(2^(bits-1) - 1), 2^(bits-1) - 1], zero_point 0.
+    """
+    if symmetric:
+        qmax = 2 ** (bits - 1) - 1
+        search = _Search(weight, -qmax, qmax)
+        limit = weight.abs().amax(1)
+        for step in range(1, FRACTIONS + 1):
+            search.offer(limit * (step / FRACTIONS) / qmax, torch.zeros_like(limit))
+        return search.result()
+    levels = 2**bits - 1
+    search = _Search(weight, 0, levels)
+    low, high = weight.amin(1).clamp(max=0), weight.amax(1).clamp(min=0)
+    if bits > _MAX_ENUMERATED_BITS:
+        for step in range(1, FRACTIONS + 1):
+            search.offer_range(low * (step / FRACTIONS), high * (step / FRACTIONS))
+        return search.result()
+    span = high - low
+    for step in range(_COARSE, FRACTIONS + 1, _COARSE):
+        for zero_point in range(levels + 1):
+            search.offer(span * (step / FRACTIONS) / levels, torch.full_like(span, zero_point))
+    coarse = search.result()
+    for offset in range(-_COARSE + 1, _COARSE):
+        scale = coarse.scale + offset * span / (FRACTIONS * levels)
+        for shift in (-1, 0, 1):
+            search.offer(scale.clamp(min=0), (coarse.zero_point + shift).clamp(0, levels))
+    return search.result()
+
+
+def choose_activation_qparams(x: Tensor, bits: int) -> QParams:
+    """Per-tensor qparams of an activation of any shape, q in [0, 2^bits - 1].
+
+    One-sided data get zero_point 0 (or qmax). Errors are summed over a histogram of 8,192 bins, so that the search
+    costs the same for any number of elements.
+    """
+    low, high = (float(bound) for bound in torch.aminmax(x))
+    low, high = min(low, 0.0), max(high, 0.0)
+    levels = 2**bits - 1
+    if high == low:
+        return QParams(scale=torch.tensor(1.0 / levels, device=x.device), zero_point=torch.zeros((), device=x.device))
+    counts = torch.histc(x.float().flatten(), bins=_BINS, min=low, max=high)
+    edges = torch.linspace(low, high, _BINS + 1, device=x.device)
+    centers = (edges[:-1] + edges[1:]) / 2
+    if low == 0.0:
+        centers[0] = 0.0  # a rectifier's zeros, most of the data, are exact
+    used = counts > 0
+    search = _Search(centers[used][None], 0, levels, weights=counts[used])
+    two_sided = low < 0.0 < high
+    for step in range(1, FRACTIONS + 1):
+        fraction = step / FRACTIONS
+        if two_sided and bits <= _MAX_ENUMERATED_BITS:
+            scale = torch.full((1,), (high - low) * fraction / levels, device=x.device)
+            for zero_point in range(levels + 1):
+                search.offer(scale, torch.full_like(scale, zero_point))
+        else:
+            bounds = torch.tensor([[low], [high]], device=x.device) * fraction
+            search.offer_range(bounds[0], bounds[1])
+    best = search.result()
+    return QParams(scale=best.scale[0], zero_point=best.zero_point[0])
+
+
+class _Search:
+    """Keeps, per row of ``x`` [C, K], the best of the candidates offered so far."""
+
+    def __init__(self, x: Tensor, qmin: int, qmax: int, weights: Tensor | None = None) -> None:
+        self._x, self._qmin, self._qmax, self._weights = x, qmin, qmax, weights
+        largest = x.abs().amax(1)
+        self._floor = torch.clamp(largest.max() * _SCALE_FLOOR / max(qmax, 1), min=1e-12)
+        self._error = torch.full_like(largest, torch.inf)
+        self._scale = torch.ones_like(largest)
+        self._zero_point = torch.zeros_like(largest)
+
+    def offer_range(self, low: Tensor, high: Tensor) -> None:
+        """Offer the scale and zero_point that map [low, high] onto [qmin, qmax]."""
+        scale = ((high - low) / (self._qmax - self._qmin)).clamp(min=self._floor)
+        zero_point = torch.clamp(self._qmin - torch.round(low / scale), self._qmin, self._qmax)
+        self.offer(scale, zero_point)
+
+    def offer(self, scale: Tensor, zero_point: Tensor) -> None:
+        """Offer one candidate per row; ``scale`` and ``zero_point`` have shape [C]."""
+        scale = scale.clamp(min=self._floor)
+        s, z = scale[:, None], zero_point[:, None]
+        x_hat = dequantize_affine(quantize_affine(self._x, s, z, self._qmin, self._qmax), s, z)
+        errors = (self._x - x_hat).abs_().pow_(NORM)
+        error = errors.mean(1) if self._weights is None else (errors * self._weights).sum(1)
+        better = error < self._error
+        self._error = torch.where(better, error, self._error)
+        self._scale = torch.where(better, scale, self._scale)
+        self._zero_point = torch.where(better, zero_point, self._zero_point)
+
+    def result(self) -> QParams:
+        return QParams(scale=self._scale.clone(), zero_point=self._zero_point.clone())

@@ -1,0 +1,227 @@
+"""`quantize`: the stages in order, from an FP32 ONNX file to a low-bit one with its report."""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+
+import pdq_export
+from pdq_export.calibrate import BlockProgress, Calibrated, CalibrationOptions, calibrate
+from pdq_export.data import ImageSet, InputSpec, load_images
+from pdq_export.errors import DataError, ModelError, OptionError
+from pdq_export.export import export_model, required_opset
+from pdq_export.files import check_writable, write_atomically
+from pdq_export.frontend import import_model
+from pdq_export.graph.load import load_model
+from pdq_export.graph.lookup import GraphIndex
+from pdq_export.graph.prepare import PreparedModel, prepare
+from pdq_export.plan import make_plan
+from pdq_export.spec import BitWidths, Plan, QuantizedTensor, QuantizedTensors, Role
+from pdq_export.validate import Report, check_loads, validate
+
+logger = logging.getLogger(__name__)
+
+Images = str | Path | NDArray[np.float32] | ImageSet
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where `quantize` is. ``stage``: load, plan, calibrate, export or validate; the rest only while calibrating."""
+
+    stage: str
+    block: str | None = None
+    block_index: int = 0
+    block_count: int = 0
+    step: int = 0
+    step_count: int = 0
+    loss: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result:
+    """``model``: the quantized file's content. ``tensors``: its integers, scales and zero_points by tensor name."""
+
+    model: onnx.ModelProto
+    plan: Plan
+    tensors: QuantizedTensors
+    report: Report
+
+
+ProgressCallback = Callable[[Progress], None]
+
+
+def quantize(
+    model: str | Path | onnx.ModelProto,
+    *,
+    bits: str | BitWidths = "4/4",
+    calib: Images,
+    eval: Images | None = None,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    target: str = "ort",
+    opset: int | None = None,
+    options: CalibrationOptions | None = None,
+    device: str = "auto",
+    progress: ProgressCallback | None = None,
+) -> Result:
+    """Quantize an FP32 ONNX CNN to ``bits`` (W/A) with PD-Quant and validate the result in onnxruntime.
+
+    ``calib`` and ``eval``: images [N, C, H, W], as an array, an `ImageSet`, or a path to an .npz, .npy or folder.
+    ``eval`` gives the figures of the report; without it agreement is measured on the calibration images and the
+    report says so. ``output``: where the model is written; None writes nothing. Raises PdqError for anything that
+    can be wrong with the model, the data or the options, before anything is written.
+    """
+    options = options or CalibrationOptions()
+    tell = progress or (lambda _: None)
+    bits = bits if isinstance(bits, BitWidths) else BitWidths.parse(bits)
+    torch_device = _device(device)
+    if output is not None:
+        inputs = [Path(p) for p in (model, calib, eval) if isinstance(p, str | Path)]
+        check_writable(Path(output), overwrite=overwrite, inputs=inputs)
+
+    tell(Progress(stage="load"))
+    original = load_model(model) if isinstance(model, str | Path) else model
+    tell(Progress(stage="plan"))
+    prepared, plan = prepare_and_plan(original, bits, target=target, opset=opset)
+    dry_run(prepared, plan, target)
+    spec = input_spec(prepared.model)
+    calibration = _images(calib, spec, options.samples)
+    evaluation = None if eval is None else _images(eval, spec, None)
+
+    calibrated = _calibrate(prepared, plan, calibration, options, torch_device, tell)
+    tell(Progress(stage="export"))
+    quantized = export_model(
+        prepared.model, plan, calibrated.tensors, target=target, metadata=_metadata(bits, target, options)
+    )
+    tell(Progress(stage="validate"))
+    report = validate(
+        original=original,
+        quantized=quantized,
+        simulate=_simulator(calibrated, torch_device),
+        images=evaluation or calibration,
+        settings={"bits": str(bits), "target": target, **dataclasses.asdict(options)},
+    )
+    if output is not None:
+        write_atomically(Path(output), quantized.SerializeToString(deterministic=True))
+    return Result(model=quantized, plan=plan, tensors=calibrated.tensors, report=report)
+
+
+def prepare_and_plan(
+    model: onnx.ModelProto, bits: BitWidths, *, target: str, opset: int | None
+) -> tuple[PreparedModel, Plan]:
+    """Prepare the model at the opset that the layout needs for these bits, and plan its quantization."""
+    prepared = prepare(model)
+    plan = make_plan(prepared.model, bits)
+    needed = required_opset(plan, target, opset)
+    if needed > GraphIndex(prepared.model).opset:
+        prepared = prepare(model, opset=needed)
+        plan = make_plan(prepared.model, bits)
+    return prepared, plan
+
+
+def dry_run(prepared: PreparedModel, plan: Plan, target: str) -> None:
+    """Export and load with placeholder integers, so that nobody waits for a calibration that cannot be written."""
+    index = GraphIndex(prepared.model)
+    tensors = {}
+    for name, point in plan.points.items():
+        integers = None
+        shape: tuple[int, ...] = ()
+        if point.role is Role.WEIGHT:
+            weight = index.constant(name)
+            assert weight is not None and point.axis is not None
+            integers, shape = np.zeros(weight.shape, np.int16), (weight.shape[point.axis],)
+        tensors[name] = QuantizedTensor(
+            point=point, scale=np.ones(shape, np.float32), zero_point=np.zeros(shape, np.int32), integers=integers
+        )
+    check_loads(export_model(prepared.model, plan, tensors, target=target, metadata={}))
+
+
+def input_spec(model: onnx.ModelProto) -> InputSpec:
+    """The image input of a model. Raises ModelError where there is more than one float input."""
+    index = GraphIndex(model)
+    floats = [name for name in index.inputs if (dtype := index.dtype(name)) is not None and dtype.kind == "f"]
+    if len(index.inputs) != 1 or len(floats) != 1:
+        raise ModelError(
+            f"model: it has {len(index.inputs)} inputs ({', '.join(map(repr, index.inputs))}); expected one float "
+            "image input, since calibration images carry no mapping to inputs; fold the others into constants first"
+        )
+    shape = index.shape(floats[0])
+    if shape is None:
+        raise ModelError(f"input {floats[0]!r}: its rank is unknown; expected [N, C, H, W]; export it with a shape")
+    return InputSpec(name=floats[0], shape=tuple(d if isinstance(d, int) else None for d in shape))
+
+
+def _images(source: Images, spec: InputSpec, limit: int | None) -> ImageSet:
+    if isinstance(source, ImageSet):
+        return source if limit is None else source.head(limit)
+    if isinstance(source, np.ndarray):
+        return ImageSet.from_array(source, expected=spec, limit=limit)
+    return load_images(source, expected=spec, limit=limit)
+
+
+def _calibrate(
+    prepared: PreparedModel,
+    plan: Plan,
+    images: ImageSet,
+    options: CalibrationOptions,
+    device: torch.device,
+    tell: ProgressCallback,
+) -> Calibrated:
+    def report(at: BlockProgress) -> None:
+        tell(
+            Progress(
+                stage="calibrate",
+                block=at.block,
+                block_index=at.index,
+                block_count=at.count,
+                step=at.step,
+                step_count=at.steps,
+                loss=at.loss,
+            )
+        )
+
+    network = import_model(prepared.model)
+    x = torch.from_numpy(images.array())
+    return calibrate(network, plan, prepared.statistics, [x], options, device=device, progress=report)
+
+
+def _simulator(calibrated: Calibrated, device: torch.device) -> Callable[[NDArray[np.float32]], list[NDArray[np.float32]]]:
+    @torch.no_grad()
+    def simulate(batch: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        outputs: Sequence[torch.Tensor] = calibrated.simulation(torch.from_numpy(batch).to(device))
+        return [output.cpu().numpy() for output in outputs]
+
+    return simulate
+
+
+def _metadata(bits: BitWidths, target: str, options: CalibrationOptions) -> Mapping[str, str]:
+    return {
+        "pdq_export.version": pdq_export.__version__,
+        "pdq_export.bits": str(bits),
+        "pdq_export.target": target,
+        "pdq_export.seed": str(options.seed),
+        "pdq_export.options": json.dumps(dataclasses.asdict(options), sort_keys=True),
+    }
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise OptionError(f"--device {name!r}: expected auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise OptionError(f"--device {name!r}: expected auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise OptionError(
+            f"--device {name!r}: torch sees {torch.cuda.device_count()} CUDA devices; use --device cpu or install a "
+            "CUDA build of torch"
+        )
+    return device

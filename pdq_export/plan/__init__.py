@@ -1,0 +1,28 @@
+"""Which tensors are quantized to what, and which nodes are reconstructed together: the plan, from the graph alone."""
+
+import onnx
+
+from pdq_export.graph.lookup import GraphIndex
+from pdq_export.plan.blocks import find_blocks
+from pdq_export.plan.points import find_layers, find_points
+from pdq_export.spec import BitWidths, Plan
+
+__all__ = ["make_plan"]
+
+
+def make_plan(model: onnx.ModelProto, bits: BitWidths) -> Plan:
+    """Plan the quantization of a prepared model to ``bits``.
+
+    First and last weighted layers get 8-bit weights, the last layers' input and the network's input 8 bits; the
+    network's outputs are not quantized (PD-Quant, section 4). Raises ModelError where there is nothing to quantize.
+    """
+    index = GraphIndex(model)
+    layers = find_layers(index)
+    points, passthrough = find_points(index, layers, bits)
+    return Plan(
+        bits=bits,
+        points=points,
+        passthrough=passthrough,
+        layers=layers,
+        blocks=find_blocks(index, layers, points),
+    )

@@ -1,0 +1,106 @@
+"""Cuts the graph into units of reconstruction from its dominators (PD-Quant, section 3.4; BRECQ, section 3.2)."""
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+
+from onnx import NodeProto
+
+from pdq_export.graph.lookup import GraphIndex
+from pdq_export.plan.operators import data_inputs
+from pdq_export.spec import Block, Layer, Point, Role
+
+# A region that no single tensor cuts (U-Net, FPN) is one block up to this many layers; a larger one falls apart into
+# units that end at their quantization points, because a block is held and differentiated as a whole.
+MAX_LAYERS = 12
+
+
+def find_blocks(index: GraphIndex, layers: Iterable[Layer], points: Mapping[str, Point]) -> tuple[Block, ...]:
+    """Split the nodes into consecutive blocks.
+
+    A block ends at a quantized tensor through which every path passes, so a residual or inverted-residual unit is one
+    block and a chain without branches one block per layer. Each block holds at least one layer.
+    """
+    by_node = {layer.node: layer for layer in layers}
+    nodes = [node for node in index.graph.node if data_inputs(index, node)]
+    crossing = _crossing(index, nodes)
+    cuts = [
+        position
+        for position, tensors in enumerate(crossing)
+        if len(tensors) == 1 and _ends_block(index, next(iter(tensors)), points)
+    ]
+    regions = _split(nodes, cuts)
+    pieces = itertools.chain.from_iterable(_refine(index, region, by_node, points) for region in regions)
+    return tuple(_block(index, piece, by_node) for piece in _merge_layerless(list(pieces), by_node))
+
+
+def _crossing(index: GraphIndex, nodes: Sequence[NodeProto]) -> list[set[str]]:
+    """For every node, the tensors alive after it: written up to it and read later."""
+    last_read = {tensor: position for position, node in enumerate(nodes) for tensor in node.input}
+    alive = {tensor for tensor in index.inputs if tensor in last_read}
+    crossing = []
+    for position, node in enumerate(nodes):
+        alive.update(tensor for tensor in node.output if tensor in last_read)
+        alive = {tensor for tensor in alive if last_read[tensor] > position}
+        crossing.append(set(alive))
+    return crossing
+
+
+def _ends_block(index: GraphIndex, tensor: str, points: Mapping[str, Point]) -> bool:
+    point = points.get(tensor)
+    if point is None:
+        return False
+    producer = index.producer.get(tensor)
+    return point.role is Role.ACTIVATION or (producer is not None and producer.op_type == "Concat")
+
+
+def _split(nodes: Sequence[NodeProto], cuts: Sequence[int]) -> list[list[NodeProto]]:
+    starts = [0, *(cut + 1 for cut in cuts)]
+    ends = [*(cut + 1 for cut in cuts), len(nodes)]
+    return [list(nodes[start:end]) for start, end in zip(starts, ends, strict=True) if start < end]
+
+
+def _refine(
+    index: GraphIndex, region: list[NodeProto], layers: Mapping[str, Layer], points: Mapping[str, Point]
+) -> list[list[NodeProto]]:
+    if sum(node.name in layers for node in region) <= MAX_LAYERS:
+        return [region]
+    ends = [
+        position
+        for position, node in enumerate(region)
+        if any(_ends_block(index, tensor, points) for tensor in node.output)
+    ]
+    return _split(region, [end for end in ends if end + 1 < len(region)])
+
+
+def _merge_layerless(pieces: list[list[NodeProto]], layers: Mapping[str, Layer]) -> list[list[NodeProto]]:
+    """Nodes without a layer join the block after them, trailing ones the block before."""
+    merged: list[list[NodeProto]] = []
+    pending: list[NodeProto] = []
+    for piece in pieces:
+        pending = pending + piece
+        if any(node.name in layers for node in piece):
+            merged.append(pending)
+            pending = []
+    merged[-1].extend(pending)
+    return merged
+
+
+def _block(index: GraphIndex, nodes: Sequence[NodeProto], layers: Mapping[str, Layer]) -> Block:
+    inside = {node.name for node in nodes}
+    written = {tensor for node in nodes for tensor in node.output}
+    read = dict.fromkeys(tensor for node in nodes for tensor in data_inputs(index, node))
+    members = tuple(layers[node.name] for node in nodes if node.name in layers)
+    outputs = (
+        tensor
+        for node in nodes
+        for tensor in node.output
+        if tensor
+        and (tensor in index.outputs or any(reader.name not in inside for reader in index.consumers(tensor)))
+    )
+    return Block(
+        name=members[0].node if len(members) == 1 else f"{members[0].node} .. {members[-1].node}",
+        inputs=tuple(tensor for tensor in read if tensor not in written),
+        outputs=tuple(outputs),
+        nodes=tuple(node.name for node in nodes),
+        layers=members,
+    )

@@ -1,0 +1,65 @@
+"""What planning knows about operators: which compute, which only move integers about, which the runtime fuses."""
+
+import numpy as np
+from onnx import NodeProto
+
+from pdq_export.graph.lookup import GraphIndex, attribute, optional_input
+
+WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+
+ACTIVATIONS = frozenset(
+    "Relu Clip LeakyRelu PRelu ThresholdedRelu Sigmoid HardSigmoid HardSwish Swish Tanh Elu Selu Celu Gelu Mish "
+    "Softplus Softsign".split()
+)
+
+# Binary operators whose operands are both data; a branch that ends in one is not quantized to A bits before it.
+MERGES = frozenset({"Add", "Mul", "Sub", "Div"})
+
+# Averages of integers: the output needs a scale of its own, but no learned one.
+AVERAGES = frozenset({"AveragePool", "GlobalAveragePool"})
+
+_MOVES = frozenset("Reshape Flatten Transpose Squeeze Unsqueeze Slice Identity Split DepthToSpace SpaceToDepth".split())
+
+
+def is_absorbable(index: GraphIndex, node: NodeProto) -> bool:
+    """Whether the integer range alone can express this activation: Relu, or Clip with constant bounds around 0."""
+    if node.op_type == "Relu":
+        return True
+    if node.op_type != "Clip":
+        return False
+    if index.opset < 11:
+        low, high = attribute(node, "min", -np.inf), attribute(node, "max", np.inf)
+    else:
+        bounds = [optional_input(node, position) for position in (1, 2)]
+        if any(bound is not None and not index.is_constant(bound) for bound in bounds):
+            return False
+        low, high = (
+            default if bound is None else np.asarray(index.constant(bound)).item()
+            for bound, default in zip(bounds, (-np.inf, np.inf), strict=True)
+        )
+    return bool(low <= 0.0 < high)
+
+
+def is_passthrough(index: GraphIndex, node: NodeProto) -> bool:
+    """Whether every output element equals an input element (or exact zero), so that integers pass unchanged."""
+    match node.op_type:
+        case op_type if op_type in _MOVES:
+            return True
+        case "MaxPool":
+            return len(node.output) == 1
+        case "Pad":
+            value = index.constant(optional_input(node, 2))
+            return attribute(node, "mode", "constant") != "constant" or (
+                optional_input(node, 2) is None if value is None else not value.any()
+            )
+        case "Resize":
+            return attribute(node, "mode", "nearest") == "nearest" and (
+                attribute(node, "coordinate_transformation_mode", "half_pixel") != "tf_crop_and_resize"
+            )
+        case _:
+            return False
+
+
+def data_inputs(index: GraphIndex, node: NodeProto) -> list[str]:
+    """The inputs that are computed, not constant."""
+    return [tensor for tensor in node.input if tensor and not index.is_constant(tensor)]

@@ -1,0 +1,212 @@
+"""Finds the weighted layers and the quantization points (ARCHITECTURE.md, "Quantization points")."""
+
+import dataclasses
+from collections.abc import Iterable
+
+from onnx import NodeProto
+
+from pdq_export.errors import ModelError
+from pdq_export.graph.lookup import GraphIndex, attribute, optional_input
+from pdq_export.plan.operators import (
+    ACTIVATIONS,
+    AVERAGES,
+    MERGES,
+    WEIGHTED,
+    data_inputs,
+    is_absorbable,
+    is_passthrough,
+)
+from pdq_export.spec import CARRIER_BITS, BitWidths, Layer, Point, Role
+
+
+def find_layers(index: GraphIndex) -> tuple[Layer, ...]:
+    """The nodes with a constant weight, in graph order. Raises ModelError where there is none."""
+    layers = tuple(_layer(node) for node in index.graph.node if _is_layer(index, node))
+    if not layers:
+        raise ModelError(
+            "model: no Conv, ConvTranspose, Gemm or MatMul with a constant weight was found; there is nothing to "
+            "quantize; expected a CNN"
+        )
+    return layers
+
+
+def _is_layer(index: GraphIndex, node: NodeProto) -> bool:
+    if node.op_type not in WEIGHTED or node.domain not in ("", "ai.onnx"):
+        return False
+    rank = len(index.constant(node.input[1]).shape) if index.is_constant(node.input[1]) else 0  # type: ignore[union-attr]
+    return rank >= 2 and not index.is_constant(node.input[0])
+
+
+def _layer(node: NodeProto) -> Layer:
+    return Layer(
+        node=node.name,
+        op_type=node.op_type,
+        input=node.input[0],
+        weight=node.input[1],
+        bias=optional_input(node, 2),
+        output=node.output[0],
+    )
+
+
+def output_axis(index: GraphIndex, layer: Layer) -> int:
+    """The axis of the layer's weight that counts output channels."""
+    node = index.nodes[layer.node]
+    match layer.op_type:
+        case "Conv":
+            return 0
+        case "ConvTranspose":
+            return 1
+        case "Gemm":
+            return 0 if attribute(node, "transB", 0) else 1
+        case _:
+            return len(index.constant(layer.weight).shape) - 1  # type: ignore[union-attr]
+
+
+def find_points(
+    index: GraphIndex, layers: Iterable[Layer], bits: BitWidths
+) -> tuple[dict[str, Point], dict[str, str]]:
+    """Quantization points by tensor, in graph order, and pass-through tensors with the point they carry."""
+    finder = _PointFinder(index, {layer.node: layer for layer in layers}, bits)
+    for node in index.graph.node:
+        finder.visit(node)
+    finder.widen_last_inputs()
+    return finder.points, finder.passthrough
+
+
+class _PointFinder:
+    """Walks the graph once in topological order."""
+
+    def __init__(self, index: GraphIndex, layers: dict[str, Layer], bits: BitWidths) -> None:
+        self.index = index
+        self.layers = layers
+        self.bits = bits
+        self.points: dict[str, Point] = {}
+        self.passthrough: dict[str, str] = {}
+        self._after_layer: set[str] = set()  # tensors that depend on a weighted layer
+        self._feeds_layer = self._tensors_before_layers()
+
+    def _tensors_before_layers(self) -> set[str]:
+        before: set[str] = set()
+        for node in reversed(self.index.graph.node):
+            if node.name in self.layers:
+                before.add(node.input[0])
+            elif any(tensor in before for tensor in node.output):
+                before.update(data_inputs(self.index, node))
+        return before
+
+    def visit(self, node: NodeProto) -> None:
+        inputs = data_inputs(self.index, node)
+        first = not any(tensor in self._after_layer for tensor in inputs)
+        if not self._is_float(node.output[0]):
+            return
+        if node.name in self.layers:
+            self._visit_layer(node, self.layers[node.name], first=first)
+        elif node.op_type in MERGES and len(inputs) == 2 and not first:
+            self._carry(inputs)
+            self._quantize_result(node)
+        elif node.op_type == "Concat" and not first:
+            self._carry(inputs)
+            self._add(node.output[0], Role.CARRIER)
+        elif node.op_type in AVERAGES and self._source(inputs[0]) is not None:
+            self._add(node.output[0], Role.CARRIER)
+        elif is_passthrough(self.index, node) and self._source(inputs[0]) is not None:
+            for tensor in node.output:
+                self._pass(tensor, inputs[0])
+        if not first or node.name in self.layers:
+            self._after_layer.update(node.output)
+
+    def _visit_layer(self, node: NodeProto, layer: Layer, *, first: bool) -> None:
+        self._ensure_quantized(layer.input, first=first)
+        last = not any(tensor in self._feeds_layer for tensor in node.output)
+        self._add_weight(layer, CARRIER_BITS if first or last else self.bits.weight)
+        self._quantize_result(node)
+
+    def _add_weight(self, layer: Layer, bits: int) -> None:
+        known = self.points.get(layer.weight)
+        axis = output_axis(self.index, layer)
+        if known is not None:
+            if known.axis != axis:
+                raise ModelError(
+                    f"node {layer.node!r} ({layer.op_type}): its weight {layer.weight!r} is shared with a layer that "
+                    "counts output channels along another axis; give each layer a weight of its own"
+                )
+            bits = max(bits, known.bits)
+        self.points[layer.weight] = Point(
+            tensor=layer.weight, role=Role.WEIGHT, bits=bits, axis=axis, symmetric=bits == CARRIER_BITS
+        )
+
+    def _quantize_result(self, node: NodeProto) -> None:
+        """Place the A-bit point after the node's activation, and an 8-bit one before it where it isn't absorbed."""
+        output = node.output[0]
+        reader = self.index.sole_consumer(output)
+        if reader is None:
+            if not self._only_read_by_merges(output):
+                self._add(output, Role.ACTIVATION)
+            return
+        if reader.op_type in ACTIVATIONS and reader.input[0] == output:
+            if is_absorbable(self.index, reader):
+                self._add(reader.output[0], Role.ACTIVATION, absorbed=reader.name)
+                return
+            result = reader.output[0]
+            if result not in self.index.outputs:
+                self._add(output, Role.CARRIER)
+                if not self._only_read_by_merges(result):
+                    self._add(result, Role.ACTIVATION)
+        elif reader.op_type not in MERGES:
+            self._add(output, Role.ACTIVATION)
+
+    def _only_read_by_merges(self, tensor: str) -> bool:
+        """Whether merges (and, as in SiLU, activations that lead to them) are the only readers: a carrier's case."""
+        readers = self.index.consumers(tensor)
+        return bool(readers) and all(reader.op_type in MERGES | ACTIVATIONS for reader in readers)
+
+    def _carry(self, tensors: Iterable[str]) -> None:
+        """Give every operand that has no integers yet an 8-bit pair."""
+        for tensor in tensors:
+            if self._source(tensor) is None and self._is_float(tensor):
+                self._add(tensor, Role.CARRIER)
+
+    def _ensure_quantized(self, tensor: str, *, first: bool) -> None:
+        """A layer's input is always quantized: to 8 bits where no layer comes before, else to A bits."""
+        chain = [tensor]
+        while self._source(chain[-1]) is None:
+            node = self.index.producer.get(chain[-1])
+            if node is None or not is_passthrough(self.index, node):
+                self._add(chain[-1], Role.CARRIER if first else Role.ACTIVATION)
+                break
+            chain.append(data_inputs(self.index, node)[0])
+        for later, earlier in reversed(list(zip(chain, chain[1:], strict=False))):
+            self._pass(later, earlier)
+
+    def widen_last_inputs(self) -> None:
+        """8 bits for the input of every last layer, found through averages and pass-through nodes."""
+        pending = [layer.input for layer in self.layers.values() if layer.output not in self._feeds_layer]
+        while pending:
+            tensor = pending.pop()
+            point = self.points.get(self._source(tensor) or "")
+            if point is None:
+                continue
+            if point.role is Role.ACTIVATION:
+                self.points[point.tensor] = dataclasses.replace(point, bits=max(point.bits, CARRIER_BITS))
+                continue
+            producer = self.index.producer.get(point.tensor)
+            if producer is not None and producer.op_type in AVERAGES:
+                pending.extend(data_inputs(self.index, producer))
+
+    def _source(self, tensor: str) -> str | None:
+        return tensor if tensor in self.points else self.passthrough.get(tensor)
+
+    def _is_float(self, tensor: str) -> bool:
+        dtype = self.index.dtype(tensor)
+        return dtype is None or dtype.kind == "f"
+
+    def _add(self, tensor: str, role: Role, absorbed: str | None = None) -> None:
+        if tensor in self.points or (tensor in self.index.outputs and not self.index.consumers(tensor)):
+            return
+        bits = self.bits.activation if role is Role.ACTIVATION else CARRIER_BITS
+        self.points[tensor] = Point(tensor=tensor, role=role, bits=bits, absorbed=absorbed)
+
+    def _pass(self, tensor: str, origin: str) -> None:
+        source = self._source(origin)
+        if source is not None and tensor and tensor not in self.index.outputs:
+            self.passthrough[tensor] = source

@@ -1,0 +1,156 @@
+"""What is quantized and how: the data that planning, simulation and export share. No torch, no onnx.
+
+Everything is keyed by ONNX tensor name. The plan names the quantization points; the simulation inserts exactly
+these and the exporter writes exactly these.
+"""
+
+import dataclasses
+import enum
+import re
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pdq_export.errors import OptionError
+
+MIN_BITS, MAX_BITS = 2, 8
+CARRIER_BITS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class BitWidths:
+    """Bits of weights and activations, written W/A as in the paper: ``4/4``, ``2/4``."""
+
+    weight: int
+    activation: int
+
+    def __post_init__(self) -> None:
+        for what, bits in (("weight", self.weight), ("activation", self.activation)):
+            if not MIN_BITS <= bits <= MAX_BITS:
+                raise OptionError(
+                    f"--bits {self}: {what} bits are {bits}; expected {MIN_BITS} to {MAX_BITS} for each of W/A"
+                )
+
+    def __str__(self) -> str:
+        return f"{self.weight}/{self.activation}"
+
+    @classmethod
+    def parse(cls, text: str) -> "BitWidths":
+        """Read ``W/A``, e.g. ``4/4``. Raises OptionError for anything else."""
+        match = re.fullmatch(r"\s*(\d{1,2})\s*/\s*(\d{1,2})\s*", text, re.ASCII)
+        if match is None:
+            raise OptionError(f"--bits {text!r}: expected W/A, weight and activation bits, for example 4/4")
+        return cls(int(match[1]), int(match[2]))
+
+
+class Role(enum.Enum):
+    """Why a tensor is quantized (README, "Quantization points")."""
+
+    WEIGHT = "weight"  # constant weight: per output channel, W bits, rounding is learned
+    ACTIVATION = "activation"  # per tensor, A bits, scale is learned
+    CARRIER = "carrier"  # per tensor, 8 bits, only there so that the runtime stays integer; never learned
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Point:
+    """A tensor that is quantized.
+
+    ``axis`` is the output-channel axis of a weight and None for activations. ``symmetric`` weights are INT8 with
+    zero_point 0 and qmin = -qmax. ``absorbed`` names the activation node (Relu, Clip) whose output this tensor is and
+    which the integer range itself can express; None where there is none.
+    """
+
+    tensor: str
+    role: Role
+    bits: int
+    axis: int | None = None
+    symmetric: bool = False
+    absorbed: str | None = None
+
+    @property
+    def qmin(self) -> int:
+        """Smallest integer: 0, or -(2^(bits-1) - 1) for symmetric."""
+        return -(2 ** (self.bits - 1) - 1) if self.symmetric else 0
+
+    @property
+    def qmax(self) -> int:
+        """Largest integer: 2^bits - 1, or 2^(bits-1) - 1 for symmetric."""
+        return 2 ** (self.bits - 1) - 1 if self.symmetric else 2**self.bits - 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layer:
+    """A weighted node: Conv, ConvTranspose, Gemm or MatMul with a constant weight. Tensor names."""
+
+    node: str
+    op_type: str
+    input: str
+    weight: str
+    bias: str | None
+    output: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Block:
+    """A unit of reconstruction: the nodes between ``inputs`` and ``outputs``, in topological order.
+
+    ``nodes`` are node names (every node of a prepared model has a unique one).
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    nodes: tuple[str, ...]
+    layers: tuple[Layer, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Quantization points by tensor name (topological order), integer pass-through nodes, and blocks.
+
+    ``passthrough`` maps the output tensor of a node that only moves integers about (MaxPool, Reshape, Slice, Pad with
+    zero, ...) to the quantized tensor whose scale and zero_point it keeps (the point itself, not an intermediate).
+    """
+
+    bits: BitWidths
+    points: Mapping[str, Point]
+    passthrough: Mapping[str, str]
+    layers: tuple[Layer, ...]
+    blocks: tuple[Block, ...]
+
+    def source(self, tensor: str) -> str | None:
+        """The point whose integers ``tensor`` carries: itself, or the one it is a pass-through of, or None."""
+        return tensor if tensor in self.points else self.passthrough.get(tensor)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QuantizedTensor:
+    """The learned quantization of one point.
+
+    x_hat = (q - zero_point) * scale, q = clip(round_half_even(x / scale) + zero_point, qmin, qmax).
+
+    ``scale``: float32, shape [] or [C] along ``point.axis``. ``zero_point``: int32, the same shape. ``integers``: the
+    weight's q, int16, the weight's own shape; None for activations.
+    """
+
+    point: Point
+    scale: NDArray[np.float32]
+    zero_point: NDArray[np.int32]
+    integers: NDArray[np.int16] | None = None
+
+
+QuantizedTensors = Mapping[str, QuantizedTensor]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ChannelStatistics:
+    """Expected mean and standard deviation of a layer's output, per channel, for distribution correction.
+
+    With BatchNormalization folded into the layer these are beta and |gamma|, and ``gain`` = sigma / |gamma| turns a
+    difference back into the units of the BatchNormalization's input (0 where gamma is 0). All float32, shape [C].
+    """
+
+    mean: NDArray[np.float32]
+    std: NDArray[np.float32]
+    gain: NDArray[np.float32]

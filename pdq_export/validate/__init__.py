@@ -1,0 +1,166 @@
+"""Proof of a quantized file: it is run in onnxruntime and compared with FP32 and with the simulation."""
+
+import importlib.metadata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+import pdq_export
+from pdq_export.errors import ValidationError
+from pdq_export.validate.compare import Accuracy, AccuracyMeter, Agreement, AgreementMeter
+from pdq_export.validate.report import ModelInfo, OutputAgreement, Report
+from pdq_export.validate.runtime import KernelCount, Session, count_kernels
+
+__all__ = [
+    "Accuracy",
+    "AccuracyMeter",
+    "Agreement",
+    "AgreementMeter",
+    "KernelCount",
+    "ModelInfo",
+    "OutputAgreement",
+    "Report",
+    "Session",
+    "check_loads",
+    "count_kernels",
+    "validate",
+]
+
+Array = NDArray[np.float32]
+Simulate = Callable[[Array], Sequence[Array]]
+BATCH_SIZE = 50
+
+
+def check_loads(model: onnx.ModelProto) -> None:
+    """Raise ValidationError where onnxruntime, with default session options, does not load ``model``."""
+    Session(model.SerializeToString())
+
+
+def validate(
+    *,
+    original: onnx.ModelProto | bytes,
+    quantized: onnx.ModelProto | bytes,
+    images: Array | Iterable[Array],
+    labels: NDArray[np.integer] | None = None,
+    simulate: Simulate | None = None,
+    settings: Mapping[str, Any] | None = None,
+    model: ModelInfo | None = None,
+    layers: Iterable[Mapping[str, Any]] = (),
+    batch_size: int = BATCH_SIZE,
+    progress: Callable[[int], None] | None = None,
+) -> Report:
+    """Run both models over the images and compare all outputs, one batch at a time.
+
+    ``images``: [N, C, H, W], or an iterable of such batches, taken as they are. ``labels``: [N], where the
+    first output is one vector of class scores per image. ``simulate``: all outputs of the simulated
+    quantized model for one batch. ``model``: the user's file; without it, ``original`` as serialized.
+    ``progress`` is told how many images are done. Raises ValidationError where a model does not load or run,
+    where outputs do not fit each other or the labels, and where there is no image.
+    """
+    contents = tuple(
+        m if isinstance(m, bytes) else m.SerializeToString(deterministic=True) for m in (original, quantized)
+    )
+    reference_session, session = (Session(content) for content in contents)
+    meters = _Meters(session.outputs, simulated=simulate is not None, labelled=labels is not None)
+    for batch in _batches(images, batch_size):
+        simulated = None if simulate is None else [np.asarray(output) for output in simulate(batch)]
+        part = None if labels is None else labels[meters.images : meters.images + len(batch)]
+        meters.update(reference_session.run(batch), session.run(batch), simulated, part)
+        if progress is not None:
+            progress(meters.images)
+    if not meters.images:
+        raise ValidationError("there is no image to validate on; expected at least one")
+    if labels is not None and len(labels) != meters.images:
+        raise ValidationError(f"there are {len(labels)} labels for {meters.images} images; expected one each")
+    floating, measured, simulation = meters.accuracies()
+    return Report(
+        model=model or ModelInfo.of("", contents[0]),
+        quantized=ModelInfo.of("", contents[1]),
+        images=meters.images,
+        float_accuracy=floating,
+        quantized_accuracy=measured,
+        simulated_accuracy=simulation,
+        outputs=meters.outputs(),
+        kernels=count_kernels(contents[1]),
+        settings=dict(settings or {}),
+        versions=_versions(),
+        layers=tuple(layers),
+    )
+
+
+def _versions() -> dict[str, str]:
+    """Versions of what decides the result; onnxruntime has several distributions, so it is asked itself."""
+    import onnxruntime
+
+    versions = {"pdq-export": pdq_export.__version__, "onnxruntime": str(onnxruntime.__version__)}
+    for package in ("numpy", "onnx", "torch"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _batches(images: Array | Iterable[Array], batch_size: int) -> Iterator[Array]:
+    if not isinstance(images, np.ndarray):
+        yield from images
+        return
+    for start in range(0, len(images), batch_size):
+        yield images[start : start + batch_size]
+
+
+class _Meters:
+    """The running numbers of one validation."""
+
+    def __init__(self, names: Sequence[str], *, simulated: bool, labelled: bool) -> None:
+        self.images = 0
+        self._names, self._simulated, self._labelled = names, simulated, labelled
+        pairs = ("quantized_float", "quantized_simulated", "simulated_float")
+        self._agreements = [{pair: AgreementMeter(f"output {name!r}") for pair in pairs} for name in names]
+        self._accuracies = [AccuracyMeter() for _ in range(3)]
+
+    def update(
+        self,
+        reference: Sequence[Array],
+        quantized: Sequence[Array],
+        simulated: Sequence[Array] | None,
+        labels: NDArray[np.integer] | None,
+    ) -> None:
+        self.images += len(quantized[0])
+        if len(reference) != len(self._names) or (
+            simulated is not None and len(simulated) != len(self._names)
+        ):
+            raise ValidationError(
+                f"the models and the simulation have unequal outputs; expected {list(self._names)}"
+            )
+        for position, meters in enumerate(self._agreements):
+            meters["quantized_float"].update(reference[position], quantized[position])
+            if simulated is not None:
+                meters["quantized_simulated"].update(simulated[position], quantized[position])
+                meters["simulated_float"].update(reference[position], simulated[position])
+        if labels is not None:
+            for meter, outputs in zip(self._accuracies, (reference, quantized, simulated), strict=True):
+                if outputs is not None:
+                    meter.update(outputs[0], labels)
+
+    def accuracies(self) -> tuple[Accuracy | None, Accuracy | None, Accuracy | None]:
+        """Of FP32, the quantized model and the simulation."""
+        if not self._labelled:
+            return None, None, None
+        floating, quantized, simulated = (meter.result() for meter in self._accuracies)
+        return floating, quantized, simulated if self._simulated else None
+
+    def outputs(self) -> tuple[OutputAgreement, ...]:
+        """The agreement in every output."""
+        return tuple(
+            OutputAgreement(
+                name=name,
+                quantized_float=meters["quantized_float"].result(),
+                quantized_simulated=meters["quantized_simulated"].result() if self._simulated else None,
+                simulated_float=meters["simulated_float"].result() if self._simulated else None,
+            )
+            for name, meters in zip(self._names, self._agreements, strict=True)
+        )

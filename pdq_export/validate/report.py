@@ -1,0 +1,106 @@
+"""What a run did and how good its result is, as frozen dataclasses and as JSON.
+
+Schema, version 1 (null stands for "not measured", for sqnr_db for "no difference")::
+
+    schema_version  1
+    versions        {package: version}
+    model           {name, sha256, size}    the user's model; size in bytes
+    quantized       {name, sha256, size}    the model that was written
+    size_ratio      quantized.size / model.size
+    settings        {...}                   bits, target, seed and all options, as given
+    images          number of evaluated images
+    accuracy        {float, quantized, simulated}, each {images, top1, top5} of the first output; null
+                    without labels
+    outputs         one per graph output: {name, quantized_float, quantized_simulated, simulated_float},
+                    each of the three {images, argmax_agreement, sqnr_db, relative_error, max_relative_error}
+    kernels         {integer: {op_type: count}, floating: {op_type: count}, floating_nodes: [name]}
+    layers          [{...}]                 one per weighted layer, empty where none were given
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pdq_export.validate.compare import Accuracy, Agreement
+from pdq_export.validate.runtime import KernelCount
+
+SCHEMA_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """A model: its name, the SHA-256 of its bytes and their number."""
+
+    name: str
+    sha256: str
+    size: int
+
+    @classmethod
+    def of(cls, name: str, *contents: bytes) -> "ModelInfo":
+        """From the bytes of the file, and of its external data where there is any."""
+        digest = hashlib.sha256()
+        for content in contents:
+            digest.update(content)
+        return cls(name=name, sha256=digest.hexdigest(), size=sum(len(content) for content in contents))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OutputAgreement:
+    """How the quantized model, its simulation and FP32 agree in one output; None without a simulation."""
+
+    name: str
+    quantized_float: Agreement
+    quantized_simulated: Agreement | None
+    simulated_float: Agreement | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+    """A run and what was measured; the schema is in the module's docstring."""
+
+    model: ModelInfo
+    quantized: ModelInfo
+    images: int
+    float_accuracy: Accuracy | None
+    quantized_accuracy: Accuracy | None
+    simulated_accuracy: Accuracy | None
+    outputs: tuple[OutputAgreement, ...]
+    kernels: KernelCount
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    layers: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def size_ratio(self) -> float:
+        """Size of the quantized model over that of the user's."""
+        return self.quantized.size / max(self.model.size, 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report in plain types, as the schema has it."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "versions": dict(self.versions),
+            "model": dataclasses.asdict(self.model),
+            "quantized": dataclasses.asdict(self.quantized),
+            "size_ratio": self.size_ratio,
+            "settings": dict(self.settings),
+            "images": self.images,
+            "accuracy": {
+                "float": _plain(self.float_accuracy),
+                "quantized": _plain(self.quantized_accuracy),
+                "simulated": _plain(self.simulated_accuracy),
+            },
+            "outputs": [dataclasses.asdict(output) for output in self.outputs],
+            "kernels": dataclasses.asdict(self.kernels),
+            "layers": [dict(layer) for layer in self.layers],
+        }
+
+    def to_json(self) -> str:
+        """The report as JSON text. Raises ValueError for NaN and infinity, which JSON does not know."""
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def _plain(accuracy: Accuracy | None) -> dict[str, Any] | None:
+    return None if accuracy is None else dataclasses.asdict(accuracy)

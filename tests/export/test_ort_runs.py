@@ -1,0 +1,85 @@
+"""The exported graph in onnxruntime against a simulation in numpy that knows only the plan."""
+
+from . import toy_networks as nets
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from .toy_quantizer import calibrate, simulate
+
+from pdq_export.export import export_model, required_opset
+from pdq_export.plan import make_plan
+from pdq_export.spec import BitWidths
+from pdq_export.validate import count_kernels
+
+NETS = {"chain": (nets.chain, (4, 3, 12, 12)), "residual": (nets.residual, (4, 4, 12, 12))}
+
+
+def run(model: onnx.ModelProto, x: np.ndarray, *, optimize: bool = True) -> np.ndarray:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if not optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return session.run(None, {session.get_inputs()[0].name: x})[0]
+
+
+def quantize(name: str, bits: str, opset: int | None = None):
+    make, shape = NETS[name]
+    x = nets.images(shape)
+    widths = BitWidths.parse(bits)
+    model = make(opset or required_opset(make_plan(make(), widths)))
+    plan = make_plan(model, widths)
+    tensors = calibrate(model, plan, {"x": x})
+    return model, plan, tensors, export_model(model, plan, tensors, metadata={}), x
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("bits", ["8/8", "7/6", "4/4", "3/5", "2/4", "4/2", "2/2"])
+def test_onnxruntime_computes_what_the_plan_says(name, bits):
+    model, plan, tensors, exported, x = quantize(name, bits)
+    simulated = simulate(model, plan, tensors, {"x": x})["logits"]
+    plain, optimized = run(exported, x, optimize=False), run(exported, x)
+    np.testing.assert_allclose(plain, simulated, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(optimized, plain, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("bits", ["8/8", "4/4", "2/2"])
+def test_every_layer_runs_in_integers(name, bits):
+    model, plan, _, exported, _ = quantize(name, bits)
+    kernels = count_kernels(exported.SerializeToString())
+    assert kernels.all_integer
+    assert kernels.integer == {"QLinearConv": len(plan.layers) - 1, "QGemm": 1}
+
+
+def test_inner_tensors_are_equal_bit_for_bit_with_and_without_optimization():
+    """All but the last layer compute integers, so a network cut there has nothing left to differ in."""
+    model, plan, tensors, exported, x = quantize("residual", "4/4")
+    exported.graph.output[0].CopyFrom(
+        onnx.helper.make_tensor_value_info("r3_dequantized", onnx.TensorProto.FLOAT, None)
+    )
+    assert (run(exported, x) == run(exported, x, optimize=False)).all()
+
+
+def test_two_bit_weights_in_uint4_give_the_same_result():
+    *_, narrow, x = quantize("residual", "2/2", 25)
+    *_, wide, _ = quantize("residual", "2/2", 21)
+    assert (run(narrow, x) == run(wide, x)).all()
+    assert len(narrow.SerializeToString()) < len(wide.SerializeToString())
+
+
+def test_four_bit_weights_in_int8_give_the_same_result():
+    *_, packed, x = quantize("chain", "4/4", 21)
+    *_, plain, _ = quantize("chain", "4/4", 13)
+    assert (run(packed, x) == run(plain, x)).all()
+
+
+def test_any_batch_size_runs():
+    *_, exported, _ = quantize("residual", "4/4")
+    x = nets.images((3, 4, 12, 12))
+    together = run(exported, x)
+    assert together.shape == (3, 10)
+    np.testing.assert_allclose(run(exported, x[1:2]), together[1:2], rtol=0, atol=1e-5)

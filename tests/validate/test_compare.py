@@ -1,0 +1,103 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pdq_export.errors import ValidationError
+from pdq_export.validate import AccuracyMeter, AgreementMeter
+
+
+def agreement(*batches):
+    meter = AgreementMeter("output 'y'")
+    for reference, outputs in batches:
+        meter.update(np.asarray(reference, np.float32), np.asarray(outputs, np.float32))
+    return meter.result()
+
+
+def accuracy(outputs, labels):
+    meter = AccuracyMeter()
+    meter.update(np.asarray(outputs, np.float32), np.asarray(labels))
+    return meter.result()
+
+
+def test_known_numbers():
+    result = agreement(([[3, 0, 0], [0, 4, 0]], [[3, 0, 0], [0, 4, 5]]))
+    assert result.images == 2
+    assert result.argmax_agreement == 0.5
+    assert result.sqnr_db == 0.0
+    assert result.relative_error == 1.0
+    assert result.max_relative_error == 1.25
+
+
+def test_equal_outputs_have_no_noise():
+    result = agreement(([[1, 2]], [[1, 2]]))
+    assert (result.sqnr_db, result.relative_error, result.argmax_agreement) == (None, 0.0, 1.0)
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=5), st.integers(0, 2**32 - 1))
+def test_batches_add_up_to_the_whole(sizes, seed):
+    rng = np.random.default_rng(seed)
+    reference = rng.standard_normal((sum(sizes), 4)).astype(np.float32)
+    outputs = reference + rng.standard_normal(reference.shape).astype(np.float32) / 10
+    ends = np.cumsum(sizes)[:-1]
+    parts = agreement(*zip(np.split(reference, ends), np.split(outputs, ends), strict=True))
+    whole = agreement((reference, outputs))
+    assert (
+        parts.argmax_agreement == whole.argmax_agreement == (reference.argmax(1) == outputs.argmax(1)).mean()
+    )
+    assert parts.sqnr_db == pytest.approx(whole.sqnr_db)
+    noise = np.square(outputs.astype(np.float64) - reference).sum()
+    assert whole.sqnr_db == pytest.approx(
+        10 * math.log10(np.square(reference.astype(np.float64)).sum() / noise)
+    )
+    assert whole.relative_error == pytest.approx(10 ** (-whole.sqnr_db / 20))
+
+
+def test_dense_outputs_agree_per_position():
+    reference = np.zeros((1, 2, 1, 4))
+    reference[0, 0] = 1
+    outputs = reference.copy()
+    outputs[0, 1, 0, 0] = 2
+    assert agreement((reference, outputs)).argmax_agreement == 0.75
+
+
+@pytest.mark.parametrize("shape", [(2,), (2, 1), (2, 1, 3, 3)])
+def test_no_argmax_over_one_channel(shape):
+    assert agreement((np.ones(shape), np.ones(shape))).argmax_agreement is None
+
+
+def test_everything_is_finite_for_a_reference_of_zeros():
+    result = agreement(([[0, 0]], [[1, 0]]))
+    assert all(
+        math.isfinite(value) for value in (result.sqnr_db, result.relative_error, result.max_relative_error)
+    )
+
+
+def test_unequal_shapes_and_values_that_are_not_finite():
+    with pytest.raises(ValidationError, match=r"output 'y'.*\[1, 3\]; expected \[1, 2\]"):
+        agreement(([[1, 2]], [[1, 2, 3]]))
+    with pytest.raises(ValidationError, match="output 'y'.*NaN"):
+        agreement(([[1, 2]], [[1, math.nan]]))
+
+
+def test_top1_and_top5():
+    scores = np.tile(np.arange(7.0), (4, 1))
+    result = accuracy(scores, [6, 5, 2, 1])
+    assert (result.images, result.top1, result.top5) == (4, 0.25, 0.75)
+
+
+def test_no_top5_of_five_classes():
+    assert accuracy(np.eye(5), range(5)).top5 is None
+
+
+def test_scores_may_have_trailing_axes_of_one():
+    assert accuracy(np.eye(6).reshape(6, 6, 1, 1), range(6)).top1 == 1.0
+
+
+def test_labels_that_do_not_fit():
+    with pytest.raises(ValidationError, match=r"labels span \[0, 3\]; expected 0 to 2"):
+        accuracy(np.eye(3)[:2], [0, 3])
+    with pytest.raises(ValidationError, match=r"for 2 labels; expected \[2, classes\]"):
+        accuracy(np.zeros((2, 3, 4, 4)), [0, 1])

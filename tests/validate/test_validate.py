@@ -1,0 +1,150 @@
+import json
+
+import numpy as np
+import onnx
+import pytest
+
+import pdq_export
+from pdq_export.errors import ValidationError
+from pdq_export.validate import ModelInfo, validate
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.standard_normal((10, 6), dtype=np.float32)
+LABELS = RNG.integers(0, 7, 10)
+WEIGHT = RNG.standard_normal((6, 7), dtype=np.float32)
+
+
+def model(weight: np.ndarray) -> onnx.ModelProto:
+    parsed = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[N,6] x) => (float[N,7] scores, float[N,7] shares) {
+            scores = MatMul(x, w) shares = Softmax(scores)
+        }"""
+    )
+    parsed.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    return parsed
+
+
+def simulate(batch: np.ndarray) -> list[np.ndarray]:
+    scores = batch @ np.round(WEIGHT, 1)
+    shares = np.exp(scores - scores.max(1, keepdims=True))
+    return [scores, shares / shares.sum(1, keepdims=True)]
+
+
+def check(**changes):
+    arguments = {
+        "original": model(WEIGHT),
+        "quantized": model(np.round(WEIGHT, 1)),
+        "images": IMAGES,
+        "labels": LABELS,
+        "simulate": simulate,
+        **changes,
+    }
+    return validate(**arguments)
+
+
+def test_everything_is_measured():
+    report = check(settings={"bits": "4/4", "seed": 3})
+    assert report.images == 10
+    assert [output.name for output in report.outputs] == ["scores", "shares"]
+    scores = report.outputs[0]
+    assert scores.quantized_simulated is not None
+    assert scores.quantized_simulated.relative_error < 1e-6
+    assert scores.quantized_simulated.argmax_agreement == 1.0
+    assert scores.simulated_float is not None
+    assert scores.quantized_float.sqnr_db == pytest.approx(scores.simulated_float.sqnr_db, rel=1e-4)
+    expected = (np.argmax(IMAGES @ WEIGHT, 1) == LABELS).mean()
+    assert report.float_accuracy is not None
+    assert report.float_accuracy.top1 == pytest.approx(expected)
+    assert report.quantized_accuracy == report.simulated_accuracy
+    assert report.kernels.floating == {"MatMul": 1}
+
+
+def test_without_labels_and_simulation():
+    report = check(labels=None, simulate=None)
+    assert report.float_accuracy is report.quantized_accuracy is report.simulated_accuracy is None
+    assert report.outputs[0].quantized_simulated is report.outputs[0].simulated_float is None
+
+
+@pytest.mark.parametrize("size", [1, 3, 10, 50])
+def test_the_batch_size_does_not_matter(size):
+    whole = check()
+    parts = check(images=(IMAGES[start : start + size] for start in range(0, 10, size)))
+    assert parts.images == 10
+    assert parts.quantized_accuracy == whole.quantized_accuracy
+    assert parts.outputs[0].quantized_float.sqnr_db == pytest.approx(whole.outputs[0].quantized_float.sqnr_db)
+
+
+def test_progress_counts_images():
+    seen: list[int] = []
+    check(batch_size=4, progress=seen.append)
+    assert seen == [4, 8, 10]
+
+
+def test_json_follows_the_schema():
+    report = check(
+        settings={"bits": "4/4", "target": "ort", "seed": 3},
+        model=ModelInfo(name="net.onnx", sha256="00", size=1000),
+        layers=[{"node": "conv", "weight_bits": 4}],
+    )
+    text = report.to_json()
+    read = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert list(read) == [
+        "schema_version",
+        "versions",
+        "model",
+        "quantized",
+        "size_ratio",
+        "settings",
+        "images",
+        "accuracy",
+        "outputs",
+        "kernels",
+        "layers",
+    ]
+    assert read == report.to_dict()
+    assert read["schema_version"] == 1
+    assert read["versions"]["pdq-export"] == pdq_export.__version__
+    assert read["model"] == {"name": "net.onnx", "sha256": "00", "size": 1000}
+    assert read["size_ratio"] == read["quantized"]["size"] / 1000
+    assert set(read["accuracy"]["quantized"]) == {"images", "top1", "top5"}
+    assert set(read["outputs"][0]["quantized_simulated"]) == {
+        "images",
+        "argmax_agreement",
+        "sqnr_db",
+        "relative_error",
+        "max_relative_error",
+    }
+    assert read["kernels"] == {
+        "integer": {},
+        "floating": {"MatMul": 1},
+        "floating_nodes": read["kernels"]["floating_nodes"],
+    }
+
+
+def test_equal_models_give_valid_json():
+    report = check(quantized=model(WEIGHT))
+    assert json.loads(report.to_json())["outputs"][0]["quantized_float"]["sqnr_db"] is None
+
+
+def test_a_model_is_known_by_its_bytes():
+    joined = ModelInfo.of("net.onnx", b"abc", b"d")
+    assert joined == ModelInfo.of("net.onnx", b"abcd")
+    assert joined.size == 4
+    assert joined.sha256.startswith("88d4266f")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": IMAGES[:0], "labels": None}, "there is no image"),
+        ({"labels": LABELS[:7]}, "for 7|7 labels|for 0 labels"),
+        ({"labels": np.concatenate([LABELS, LABELS])}, "20 labels for 10 images"),
+        ({"labels": np.full(10, 9)}, "labels span"),
+        ({"simulate": lambda batch: simulate(batch)[:1]}, "unequal outputs"),
+        ({"simulate": lambda batch: [2 * np.full((10, 7), np.nan)] * 2}, "output 'scores'.*NaN"),
+    ],
+)
+def test_what_does_not_fit(changes, message):
+    with pytest.raises(ValidationError, match=message):
+        check(**changes)
