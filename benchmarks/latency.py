@@ -75,7 +75,7 @@ def _repeats(call: Callable[[], object], seconds: float) -> int:
 
 
 def quantize_with_onnxruntime(model: Path, images: Array, folder: Path, batch: int = 32) -> Path:
-    """onnxruntime's static quantization: QDQ, per channel, INT8 weights, min-max over the images."""
+    """Quantize statically with onnxruntime: QDQ, per channel, INT8 weights, min-max over the images."""
     from onnxruntime import quantization
     from onnxruntime.quantization import shape_inference
 

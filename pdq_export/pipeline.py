@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 import pdq_export
 from pdq_export.calibrate import BlockProgress, Calibrated, CalibrationOptions, calibrate
 from pdq_export.data import ImageSet, InputSpec, load_images
-from pdq_export.errors import DataError, ModelError, OptionError
+from pdq_export.errors import ModelError, OptionError
 from pdq_export.export import export_model, required_opset
 from pdq_export.files import check_writable, write_atomically
 from pdq_export.frontend import import_model
@@ -23,9 +24,11 @@ from pdq_export.graph.lookup import GraphIndex
 from pdq_export.graph.prepare import PreparedModel, prepare
 from pdq_export.plan import make_plan
 from pdq_export.spec import BitWidths, Plan, QuantizedTensor, QuantizedTensors, Role
-from pdq_export.validate import Report, check_loads, validate
+from pdq_export.validate import ModelInfo, Report, check_loads, validate
 
 logger = logging.getLogger(__name__)
+
+VALIDATION_BATCH = 50
 
 Images = str | Path | NDArray[np.float32] | ImageSet
 
@@ -86,7 +89,7 @@ def quantize(
         check_writable(Path(output), overwrite=overwrite, inputs=inputs)
 
     tell(Progress(stage="load"))
-    original = load_model(model) if isinstance(model, str | Path) else model
+    original = load_model(model) if isinstance(model, str | Path) else check_model(model)
     tell(Progress(stage="plan"))
     prepared, plan = prepare_and_plan(original, bits, target=target, opset=opset)
     dry_run(prepared, plan, target)
@@ -96,16 +99,27 @@ def quantize(
 
     calibrated = _calibrate(prepared, plan, calibration, options, torch_device, tell)
     tell(Progress(stage="export"))
+    settings = {"bits": str(bits), "target": target, **dataclasses.asdict(options)}
     quantized = export_model(
-        prepared.model, plan, calibrated.tensors, target=target, metadata=_metadata(bits, target, options)
+        prepared.model, plan, calibrated.tensors, target=target, metadata=_metadata(settings)
     )
     tell(Progress(stage="validate"))
+    judged = calibration if evaluation is None else evaluation
     report = validate(
         original=original,
         quantized=quantized,
+        images=judged.batches(spec.shape[0] or VALIDATION_BATCH),
+        labels=judged.labels,
         simulate=_simulator(calibrated, torch_device),
-        images=evaluation or calibration,
-        settings={"bits": str(bits), "target": target, **dataclasses.asdict(options)},
+        settings={
+            **settings,
+            "opset": GraphIndex(quantized).opset,
+            "device": str(torch_device),
+            "calibration": str(calibration),
+            "evaluation": str(judged),
+            "evaluated_on_calibration_images": evaluation is None,
+        },
+        model=_model_info(model, original),
     )
     if output is not None:
         write_atomically(Path(output), quantized.SerializeToString(deterministic=True))
@@ -159,10 +173,15 @@ def input_spec(model: onnx.ModelProto) -> InputSpec:
 
 def _images(source: Images, spec: InputSpec, limit: int | None) -> ImageSet:
     if isinstance(source, ImageSet):
-        return source if limit is None else source.head(limit)
+        return source.check(spec) if limit is None else source.check(spec).head(limit)
     if isinstance(source, np.ndarray):
         return ImageSet.from_array(source, expected=spec, limit=limit)
     return load_images(source, expected=spec, limit=limit)
+
+
+def _model_info(model: str | Path | onnx.ModelProto, original: onnx.ModelProto) -> ModelInfo:
+    name = "" if isinstance(model, onnx.ModelProto) else Path(model).name
+    return ModelInfo.of(name, original.SerializeToString(deterministic=True))
 
 
 def _calibrate(
@@ -200,13 +219,13 @@ def _simulator(calibrated: Calibrated, device: torch.device) -> Callable[[NDArra
     return simulate
 
 
-def _metadata(bits: BitWidths, target: str, options: CalibrationOptions) -> Mapping[str, str]:
+def _metadata(settings: Mapping[str, Any]) -> Mapping[str, str]:
     return {
         "pdq_export.version": pdq_export.__version__,
-        "pdq_export.bits": str(bits),
-        "pdq_export.target": target,
-        "pdq_export.seed": str(options.seed),
-        "pdq_export.options": json.dumps(dataclasses.asdict(options), sort_keys=True),
+        "pdq_export.bits": settings["bits"],
+        "pdq_export.target": settings["target"],
+        "pdq_export.seed": str(settings["seed"]),
+        "pdq_export.options": json.dumps(settings, sort_keys=True),
     }
 
 

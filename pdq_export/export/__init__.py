@@ -57,9 +57,7 @@ def export_model(
     be laid out, and OptionError for an unknown target.
     """
     if opset_version(model) < MIN_OPSET:
-        raise ExportError(
-            f"model: opset is {opset_version(model)}; expected at least {MIN_OPSET}; prepare it first"
-        )
+        raise ExportError(f"model: opset is {opset_version(model)}; expected at least {MIN_OPSET}; prepare it first")
     quantized = onnx.ModelProto(
         ir_version=_ir_version(model),
         producer_name="pdq-export",
@@ -76,13 +74,11 @@ def export_model(
     try:
         onnx.checker.check_model(quantized, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(
-            f"model: the {target} layout is not a valid model: {str(error).strip()[:500]}"
-        ) from error
+        raise ExportError(f"model: the {target} layout is not a valid model: {str(error).strip()[:500]}") from error
     return quantized
 
 
 def _ir_version(model: onnx.ModelProto) -> int:
-    """The lowest that the opsets (and functions) allow: a runtime may know an opset but refuse a newer format."""
+    """The lowest version that the opsets allow: a runtime may know an opset but refuse a newer format."""
     needed = onnx.helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True)
     return max(needed, 10) if model.functions else needed

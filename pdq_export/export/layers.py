@@ -54,18 +54,14 @@ class LayerWriter:
             return None
         return channel_bias(bias, self.tensors[layer.weight].scale)
 
-    def _weight(
-        self, quantized: QuantizedTensor, learned: NDArray[np.float32], scale: NDArray[np.float32]
-    ) -> str:
+    def _weight(self, quantized: QuantizedTensor, learned: NDArray[np.float32], scale: NDArray[np.float32]) -> str:
         key = (quantized.point.tensor, scale.tobytes())
         if key not in self.weights:
             shrink = _along_axis(quantized, (learned / scale).astype(np.float64))
             self.weights[key] = self._write_weight(quantized, shrink, scale)
         return self.weights[key]
 
-    def _write_weight(
-        self, quantized: QuantizedTensor, shrink: NDArray[np.float64], scale: NDArray[np.float32]
-    ) -> str:
+    def _write_weight(self, quantized: QuantizedTensor, shrink: NDArray[np.float64], scale: NDArray[np.float32]) -> str:
         """``shrink`` is below 1 where a scale was enlarged; those integers move to the coarser grid."""
         point, name, out = quantized.point, quantized.point.tensor, self.out
         assert quantized.integers is not None
@@ -81,9 +77,7 @@ class LayerWriter:
             tensor = out.constant(f"{name}_quantized", centered.astype(np.int8))
         else:
             integers = (centered + zero_point).astype(np.int16)
-            packed = packed_tensor(
-                out.tensor_name(f"{name}_quantized"), integers, bits, signed=point.symmetric
-            )
+            packed = packed_tensor(out.tensor_name(f"{name}_quantized"), integers, bits, signed=point.symmetric)
             inputs = [out.initializer(packed)]
             tensor = out.node("Cast", inputs, f"{name}_int8", name=f"{name}/Cast", to=TensorProto.INT8)
             if zero_point.any():
@@ -92,18 +86,14 @@ class LayerWriter:
         # Without a zero_point that is written out, onnxruntime leaves Gemm and MatMul in float.
         inputs = [tensor, out.constant(f"{name}_scale", scale), out.zeros(scale.shape)]
         axis = {} if point.axis is None else {"axis": point.axis}
-        return out.node(
-            "DequantizeLinear", inputs, f"{name}_dequantized", name=f"{name}/DequantizeLinear", **axis
-        )
+        return out.node("DequantizeLinear", inputs, f"{name}_dequantized", name=f"{name}/DequantizeLinear", **axis)
 
     def _write_bias(
         self, name: str, bias: NDArray[np.float32], input_scale: np.float32, weight_scale: NDArray[np.float32]
     ) -> str:
         integers = self.out.constant(f"{name}_quantized", bias_integers(bias, input_scale, weight_scale))
         inputs = [integers, self.out.constant(f"{name}_scale", bias_scale(bias, input_scale, weight_scale))]
-        return self.out.node(
-            "DequantizeLinear", inputs, f"{name}_dequantized", name=f"{name}/DequantizeLinear", axis=0
-        )
+        return self.out.node("DequantizeLinear", inputs, f"{name}_dequantized", name=f"{name}/DequantizeLinear", axis=0)
 
 
 def without_folded_factors(node: NodeProto, layer: Layer, constants: dict[str, str]) -> None:
@@ -147,7 +137,7 @@ def _along_axis(quantized: QuantizedTensor, values: NDArray[np.float64]) -> NDAr
 
 
 def _gemm_factors(node: NodeProto) -> tuple[np.float32, np.float32]:
-    """alpha and beta, 1 for everything but a Gemm. Raises ExportError where alpha cannot go into a scale."""
+    """The factors alpha and beta, 1 for all but Gemm. Raises ExportError for an alpha that is no scale."""
     if node.op_type != "Gemm":
         return np.float32(1), np.float32(1)
     alpha, beta = (np.float32(attribute(node, name, 1.0)) for name in ("alpha", "beta"))

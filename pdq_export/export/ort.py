@@ -23,8 +23,25 @@ MIN_OPSET = 13  # DequantizeLinear along an axis
 UINT8_MAX = 255
 # Pass-through operators that ONNX Runtime runs on UINT8 tensors; others run in float between two pairs.
 MOVES_INTEGERS = frozenset(
-    "Concat DepthToSpace Expand Flatten Gather Identity MaxPool Pad Reshape Resize Slice SpaceToDepth Split "
-    "Squeeze Tile Transpose Unsqueeze".split()
+    [
+        "Concat",
+        "DepthToSpace",
+        "Expand",
+        "Flatten",
+        "Gather",
+        "Identity",
+        "MaxPool",
+        "Pad",
+        "Reshape",
+        "Resize",
+        "Slice",
+        "SpaceToDepth",
+        "Split",
+        "Squeeze",
+        "Tile",
+        "Transpose",
+        "Unsqueeze",
+    ]
 )
 READS_ONLY_SHAPE = frozenset(["Shape", "Size"])
 
@@ -65,9 +82,7 @@ class _OrtGraph:
     def _check_points(self) -> None:
         for name, point in self.plan.points.items():
             if name not in self.tensors:
-                raise ExportError(
-                    f"tensor {name!r}: planned but without scale and zero_point; calibrate it first"
-                )
+                raise ExportError(f"tensor {name!r}: planned but without scale and zero_point; calibrate it first")
             if point.role is Role.WEIGHT:
                 check_weight(self.index, self.tensors[name])
             elif name not in self.index.producer and name not in (
@@ -77,17 +92,13 @@ class _OrtGraph:
                 raise ExportError(f"tensor {name!r}: planned but not in the model; plan the prepared model")
         for layer in self.plan.layers:
             if layer.node not in self.index.nodes:
-                raise ExportError(
-                    f"node {layer.node!r}: planned but not in the model; plan the prepared model"
-                )
+                raise ExportError(f"node {layer.node!r}: planned but not in the model; plan the prepared model")
 
     def _is_activation(self, tensor: str) -> bool:
         return tensor in self.plan.points and self.plan.points[tensor].role is not Role.WEIGHT
 
     def _node(self, node: NodeProto) -> None:
-        moved = [
-            name for name in node.output if name in self.plan.passthrough and name not in self.plan.points
-        ]
+        moved = [name for name in node.output if name in self.plan.passthrough and name not in self.plan.points]
         points = [name for name in node.output if self._is_activation(name)]
         if moved:
             self._pass_through(node, moved)
@@ -116,8 +127,7 @@ class _OrtGraph:
             return False
         if absorbed != node.name:
             raise ExportError(
-                f"tensor {tensor!r}: is to absorb node {absorbed!r}, but {describe(node)} writes it; "
-                "plan again"
+                f"tensor {tensor!r}: is to absorb node {absorbed!r}, but {describe(node)} writes it; plan again"
             )
         self._quantize(tensor, self._read(node.input[0]), node)
         return True
@@ -138,15 +148,11 @@ class _OrtGraph:
         quantized = self.tensors[tensor]
         scale, zero_point = np.asarray(quantized.scale), np.asarray(quantized.zero_point)
         if scale.size != 1 or zero_point.size != 1:
-            raise ExportError(
-                f"tensor {tensor!r}: scale has shape {list(scale.shape)}; expected one per tensor"
-            )
+            raise ExportError(f"tensor {tensor!r}: scale has shape {list(scale.shape)}; expected one per tensor")
         if not (np.isfinite(scale).all() and scale.item() > 0):
             raise ExportError(f"tensor {tensor!r}: scale is {scale.item()}; expected a positive number")
         if quantized.point.symmetric or not 0 <= zero_point.item() <= UINT8_MAX:
-            raise ExportError(
-                f"tensor {tensor!r}: zero_point is {zero_point.item()}; expected 0 to {UINT8_MAX}, UINT8"
-            )
+            raise ExportError(f"tensor {tensor!r}: zero_point is {zero_point.item()}; expected 0 to {UINT8_MAX}, UINT8")
         return quantized
 
     def _parameters(self, point: str) -> list[str]:
@@ -170,9 +176,7 @@ class _OrtGraph:
             if tensor in self.visible and tensor not in self.plan.points:
                 self.floats[tensor] = self.out.node_to("DequantizeLinear", inputs, tensor, name=name)
             else:
-                self.floats[tensor] = self.out.node(
-                    "DequantizeLinear", inputs, f"{tensor}_dequantized", name=name
-                )
+                self.floats[tensor] = self.out.node("DequantizeLinear", inputs, f"{tensor}_dequantized", name=name)
         return self.floats[tensor]
 
     def _constant(self, tensor: str) -> None:
@@ -191,16 +195,12 @@ class _OrtGraph:
             self.out.copy(node, [self._read(name) for name in node.input])
             for tensor in moved:
                 inputs, name = [tensor, *self._parameters(source)], f"{tensor}/QuantizeLinear"
-                self.integers[tensor] = self.out.node(
-                    "QuantizeLinear", inputs, f"{tensor}_quantized", name=name
-                )
+                self.integers[tensor] = self.out.node("QuantizeLinear", inputs, f"{tensor}_quantized", name=name)
             return
         inputs = [self._integers_of(node, name, source) for name in node.input]
         if node.op_type == "Pad":
             inputs = self._pad_inputs(node, inputs, source)
-        outputs = [
-            self.out.tensor_name(f"{name}_quantized") if name in moved else name for name in node.output
-        ]
+        outputs = [self.out.tensor_name(f"{name}_quantized") if name in moved else name for name in node.output]
         self.out.copy(node, inputs, outputs)
         self.integers.update(zip(node.output, outputs, strict=True))
         for tensor in self.visible.intersection(moved):

@@ -8,9 +8,7 @@ from pdq_export.graph.lookup import GraphIndex, describe, optional_input
 from pdq_export.spec import QuantizedTensor
 
 
-def integer_range(
-    index: GraphIndex, quantized: QuantizedTensor, activation: NodeProto | None
-) -> tuple[int, int]:
+def integer_range(index: GraphIndex, quantized: QuantizedTensor, activation: NodeProto | None) -> tuple[int, int]:
     """Smallest and largest integer of an activation, inclusive.
 
     lo = max(qmin, q(lo_f)), hi = min(qmax, q(hi_f)) with q(v) = round_half_even(v / scale) + zero_point and

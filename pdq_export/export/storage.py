@@ -33,9 +33,7 @@ def pack(values: NDArray[Any], bits: int) -> bytes:
     padded = np.zeros(-(-flat.size // per_byte) * per_byte, np.uint16)
     padded[: flat.size] = flat
     shifts = np.arange(per_byte, dtype=np.uint16) * bits
-    return bytes(
-        np.bitwise_or.reduce(padded.reshape(-1, per_byte) << shifts, axis=1).astype(np.uint8).tobytes()
-    )
+    return bytes(np.bitwise_or.reduce(padded.reshape(-1, per_byte) << shifts, axis=1).astype(np.uint8).tobytes())
 
 
 def packed_tensor(name: str, values: NDArray[Any], bits: int, *, signed: bool) -> TensorProto:

@@ -25,9 +25,7 @@ class GraphWriter:
         """Append a node; ``output`` and ``name`` are wishes. Returns the real name of the output."""
         return self.node_to(op_type, inputs, self.tensor_name(output), name=name, **attributes)
 
-    def node_to(
-        self, op_type: str, inputs: Sequence[str], output: str, *, name: str, **attributes: Any
-    ) -> str:
+    def node_to(self, op_type: str, inputs: Sequence[str], output: str, *, name: str, **attributes: Any) -> str:
         """Append a node that writes exactly ``output``, a name the old graph has and the new leaves free."""
         name = _unique(name, self._node_names)
         self._nodes.append(onnx.helper.make_node(op_type, list(inputs), [output], name=name, **attributes))
@@ -46,9 +44,7 @@ class GraphWriter:
     def constant(self, name: str, value: NDArray[Any]) -> str:
         """Add an initializer. Returns its real name."""
         name = self.tensor_name(name)
-        return self.initializer(
-            onnx.numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape), name)
-        )
+        return self.initializer(onnx.numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape), name))
 
     def initializer(self, tensor: TensorProto) -> str:
         """Add an initializer whose name came from `tensor_name`. Returns the name."""

@@ -1,15 +1,89 @@
-"""Read an ONNX file."""
+"""Read an ONNX file: everything in it is checked before it is relied on."""
 
 from pathlib import Path
 
 import onnx
+from google.protobuf.message import DecodeError
 
 from pdq_export.errors import ModelError
+from pdq_export.graph import checks
+from pdq_export.graph.external import all_tensors, load_external_data
+from pdq_export.graph.messages import essential_line
+from pdq_export.graph.tensors import check_size
+
+LIMIT = 2**31 - 1  # protobuf serializes no more
 
 
 def load_model(path: str | Path) -> onnx.ModelProto:
-    """Read an ONNX file with its external data. Raises ModelError."""
+    """Read an ONNX file with its external data and check that it is a valid float model of a supported opset.
+
+    Raises ModelError, its message starting with the path: for a file that cannot be read, is not ONNX or damaged,
+    for an invalid or already quantized model and for weights that are not finite.
+    """
+    path = Path(path)
     try:
-        return onnx.load(path)
-    except Exception as error:
-        raise ModelError(f"{path}: {error}") from error
+        model = _parse(_read(path))
+        checks.check_opset(model)
+        load_external_data(model, path.parent)
+        if model.graph.sparse_initializer:
+            name = model.graph.sparse_initializer[0].values.name
+            raise ModelError(f"tensor {name!r}: is sparse; expected dense weights; export the model again")
+        for tensor in all_tensors(model.graph):
+            check_size(tensor)
+        _check_valid(model)
+        checks.check_not_quantized(model)
+        checks.check_finite(model)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error.__cause__
+    return model
+
+
+def _read(path: Path) -> bytes:
+    if path.is_dir():
+        raise ModelError("is a directory; expected an ONNX file; give the path of the .onnx file in it")
+    try:
+        if not path.is_file():
+            raise ModelError("no such file; expected an ONNX file; check the path")
+        if path.stat().st_size > LIMIT:
+            raise ModelError("is larger than 2 GiB; expected less; export with external data")
+        data = path.read_bytes()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ModelError(f"cannot be read ({reason}); expected a readable file; check its permissions") from error
+    if not data:
+        raise ModelError("is empty; expected an ONNX file; copy or export it again")
+    return data
+
+
+def _parse(data: bytes) -> onnx.ModelProto:
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(data)
+    except DecodeError as error:
+        if _is_text(data):
+            raise ModelError("is a text file; expected an ONNX protobuf; give the .onnx file") from error
+        raise ModelError(
+            "is not an ONNX protobuf, or truncated or damaged; expected an ONNX file; copy it again"
+        ) from error
+    if not model.HasField("graph"):
+        raise ModelError("holds no graph; expected an ONNX model; it may be truncated: copy or export it again")
+    if not model.graph.node:
+        raise ModelError("its graph has no nodes; expected a network; export the model again")
+    return model
+
+
+def _is_text(data: bytes) -> bool:
+    head = data[:1024]
+    return all(byte >= 32 or byte in b"\t\n\r\f" for byte in head)
+
+
+def _check_valid(model: onnx.ModelProto) -> None:
+    if model.ByteSize() > LIMIT:
+        raise ModelError("model: is larger than 2 GiB with its weights; expected less; use a smaller model")
+    try:
+        onnx.checker.check_model(model)
+    except Exception as error:  # ValidationError, RuntimeError, ValueError, ...
+        raise ModelError(
+            f"model: is not valid ONNX ({essential_line(error)}); expected what onnx.checker accepts; "
+            "export the model again"
+        ) from error

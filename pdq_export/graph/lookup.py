@@ -1,4 +1,4 @@
-"""Read-only questions about an ONNX graph: who makes a tensor, who reads it, is it constant, what is its shape."""
+"""Questions about an ONNX graph: who writes a tensor, who reads it, is it constant, what is its shape."""
 
 import functools
 from typing import Any, TypeVar, overload
@@ -39,9 +39,9 @@ def _attribute_value(attribute: onnx.AttributeProto) -> Any:
     value = onnx.helper.get_attribute_value(attribute)
     if isinstance(value, bytes):
         return value.decode("utf-8", errors="surrogateescape")
-    if isinstance(value, (list, tuple)) or attribute.type == onnx.AttributeProto.INTS:
-        return [item.decode("utf-8", "surrogateescape") if isinstance(item, bytes) else item for item in value]
-    return value
+    if not isinstance(value, (list, tuple)):
+        return value
+    return [item.decode("utf-8", "surrogateescape") if isinstance(item, bytes) else item for item in value]
 
 
 def optional_input(node: NodeProto, position: int) -> str | None:
@@ -51,7 +51,7 @@ def optional_input(node: NodeProto, position: int) -> str | None:
 
 def opset_version(model: onnx.ModelProto) -> int:
     """Version of the default operator domain. Raises ModelError where the model does not import it."""
-    versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
+    versions = [int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
     if not versions:
         raise ModelError("model: no opset of the default domain is imported; expected one; re-export the model")
     return versions[0]

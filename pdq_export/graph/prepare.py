@@ -5,7 +5,18 @@ from collections.abc import Mapping
 
 import onnx
 
-from pdq_export.graph.passes import constants, fold_batch_norm, simplify, tidy
+from pdq_export.graph import checks
+from pdq_export.graph.passes import (
+    constants,
+    fold_affine,
+    fold_batch_norm,
+    fold_reshape,
+    fuse_hard_swish,
+    normalize,
+    raise_opset,
+    simplify,
+    tidy,
+)
 from pdq_export.spec import ChannelStatistics
 
 
@@ -13,8 +24,9 @@ from pdq_export.spec import ChannelStatistics
 class PreparedModel:
     """A model that later stages can rely on, and what BatchNormalization knew about it.
 
-    ``model``: all constants are initializers, nodes are sorted and uniquely named, BatchNormalization is folded.
-    ``statistics``: by output tensor of the layer that a BatchNormalization was folded into.
+    ``model``: constants are initializers, nodes are sorted and uniquely named, shapes inferred where they can be,
+    BatchNormalization is folded, no control flow, float32 weights. ``statistics``: by output tensor of the layer
+    that a BatchNormalization was folded into.
     """
 
     model: onnx.ModelProto
@@ -22,13 +34,23 @@ class PreparedModel:
 
 
 def prepare(model: onnx.ModelProto, *, opset: int | None = None) -> PreparedModel:
-    """Bring a loaded model into the form that planning, import and export rely on. Raises ModelError."""
+    """Bring a loaded model into the form that planning, import and export rely on; ``model`` is not changed.
+
+    Names, types and order of graph inputs and outputs stay; so do the results but for float rounding. ``opset``
+    is the version to raise an older model to. Raises ModelError.
+    """
     work = onnx.ModelProto()
     work.CopyFrom(model)
-    work = constants.run(work)
-    work = simplify.run(work)
-    work = constants.run(work)
-    work = onnx.shape_inference.infer_shapes(work)
+    for clean in (normalize.run, constants.run, simplify.run, constants.run):
+        work = clean(work)
+    checks.check_control_flow(work)
+    checks.check_layers(work)
+    checks.check_finite(work)
+    work = fold_reshape.run(tidy.infer_shapes(work))
     work, statistics = fold_batch_norm.run(work)
-    work = tidy.name_nodes(tidy.remove_unused(work))
+    work, statistics = fold_affine.run(work, statistics)
+    if opset is not None:
+        work = raise_opset.run(work, opset)
+    for finish in (fuse_hard_swish.run, tidy.remove_unused, tidy.name_nodes, tidy.infer_shapes):
+        work = finish(work)
     return PreparedModel(model=work, statistics=statistics)

@@ -93,7 +93,11 @@ class Report:
                 "simulated": _plain(self.simulated_accuracy),
             },
             "outputs": [dataclasses.asdict(output) for output in self.outputs],
-            "kernels": dataclasses.asdict(self.kernels),
+            "kernels": {
+                "integer": dict(self.kernels.integer),
+                "floating": dict(self.kernels.floating),
+                "floating_nodes": list(self.kernels.floating_nodes),
+            },
             "layers": [dict(layer) for layer in self.layers],
         }
 

@@ -20,18 +20,37 @@ _LONGEST_MESSAGE = 400
 
 # Kernels that multiply by a weight, as onnxruntime's own optimization leaves them.
 INTEGER_KERNELS = frozenset(
-    "QLinearConv QLinearMatMul QGemm ConvInteger MatMulInteger MatMulIntegerToFloat "
-    "DynamicQuantizeMatMul".split()
+    [
+        "QLinearConv",
+        "QLinearMatMul",
+        "QGemm",
+        "ConvInteger",
+        "MatMulInteger",
+        "MatMulIntegerToFloat",
+        "DynamicQuantizeMatMul",
+    ]
 )
 FLOAT_KERNELS = frozenset(
-    "Conv ConvTranspose Gemm MatMul FusedConv FusedGemm FusedMatMul NhwcFusedConv "
-    "ConvTransposeWithDynamicPads".split()
+    [
+        "Conv",
+        "ConvTranspose",
+        "Gemm",
+        "MatMul",
+        "FusedConv",
+        "FusedGemm",
+        "FusedMatMul",
+        "NhwcFusedConv",
+        "ConvTransposeWithDynamicPads",
+    ]
 )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KernelCount:
-    """How many weighted nodes run in integers and in float, by operator, and the names of the float ones."""
+    """How many weighted nodes run in integers and in float, by operator.
+
+    ``floating_nodes``: the float ones, under the names that onnxruntime's optimization gives them.
+    """
 
     integer: Mapping[str, int]
     floating: Mapping[str, int]
@@ -82,7 +101,7 @@ def count_kernels(model: bytes) -> KernelCount:
     return KernelCount(
         integer=dict(sorted(integer.items())),
         floating=dict(sorted(collections.Counter(node.op_type for node in floating).items())),
-        floating_nodes=tuple(node.name for node in floating),
+        floating_nodes=tuple(node.name or node.output[0] for node in floating),
     )
 
 

@@ -46,13 +46,15 @@ def test_a_bias_beyond_int32_gets_a_coarser_scale(bias):
 def test_bias_per_channel_keeps_its_shape(shape):
     bias = np.linspace(-1, 1, 4, dtype=np.float32).reshape(shape)
     flat = channel_bias(bias, np.ones(4, np.float32))
-    assert flat is not None and flat.shape == (4,)
+    assert flat is not None
+    assert flat.shape == (4,)
     assert round_bias(bias, np.float32(0.1), np.full(4, 0.1, np.float32)).shape == shape
 
 
 def test_one_number_becomes_one_per_channel():
     flat = channel_bias(np.array(2, np.float32), np.ones(3, np.float32))
-    assert flat is not None and flat.tolist() == [2, 2, 2]
+    assert flat is not None
+    assert flat.tolist() == [2, 2, 2]
 
 
 @pytest.mark.parametrize("shape", [(4, 1), (2, 4), (3,)])

@@ -3,16 +3,17 @@ import itertools
 
 import onnx
 import pytest
-from . import toy_networks as nets
 from hypothesis import given
 from hypothesis import strategies as st
-from .toy_quantizer import calibrate
 
 import pdq_export
 from pdq_export.errors import ExportError, OptionError
 from pdq_export.export import export_model, find_layout, layout_names, register_layout, required_opset
 from pdq_export.plan import make_plan
 from pdq_export.spec import BitWidths
+
+from . import toy_networks as nets
+from .toy_quantizer import calibrate
 
 METADATA = {"pdq_export.bits": "4/4", "pdq_export.seed": "0"}
 
@@ -91,7 +92,7 @@ def test_an_old_opset_is_refused():
 def test_a_graph_that_the_checker_refuses():
     model, plan, tensors = prepared()
     model.graph.node[5].op_type = "NoSuchOperator"
-    with pytest.raises(ExportError, match="(?s)not a valid model.*NoSuchOperator"):
+    with pytest.raises(ExportError, match=r"(?s)not a valid model.*NoSuchOperator"):
         export_model(model, plan, tensors, metadata={})
 
 

@@ -6,14 +6,15 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from . import toy_networks as nets
-from .toy_quantizer import calibrate, observe, simulate
 
 from pdq_export.errors import ExportError
 from pdq_export.export import export_model
 from pdq_export.graph.lookup import GraphIndex, attribute
 from pdq_export.plan import make_plan
 from pdq_export.spec import BitWidths, Layer, Plan, Point, Role
+
+from . import toy_networks as nets
+from .toy_quantizer import calibrate, observe, simulate
 
 WEIGHTS = {"w": (4, 3, 3, 3), "b": (4,)}
 CONV = "c = Conv <pads=[1,1,1,1]> (x, w, b)"
@@ -207,18 +208,14 @@ def test_other_moves_run_in_float_between_two_pairs():
 
 
 def test_moves_follow_each_other():
-    model = conv_relu(
-        "r = Relu(c) t = Transpose <perm=[0,2,3,1]> (r) p = Flatten(t) y = Sigmoid(p)", "float[N,144] y"
-    )
+    model = conv_relu("r = Relu(c) t = Transpose <perm=[0,2,3,1]> (r) p = Flatten(t) y = Sigmoid(p)", "float[N,144] y")
     plan = plan_of(model, carrier("x"), weight("w"), activation("r", 4, "Relu_r"), t="r", p="r")
     index = check_against_simulation(model, plan, nets.images((2, 3, 6, 6)))
     assert upstream(index, "p_quantized", 3) == ["Flatten", "Transpose", "Clip"]
 
 
 def test_a_split_gives_each_part_its_integers():
-    model = conv_relu(
-        "r = Relu(c) p, q = Split <axis=1, num_outputs=2> (r) y = Mul(p, q)", "float[N,2,6,6] y"
-    )
+    model = conv_relu("r = Relu(c) p, q = Split <axis=1, num_outputs=2> (r) y = Mul(p, q)", "float[N,2,6,6] y")
     plan = plan_of(model, carrier("x"), weight("w"), activation("r", 4, "Relu_r"), p="r", q="r")
     index = check_against_simulation(model, plan, nets.images((2, 3, 6, 6)))
     assert list(index.producer["y"].input) == ["p_dequantized", "q_dequantized"]
@@ -238,15 +235,13 @@ def test_pad_fills_with_the_zero_point(value):
     plan = plan_of(model, carrier("x"), weight("w"), activation("c", 4), p="c")
     index = check_against_simulation(model, plan, nets.images((2, 3, 6, 6)))
     fill = index.constant(index.producer["p_quantized"].input[2])
-    assert (
-        fill.dtype == np.uint8
-        and fill.item() == index.constant(index.producer["c_quantized"].input[2]).item()
-    )
+    assert fill.dtype == np.uint8
+    assert fill.item() == index.constant(index.producer["c_quantized"].input[2]).item()
 
 
 def test_pad_with_another_value_is_refused():
     model = padded(1.0)
-    with pytest.raises(ExportError, match="tensor 'p'.*does not pad with 0"):
+    with pytest.raises(ExportError, match=r"tensor 'p'.*does not pad with 0"):
         export(model, plan_of(model, carrier("x"), weight("w"), activation("c", 4), p="c"))
 
 
@@ -258,16 +253,14 @@ def test_a_moved_graph_output_keeps_its_name():
 
 
 def test_shape_reads_the_integers():
-    model = conv_relu(
-        "r = Relu(c) s = Shape(r) y = Sigmoid(r) z = Cast <to=1> (s)", "float[N,4,6,6] y, float[4] z"
-    )
+    model = conv_relu("r = Relu(c) s = Shape(r) y = Sigmoid(r) z = Cast <to=1> (s)", "float[N,4,6,6] y, float[4] z")
     index = export(model, plan_of(model, carrier("x"), weight("w"), activation("r", 4, "Relu_r")))
     assert index.producer["s"].input[0] == "r_clipped"
 
 
 def test_moving_integers_of_two_sources_is_refused():
     model = conv_relu("r = Relu(c) p = Concat <axis=1> (r, x) y = Sigmoid(p)", "float[N,7,6,6] y")
-    with pytest.raises(ExportError, match="tensor 'x'.*integers of 'r', but reads those of 'x'"):
+    with pytest.raises(ExportError, match=r"tensor 'x'.*integers of 'r', but reads those of 'x'"):
         export(model, plan_of(model, carrier("x"), weight("w"), activation("r", 4, "Relu_r"), p="r"))
 
 
@@ -287,9 +280,7 @@ def test_moving_integers_of_two_sources_is_refused():
     ],
 )
 def test_asymmetric_weights(bits, opset, stored, operators):
-    model = nets.network(
-        f"(float[N,3,6,6] x) => (float[N,4,6,6] y) {{ {CONV} y = Relu(c) }}", WEIGHTS, opset=opset
-    )
+    model = nets.network(f"(float[N,3,6,6] x) => (float[N,4,6,6] y) {{ {CONV} y = Relu(c) }}", WEIGHTS, opset=opset)
     plan = plan_of(model, carrier("x"), weight("w", bits))
     index = check_against_simulation(model, plan, nets.images((2, 3, 6, 6)))
     assert upstream(index, index.producer["c"].input[1], 3) == operators
@@ -336,9 +327,7 @@ def test_a_weight_stays_float_for_a_reader_that_is_no_layer():
         f"(float[N,3,6,6] x) => (float[N,4,6,6] y, float[4,3,3,3] z) {{ {CONV} y = Relu(c) z = Abs(w) }}",
         WEIGHTS,
     )
-    index = check_against_simulation(
-        model, plan_of(model, carrier("x"), weight("w")), nets.images((2, 3, 6, 6))
-    )
+    index = check_against_simulation(model, plan_of(model, carrier("x"), weight("w")), nets.images((2, 3, 6, 6)))
     assert index.producer["z"].input[0] == "w"
 
 
@@ -372,9 +361,7 @@ def test_a_bias_that_dwarfs_its_weights_survives():
     known = calibrate(model, plan, {"x": nets.images((2, 3, 6, 6))})["w"]
     scale = known.scale.copy()
     scale[1] = 1e-14
-    check_against_simulation(
-        model, plan, nets.images((2, 3, 6, 6)), {"w": dataclasses.replace(known, scale=scale)}
-    )
+    check_against_simulation(model, plan, nets.images((2, 3, 6, 6)), {"w": dataclasses.replace(known, scale=scale)})
 
 
 @pytest.mark.parametrize("bias", [(5,), (1, 5), (1,), (2, 5)])
@@ -390,9 +377,7 @@ def test_gemm_factors_and_bias_shapes(bias):
     node = exported.graph.node[-1]
     assert attribute(node, "alpha", 1.0) == 1.0
     assert attribute(node, "beta", 1.0) == (2.0 if bias == (2, 5) else 1.0)
-    np.testing.assert_allclose(
-        observe(exported, ["y"], {"x": x})["y"], observe(model, ["y"], {"x": x})["y"], atol=0.05
-    )
+    np.testing.assert_allclose(observe(exported, ["y"], {"x": x})["y"], observe(model, ["y"], {"x": x})["y"], atol=0.05)
 
 
 @pytest.mark.parametrize("group", [1, 2])
@@ -411,9 +396,7 @@ def test_transposed_convolution(group):
 
 
 def test_matmul_runs_in_integers():
-    model = nets.network(
-        "(float[N,6] x) => (float[N,5] y) { c = MatMul(x, w) y = Sigmoid(c) }", {"w": (6, 5)}
-    )
+    model = nets.network("(float[N,6] x) => (float[N,5] y) { c = MatMul(x, w) y = Sigmoid(c) }", {"w": (6, 5)})
     plan = plan_of(model, carrier("x"), weight("w", 4, axis=1), activation("c", 4))
     check_against_simulation(model, plan, nets.images((3, 6)))
 

@@ -1,16 +1,17 @@
 """The exported graph in onnxruntime against a simulation in numpy that knows only the plan."""
 
-from . import toy_networks as nets
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from .toy_quantizer import calibrate, simulate
 
 from pdq_export.export import export_model, required_opset
 from pdq_export.plan import make_plan
 from pdq_export.spec import BitWidths
 from pdq_export.validate import count_kernels
+
+from . import toy_networks as nets
+from .toy_quantizer import calibrate, simulate
 
 NETS = {"chain": (nets.chain, (4, 3, 12, 12)), "residual": (nets.residual, (4, 4, 12, 12))}
 
@@ -20,9 +21,7 @@ def run(model: onnx.ModelProto, x: np.ndarray, *, optimize: bool = True) -> np.n
     options.log_severity_level = 3
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return session.run(None, {session.get_inputs()[0].name: x})[0]
 
 
@@ -49,7 +48,7 @@ def test_onnxruntime_computes_what_the_plan_says(name, bits):
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("bits", ["8/8", "4/4", "2/2"])
 def test_every_layer_runs_in_integers(name, bits):
-    model, plan, _, exported, _ = quantize(name, bits)
+    _, plan, _, exported, _ = quantize(name, bits)
     kernels = count_kernels(exported.SerializeToString())
     assert kernels.all_integer
     assert kernels.integer == {"QLinearConv": len(plan.layers) - 1, "QGemm": 1}
@@ -57,7 +56,7 @@ def test_every_layer_runs_in_integers(name, bits):
 
 def test_inner_tensors_are_equal_bit_for_bit_with_and_without_optimization():
     """All but the last layer compute integers, so a network cut there has nothing left to differ in."""
-    model, plan, tensors, exported, x = quantize("residual", "4/4")
+    *_, exported, x = quantize("residual", "4/4")
     exported.graph.output[0].CopyFrom(
         onnx.helper.make_tensor_value_info("r3_dequantized", onnx.TensorProto.FLOAT, None)
     )

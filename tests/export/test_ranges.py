@@ -21,9 +21,7 @@ def graph(node: str, **bounds: float) -> GraphIndex:
 
 def quantized(scale: float, zero_point: int, bits: int) -> QuantizedTensor:
     point = Point(tensor="y", role=Role.ACTIVATION, bits=bits, absorbed="act")
-    return QuantizedTensor(
-        point=point, scale=np.array(scale, np.float32), zero_point=np.array(zero_point, np.int32)
-    )
+    return QuantizedTensor(point=point, scale=np.array(scale, np.float32), zero_point=np.array(zero_point, np.int32))
 
 
 def limits(index: GraphIndex, tensor: QuantizedTensor) -> tuple[int, int]:
@@ -79,10 +77,10 @@ def test_clipping_integers_equals_quantizing_what_the_clip_gives(value, scale, z
 
 
 def test_other_activations_are_refused_by_name():
-    with pytest.raises(ExportError, match="tensor 'y'.*Sigmoid.*expected Relu or Clip"):
+    with pytest.raises(ExportError, match=r"tensor 'y'.*Sigmoid.*expected Relu or Clip"):
         limits(graph("Sigmoid(x)"), quantized(0.1, 0, 4))
 
 
 def test_computed_bounds_are_refused():
-    with pytest.raises(ExportError, match="tensor 'y'.*'v'.*not constant"):
+    with pytest.raises(ExportError, match=r"tensor 'y'.*'v'.*not constant"):
         limits(graph("Clip(x, , v)"), quantized(0.1, 0, 4))

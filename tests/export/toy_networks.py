@@ -9,7 +9,7 @@ Shape = tuple[int, ...]
 
 
 def network(text: str, weights: Mapping[str, Shape], *, opset: int = 21, seed: int = 0) -> onnx.ModelProto:
-    """Parse ``graph``'s text and add initializers; names that start with b are small biases. Nodes get names."""
+    """Parse a graph and add initializers, small ones for names that start with b. Nodes get names."""
     model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : {opset}]> g {text}')
     rng = np.random.default_rng(seed)
     for name, shape in weights.items():

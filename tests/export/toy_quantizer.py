@@ -121,7 +121,7 @@ def simulate(
 
 
 def _run(step: onnx.ModelProto, inputs: dict[str, Array]) -> list[Array]:
-    """One node; the reference implementation has no groups for ConvTranspose, onnxruntime computes that one."""
+    """One node; the reference knows no groups in ConvTranspose, so onnxruntime computes that one."""
     if step.graph.node[0].op_type != "ConvTranspose":
         return ReferenceEvaluator(step).run(None, inputs)
     for value in (*step.graph.input, *step.graph.output):

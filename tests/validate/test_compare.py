@@ -78,7 +78,7 @@ def test_everything_is_finite_for_a_reference_of_zeros():
 def test_unequal_shapes_and_values_that_are_not_finite():
     with pytest.raises(ValidationError, match=r"output 'y'.*\[1, 3\]; expected \[1, 2\]"):
         agreement(([[1, 2]], [[1, 2, 3]]))
-    with pytest.raises(ValidationError, match="output 'y'.*NaN"):
+    with pytest.raises(ValidationError, match=r"output 'y'.*NaN"):
         agreement(([[1, 2]], [[1, math.nan]]))
 
 

@@ -1,5 +1,7 @@
 """Constants in one place: Constant nodes become initializers, and initializers are no longer graph inputs."""
 
+from typing import Any
+
 import onnx
 from onnx import NodeProto, TensorProto
 
@@ -12,7 +14,7 @@ def run(model: onnx.ModelProto) -> onnx.ModelProto:
     graph = model.graph
     kept = []
     for node in graph.node:
-        if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
+        if node.op_type == "Constant" and not node.domain:
             graph.initializer.append(_value(node))
         else:
             kept.append(node)
@@ -23,10 +25,10 @@ def run(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def _replace(field: "object", values: "list[object]") -> None:
+def _replace(field: Any, values: list[Any]) -> None:
     copies = list(values)
-    del field[:]  # type: ignore[attr-defined]
-    field.extend(copies)  # type: ignore[attr-defined]
+    del field[:]
+    field.extend(copies)
 
 
 def _value(node: NodeProto) -> TensorProto:

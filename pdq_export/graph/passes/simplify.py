@@ -1,43 +1,91 @@
 """onnxsim: folds constants and the exporters' shape arithmetic, keeps BatchNormalization."""
 
+import contextlib
+import io
 import logging
 
+import numpy as np
 import onnx
 import onnxsim
+from numpy.typing import NDArray
+
+from pdq_export.graph.messages import essential_line
 
 logger = logging.getLogger(__name__)
 
+TOLERANCE = 1e-3  # relative and absolute; float32 sums in another order stay far below it
+
 
 def run(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Simplify with onnxsim; where it fails or changes the model's interface, warn and keep the model as it is."""
+    """Simplify with onnxsim; where it fails or changes results or interface, warn and keep the model as it is.
+
+    The outputs are compared on one random input where the input's shape is known but for the batch axis.
+    """
+    example = _random_inputs(model)
     try:
-        simplified, _ = onnxsim.simplify(model, skip_fuse_bn=True, certify=False)
-    except Exception as error:  # onnxsim raises whatever its C++ core throws
-        logger.warning("onnxsim failed (%s); going on with the model as it is", _first_line(error))
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
+            simplified, same = onnxsim.simplify(
+                model,
+                skip_fuse_bn=True,
+                certify=False,
+                check_n=0 if example is None else 1,
+                input_data=example,
+                check_rtol=TOLERANCE,
+                check_atol=TOLERANCE,
+            )
+    except Exception as error:  # its C++ core throws many types
+        logger.warning("onnxsim failed (%s); going on with the model as it is", essential_line(error))
         return model
     difference = interface_difference(model, simplified)
+    if difference is None and not same:
+        difference = "the outputs' values"
     if difference is not None:
         logger.warning("onnxsim changed %s; going on with the model as it is", difference)
         return model
+    restore_interface(model, simplified)  # it refines shapes and logs what it did in the metadata
+    logger.debug("onnxsim: %d nodes, %d before", len(simplified.graph.node), len(model.graph.node))
+    assert isinstance(simplified, onnx.ModelProto)
     return simplified
 
 
 def interface_difference(before: onnx.ModelProto, after: onnx.ModelProto) -> str | None:
     """What differs between the inputs, outputs and opsets of two models, in words; None for nothing."""
     for what, old, new in (
-        ("the inputs", before.graph.input, after.graph.input),
-        ("the outputs", before.graph.output, after.graph.output),
+        ("inputs", before.graph.input, after.graph.input),
+        ("outputs", before.graph.output, after.graph.output),
     ):
         if [value.name for value in old] != [value.name for value in new]:
-            return f"the names of {what}"
+            return f"the names of the {what}"
         for left, right in zip(old, new, strict=True):
-            if left.type != right.type:
-                return f"the type or shape of {left.name!r}"
-    if {(e.domain, e.version) for e in before.opset_import} != {(e.domain, e.version) for e in after.opset_import}:
-        return "the opsets"
-    return None
+            types = left.type.tensor_type, right.type.tensor_type
+            if types[0].elem_type != types[1].elem_type or len({len(t.shape.dim) for t in types}) > 1:
+                return f"the type or rank of {left.name!r}"
+    opsets = [{(entry.domain, entry.version) for entry in model.opset_import} for model in (before, after)]
+    return None if opsets[0] == opsets[1] else "the opsets"
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+def restore_interface(original: onnx.ModelProto, changed: onnx.ModelProto) -> None:
+    """Give a model the original's input and output declarations, dynamic axes included, and its metadata."""
+    for field, source in (
+        (changed.graph.input, original.graph.input),
+        (changed.graph.output, original.graph.output),
+        (changed.metadata_props, original.metadata_props),
+    ):
+        values = list(source)
+        del field[:]
+        field.extend(values)
+
+
+def _random_inputs(model: onnx.ModelProto) -> dict[str, NDArray[np.float32]] | None:
+    """Standard normal inputs of batch 1; None where one is no float32 tensor of otherwise known shape."""
+    generator = np.random.default_rng(0)
+    inputs = {}
+    for value in model.graph.input:
+        tensor = value.type.tensor_type
+        shape = [dim.dim_value for dim in tensor.shape.dim]
+        if shape and shape[0] == 0:
+            shape[0] = 1
+        if tensor.elem_type != onnx.TensorProto.FLOAT or not shape or 0 in shape:
+            return None
+        inputs[value.name] = generator.standard_normal(shape, dtype=np.float32)
+    return inputs

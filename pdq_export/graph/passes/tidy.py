@@ -1,39 +1,54 @@
-"""Unique node names, no dead nodes, no unused initializers."""
+"""The last touches: no dead nodes, no unused constants or opsets, unique node names, inferred shapes."""
 
 import onnx
 
+from pdq_export.errors import ModelError
+from pdq_export.graph.messages import essential_line
+
 
 def remove_unused(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Drop nodes whose outputs nobody reads, then initializers that nobody reads."""
+    """Drop nodes whose outputs nobody reads, then initializers and opset imports that nobody uses."""
     graph = model.graph
     needed = {value.name for value in graph.output}
     kept = []
     for node in reversed(graph.node):
-        if needed.intersection(node.output):
+        if needed.intersection(name for name in node.output if name):
             kept.append(node)
             needed.update(node.input)
     kept.reverse()
     initializers = [tensor for tensor in graph.initializer if tensor.name in needed]
-    del graph.node[:]
-    graph.node.extend(kept)
-    del graph.initializer[:]
-    graph.initializer.extend(initializers)
+    domains = {"", *(node.domain for node in kept)}
+    opsets = [entry for entry in model.opset_import if entry.domain in domains]
+    fields = ((graph.node, kept), (graph.initializer, initializers), (model.opset_import, opsets))
+    for field, values in fields:
+        del field[:]
+        field.extend(values)
     return model
 
 
 def name_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
     """Give every node a unique name: its own where it has one, else ``{op_type}_{position}``."""
-    given = {node.name for node in model.graph.node}
+    reserved = {node.name for node in model.graph.node}
     taken: set[str] = set()
     for position, node in enumerate(model.graph.node):
-        if node.name and node.name not in taken:
-            taken.add(node.name)
-            continue
-        stem = node.name or f"{node.op_type}_{position}"
-        number, name = 0, stem
-        while name in taken or (number or not node.name) and name in given:
-            number += 1
-            name = f"{stem}_{number}"
-        node.name = name
-        taken.add(name)
+        if not node.name or node.name in taken:
+            stem = node.name or f"{node.op_type}_{position}"
+            number, name = 0, stem
+            while name in reserved or name in taken:
+                number += 1
+                name = f"{stem}_{number}"
+            node.name = name
+        taken.add(node.name)
     return model
+
+
+def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Write shape and type of every tensor where they can be inferred; what stood there before is dropped."""
+    del model.graph.value_info[:]
+    try:
+        return onnx.shape_inference.infer_shapes(model, data_prop=True)
+    except Exception as error:  # RuntimeError, ValueError or its own InferenceError
+        raise ModelError(
+            f"model: shapes cannot be inferred ({essential_line(error)}); expected consistent shapes; "
+            "check the file with onnx.checker.check_model(path, full_check=True) and re-export it"
+        ) from error

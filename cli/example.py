@@ -1,0 +1,42 @@
+"""``pdq-export example``: the embedded model and images, as files to look at and to quantize."""
+
+from importlib import resources
+from pathlib import Path
+
+import click
+
+from pdq_export.errors import OptionError
+from pdq_export.files import check_writable, write_atomically
+
+FOLDER = "calib_data"
+
+
+@click.command()
+@click.argument("directory", default=".", type=click.Path(path_type=Path))
+def example(directory: Path) -> None:
+    """Copy the embedded model, calibration and evaluation images to DIRECTORY/calib_data.
+
+    DIRECTORY is the current folder by default. Files that exist are never replaced.
+    """
+    package = resources.files("pdq_export.calib_data")
+    files = sorted((f for f in package.iterdir() if _is_data(f.name)), key=lambda f: f.name)
+    folder = directory / FOLDER
+    for file in files:
+        if (folder / file.name).exists():
+            raise OptionError(f"{folder / file.name}: exists already; choose another folder: pdq-export example DIR")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OptionError(f"{folder}: cannot be created: {error.strerror}; choose another folder") from error
+    for file in files:
+        check_writable(folder / file.name)
+    for file in files:
+        write_atomically(folder / file.name, file.read_bytes())
+        click.echo(folder / file.name)
+    models = [file.name for file in files if file.name.endswith(".onnx")]
+    change = "" if directory == Path() else f"cd {directory} && "
+    click.echo(f"\nNext:\n  {change}pdq-export quantize {FOLDER}/{models[0] if models else 'MODEL.onnx'} --bits 4/4")
+
+
+def _is_data(name: str) -> bool:
+    return name.endswith((".onnx", ".npz")) or name == "README.md"

@@ -1,0 +1,193 @@
+"""``pdq-export quantize``: options, checks that must come before the work, and what is shown of it."""
+
+import dataclasses
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+
+from pdq_export.errors import DataError, OptionError
+from pdq_export.files import check_writable, write_atomically
+
+from .log import NOTES, set_up_logging
+from .progress import ProgressDisplay
+from .render import report_table
+
+if TYPE_CHECKING:
+    from pdq_export.pipeline import Result
+
+DEFAULT_DATA = "calib_data"
+_PATH = click.Path(path_type=Path)
+_NUMBERS = ("samples", "iters", "correction_iters", "seed")  # of CalibrationOptions, which has the defaults
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """What was asked for, with every default filled in but those of `CalibrationOptions`."""
+
+    model: Path
+    bits: str
+    calib: Path
+    eval: Path | None
+    output: Path
+    report: Path | None
+    overwrite: bool
+    target: str
+    opset: int | None
+    device: str
+    numbers: dict[str, Any]
+
+
+@click.command(epilog="Exit codes: 0 done, 2 wrong input or options, 130 interrupted, 1 a bug in pdq-export.")
+@click.argument("model", type=_PATH, metavar="MODEL.onnx")
+@click.option("--bits", default="4/4", metavar="W/A", help="Bits of weights and activations, 2 to 8.  [default: 4/4]")
+@click.option(
+    "--calib",
+    type=_PATH,
+    metavar="PATH",
+    help="Calibration images: .npz, .npy or a folder of images.  [default: calib_data/calib.*]",
+)
+@click.option(
+    "--eval",
+    "evaluation",
+    type=_PATH,
+    metavar="PATH",
+    help="Evaluation images for the report, like --calib.  [default: calib_data/eval.*, where --calib is not given]",
+)
+@click.option("-o", "--output", type=_PATH, metavar="OUT.onnx", help="The file to write.  [default: ./MODEL-w4a4.onnx]")
+@click.option("--report", type=_PATH, metavar="OUT.json", help="Write the report as JSON.")
+@click.option("--overwrite", is_flag=True, help="Replace the output and the report where they exist.")
+@click.option("--samples", type=int, metavar="N", help="Calibration images to use, the first N.  [default: 1024]")
+@click.option("--iters", type=int, metavar="N", help="Optimization steps for each block.  [default: 500]")
+@click.option(
+    "--correction-iters",
+    type=int,
+    metavar="N",
+    help="Steps of distribution correction; 0 switches it off.  [default: 100]",
+)
+@click.option("--seed", type=int, metavar="S", help="Seed of everything random.  [default: 0]")
+@click.option(
+    "--device",
+    default="auto",
+    metavar="auto|cpu|cuda[:n]",
+    help="Where to calibrate.  [default: auto, a GPU where there is one]",
+)
+@click.option(
+    "--target", default="ort", metavar="ort", help="Layout of the file: ort, for ONNX Runtime.  [default: ort]"
+)
+@click.option(
+    "--opset",
+    type=int,
+    metavar="N",
+    help="Write no newer opset than N, for older runtimes.  [default: what the layout needs]",
+)
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but warnings and errors.")
+@click.option("-v", "--verbose", is_flag=True, help="Log everything, with tracebacks.")
+def quantize(
+    model: Path,
+    *,
+    evaluation: Path | None,
+    calib: Path | None,
+    output: Path | None,
+    quiet: bool,
+    verbose: bool,
+    **options: Any,
+) -> None:
+    """Quantize an ONNX CNN to W/A bits and show how it compares with FP32.
+
+    Weights get W bits and activations A bits; the first and the last layer keep 8. The result is an ordinary ONNX
+    file for ONNX Runtime.
+
+    Images are given as (a) an .npz with `images` (N,C,H,W), float32 as they are or uint8 with arrays `mean` and
+    `std` for pixels scaled to 0..1, and optionally `labels`; (b) an .npy with float32 images; (c) a folder of images
+    with an optional preprocess.toml (mean, std, resize, crop) and labels.csv (file,label). Without --calib, those in
+    the folder calib_data are taken.
+    """
+    console = Console(stderr=True)
+    if quiet and verbose:
+        raise OptionError("--quiet and --verbose contradict each other; give one of them")
+    set_up_logging(console, quiet=quiet, verbose=verbose)
+    calib, evaluation = _find_images(calib, evaluation)
+    numbers = {name: value for name in _NUMBERS if (value := options.pop(name)) is not None}
+    default_output = _default_output(model, options["bits"])
+    request = Request(
+        model=model, calib=calib, eval=evaluation, output=output or default_output, numbers=numbers, **options
+    )
+    _check_paths(request)
+    result = _run(request, console, quiet=quiet, verbose=verbose)
+    if request.report is not None:
+        write_atomically(request.report, result.report.to_json().encode())
+    if not quiet:
+        _show(request, result)
+
+
+def _find_images(calib: Path | None, evaluation: Path | None) -> tuple[Path, Path | None]:
+    """What was named, or what calib_data has; evaluation images of calib_data only go with its calibration images."""
+    if calib is not None:
+        return calib, evaluation
+    from pdq_export.data import find_default
+
+    found, found_evaluation = find_default(DEFAULT_DATA)
+    if found is None:
+        raise DataError(
+            f"no calibration images: --calib is not given, and {Path.cwd() / DEFAULT_DATA} has no calib.npz, calib.npy "
+            "or folder calib; give --calib PATH, or get an example with: pdq-export example"
+        )
+    NOTES.info("calibration images: %s (found; --calib takes others)", found)
+    if evaluation is None and found_evaluation is not None:
+        NOTES.info("evaluation images: %s (found; --eval takes others)", found_evaluation)
+        evaluation = found_evaluation
+    return found, evaluation
+
+
+def _default_output(model: Path, bits: str) -> Path:
+    from pdq_export.spec import BitWidths
+
+    widths = BitWidths.parse(bits)
+    return Path(f"{model.stem}-w{widths.weight}a{widths.activation}.onnx")
+
+
+def _check_paths(request: Request) -> None:
+    """Nobody shall wait for a calibration whose result cannot be written, or lose a file to it."""
+    inputs = [path for path in (request.model, request.calib, request.eval) if path is not None]
+    check_writable(request.output, overwrite=request.overwrite, inputs=inputs)
+    if request.report is not None:
+        if request.report.resolve() == request.output.resolve():
+            raise OptionError(f"{request.report}: is both --report and --output; expected two files")
+        check_writable(request.report, overwrite=request.overwrite, inputs=inputs)
+
+
+def _run(request: Request, console: Console, *, quiet: bool, verbose: bool) -> "Result":
+    with ProgressDisplay(console, quiet=quiet) as progress:
+        # Imported here, behind every check that needs no torch: it takes seconds.
+        import onnxruntime
+
+        from pdq_export.calibrate import CalibrationOptions
+        from pdq_export.pipeline import quantize as run
+
+        if not verbose:
+            onnxruntime.set_default_logger_severity(3)  # without a GPU, its GPU build warns about missing libraries
+        return run(
+            request.model,
+            bits=request.bits,
+            calib=request.calib,
+            eval=request.eval,
+            output=request.output,
+            overwrite=request.overwrite,
+            target=request.target,
+            opset=request.opset,
+            options=CalibrationOptions(**request.numbers),
+            device=request.device,
+            progress=progress,
+        )
+
+
+def _show(request: Request, result: "Result") -> None:
+    on = str(request.eval) if request.eval else f"{request.calib}, used for calibration too: --eval gives others"
+    console = Console(highlight=False)
+    console.print(report_table(result.report, bits=request.bits, on=on))
+    for path in (request.output, request.report):
+        if path is not None:
+            console.print(f"wrote {shlex.quote(str(path))}", markup=False, soft_wrap=True)

@@ -1,0 +1,66 @@
+"""The table at the end of a run."""
+
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from pdq_export.validate import Accuracy, Report
+
+Row = tuple[str, str, str, str]
+
+
+def report_table(report: "Report", *, bits: str, on: str) -> Table:
+    """FP32 beside the quantized model: accuracy, agreement, kernels, size. ``on`` says what was measured on."""
+    table = Table(title=Text(f"{report.images:,} images of {on}"), box=box.SIMPLE_HEAD, title_justify="left")
+    table.add_column("")
+    for name in ("FP32", bits, ""):
+        table.add_column(name, justify="right")
+    for row in report_rows(report):
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def report_rows(report: "Report") -> list[Row]:
+    """Rows of the table: what, FP32, quantized, difference."""
+    rows = _accuracy(report.float_accuracy, report.quantized_accuracy)
+    several = len(report.outputs) > 1
+    for output in report.outputs:
+        name = f" ({output.name})" if several else ""
+        against_float, against_simulation = output.quantized_float, output.quantized_simulated
+        rows.append((f"argmax agrees with FP32{name}", "", _percent(against_float.argmax_agreement), ""))
+        rows.append((f"SQNR against FP32{name}", "", _decibel(against_float.sqnr_db), ""))
+        if against_simulation is not None:
+            agreement = _percent(against_simulation.argmax_agreement)
+            rows.append((f"argmax agrees with simulation{name}", "", agreement, ""))
+    integer, floating = (sum(counts.values()) for counts in (report.kernels.integer, report.kernels.floating))
+    rows.append(("weighted layers run as integers", "", f"{integer} of {integer + floating}", ""))
+    rows.append(("size", _size(report.model.size), _size(report.quantized.size), f"× {report.size_ratio:.3f}"))
+    return [row for row in rows if row[2]]
+
+
+def _accuracy(floating: "Accuracy | None", quantized: "Accuracy | None") -> list[Row]:
+    if floating is None or quantized is None:
+        return []
+    rows = [_accuracy_row("top-1 accuracy", floating.top1, quantized.top1)]
+    if floating.top5 is not None and quantized.top5 is not None:
+        rows.append(_accuracy_row("top-5 accuracy", floating.top5, quantized.top5))
+    return rows
+
+
+def _accuracy_row(name: str, floating: float, quantized: float) -> Row:
+    return name, _percent(floating), _percent(quantized), f"{100 * (quantized - floating):+.2f} points"
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.2f} %"
+
+
+def _decibel(value: float | None) -> str:
+    return "equal" if value is None else f"{value:.1f} dB"
+
+
+def _size(size: int) -> str:
+    return f"{size / 1000:,.0f} kB" if size < 10_000_000 else f"{size / 1e6:,.1f} MB"

@@ -1,0 +1,165 @@
+"""Images from .npz and .npy files.
+
+Headers are read first and checked before memory is taken, and only the images asked for are read: an archive of a few
+kilobytes may declare terabytes. Pickled objects are never loaded.
+"""
+
+import dataclasses
+import math
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from pdq_export.data.checks import check_bytes, check_labels, check_shape
+from pdq_export.data.image_set import ImageSet
+from pdq_export.data.input_spec import InputSpec, format_shape
+from pdq_export.errors import DataError
+
+_DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    ValueError,
+    NotImplementedError,
+    RuntimeError,
+    OverflowError,
+)
+_BLOCK = 2**24
+
+
+def load_npz(path: Path, *, expected: InputSpec | None, limit: int | None) -> ImageSet:
+    """Images from ``images`` and, where the archive has them, ``mean``, ``std`` and ``labels``."""
+    where = str(path)
+    with _damage_is_an_error(where), zipfile.ZipFile(path) as archive:
+        names = {name.removesuffix(".npy") for name in archive.namelist()}
+        if "images" not in names:
+            found = ", ".join(sorted(names)[:8]) or "nothing"
+            raise DataError(f"{where}: holds {found}; expected an array named 'images' (N x C x H x W)")
+        images, count = _read_images(archive, where, expected, limit)
+        mean, std = (_read_small(archive, where, name, 64) if name in names else None for name in ("mean", "std"))
+        labels = _read_small(archive, where, "labels", count) if "labels" in names else None
+    if labels is not None:
+        labels = check_labels(where, labels, count)[: len(images)]
+    return ImageSet.from_array(images, labels=labels, mean=mean, std=std, source=where, expected=expected)
+
+
+def load_npy(path: Path, *, expected: InputSpec | None, limit: int | None) -> ImageSet:
+    """Images from one float32 array."""
+    where = str(path)
+    with _damage_is_an_error(where), path.open("rb") as file:
+        header = _read_header(file, where)
+        if header.dtype == np.uint8:
+            raise DataError(
+                f"{where}: images are uint8, and an .npy has no place for mean and std; store float32 images, or an "
+                ".npz with arrays images, mean and std"
+            )
+        declared, available = header.nbytes, path.stat().st_size - file.tell()
+        _check_images(where, header, expected, limit)
+        if declared > available:
+            raise DataError(f"{where}: cut off: {available:,} of {declared:,} bytes; write or copy it again")
+        images = _read_head(file, where, header, limit)
+    return ImageSet.from_array(images, source=where, expected=expected)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Header:
+    shape: tuple[int, ...]
+    fortran_order: bool
+    dtype: np.dtype[Any]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@contextmanager
+def _damage_is_an_error(where: str) -> Iterator[None]:
+    try:
+        yield
+    except _DAMAGED as error:
+        detail = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DataError(
+            f"{where}: not a readable NumPy file ({detail}); write it again with np.save or np.savez"
+        ) from (error)
+
+
+def _read_header(file: IO[bytes], where: str) -> _Header:
+    match npy.read_magic(file):
+        case (1, 0):
+            shape, fortran_order, dtype = npy.read_array_header_1_0(file)
+        case (2, 0):
+            shape, fortran_order, dtype = npy.read_array_header_2_0(file)
+        case version:
+            raise DataError(f"{where}: .npy format {version}; expected 1.0 or 2.0: plain numbers without field names")
+    if dtype.hasobject:
+        raise DataError(f"{where}: an array of Python objects; expected numbers: it is not loaded, for it can run code")
+    if any(size < 0 for size in shape):
+        raise DataError(f"{where}: declares shape {shape}; expected sizes of at least 0")
+    return _Header(shape=shape, fortran_order=fortran_order, dtype=dtype)
+
+
+@contextmanager
+def _open_member(archive: zipfile.ZipFile, where: str, name: str) -> Iterator[tuple[IO[bytes], _Header]]:
+    """Open an array of the archive behind its header, whose size must be what the archive declares."""
+    info = archive.getinfo(f"{name}.npy")
+    with archive.open(info) as file:
+        header = _read_header(file, f"{where}[{name}]")
+        available = info.file_size - file.tell()
+        if header.nbytes != available:
+            shape = format_shape(header.shape)
+            raise DataError(
+                f"{where}[{name}]: {available:,} bytes for {shape} values of {header.dtype}; "
+                f"expected {header.nbytes:,}: write it again with np.savez"
+            )
+        yield file, header
+
+
+def _read_images(
+    archive: zipfile.ZipFile, where: str, expected: InputSpec | None, limit: int | None
+) -> tuple[NDArray[Any], int]:
+    """The first images, and how many the archive holds."""
+    with _open_member(archive, where, "images") as (file, header):
+        _check_images(where, header, expected, limit)
+        return _read_head(file, where, header, limit), header.shape[0]
+
+
+def _read_small(archive: zipfile.ZipFile, where: str, name: str, limit: int) -> NDArray[Any]:
+    """Read labels, mean or std, which cannot be meant to be much longer than ``limit``."""
+    with _open_member(archive, where, name) as (file, header):
+        if math.prod(header.shape) > limit:
+            found = format_shape(header.shape)
+            raise DataError(f"{where}[{name}]: shape {found}; expected at most {limit} values")
+        return _read_head(file, where, header, None)
+
+
+def _check_images(where: str, header: _Header, expected: InputSpec | None, limit: int | None) -> None:
+    check_shape(where, header.shape, expected)
+    # A column-major array has to be read as a whole to get at its first images.
+    count = header.shape[0] if limit is None or header.fortran_order else min(limit, header.shape[0])
+    check_bytes(where, (count, *header.shape[1:]), header.dtype.itemsize)
+
+
+def _read_head(file: IO[bytes], where: str, header: _Header, limit: int | None) -> NDArray[Any]:
+    shape = header.shape
+    if limit is not None and shape and not header.fortran_order:
+        shape = (min(limit, shape[0]), *shape[1:])
+    array = np.empty(math.prod(shape), dtype=header.dtype)
+    view = array.view(np.uint8)
+    done = 0
+    while done < len(view):
+        block = file.read(min(_BLOCK, len(view) - done))
+        if not block:
+            raise DataError(f"{where}: cut off after {done:,} of {len(view):,} bytes; write or copy it again")
+        view[done : done + len(block)] = np.frombuffer(block, dtype=np.uint8)
+        done += len(block)
+    array = array.reshape(shape, order="F" if header.fortran_order else "C")
+    if header.fortran_order:
+        array = np.ascontiguousarray(array[:limit] if shape else array)
+    return array.astype(header.dtype.newbyteorder("="), copy=False)

@@ -1,0 +1,115 @@
+"""Images in memory, normalized when they are asked for."""
+
+import dataclasses
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pdq_export.data.checks import check_finite, check_labels, check_shape, check_statistics
+from pdq_export.data.input_spec import InputSpec, format_shape
+from pdq_export.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageSet:
+    """Images (N, C, H, W), with labels (N,) where they are known.
+
+    ``pixels`` are float32, ready for the model, or uint8 together with ``mean`` and ``std`` of shape [C] in units of
+    0..1; then x = (pixels / 255 - mean) / std, computed only for the images that are asked for. ``source`` says where
+    they come from, for messages.
+    """
+
+    pixels: NDArray[np.uint8] | NDArray[np.float32]
+    mean: NDArray[np.float32] | None = None
+    std: NDArray[np.float32] | None = None
+    labels: NDArray[np.int64] | None = None
+    source: str
+
+    @classmethod
+    def from_array(
+        cls,
+        images: NDArray[Any],
+        *,
+        labels: NDArray[Any] | None = None,
+        mean: Any = None,
+        std: Any = None,
+        source: str = "array",
+        expected: InputSpec | None = None,
+        limit: int | None = None,
+    ) -> "ImageSet":
+        """The first ``limit`` images of an array (N, C, H, W): float32 normalized, or uint8 with mean and std [C].
+
+        ``labels``: one class index for each image, (N,). Raises DataError where they do not fit each other or the
+        model's input.
+        """
+        check_shape(source, images.shape, expected)
+        checked = None if labels is None else check_labels(source, np.asarray(labels), len(images))[:limit]
+        images = images[:limit]
+        if images.dtype == np.float32:
+            if mean is not None or std is not None:
+                logger.warning("%s: mean and std are not used: float32 images count as normalized already", source)
+            check_finite(source, images)
+            return cls(pixels=images, labels=checked, source=source)
+        if images.dtype != np.uint8:
+            remedy = "convert normalized images with images.astype(np.float32)"
+            raise DataError(
+                f"{source}: images are {images.dtype}; expected float32, or uint8 with mean and std; {remedy}"
+            )
+        if mean is None or std is None:
+            missing = " and ".join(name for name, value in (("mean", mean), ("std", std)) if value is None)
+            remedy = "store them beside the images as arrays of one value a channel, in units of 0..1"
+            raise DataError(f"{source}: uint8 images without {missing}; {remedy}")
+        mean, std = check_statistics(source, mean, std, images.shape[1])
+        return cls(pixels=images, mean=mean, std=std, labels=checked, source=source)
+
+    def check(self, expected: InputSpec) -> "ImageSet":
+        """Return itself. Raises DataError where the images do not fit the model's input."""
+        check_shape(self.source, self.pixels.shape, expected)
+        return self
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __str__(self) -> str:
+        labels = "" if self.labels is None else ", labelled"
+        shape = format_shape(self.image_shape)
+        return f"{self.source}: {len(self)} images {shape} ({self.pixels.dtype}{labels})"
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        _, channels, height, width = self.pixels.shape
+        return channels, height, width
+
+    @property
+    def images(self) -> NDArray[np.float32]:
+        """All images, normalized: float32 (N, C, H, W)."""
+        return self.array()
+
+    def head(self, count: int) -> "ImageSet":
+        """The first ``count`` images, or all where there are fewer."""
+        labels = None if self.labels is None else self.labels[:count]
+        return dataclasses.replace(self, pixels=self.pixels[:count], labels=labels)
+
+    def array(self, limit: int | None = None) -> NDArray[np.float32]:
+        """The first ``limit`` images (all by default), normalized: float32 (n, C, H, W)."""
+        return self._normalize(self.pixels[:limit])
+
+    def batches(self, size: int) -> Iterator[NDArray[np.float32]]:
+        """All images in order, ``size`` at a time, normalized; the last batch may be smaller."""
+        for start in range(0, len(self), size):
+            yield self._normalize(self.pixels[start : start + size])
+
+    def _normalize(self, pixels: NDArray[np.uint8] | NDArray[np.float32]) -> NDArray[np.float32]:
+        if self.mean is None or self.std is None:
+            return np.ascontiguousarray(pixels, dtype=np.float32)
+        x = pixels.astype(np.float32)
+        x /= np.float32(255)
+        x -= self.mean[:, None, None]
+        x /= self.std[:, None, None]
+        return x

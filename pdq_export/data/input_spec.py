@@ -1,0 +1,33 @@
+"""The model's input that images have to fit."""
+
+import dataclasses
+
+from pdq_export.errors import DataError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InputSpec:
+    """The model's image input: its name, its shape (N, C, H, W) with None for dynamic axes, its element type."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str = "float32"
+
+    def __str__(self) -> str:
+        return f"input {self.name!r} ({format_shape(self.shape)}, {self.dtype})"
+
+    def check_supported(self, where: str) -> None:
+        """Raise DataError where this is not a float32 image input of rank 4."""
+        if len(self.shape) != 4 or self.dtype != "float32":
+            raise DataError(f"{where}: images cannot feed the model's {self}; expected N x C x H x W, float32")
+
+    @property
+    def chw(self) -> tuple[int | None, int | None, int | None]:
+        """Channels, height and width; None where dynamic."""
+        _, channels, height, width = self.shape
+        return channels, height, width
+
+
+def format_shape(shape: tuple[int | None, ...]) -> str:
+    """``1 x 3 x ? x 32``; ? is a dynamic axis."""
+    return " x ".join("?" if size is None else str(size) for size in shape) or "scalar"

@@ -1,0 +1,73 @@
+"""Finds and loads images, whatever they are stored as."""
+
+import logging
+from pathlib import Path
+
+from pdq_export.data.archive import load_npy, load_npz
+from pdq_export.data.folder import load_folder
+from pdq_export.data.image_set import ImageSet
+from pdq_export.data.input_spec import InputSpec
+from pdq_export.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+_FORMS = ".npz, .npy or a folder of images"
+
+
+def load_images(path: str | Path, *, expected: InputSpec | None = None, limit: int | None = None) -> ImageSet:
+    """Load images from an .npz, an .npy or a folder of image files.
+
+    - ``.npz``: ``images`` (N, C, H, W), float32 as they are, or uint8 with ``mean`` and ``std`` [C] in units of 0..1:
+      x = (images / 255 - mean) / std; optionally ``labels`` (N,).
+    - ``.npy``: float32 (N, C, H, W).
+    - folder: .jpg, .jpeg, .png, .bmp, .webp in sorted order, with optional ``preprocess.toml`` and ``labels.csv``.
+
+    ``expected`` is the model's input; C, H and W must fit it. With ``limit`` only the first images are read, all of
+    them where there are fewer. Raises DataError.
+    """
+    path = Path(path)
+    if limit is not None and limit < 1:
+        raise DataError(f"{path}: {limit} images asked for; expected at least 1")
+    if expected is not None:
+        expected.check_supported(str(path))
+    try:
+        images = _load(path, expected, limit)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if limit is not None and len(images) < limit:
+        logger.warning("%s: %d images, fewer than the %d asked for: all are taken", path, len(images), limit)
+    return images
+
+
+def _load(path: Path, expected: InputSpec | None, limit: int | None) -> ImageSet:
+    if path.is_dir():
+        return load_folder(path, expected=expected, limit=limit)
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder; expected images as {_FORMS}")
+    if not path.is_file():
+        raise DataError(f"{path}: not a regular file; expected images as {_FORMS}")
+    match path.suffix.lower():
+        case ".npz":
+            return load_npz(path, expected=expected, limit=limit)
+        case ".npy":
+            return load_npy(path, expected=expected, limit=limit)
+        case suffix:
+            raise DataError(f"{path}: suffix {suffix!r} is not known; expected images as {_FORMS}")
+
+
+def find_default(folder: str | Path) -> tuple[Path | None, Path | None]:
+    """Calibration and evaluation images in a folder: ``calib`` and ``eval``, each an .npz, an .npy or a folder.
+
+    None where there is none. Raises DataError where there is more than one of a kind.
+    """
+    return _find(Path(folder), "calib"), _find(Path(folder), "eval")
+
+
+def _find(folder: Path, stem: str) -> Path | None:
+    files = [path for suffix in (".npz", ".npy") if (path := folder / f"{stem}{suffix}").is_file()]
+    folders = [path for path in (folder / stem,) if path.is_dir()]
+    found = files + folders
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise DataError(f"{folder}: {names}: expected one of them; say which with --{stem}")
+    return found[0] if found else None

@@ -1,0 +1,17 @@
+"""ONNX -> torch.fx: ``import_model`` and the operator table behind it."""
+
+from pdq_export.frontend import ops
+from pdq_export.frontend.importer import import_model
+from pdq_export.frontend.registry import OLDEST_OPSET, table
+
+
+def supported_operators() -> dict[str, tuple[int, ...]]:
+    """The versions (opsets of change) of every operator in the table, by name, custom domains as ``domain.name``."""
+    ops.load()
+    versions: dict[str, list[int]] = {}
+    for domain, op_type, version in sorted(table()):
+        versions.setdefault(f"{domain}.{op_type}" if domain else op_type, []).append(version)
+    return {name: tuple(found) for name, found in versions.items()}
+
+
+__all__ = ["OLDEST_OPSET", "import_model", "supported_operators"]

@@ -1,0 +1,73 @@
+"""The operator table: which function converts which version of which operator."""
+
+from collections.abc import Callable, Mapping
+
+import onnx.defs
+
+from pdq_export.errors import UnsupportedOperatorError
+from pdq_export.frontend.node import Call, OnnxNode, describe_as
+
+OLDEST_OPSET = 9
+
+Converter = Callable[[OnnxNode], Call]
+Key = tuple[str, str, int]  # domain, op_type, since_version
+
+_TABLE: dict[Key, Converter] = {}
+
+
+def converter(
+    op_type: str, since_version: int | tuple[int, ...], domain: str = ""
+) -> Callable[[Converter], Converter]:
+    """Register the decorated function for the given versions of an operator.
+
+    ``since_version``: the opsets in which the operator was changed (``onnx.defs``), all of those whose meaning is the
+    same for the converter. Raises ValueError for a version that does not exist or is registered already.
+    """
+    versions = (since_version,) if isinstance(since_version, int) else since_version
+
+    def register(function: Converter) -> Converter:
+        for version in versions:
+            key = (domain, op_type, version)
+            if key in _TABLE:
+                raise ValueError(f"{op_type} version {version}: registered twice")
+            if onnx.defs.get_schema(op_type, version, domain).since_version != version:
+                raise ValueError(f"{op_type} has no version {version}")
+            _TABLE[key] = function
+        return function
+
+    return register
+
+
+def table() -> Mapping[Key, Converter]:
+    """A copy of the operator table, by (domain, op_type, since_version)."""
+    return dict(_TABLE)
+
+
+def find_schema(name: str, domain: str, op_type: str, opset: int, outputs: tuple[str, ...]) -> onnx.defs.OpSchema:
+    """The operator's definition in this opset; raises UnsupportedOperatorError where ONNX has none."""
+    try:
+        return onnx.defs.get_schema(op_type, opset, domain)
+    except onnx.defs.SchemaError as error:
+        raise UnsupportedOperatorError(
+            f"{describe_as(name, domain, op_type, opset, outputs)}: not an operator of this ONNX opset; "
+            "export the model with standard operators only"
+        ) from error
+
+
+def find_converter(node: OnnxNode) -> Converter:
+    """The converter of the node's operator and version; raises UnsupportedOperatorError where there is none."""
+    found = _TABLE.get((node.domain, node.op_type, node.since_version))
+    if found is not None:
+        return found
+    known = sorted(version for domain, op, version in _TABLE if (domain, op) == (node.domain, node.op_type))
+    if known:
+        raise node.unsupported(
+            f"version {node.since_version} of this operator is not supported",
+            f"convert the model to an opset from {known[0]} on (onnx.version_converter)",
+        )
+    if node.op_type in ("If", "Loop", "Scan"):
+        raise node.unsupported(
+            "control flow is not supported",
+            "simplify the model with its input shapes fixed, or export it without data-dependent branches",
+        )
+    raise node.unsupported("not supported", "replace it in the exported model, or see the operator table")

@@ -1,0 +1,121 @@
+"""What a model must and must not contain to be quantized. Every check raises ModelError."""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import onnx
+from onnx import NodeProto, TensorProto
+
+from pdq_export.errors import ModelError
+from pdq_export.graph.lookup import GraphIndex, attribute, describe, opset_version
+
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+QUANTIZED = (
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "DynamicQuantizeLinear",
+    "DynamicQuantizeMatMul",
+    "DynamicQuantizeLSTM",
+    "MatMulIntegerToFloat",
+    "ConvInteger",
+    "MatMulInteger",
+    "MatMulNBits",
+    "MatMulBnb4",
+    "QGemm",
+    "QAttention",
+    "QEmbedLayerNormalization",
+    "BipolarQuant",
+    "Quant",
+)
+OLDEST_OPSET = 9
+
+
+def check_opset(model: onnx.ModelProto) -> None:
+    """Opset 9 up to the newest that the onnx package knows."""
+    found, newest = opset_version(model), onnx.defs.onnx_opset_version()
+    if found < OLDEST_OPSET:
+        raise ModelError(f"model: has opset {found}; expected {OLDEST_OPSET} to {newest}; export it with a newer opset")
+    if found > newest:
+        raise ModelError(
+            f"model: has opset {found}; expected {OLDEST_OPSET} to {newest}; "
+            "export it with an older opset or install a newer onnx package"
+        )
+
+
+def check_not_quantized(model: onnx.ModelProto) -> None:
+    """No node of a quantized model: QuantizeLinear, QLinearConv, ConvInteger and their like."""
+    nodes = [*_all_nodes(model.graph.node), *(node for f in model.functions for node in _all_nodes(f.node))]
+    for node in nodes:
+        if node.op_type in QUANTIZED or node.op_type.startswith("QLinear"):
+            raise ModelError(
+                f"{describe(node)}: the model is already quantized; expected a float32 model; "
+                "give the model it was made from"
+            )
+
+
+def check_control_flow(model: onnx.ModelProto) -> None:
+    """No node with a subgraph (If, Loop, Scan)."""
+    for node in model.graph.node:
+        if any(a.HasField("g") or a.graphs for a in node.attribute):
+            raise ModelError(
+                f"{describe(node)}: control flow is not supported; expected a graph without subgraphs; "
+                "export the model with fixed conditions and loop counts"
+            )
+
+
+def check_layers(model: onnx.ModelProto) -> None:
+    """At least one layer with a constant weight, and float32 weights only."""
+    layers = list(_layers(GraphIndex(model)))
+    if not layers:
+        raise ModelError(
+            "model: nothing to quantize: no Conv, ConvTranspose, Gemm or MatMul has a constant weight; "
+            "expected at least one; export the model with its weights in it"
+        )
+    for node, weight in layers:
+        if weight.data_type != TensorProto.FLOAT:
+            name = TensorProto.DataType.Name(weight.data_type).lower()
+            raise ModelError(
+                f"{describe(node)}: weight {weight.name!r} is {name} ({name} model); expected float32; "
+                "convert the model to float32 first"
+            )
+
+
+def check_finite(model: onnx.ModelProto) -> None:
+    """No NaN or infinity in the constants of layers and BatchNormalization."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Constant" and attribute(node, "value") is not None:
+            constants[node.output[0]] = attribute(node, "value")
+    for node in model.graph.node:
+        if node.domain not in ("", "ai.onnx") or node.op_type not in (*WEIGHTED, "BatchNormalization"):
+            continue
+        for name in node.input:
+            if name in constants:
+                _check_finite(node, name, constants[name])
+
+
+def _check_finite(node: NodeProto, name: str, tensor: TensorProto) -> None:
+    if tensor.data_type not in (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16):
+        return
+    value = onnx.numpy_helper.to_array(tensor)
+    bad = ~np.isfinite(value)
+    if bad.any():
+        first = np.unravel_index(int(np.argmax(bad)), value.shape) if value.ndim else ()
+        raise ModelError(
+            f"{describe(node)}: constant {name!r} holds {int(bad.sum())} NaN or infinite values, first at "
+            f"{[int(i) for i in first]}; expected finite weights; check the training and export again"
+        )
+
+
+def _layers(index: GraphIndex) -> Iterator[tuple[NodeProto, TensorProto]]:
+    for node in index.graph.node:
+        if node.op_type in WEIGHTED and not node.domain and node.input[1] in index.initializers:
+            yield node, index.initializers[node.input[1]]
+
+
+def _all_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
+    for node in nodes:
+        yield node
+        for candidate in node.attribute:
+            for subgraph in (*([candidate.g] if candidate.HasField("g") else []), *candidate.graphs):
+                yield from _all_nodes(subgraph.node)

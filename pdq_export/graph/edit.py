@@ -1,0 +1,116 @@
+"""Small changes to a graph that several passes share."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import NodeProto
+
+from pdq_export.graph.lookup import GraphIndex, attribute
+
+Doubles = NDArray[np.float64]
+
+
+def fresh_name(index: GraphIndex, wish: str) -> str:
+    """``wish``, or ``wish_1``, ``wish_2``, ... where a tensor of that name exists."""
+    taken = {*index.initializers, *index.producer, *index.inputs}
+    number, name = 0, wish
+    while name in taken:
+        number += 1
+        name = f"{wish}_{number}"
+    return name
+
+
+def set_constant(index: GraphIndex, reader: NodeProto, name: str, value: NDArray[Any]) -> str:
+    """Store ``value`` for ``reader`` under ``name``, or under a fresh one where others use it; return the name."""
+    tensor = onnx.numpy_helper.from_array(np.ascontiguousarray(value), name)
+    readers = index.consumers(name)
+    used_elsewhere = len(readers) > 1 or any(node is not reader for node in readers)
+    if name in index.initializers and not used_elsewhere and name not in index.outputs:
+        index.initializers[name].CopyFrom(tensor)
+        return name
+    tensor.name = fresh_name(index, name)
+    index.graph.initializer.append(tensor)
+    return str(tensor.name)
+
+
+def add_constant(index: GraphIndex, wish: str, value: NDArray[Any]) -> str:
+    """Add an initializer under a fresh name and return the name."""
+    name = fresh_name(index, wish)
+    index.graph.initializer.append(onnx.numpy_helper.from_array(np.ascontiguousarray(value), name))
+    index.initializers[name] = index.graph.initializer[-1]
+    return name
+
+
+def drop_attribute(node: NodeProto, name: str) -> None:
+    """Remove one attribute, if it is there."""
+    kept = [candidate for candidate in node.attribute if candidate.name != name]
+    del node.attribute[:]
+    node.attribute.extend(kept)
+
+
+def replace_node(graph: onnx.GraphProto, node: NodeProto, replacements: Iterable[NodeProto]) -> None:
+    """Put nodes where ``node`` was; none of them removes it."""
+    position = next(i for i, candidate in enumerate(graph.node) if candidate is node)
+    del graph.node[position]
+    for offset, replacement in enumerate(replacements):
+        graph.node.insert(position + offset, replacement)
+
+
+def output_channels(index: GraphIndex, layer: NodeProto) -> int:
+    """Number of output channels of a Conv, ConvTranspose or Gemm with a constant weight."""
+    dims = index.initializers[layer.input[1]].dims
+    if layer.op_type == "ConvTranspose":
+        return int(dims[1]) * int(attribute(layer, "group", 1))
+    if layer.op_type == "Gemm":
+        return int(dims[0 if attribute(layer, "transB", 0) else 1])
+    return int(dims[0])
+
+
+def scale_outputs(layer: NodeProto, weight: Doubles, factor: Doubles) -> Doubles:
+    """Multiply each output channel of a weight by ``factor``, shape [C]."""
+    if layer.op_type == "Conv":
+        return weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
+    if layer.op_type == "Gemm":
+        return weight * (factor[:, None] if attribute(layer, "transB", 0) else factor)
+    groups = int(attribute(layer, "group", 1))  # ConvTranspose: [C_in, C_out / groups, ...]
+    grouped = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
+    by_group = factor.reshape(groups, 1, weight.shape[1], *[1] * (weight.ndim - 2))
+    return (grouped * by_group).reshape(weight.shape)
+
+
+def scale_and_shift(index: GraphIndex, layer: NodeProto, factor: Doubles, offset: Doubles) -> None:
+    """Change the constants of a Conv, ConvTranspose or Gemm so that its output y becomes y * factor + offset.
+
+    ``factor``, ``offset``: float64 [C]. Computed in float64; shared constants are copied first.
+    """
+    weight = index.constant(layer.input[1])
+    assert weight is not None, f"{layer.name}: the caller has checked that the weight is constant"
+    bias_name = layer.input[2] if len(layer.input) > 2 and layer.input[2] else None
+    bias = index.constant(bias_name)
+    old_bias = np.float64(0) if bias is None else bias.astype(np.float64)
+    if layer.op_type == "Gemm":
+        old_bias = old_bias * attribute(layer, "beta", 1.0)
+        drop_attribute(layer, "beta")
+    shifted = (old_bias * factor + offset).astype(weight.dtype)
+    new_weight = layer.input[1]
+    if np.any(factor != 1):
+        scaled = scale_outputs(layer, weight.astype(np.float64), factor).astype(weight.dtype)
+        new_weight = set_constant(index, layer, new_weight, scaled)
+    new_bias = set_constant(index, layer, bias_name or f"{layer.input[1]}.bias", shifted)
+    inputs = [layer.input[0], new_weight, new_bias]
+    del layer.input[:]
+    layer.input.extend(inputs)
+
+
+def foldable_layer(index: GraphIndex, tensor: str, reader: NodeProto) -> NodeProto | None:
+    """The Conv, ConvTranspose or Gemm with constant weights whose output only ``reader`` reads, or None."""
+    layer = index.producer.get(tensor)
+    if layer is None or layer.domain or layer.op_type not in ("Conv", "ConvTranspose", "Gemm"):
+        return None
+    if index.sole_consumer(tensor) is not reader:
+        return None
+    constants = [name for name in layer.input[1:] if name]
+    return layer if constants and all(map(index.is_constant, constants)) else None

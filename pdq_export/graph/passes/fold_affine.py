@@ -1,0 +1,93 @@
+"""Mul, Div, Add and Sub by per-channel constants into the layer before them; MatMul + bias becomes Gemm."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import NodeProto
+
+from pdq_export.graph import edit
+from pdq_export.graph.lookup import GraphIndex
+from pdq_export.spec import ChannelStatistics
+
+OPERATORS = ("Add", "Sub", "Mul", "Div")
+Affine = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+
+def run(
+    model: onnx.ModelProto, statistics: Mapping[str, ChannelStatistics]
+) -> tuple[onnx.ModelProto, dict[str, ChannelStatistics]]:
+    """Fold what can be folded; the layer takes over the folded node's output name, and so do its statistics."""
+    result = dict(statistics)
+    for node in [node for node in model.graph.node if node.op_type in OPERATORS and not node.domain]:
+        index = GraphIndex(model)
+        operand = next((i for i, name in enumerate(node.input) if index.is_constant(name)), None)
+        if operand is None or all(map(index.is_constant, node.input)):
+            continue
+        tensor, value = node.input[1 - operand], index.constant(node.input[operand])
+        assert value is not None
+        if _matmul_to_gemm(index, tensor, node, value):
+            index = GraphIndex(model)
+        layer = edit.foldable_layer(index, tensor, node)
+        affine = None if layer is None else _affine(index, layer, node, operand, value)
+        if layer is None or affine is None:
+            continue
+        edit.scale_and_shift(index, layer, *affine)
+        layer.output[0] = node.output[0]
+        if tensor in result:
+            result[node.output[0]] = _transformed(result.pop(tensor), *affine)
+        edit.replace_node(model.graph, node, [])
+    return model, result
+
+
+def _affine(index: GraphIndex, layer: NodeProto, node: NodeProto, operand: int, value: NDArray[Any]) -> Affine | None:
+    """Factor and offset, float64 [C], that ``node`` applies to the layer's output; None if not per channel."""
+    channels = edit.output_channels(index, layer)
+    vector = _per_channel(value, len(index.initializers[layer.input[1]].dims), channels)
+    if vector is None:
+        return None
+    one, zero = np.ones(channels), np.zeros(channels)
+    if node.op_type == "Add":
+        return one, vector
+    if node.op_type == "Sub":
+        return (one, -vector) if operand == 1 else (-one, vector)
+    if node.op_type == "Mul":
+        return vector, zero
+    return (1 / vector, zero) if operand == 1 and np.all(vector != 0) else None
+
+
+def _per_channel(value: NDArray[Any], rank: int, channels: int) -> NDArray[np.float64] | None:
+    """``value`` as [C] where it broadcasts against [N, C, ...] of ``rank`` along axis 1 alone, else None."""
+    if value.ndim > rank:
+        return None
+    shape = (*[1] * (rank - value.ndim), *value.shape)
+    if any(size != 1 for axis, size in enumerate(shape) if axis != 1) or shape[1] not in (1, channels):
+        return None
+    return np.broadcast_to(value.astype(np.float64).reshape(-1), (channels,)).copy()
+
+
+def _transformed(old: ChannelStatistics, factor: NDArray[np.float64], offset: NDArray[np.float64]) -> ChannelStatistics:
+    """Statistics of y * factor + offset; the gain still leads back to the BatchNormalization's input."""
+    size = np.abs(factor)
+    gain = np.divide(old.gain, size, out=np.zeros_like(size), where=size > 0)
+    return ChannelStatistics(
+        mean=(old.mean * factor + offset).astype(np.float32),
+        std=(old.std * size).astype(np.float32),
+        gain=gain.astype(np.float32),
+    )
+
+
+def _matmul_to_gemm(index: GraphIndex, tensor: str, reader: NodeProto, value: NDArray[Any]) -> bool:
+    """Turn the MatMul of a matrix and a constant matrix that only ``reader`` (an Add of a bias) reads into a Gemm."""
+    node = index.producer.get(tensor)
+    if node is None or node.op_type != "MatMul" or node.domain or index.sole_consumer(tensor) is not reader:
+        return False
+    weight = index.constant(node.input[1])
+    if reader.op_type != "Add" or weight is None or weight.ndim != 2 or index.rank(node.input[0]) != 2:
+        return False
+    if _per_channel(value, 2, weight.shape[1]) is None:
+        return False
+    node.op_type = "Gemm"
+    return True

@@ -1,0 +1,63 @@
+"""Small trained-looking networks for calibration tests, from ONNX text to the imported graph."""
+
+import dataclasses
+
+import numpy as np
+import onnx
+import torch
+from torch import fx
+
+from pdq_export.frontend import import_model
+from pdq_export.graph.prepare import PreparedModel, prepare
+from pdq_export.plan import make_plan
+from pdq_export.spec import BitWidths, Plan
+
+RESIDUAL = """<ir_version: 8, opset_import: ["": 17]>
+m (float[N,3,8,8] image) => (float[N,K] y) {
+    c1 = Conv <pads = [1, 1, 1, 1]> (image, w1)
+    n1 = BatchNormalization (c1, g1, b1, m1, v1)
+    a1 = Relu(n1)
+    c2 = Conv <pads = [1, 1, 1, 1]> (a1, w2)
+    n2 = BatchNormalization (c2, g2, b2, m2, v2)
+    a2 = Relu(n2)
+    c3 = Conv <pads = [1, 1, 1, 1]> (a2, w3)
+    n3 = BatchNormalization (c3, g3, b3, m3, v3)
+    s = Add(n3, a1)
+    a3 = Relu(s)
+    p = GlobalAveragePool(a3)
+    f = Flatten(p)
+    y = Gemm <transB = 1> (f, w4, b4)
+}"""
+WIDTH, CLASSES = 6, 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A prepared residual network, its plan and import, and images [64, 3, 8, 8]."""
+
+    prepared: PreparedModel
+    plan: Plan
+    network: fx.GraphModule
+    images: torch.Tensor
+
+
+def residual(bits: str = "4/4", seed: int = 0, images: int = 64) -> Example:
+    """conv - residual block - linear, BatchNormalization with random statistics."""
+    model = onnx.parser.parse_model(RESIDUAL)
+    generator = np.random.default_rng(seed)
+
+    def add(name: str, value: np.ndarray) -> None:
+        model.graph.initializer.append(onnx.numpy_helper.from_array(value.astype(np.float32), name))
+
+    for k, inputs in (("1", 3), ("2", WIDTH), ("3", WIDTH)):
+        add(f"w{k}", generator.normal(size=(WIDTH, inputs, 3, 3)) / np.sqrt(9 * inputs))
+        add(f"g{k}", generator.uniform(0.5, 1.5, WIDTH))
+        add(f"b{k}", generator.normal(size=WIDTH) * 0.3)
+        add(f"m{k}", generator.normal(size=WIDTH) * 0.2)
+        add(f"v{k}", generator.uniform(0.5, 1.5, WIDTH))
+    add("w4", generator.normal(size=(CLASSES, WIDTH)))
+    add("b4", generator.normal(size=CLASSES))
+    prepared = prepare(model)
+    x = generator.normal(size=(images, 3, 8, 8)).astype(np.float32)
+    plan = make_plan(prepared.model, BitWidths.parse(bits))
+    return Example(prepared, plan, import_model(prepared.model), torch.from_numpy(x))

@@ -1,0 +1,57 @@
+"""Distribution correction moves statistics towards their targets without leaving the input far behind."""
+
+import numpy as np
+import torch
+
+from pdq_export.calibrate.correction import correct_distribution, estimate_statistics
+from pdq_export.calibrate.options import CalibrationOptions
+from pdq_export.calibrate.subgraph import extract
+
+from .networks import residual
+
+
+def distance(z: torch.Tensor, statistics) -> float:
+    std, mean = torch.std_mean(z.flatten(2), dim=2, correction=0)
+    gain = torch.from_numpy(statistics.gain)
+    terms = [(mean - torch.from_numpy(statistics.mean)) * gain, (std - torch.from_numpy(statistics.std)) * gain]
+    return sum(term.square().sum(1).mean().item() for term in terms)
+
+
+def test_statistics_come_closer_and_inputs_stay_near() -> None:
+    example = residual()
+    piece = extract(example.network, ["image"], ["n1"])
+    statistics = example.prepared.statistics["n1"]
+    options = CalibrationOptions(correction_iters=200, lambda_c=0.5, correction_lr=1e-2)
+    corrected = correct_distribution(piece, [statistics], example.images, options)
+    before, after = (distance(piece(x)[0], statistics) for x in (example.images, corrected))
+    assert after < 0.8 * before
+    assert 0 < (corrected - example.images).square().mean().item() < 0.1
+
+
+def test_a_small_lambda_keeps_the_input() -> None:
+    example = residual()
+    piece = extract(example.network, ["image"], ["n1"])
+    options = CalibrationOptions(correction_iters=50, lambda_c=1e-6)
+    corrected = correct_distribution(piece, [example.prepared.statistics["n1"]], example.images, options)
+    assert (corrected - example.images).abs().max().item() < 2e-3
+
+
+def test_batches_do_not_influence_each_other() -> None:
+    """The last partial batch counts, and every image is corrected as part of its own batch alone."""
+    example = residual(images=40)
+    piece = extract(example.network, ["image"], ["n1"])
+    options = CalibrationOptions(correction_iters=10, batch_size=32)
+    together = correct_distribution(piece, [example.prepared.statistics["n1"]], example.images, options)
+    last = correct_distribution(piece, [example.prepared.statistics["n1"]], example.images[32:], options)
+    assert together.shape == example.images.shape
+    torch.testing.assert_close(together[32:], last)
+
+
+def test_estimated_statistics_are_the_batch_normalization_ones() -> None:
+    z = torch.randn(20, 4, 5, 5, generator=torch.Generator().manual_seed(0)) * 2 + 1
+    statistics = estimate_statistics({"z": z})["z"]
+    normalization = torch.nn.BatchNorm2d(4, momentum=1.0)
+    normalization(z)
+    np.testing.assert_allclose(statistics.mean, normalization.running_mean.numpy(), rtol=1e-4)
+    np.testing.assert_allclose(statistics.std**2, normalization.running_var.numpy(), rtol=1e-2)
+    assert (statistics.gain == 1).all()

@@ -1,0 +1,83 @@
+"""The scale search against an exhaustive one."""
+
+import pytest
+import torch
+
+from pdq_export.numerics.affine import dequantize_affine, quantize_affine
+from pdq_export.numerics.search import NORM, QParams, choose_activation_qparams, choose_weight_qparams
+
+
+def error(x: torch.Tensor, qparams: QParams, qmin: int, qmax: int) -> torch.Tensor:
+    """Mean |x - x_hat|^2.4 of each row."""
+    scale, zero_point = (v.reshape(-1, 1) for v in (qparams.scale, qparams.zero_point))
+    x_hat = dequantize_affine(quantize_affine(x, scale, zero_point, qmin, qmax), scale, zero_point)
+    return (x - x_hat).abs().pow(NORM).mean(1)
+
+
+def exhaustive(x: torch.Tensor, bits: int) -> torch.Tensor:
+    """The smallest error of each row over 100 fractions of its range and every zero_point."""
+    levels = 2**bits - 1
+    span = x.amax(1).clamp(min=0) - x.amin(1).clamp(max=0)
+    candidates = [
+        error(x, QParams(scale=span * k / 100 / levels, zero_point=torch.full_like(span, z)), 0, levels)
+        for k in range(1, 101)
+        for z in range(levels + 1)
+    ]
+    return torch.stack(candidates).amin(0)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_coarse_to_fine_comes_close_to_the_exhaustive_search(bits: int) -> None:
+    weight = torch.randn(24, 90, generator=torch.Generator().manual_seed(bits))
+    weight[12:] += 0.7  # asymmetric rows
+    chosen = error(weight, choose_weight_qparams(weight, bits, symmetric=False), 0, 2**bits - 1)
+    best = exhaustive(weight, bits)
+    assert (chosen <= 1.03 * best).all()
+    assert (chosen.mean() <= 1.005 * best.mean()).item()
+
+
+@pytest.mark.parametrize("bits", [2, 4, 6, 8])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_weight_qparams_are_on_the_grid(bits: int, symmetric: bool) -> None:
+    weight = torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
+    weight[1] = 0.0
+    weight[2] = 1e-12
+    qparams = choose_weight_qparams(weight, bits, symmetric=symmetric)
+    assert qparams.scale.shape == qparams.zero_point.shape == (5,)
+    assert (qparams.scale > 0).all()
+    assert torch.isfinite(qparams.scale).all()
+    assert torch.equal(qparams.zero_point, qparams.zero_point.round())
+    if symmetric:
+        assert (qparams.zero_point == 0).all()
+    else:
+        assert ((qparams.zero_point >= 0) & (qparams.zero_point < 2**bits)).all()
+
+
+def test_two_bits_beat_the_range_mapped_onto_the_integers() -> None:
+    weight = torch.randn(8, 200, generator=torch.Generator().manual_seed(5))
+    low, high = weight.amin(1), weight.amax(1)
+    scale = (high - low) / 3
+    minmax = QParams(scale=scale, zero_point=(-low / scale).round())
+    chosen = choose_weight_qparams(weight, 2, symmetric=False)
+    assert (error(weight, chosen, 0, 3) < 0.6 * error(weight, minmax, 0, 3)).all()
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_activation_search_over_the_histogram_is_as_good_as_over_the_data(bits: int) -> None:
+    generator = torch.Generator().manual_seed(bits)
+    for x in (torch.relu(torch.randn(50, 400, generator=generator)), torch.randn(50, 400, generator=generator) + 0.4):
+        chosen = choose_activation_qparams(x, bits)
+        direct = choose_weight_qparams(x.reshape(1, -1), bits, symmetric=False)
+        ours, reference = (error(x.reshape(1, -1), q, 0, 2**bits - 1) for q in (chosen, direct))
+        assert ours.item() <= 1.03 * reference.item()
+
+
+def test_rectified_activations_get_zero_point_zero() -> None:
+    x = torch.relu(torch.randn(1000, generator=torch.Generator().manual_seed(0)))
+    assert choose_activation_qparams(x, 4).zero_point.item() == 0
+
+
+def test_a_dead_activation_gets_a_usable_scale() -> None:
+    qparams = choose_activation_qparams(torch.zeros(10, 3), 4)
+    assert qparams.scale.item() > 0
+    assert qparams.zero_point.item() == 0

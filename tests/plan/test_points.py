@@ -1,0 +1,163 @@
+"""Where the quantization points are, on small graphs written out as ONNX text."""
+
+import numpy as np
+import onnx
+import pytest
+
+from pdq_export.errors import ModelError
+from pdq_export.graph.prepare import prepare
+from pdq_export.plan import make_plan
+from pdq_export.spec import BitWidths, Plan, Role
+
+
+def plan_of(body: str, weights: dict[str, tuple[int, ...]], *, bits: str = "4/2", head: str | None = None) -> Plan:
+    """Plan a graph ``body`` from ``image`` to ``y``; ``weights`` by name and shape."""
+    signature = head or "m (float[N,3,8,8] image) => (float[N,K] y)"
+    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> {signature} {{ {body} }}')
+    generator = np.random.default_rng(0)
+    for name, shape in weights.items():
+        value = generator.normal(size=shape).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    return make_plan(prepare(model).model, BitWidths.parse(bits))
+
+
+def table(plan: Plan) -> dict[str, tuple[Role, int]]:
+    return {point.tensor: (point.role, point.bits) for point in plan.points.values()}
+
+
+WEIGHTS = {"w1": (4, 3, 3, 3), "w2": (4, 4, 3, 3), "w3": (4, 4, 3, 3), "w4": (5, 4)}
+PAD = "<pads = [1, 1, 1, 1]>"
+
+
+def test_residual_net() -> None:
+    plan = plan_of(
+        f"""c1 = Conv {PAD} (image, w1)  a1 = Relu(c1)
+            c2 = Conv {PAD} (a1, w2)     a2 = Relu(c2)
+            c3 = Conv {PAD} (a2, w3)     s = Add(c3, a1)  a3 = Relu(s)
+            p = GlobalAveragePool(a3)    f = Flatten(p)   y = Gemm <transB = 1> (f, w4)""",
+        WEIGHTS,
+    )
+    assert table(plan) == {
+        "image": (Role.CARRIER, 8),
+        "w1": (Role.WEIGHT, 8),
+        "a1": (Role.ACTIVATION, 2),
+        "w2": (Role.WEIGHT, 4),
+        "a2": (Role.ACTIVATION, 2),
+        "w3": (Role.WEIGHT, 4),
+        "c3": (Role.CARRIER, 8),  # before the Add
+        "a3": (Role.ACTIVATION, 8),  # the last layer's input, through the average
+        "p": (Role.CARRIER, 8),
+        "w4": (Role.WEIGHT, 8),
+    }
+    assert plan.passthrough == {"f": "p"}
+    assert plan.points["a3"].absorbed is not None
+    assert [plan.points[name].symmetric for name in ("w1", "w2", "w4")] == [True, False, True]
+    assert [block.outputs for block in plan.blocks] == [("a1",), ("a3",), ("y",)]
+    assert [len(block.layers) for block in plan.blocks] == [1, 2, 1]
+
+
+def test_clip_is_absorbed_and_hard_swish_is_not() -> None:
+    plan = plan_of(
+        f"""zero = Constant <value_float = 0.0> ()  six = Constant <value_float = 6.0> ()
+            c1 = Conv {PAD} (image, w1)  a1 = Clip(c1, zero, six)
+            c2 = Conv {PAD} (a1, w2)     a2 = HardSwish(c2)
+            c3 = Conv {PAD} (a2, w3)     p = GlobalAveragePool(c3)  f = Flatten(p)  y = Gemm <transB = 1> (f, w4)""",
+        WEIGHTS,
+    )
+    points = table(plan)
+    assert "c1" not in points
+    assert plan.points["a1"].absorbed is not None
+    assert points["c2"] == (Role.CARRIER, 8)  # keeps the convolution integer
+    assert points["a2"] == (Role.ACTIVATION, 2)
+    assert plan.points["a2"].absorbed is None
+    assert points["c3"] == (Role.ACTIVATION, 8)
+
+
+def test_silu_written_as_sigmoid_and_mul() -> None:
+    plan = plan_of(
+        f"""c1 = Conv {PAD} (image, w1)  g = Sigmoid(c1)  a1 = Mul(c1, g)
+            c2 = Conv {PAD} (a1, w2)     r = Relu(c2)     p = GlobalAveragePool(r)  f = Flatten(p)
+            y = Gemm <transB = 1> (f, w4)""",
+        {name: WEIGHTS[name] for name in ("w1", "w2", "w4")},
+    )
+    points = table(plan)
+    assert points["c1"] == points["g"] == (Role.CARRIER, 8)
+    assert points["a1"] == (Role.ACTIVATION, 2)
+
+
+def test_concat_gets_carriers_and_ends_a_block() -> None:
+    plan = plan_of(
+        f"""c1 = Conv {PAD} (image, w1)  a1 = Relu(c1)
+            c2 = Conv {PAD} (a1, w2)     a2 = Relu(c2)    k = Concat <axis = 1> (a1, a2)
+            c3 = Conv {PAD} (k, w3)      a3 = Relu(c3)    p = GlobalAveragePool(a3)  f = Flatten(p)
+            y = Gemm <transB = 1> (f, w4)""",
+        {**WEIGHTS, "w3": (4, 8, 3, 3)},
+    )
+    assert table(plan)["k"] == (Role.CARRIER, 8)
+    assert [block.outputs for block in plan.blocks] == [("a1",), ("k",), ("a3",), ("y",)]
+
+
+def test_max_pool_and_pad_pass_integers_through() -> None:
+    plan = plan_of(
+        """c1 = Conv (image, w1)  a1 = Relu(c1)  m = MaxPool <kernel_shape = [2, 2]> (a1)
+           pads = Constant <value_ints = [0, 0, 1, 1, 0, 0, 1, 1]> ()  d = Pad(m, pads)
+           c2 = Conv (d, w2)      a2 = Relu(c2)  p = GlobalAveragePool(a2)  f = Flatten(p)
+           y = Gemm <transB = 1> (f, w4)""",
+        {name: WEIGHTS[name] for name in ("w1", "w2", "w4")},
+    )
+    assert plan.passthrough == {"m": "a1", "d": "a1", "f": "p"}
+    assert plan.source("d") == "a1"
+
+
+def test_the_network_output_is_not_quantized() -> None:
+    plan = plan_of(
+        f"c1 = Conv {PAD} (image, w1)  a1 = Relu(c1)  c2 = Conv {PAD} (a1, w2)  y = Relu(c2)",
+        {name: WEIGHTS[name] for name in ("w1", "w2")},
+        head="m (float[N,3,8,8] image) => (float[N,4,8,8] y)",
+    )
+    assert "y" not in plan.points
+    assert plan.points["w2"].bits == 8
+    assert plan.points["a1"].bits == 8
+
+
+def test_bits_of_inner_layers_only() -> None:
+    body = f"""c1 = Conv {PAD} (image, w1)  a1 = Relu(c1)  c2 = Conv {PAD} (a1, w2)  a2 = Relu(c2)
+               c3 = Conv {PAD} (a2, w3)  a3 = Relu(c3)  p = GlobalAveragePool(a3)  f = Flatten(p)
+               y = Gemm <transB = 1> (f, w4)"""
+    for weight_bits in range(2, 9):
+        plan = plan_of(body, WEIGHTS, bits=f"{weight_bits}/3")
+        assert [plan.points[name].bits for name in ("w1", "w2", "w3", "w4")] == [8, weight_bits, weight_bits, 8]
+        assert [plan.points[name].bits for name in ("a1", "a2", "a3")] == [3, 3, 8]
+
+
+def test_a_weight_shared_by_two_layers_is_one_point() -> None:
+    plan = plan_of(
+        f"""c1 = Conv {PAD} (image, w1)  a1 = Relu(c1)  c2 = Conv {PAD} (a1, w2)  a2 = Relu(c2)
+            c3 = Conv {PAD} (a2, w2)  a3 = Relu(c3)  p = GlobalAveragePool(a3)  f = Flatten(p)
+            y = Gemm <transB = 1> (f, w4)""",
+        {name: WEIGHTS[name] for name in ("w1", "w2", "w4")},
+    )
+    assert [layer.weight for layer in plan.layers] == ["w1", "w2", "w2", "w4"]
+    assert plan.points["w2"].bits == 4
+
+
+def test_a_u_net_falls_apart_into_units_when_it_is_large() -> None:
+    names = [f"w{k}" for k in range(1, 16)]
+    steps = "\n".join(f"c{k} = Conv {PAD} (a{k - 1}, w{k}) a{k} = Relu(c{k})" for k in range(2, 15))
+    plan = plan_of(
+        f"c1 = Conv {PAD} (image, w1) a1 = Relu(c1) {steps} s = Add(a14, a1) y = Conv {PAD} (s, w15)",
+        {name: (4, 3 if name == "w1" else 4, 3, 3) for name in names},
+        head="m (float[N,3,8,8] image) => (float[N,4,8,8] y)",
+    )
+    assert len(plan.layers) == 15
+    assert len(plan.blocks) > 8
+    assert [layer.weight for block in plan.blocks for layer in block.layers] == names
+    produced = {"image"}
+    for block in plan.blocks:
+        assert set(block.inputs) <= produced
+        produced.update(block.outputs)
+
+
+def test_nothing_to_quantize() -> None:
+    with pytest.raises(ModelError, match="nothing to quantize"):
+        plan_of("r = Relu(image) y = Flatten(r)", {})

@@ -1,0 +1,93 @@
+"""Layers import one way: the table of ARCHITECTURE.md, held over the syntax trees of all modules."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# What a part may import of ours (a part may always import itself), and which big libraries it may use.
+RULES: dict[str, tuple[set[str], set[str]]] = {
+    "errors": (set(), set()),
+    "spec": ({"errors"}, {"numpy"}),
+    "files": ({"errors"}, set()),
+    "graph": ({"errors", "spec"}, {"numpy", "onnx", "onnxsim"}),
+    "plan": ({"errors", "spec", "graph"}, {"numpy", "onnx"}),
+    "numerics": ({"errors", "spec"}, {"numpy", "torch"}),
+    "frontend": ({"errors", "spec", "graph"}, {"numpy", "onnx", "torch"}),
+    # The simulation rounds a bias with the exporter's own function: one definition of what the file holds.
+    "calibrate": ({"errors", "spec", "numerics", "frontend", "export.bias"}, {"numpy", "torch"}),
+    "export": ({"errors", "spec", "graph.lookup", "graph.messages"}, {"numpy", "onnx"}),
+    "validate": ({"errors", "spec"}, {"numpy", "onnx", "onnxruntime"}),
+    "data": ({"errors"}, {"numpy", "PIL"}),
+}
+BIG = {"numpy", "torch", "onnx", "onnxsim", "onnxruntime", "PIL", "click", "rich"}
+
+
+def imports(file: Path) -> Iterator[tuple[int, str]]:
+    """Line and full name of everything that a module imports, wherever in the module."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.lineno, "relative"
+
+
+def modules(part: str) -> list[Path]:
+    package, module = ROOT / "pdq_export" / part, ROOT / "pdq_export" / f"{part}.py"
+    return sorted(package.rglob("*.py")) if package.is_dir() else [module]
+
+
+def is_below(name: str, allowed: str) -> bool:
+    return f"{name}.".startswith(f"{allowed}.")
+
+
+@pytest.mark.parametrize("part", RULES)
+def test_a_layer_imports_only_what_lies_below_it(part: str) -> None:
+    ours, libraries = RULES[part]
+    wrong = []
+    for file in modules(part):
+        for line, name in imports(file):
+            top, _, inner = name.partition(".")
+            if top == "pdq_export":
+                ok = inner in ("", "__version__") or any(is_below(inner, below) for below in {part, *ours})
+            else:
+                ok = top not in BIG - libraries and top != "relative"
+            if not ok:
+                wrong.append(f"{file.relative_to(ROOT)}:{line} imports {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_part_has_a_rule() -> None:
+    package = ROOT / "pdq_export"
+    parts = {p.stem for p in package.glob("*.py")} | {p.parent.name for p in package.glob("*/__init__.py")}
+    outermost = {"__init__", "__main__", "pipeline"}
+    assert parts - outermost - {"cli", "calib_data"} == set(RULES)
+
+
+def test_only_the_command_line_prints_or_exits() -> None:
+    wrong = []
+    for file in sorted((ROOT / "pdq_export").rglob("*.py")):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        calls = [(node.lineno, ast.unparse(node.func)) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        where = file.relative_to(ROOT)
+        wrong += [f"{where}:{line} calls {f}" for line, f in calls if f in ("print", "sys.exit", "exit")]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_command_line_starts_without_anything_heavy() -> None:
+    """At module level the command line imports click, rich and the light modules alone."""
+    wrong = []
+    for file in sorted((ROOT / "cli").glob("*.py")):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        top_level = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        names = [alias.name for node in top_level if isinstance(node, ast.Import) for alias in node.names]
+        names += [node.module or "" for node in top_level if isinstance(node, ast.ImportFrom) and node.level == 0]
+        light = {"pdq_export", "pdq_export.errors", "pdq_export.files"}
+        wrong += [f"cli/{file.name} imports {n}" for n in names if is_below(n, "pdq_export") and n not in light]
+        wrong += [f"cli/{file.name} imports {n}" for n in names if n.split(".")[0] in BIG - {"click", "rich"}]
+    assert not wrong, "\n".join(wrong)
