@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
-from pdq_export.errors import DataError, OptionError
+from pdq_export.errors import DataError, ModelError, OptionError
 from pdq_export.files import check_writable, write_atomically
 
 from .log import NOTES, set_up_logging
@@ -109,6 +109,8 @@ def quantize(
     if quiet and verbose:
         raise OptionError("--quiet and --verbose contradict each other; give one of them")
     set_up_logging(console, quiet=quiet, verbose=verbose)
+    if not model.is_file():
+        raise ModelError(f"{model}: {'is a folder' if model.is_dir() else 'no such file'}; expected an ONNX model")
     calib, evaluation = _find_images(calib, evaluation)
     numbers = {name: value for name in _NUMBERS if (value := options.pop(name)) is not None}
     default_output = _default_output(model, options["bits"])

@@ -11,7 +11,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from pdq_export import calib_data
+import pdq_export.calib_data as calib_data
 
 SIZES = {"calib.npz": 1024, "eval.npz": 10_000}
 NUM_CLASSES = 10

@@ -38,7 +38,7 @@ def load_npz(path: Path, *, expected: InputSpec | None, limit: int | None) -> Im
     """Images from ``images`` and, where the archive has them, ``mean``, ``std`` and ``labels``."""
     where = str(path)
     with _damage_is_an_error(where), zipfile.ZipFile(path) as archive:
-        names = {name.removesuffix(".npy") for name in archive.namelist()}
+        names = {name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")}
         if "images" not in names:
             found = ", ".join(sorted(names)[:8]) or "nothing"
             raise DataError(f"{where}: holds {found}; expected an array named 'images' (N x C x H x W)")
@@ -100,8 +100,8 @@ def _read_header(file: IO[bytes], where: str) -> _Header:
             raise DataError(f"{where}: .npy format {version}; expected 1.0 or 2.0: plain numbers without field names")
     if dtype.hasobject:
         raise DataError(f"{where}: an array of Python objects; expected numbers: it is not loaded, for it can run code")
-    if any(size < 0 for size in shape):
-        raise DataError(f"{where}: declares shape {shape}; expected sizes of at least 0")
+    if any(type(size) is not int or size < 0 for size in shape):
+        raise DataError(f"{where}: declares shape {shape}; expected whole numbers from 0")
     return _Header(shape=shape, fortran_order=fortran_order, dtype=dtype)
 
 

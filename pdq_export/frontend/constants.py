@@ -29,7 +29,11 @@ TORCH_DTYPES = {
 
 def type_name(data_type: int) -> str:
     """The name of an ONNX element type, for messages."""
-    return str(TensorProto.DataType.Name(data_type)) if data_type in TensorProto.DataType.values() else str(data_type)
+    return (
+        str(TensorProto.DataType.Name(data_type))
+        if data_type in TensorProto.DataType.values()
+        else str(data_type)
+    )
 
 
 def to_torch(tensor: onnx.TensorProto) -> torch.Tensor:

@@ -169,7 +169,9 @@ class _Importer:
         if tensor in self._fx:
             return self._fx[tensor]
         if tensor not in self._constants:
-            raise ModelError(f"tensor {tensor!r} is read before any node computes it; check the model's node order")
+            raise ModelError(
+                f"tensor {tensor!r} is read before any node computes it; check the model's node order"
+            )
         host = host and self._constants[tensor].numel() <= _FOLD_LIMIT
         key = f"{tensor}\0host" if host else tensor  # no ONNX name has a NUL
         if key not in self._fx:
@@ -196,7 +198,9 @@ def _node_name(tensor: str) -> str:
 
 
 def _opsets(model: onnx.ModelProto) -> dict[str, int]:
-    opsets = {"" if entry.domain == "ai.onnx" else entry.domain: entry.version for entry in model.opset_import}
+    opsets = {
+        "" if entry.domain == "ai.onnx" else entry.domain: entry.version for entry in model.opset_import
+    }
     newest = onnx.defs.onnx_opset_version()
     opset = opsets.get("", newest)
     if not OLDEST_OPSET <= opset <= newest:

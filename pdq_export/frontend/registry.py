@@ -21,9 +21,11 @@ def converter(
     """Register the decorated function for the given versions of an operator.
 
     ``since_version``: the opsets in which the operator was changed (``onnx.defs``), all of those whose meaning is the
-    same for the converter. Raises ValueError for a version that does not exist or is registered already.
+    same for the converter. Those newer than the installed onnx package are left out. Raises ValueError for a version
+    that does not exist or is registered already.
     """
-    versions = (since_version,) if isinstance(since_version, int) else since_version
+    given = (since_version,) if isinstance(since_version, int) else since_version
+    versions = [version for version in given if domain or version <= onnx.defs.onnx_opset_version()]
 
     def register(function: Converter) -> Converter:
         for version in versions:
@@ -43,7 +45,9 @@ def table() -> Mapping[Key, Converter]:
     return dict(_TABLE)
 
 
-def find_schema(name: str, domain: str, op_type: str, opset: int, outputs: tuple[str, ...]) -> onnx.defs.OpSchema:
+def find_schema(
+    name: str, domain: str, op_type: str, opset: int, outputs: tuple[str, ...]
+) -> onnx.defs.OpSchema:
     """The operator's definition in this opset; raises UnsupportedOperatorError where ONNX has none."""
     try:
         return onnx.defs.get_schema(op_type, opset, domain)

@@ -1,0 +1,60 @@
+"""A stand-in for the pipeline: what is tested here is all that happens around it."""
+
+import dataclasses
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from pdq_export.validate import Accuracy, Agreement, KernelCount, ModelInfo, OutputAgreement, Report
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FakeProgress:
+    """Has the fields of `pdq_export.pipeline.Progress`."""
+
+    stage: str
+    block: str | None = None
+    block_index: int = 0
+    block_count: int = 0
+    step: int = 0
+    step_count: int = 0
+    loss: float | None = None
+
+
+def agreement(argmax: float | None = 0.95, sqnr: float | None = 21.34) -> Agreement:
+    return Agreement(images=200, argmax_agreement=argmax, sqnr_db=sqnr, relative_error=0.1, max_relative_error=0.2)
+
+
+def make_report(**changes: Any) -> Report:
+    output = OutputAgreement(
+        name="logits", quantized_float=agreement(), quantized_simulated=agreement(1.0, None), simulated_float=None
+    )
+    report = Report(
+        model=ModelInfo(name="m.onnx", sha256="0", size=1_000_000),
+        quantized=ModelInfo(name="q.onnx", sha256="1", size=175_000),
+        images=200,
+        float_accuracy=Accuracy(images=200, top1=0.931, top5=0.999),
+        quantized_accuracy=Accuracy(images=200, top1=0.926, top5=1.0),
+        simulated_accuracy=None,
+        outputs=(output,),
+        kernels=KernelCount(integer={"QLinearConv": 7, "QGemm": 1}, floating={}, floating_nodes=()),
+    )
+    return dataclasses.replace(report, **changes)
+
+
+@dataclasses.dataclass
+class FakePipeline:
+    """Records the call of `quantize` and does what `act` says: raise, or report progress."""
+
+    calls: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    report: Report = dataclasses.field(default_factory=make_report)
+    act: Callable[[Callable[[FakeProgress], None]], None] = lambda _: None
+
+    def quantize(self, model: Path, **options: Any) -> Any:
+        self.calls.append({"model": model, **options})
+        self.act(options["progress"])
+        options["output"].write_bytes(b"quantized")
+        return types.SimpleNamespace(model=onnx.ModelProto(), plan=None, tensors={}, report=self.report)

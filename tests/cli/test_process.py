@@ -1,0 +1,103 @@
+"""The command as users run it: a process of its own."""
+
+import importlib.metadata
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import pdq_export
+
+# A pipeline that only waits, so that there is something to interrupt.
+WAITING = """
+import sys, time, types
+module = types.ModuleType("pdq_export.pipeline")
+def quantize(model, **options):
+    print("working", flush=True)
+    time.sleep(60)
+module.quantize = quantize
+sys.modules["pdq_export.pipeline"] = module
+from pdq_export.cli import main
+main()
+"""
+
+
+def run(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pdq_export", *args]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_version(tmp_path: Path) -> None:
+    result = run(tmp_path, "--version")
+    assert (result.returncode, result.stdout) == (0, f"pdq-export, version {pdq_export.__version__}\n")
+
+
+@pytest.mark.parametrize("args", [["--help"], ["quantize", "--help"], ["example", "-h"], []])
+def test_help(tmp_path: Path, args: list[str]) -> None:
+    result = run(tmp_path, *args)
+    assert result.returncode == (0 if args else 2)
+    assert "Usage: pdq-export" in result.stdout + result.stderr
+
+
+def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
+    code = """
+import sys
+from pdq_export.cli import app
+try:
+    app(["quantize", "--help"])
+except SystemExit:
+    heavy = {"torch", "onnx", "onnxruntime", "numpy", "PIL"} & set(sys.modules)
+    assert not heavy, heavy
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["quantize", "missing.onnx"], "missing.onnx: no such file; expected an ONNX model"),
+        (["quantize", "text.onnx"], "no calibration images"),
+        (["quantize", "text.onnx", "--calib", "missing.npz"], "text.onnx: "),
+        (["quantize", "text.onnx", "--calib", "missing.npz", "--device", "tpu"], "--device 'tpu': expected"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path: Path, args: list[str], message: str) -> None:
+    (tmp_path / "text.onnx").write_text("this is not a model")
+    result = run(tmp_path, *args, *(["--quiet"] if "--calib" in args else []))
+    assert (result.returncode, result.stdout) == (2, "")
+    assert len(result.stderr.splitlines()) == 1, result.stderr
+    assert result.stderr.startswith(f"pdq-export: error: {message}")
+    assert [path.name for path in tmp_path.iterdir()] == ["text.onnx"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
+def test_ctrl_c(tmp_path: Path) -> None:
+    for name in ("model.onnx", "images.npy"):
+        (tmp_path / name).touch()
+    command = [sys.executable, "-c", WAITING, "quantize", "model.onnx", "--calib", "images.npy"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "working\n"
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert stderr.split()[-2:] == ["pdq-export:", "interrupted"]
+    assert "Traceback" not in stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"model.onnx", "images.npy"}
+
+
+def test_the_entry_point_is_the_command_line() -> None:
+    (entry,) = importlib.metadata.entry_points(group="console_scripts", name="pdq-export")
+    assert entry.value == "pdq_export.cli:main"
+    assert callable(entry.load())
+
+
+def test_no_module_named_cli_is_installed(tmp_path: Path) -> None:
+    code = "import importlib.util as u, sys; sys.exit(bool(u.find_spec('cli') or u.find_spec('calib_data')))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False)
+    assert result.returncode == 0

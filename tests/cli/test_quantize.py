@@ -1,0 +1,303 @@
+"""`pdq-export quantize`: defaults, paths, messages and exit codes, around a stand-in for the pipeline."""
+
+import errno
+import json
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pdq_export.calibrate import CalibrationOptions
+from pdq_export.cli import app
+from pdq_export.errors import CalibrationError, ModelError, OptionError
+from pdq_export.spec import BitWidths
+
+from .fakes import FakePipeline, FakeProgress, agreement, make_report
+
+Run = Callable[..., Result]
+
+
+def failure(result: Result) -> str:
+    """The one line on stderr of a command that failed because of its user."""
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("pdq-export: error: ")
+    return lines[0]
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_defaults(run: Run, pipeline: FakePipeline, folder: Path) -> None:
+    result = run("quantize", "model.onnx", "--calib", "images.npy")
+    assert result.exit_code == 0, result.output
+    (call,) = pipeline.calls
+    call.pop("progress")
+    assert call == {
+        "model": Path("model.onnx"),
+        "bits": "4/4",
+        "calib": Path("images.npy"),
+        "eval": None,
+        "output": Path("model-w4a4.onnx"),
+        "overwrite": False,
+        "target": "ort",
+        "opset": None,
+        "options": CalibrationOptions(),
+        "device": "auto",
+    }
+    assert (folder / "model-w4a4.onnx").exists()
+    assert "wrote model-w4a4.onnx" in result.stdout
+
+
+def test_every_option_arrives(run: Run, pipeline: FakePipeline, folder: Path) -> None:
+    result = run(
+        *("quantize", "model.onnx", "--bits", "2/3", "--calib", "images.npy", "--eval", "eval.npz"),
+        *("--output", "out.onnx", "--samples", "7", "--iters", "0", "--correction-iters", "9", "--seed", "3"),
+        *("--device", "cuda:1", "--target", "native", "--opset", "21", "--report", "out.json", "--overwrite"),
+    )
+    assert result.exit_code == 0, result.output
+    (call,) = pipeline.calls
+    assert call["options"] == CalibrationOptions(samples=7, iters=0, correction_iters=9, seed=3)
+    assert (call["bits"], call["eval"], call["output"]) == ("2/3", Path("eval.npz"), Path("out.onnx"))
+    assert (call["device"], call["target"], call["opset"], call["overwrite"]) == ("cuda:1", "native", 21, True)
+    assert json.loads((folder / "out.json").read_text())["images"] == 200
+    assert "wrote out.json" in result.stdout
+
+
+def test_documented_defaults_are_the_defaults() -> None:
+    options = {option.name: getattr(option, "help", "") for option in app.commands["quantize"].params}
+    defaults = CalibrationOptions()
+    for name in ("samples", "iters", "correction_iters", "seed"):
+        assert f"[default: {getattr(defaults, name)}]" in options[name]
+
+
+def test_the_table(run: Run, pipeline: FakePipeline) -> None:
+    result = run("quantize", "model.onnx", "--calib", "images.npy", "--eval", "eval.npz")
+    table = [line.split() for line in result.stdout.splitlines()]
+    assert result.stdout.startswith("200 images of eval.npz")
+    assert ["FP32", "4/4"] in table
+    assert "top-1 accuracy 93.10 % 92.60 % -0.50 points".split() in table
+    assert "top-5 accuracy 99.90 % 100.00 % +0.10 points".split() in table
+    assert "argmax agrees with FP32 95.00 %".split() in table
+    assert "SQNR against FP32 21.3 dB".split() in table
+    assert "argmax agrees with simulation 100.00 %".split() in table
+    assert "weighted layers run as integers 8 of 8".split() in table
+    assert "size 1,000 kB 175 kB × 0.175".split() in table
+
+
+def test_the_table_without_labels_and_with_several_outputs(run: Run, pipeline: FakePipeline) -> None:
+    output = pipeline.report.outputs[0]
+    maps = type(output)(
+        name="maps", quantized_float=agreement(None, None), quantized_simulated=None, simulated_float=None
+    )
+    pipeline.report = make_report(float_accuracy=None, quantized_accuracy=None, outputs=(output, maps))
+    result = run("quantize", "model.onnx", "--calib", "images.npy")
+    assert "top-1" not in result.stdout
+    assert "used for calibration too" in result.stdout
+    assert "SQNR against FP32 (maps)" in result.stdout
+    assert "equal" in result.stdout
+    assert "argmax agrees with FP32 (logits)" in result.stdout
+    assert "argmax agrees with FP32 (maps)" not in result.stdout
+
+
+def test_images_are_found_in_calib_data_and_named(run: Run, pipeline: FakePipeline, folder: Path) -> None:
+    (folder / "calib_data" / "eval").mkdir(parents=True)
+    (folder / "calib_data" / "calib.npz").touch()
+    result = run("quantize", "model.onnx")
+    assert result.exit_code == 0
+    assert "calibration images: calib_data/calib.npz (found" in result.stderr
+    assert "evaluation images: calib_data/eval (found" in result.stderr
+    assert pipeline.calls[0]["calib"] == Path("calib_data/calib.npz")
+    assert pipeline.calls[0]["eval"] == Path("calib_data/eval")
+
+
+def test_images_of_calib_data_do_not_mix_with_others(run: Run, pipeline: FakePipeline, folder: Path) -> None:
+    (folder / "calib_data" / "eval").mkdir(parents=True)
+    run("quantize", "model.onnx", "--calib", "images.npy")
+    assert pipeline.calls[0]["eval"] is None
+
+
+def test_no_images_at_all(run: Run, folder: Path) -> None:
+    message = failure(run("quantize", "model.onnx"))
+    assert f"no calibration images: --calib is not given, and {folder / 'calib_data'} has no calib.npz" in message
+    assert "pdq-export example" in message
+
+
+def test_images_that_are_ambiguous(run: Run, folder: Path) -> None:
+    (folder / "calib_data" / "calib").mkdir(parents=True)
+    (folder / "calib_data" / "calib.npz").touch()
+    assert "calib.npz, calib: expected one of them" in failure(run("quantize", "model.onnx"))
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["quantize"], "Missing argument 'MODEL.onnx'. See pdq-export quantize --help"),
+        (["quantize", "missing.onnx"], "missing.onnx: no such file; expected an ONNX model"),
+        (["quantize", "."], ".: is a folder; expected an ONNX model"),
+        (["quantize", "model.onnx", "--bits", "9/1"], "--bits 9/1: weight bits are 9; expected 2 to 8"),
+        (["quantize", "model.onnx", "--bits", "four"], "--bits 'four': expected W/A"),
+        (["quantize", "model.onnx", "--bits", "4/1", "-o", "x.onnx"], "--bits 4/1: activation bits are 1"),
+        (["quantize", "model.onnx", "--samples", "many"], "'many' is not a valid integer. See pdq-export quantize"),
+        (["quantize", "model.onnx", "--samples", "0"], "samples is 0; expected 1 or more"),
+        (["quantize", "model.onnx", "--iters", "-1"], "iters is -1; expected 0 or more"),
+        (["quantize", "model.onnx", "--seed", "-1"], "seed is -1; expected 0 or more"),
+        (["quantize", "model.onnx", "--biits", "4/4"], "No such option"),
+        (["quantize", "model.onnx", "--quiet", "--verbose"], "--quiet and --verbose contradict each other"),
+        (["quantize", "model.onnx", "-o", "model.onnx"], "model.onnx: is the same file as the input"),
+        (["quantize", "model.onnx", "-o", "images.npy"], "images.npy: is the same file as the input"),
+        (["quantize", "model.onnx", "-o", "."], ".: is a folder; expected the name of a file to write"),
+        (["quantize", "model.onnx", "-o", "no/a.onnx"], "no/a.onnx: cannot be written: there is no folder 'no'"),
+        (["quantize", "model.onnx", "--report", "no/a.json"], "no/a.json: cannot be written"),
+        (["quantize", "model.onnx", "--report", "model.onnx"], "model.onnx: is the same file as the input"),
+        (["quantize", "model.onnx", "-o", "a", "--report", "a"], "a: is both --report and --output"),
+        (["quantise"], "No such command 'quantise'"),
+        (["--nonsense"], "No such option"),
+    ],
+)
+def test_what_is_refused_before_any_work(
+    run: Run, pipeline: FakePipeline, folder: Path, args: list[str], message: str
+) -> None:
+    if args[0] == "quantize":
+        args = [*args, "--calib", "images.npy"]
+    assert message in failure(run(*args))
+    assert pipeline.calls == []
+    assert names(folder) == {"model.onnx", "images.npy"}
+    assert (folder / "model.onnx").read_bytes() == b"a model"
+
+
+@pytest.mark.parametrize("option", ["--output", "--report"])
+def test_existing_files_are_replaced_only_when_asked(
+    run: Run, pipeline: FakePipeline, folder: Path, option: str
+) -> None:
+    (folder / "old").write_bytes(b"precious")
+    args = ("quantize", "model.onnx", "--calib", "images.npy", option, "old")
+    assert "old: exists already; choose another name, or replace it with --overwrite" in failure(run(*args))
+    assert (folder / "old").read_bytes() == b"precious"
+    assert run(*args, "--overwrite").exit_code == 0
+    assert (folder / "old").read_bytes() != b"precious"
+
+
+def raising(error: BaseException) -> Callable[[Any], None]:
+    def act(_: Any) -> None:
+        raise error
+
+    return act
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ModelError("model.onnx: node 'a' (Gelu, opset 20): not supported"),
+        OptionError("--device 'tpu': expected auto, cpu, cuda or cuda:N"),
+        CalibrationError("block 'b':\nthe loss is not finite"),
+    ],
+)
+def test_errors_of_the_pipeline(run: Run, pipeline: FakePipeline, folder: Path, error: Exception) -> None:
+    pipeline.act = raising(error)
+    result = run("quantize", "model.onnx", "--calib", "images.npy", "--report", "r.json")
+    assert failure(result) == f"pdq-export: error: {' '.join(str(error).split())}"
+    assert names(folder) == {"model.onnx", "images.npy"}
+
+
+def test_an_error_of_ours(run: Run, pipeline: FakePipeline, folder: Path) -> None:
+    pipeline.act = raising(ZeroDivisionError("division by zero"))
+    args = ("quantize", "model.onnx", "--calib", "images.npy")
+    result = run(*args)
+    assert result.exit_code == 1
+    expected = "internal error: ZeroDivisionError: division by zero; re-run with --verbose for the traceback"
+    assert result.stderr == f"pdq-export: {expected}\n"
+    assert "Traceback (most recent call last)" in run(*args, "--verbose").stderr
+    assert names(folder) == {"model.onnx", "images.npy"}
+
+
+def test_verbose_shows_where_an_error_was_raised(run: Run, pipeline: FakePipeline) -> None:
+    pipeline.act = raising(ModelError("wrong"))
+    result = run("quantize", "model.onnx", "--calib", "images.npy", "-v")
+    assert result.exit_code == 2
+    assert "Traceback (most recent call last)" in result.stderr
+    assert result.stderr.endswith("pdq-export: error: wrong\n")
+
+
+def test_interruption(run: Run, pipeline: FakePipeline, folder: Path) -> None:
+    pipeline.act = raising(KeyboardInterrupt())
+    result = run("quantize", "model.onnx", "--calib", "images.npy", "--quiet")
+    assert result.exit_code == 130
+    assert result.stderr.split() == ["pdq-export:", "interrupted"]
+    assert names(folder) == {"model.onnx", "images.npy"}
+
+
+def test_a_reader_that_has_gone(run: Run, pipeline: FakePipeline) -> None:
+    pipeline.act = raising(BrokenPipeError(errno.EPIPE, "Broken pipe"))
+    result = run("quantize", "model.onnx", "--calib", "images.npy", "--quiet")
+    assert (result.exit_code, result.stderr) == (1, "")
+
+
+def chatter(progress: Callable[[FakeProgress], None]) -> None:
+    progress(FakeProgress(stage="load"))
+    for block in range(2):
+        for step in range(3):
+            progress(
+                FakeProgress(
+                    stage="calibrate", block=f"b{block}", block_index=block, block_count=2, step=step, step_count=3
+                )
+            )
+    progress(FakeProgress(stage="validate"))
+    logging.getLogger("pdq_export.data").warning("a.jpg: skipped [red]damaged[/red]")
+    logging.getLogger("pdq_export.calibrate").info("details")
+    warnings.warn("of no use to a user", stacklevel=1)
+
+
+def test_without_a_terminal_progress_is_a_few_lines(run: Run, pipeline: FakePipeline) -> None:
+    pipeline.act = chatter
+    result = run("quantize", "model.onnx", "--calib", "images.npy")
+    assert result.stderr.splitlines() == [
+        "pdq-export: reading the model",
+        "pdq-export: calibrating: block 1/2 b0, step 0/3",
+        "pdq-export: validating in onnxruntime",
+        "pdq-export: warning: a.jpg: skipped [red]damaged[/red]",
+    ]
+
+
+def test_quiet_leaves_warnings(run: Run, pipeline: FakePipeline) -> None:
+    pipeline.act = chatter
+    result = run("quantize", "model.onnx", "--calib", "images.npy", "--quiet")
+    assert result.stdout == ""
+    assert result.stderr == "pdq-export: warning: a.jpg: skipped [red]damaged[/red]\n"
+
+
+def test_verbose_logs_everything(run: Run, pipeline: FakePipeline) -> None:
+    pipeline.act = chatter
+    result = run("quantize", "model.onnx", "--calib", "images.npy", "--verbose")
+    assert "pdq-export: details" in result.stderr
+    assert "of no use to a user" in result.stderr
+
+
+@given(text=st.text(max_size=8))
+def test_bits_that_do_not_parse_are_an_error_of_ours(text: str) -> None:
+    try:
+        bits = BitWidths.parse(text)
+    except OptionError as error:
+        assert "--bits" in str(error)  # noqa: PT017
+    else:
+        assert 2 <= bits.weight <= 8
+        assert 2 <= bits.activation <= 8
+
+
+@given(weight=st.integers(-1, 99), activation=st.integers(-1, 99))
+def test_bits_from_two_to_eight(weight: int, activation: int) -> None:
+    text = f"{weight}/{activation}"
+    if 2 <= weight <= 8 and 2 <= activation <= 8:
+        assert str(BitWidths.parse(text)) == text
+    else:
+        with pytest.raises(OptionError):
+            BitWidths.parse(text)
