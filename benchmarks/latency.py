@@ -138,9 +138,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("float_model", type=Path, help="the FP32 ONNX file")
     parser.add_argument("quantized", type=Path, nargs="*", help="files to compare with it")
     parser.add_argument("--images", type=Path, help=".npz with images; noise where it is missing")
-    parser.add_argument(
-        "--own-int8", action="store_true", help="add onnxruntime.quantization's static INT8 file"
-    )
+    parser.add_argument("--own-int8", action="store_true", help="add onnxruntime.quantization's static INT8 file")
     parser.add_argument("--samples", type=int, default=128, help="calibration images for --own-int8")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 32], help="batch sizes")
     parser.add_argument("--threads", type=int, default=1)
@@ -162,9 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         models.update({path.name: path for path in options.quantized})
         for size in options.batch:
             batch = np.resize(images, (size, *images.shape[1:]))
-            rows = measure(
-                models, batch, threads=options.threads, rounds=options.rounds, seconds=options.seconds
-            )
+            rows = measure(models, batch, threads=options.threads, rounds=options.rounds, seconds=options.seconds)
             print(f"\nbatch {size}, {options.threads} thread(s), {options.rounds} rounds\n")
             print(table(rows, models))
 

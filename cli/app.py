@@ -69,7 +69,10 @@ Try it on the embedded example:
 
 
 @click.group(
-    cls=App, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    name=PROGRAM,
+    cls=App,
+    epilog=_EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(pdq_export.__version__, prog_name=PROGRAM)
 def app() -> None:

@@ -19,7 +19,7 @@ from pdq_export.errors import ModelError, OptionError
 from pdq_export.export import export_model, required_opset
 from pdq_export.files import check_writable, write_atomically
 from pdq_export.frontend import import_model
-from pdq_export.graph.load import load_model
+from pdq_export.graph.load import check_model, load_model
 from pdq_export.graph.lookup import GraphIndex
 from pdq_export.graph.prepare import PreparedModel, prepare
 from pdq_export.plan import make_plan
@@ -100,9 +100,7 @@ def quantize(
     calibrated = _calibrate(prepared, plan, calibration, options, torch_device, tell)
     tell(Progress(stage="export"))
     settings = {"bits": str(bits), "target": target, **dataclasses.asdict(options)}
-    quantized = export_model(
-        prepared.model, plan, calibrated.tensors, target=target, metadata=_metadata(settings)
-    )
+    quantized = export_model(prepared.model, plan, calibrated.tensors, target=target, metadata=_metadata(settings))
     tell(Progress(stage="validate"))
     judged = calibration if evaluation is None else evaluation
     report = validate(
@@ -148,7 +146,8 @@ def dry_run(prepared: PreparedModel, plan: Plan, target: str) -> None:
         shape: tuple[int, ...] = ()
         if point.role is Role.WEIGHT:
             weight = index.constant(name)
-            assert weight is not None and point.axis is not None
+            assert weight is not None
+            assert point.axis is not None
             integers, shape = np.zeros(weight.shape, np.int16), (weight.shape[point.axis],)
         tensors[name] = QuantizedTensor(
             point=point, scale=np.ones(shape, np.float32), zero_point=np.zeros(shape, np.int32), integers=integers
@@ -210,7 +209,9 @@ def _calibrate(
     return calibrate(network, plan, prepared.statistics, [x], options, device=device, progress=report)
 
 
-def _simulator(calibrated: Calibrated, device: torch.device) -> Callable[[NDArray[np.float32]], list[NDArray[np.float32]]]:
+def _simulator(
+    calibrated: Calibrated, device: torch.device
+) -> Callable[[NDArray[np.float32]], list[NDArray[np.float32]]]:
     @torch.no_grad()
     def simulate(batch: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         outputs: Sequence[torch.Tensor] = calibrated.simulation(torch.from_numpy(batch).to(device))

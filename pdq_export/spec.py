@@ -71,12 +71,12 @@ class Point:
     @property
     def qmin(self) -> int:
         """Smallest integer: 0, or -(2^(bits-1) - 1) for symmetric."""
-        return -(2 ** (self.bits - 1) - 1) if self.symmetric else 0
+        return -self.qmax if self.symmetric else 0
 
     @property
     def qmax(self) -> int:
         """Largest integer: 2^bits - 1, or 2^(bits-1) - 1 for symmetric."""
-        return 2 ** (self.bits - 1) - 1 if self.symmetric else 2**self.bits - 1
+        return (1 << (self.bits - 1 if self.symmetric else self.bits)) - 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -23,12 +23,8 @@ def correct_distribution(
     ``statistics`` describe, one each; z is such an output in the units of the BatchNormalization's input. Squares are
     summed over channels and averaged over the rest. Returns x_tilde, of the shape of ``x``.
     """
-    targets = [
-        tuple(torch.from_numpy(v.copy()).to(x.device) for v in (s.mean, s.std, s.gain)) for s in statistics
-    ]
-    corrected = [
-        _correct_batch(layer_outputs, targets, batch, options) for batch in x.split(options.batch_size)
-    ]
+    targets = [tuple(torch.from_numpy(v.copy()).to(x.device) for v in (s.mean, s.std, s.gain)) for s in statistics]
+    corrected = [_correct_batch(layer_outputs, targets, batch, options) for batch in x.split(options.batch_size)]
     return torch.cat(corrected)
 
 

@@ -1,5 +1,6 @@
 """Modules that own what is learned: activation scales and weight rounding. Each phase splices in its own kind."""
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -45,7 +46,7 @@ class DroppingQuantizer(nn.Module):
 
 
 class WeightQuantizer(nn.Module):
-    """A finished weight: integers ``q`` of the weight's shape, ``scale`` and ``zero_point`` [C] along the point's axis."""
+    """A finished weight: integers ``q`` of its shape, ``scale`` and ``zero_point`` [C] along the point's axis."""
 
     q: Tensor
     scale: Tensor
@@ -111,8 +112,9 @@ class BiasQuantizer(nn.Module):
 
     def __init__(self, bias: Tensor, input_scale: Tensor, weight_scale: Tensor) -> None:
         super().__init__()
-        arrays = (v.detach().cpu().numpy() for v in (bias, input_scale, weight_scale))
-        self.register_buffer("value", torch.from_numpy(round_bias(*arrays)).to(bias.device))
+        b, s_w = bias.detach().cpu().numpy(), weight_scale.detach().cpu().numpy()
+        rounded = round_bias(b, np.float32(input_scale.item()), s_w)
+        self.register_buffer("value", torch.from_numpy(rounded).to(bias.device))
 
     def forward(self) -> Tensor:
         return self.value

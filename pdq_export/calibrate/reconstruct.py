@@ -36,9 +36,7 @@ class BlockProblem:
     scales: Sequence[ActivationQuantizer]
 
 
-def reconstruct(
-    problem: BlockProblem, options: CalibrationOptions, generator: torch.Generator, report: Report
-) -> None:
+def reconstruct(problem: BlockProblem, options: CalibrationOptions, generator: torch.Generator, report: Report) -> None:
     """Learn the block's weight rounding and activation scales in place.
 
     Each step draws a batch of quantized inputs and mixes them with distribution-corrected FP32 inputs; the mixed half

@@ -26,22 +26,19 @@ TORCH_DTYPES = {
     TensorProto.UINT64: torch.uint64,
 }
 
+ELEMENT_TYPES = "floating point of 16 to 64 bits, integers of 8 to 64 bits or bool"
+
 
 def type_name(data_type: int) -> str:
     """The name of an ONNX element type, for messages."""
-    return (
-        str(TensorProto.DataType.Name(data_type))
-        if data_type in TensorProto.DataType.values()
-        else str(data_type)
-    )
+    return str(TensorProto.DataType.Name(data_type)) if data_type in TensorProto.DataType.values() else str(data_type)
 
 
 def to_torch(tensor: onnx.TensorProto) -> torch.Tensor:
     """A copy of the constant with its element type kept; raises ModelError for a type that torch does not have."""
     if tensor.data_type not in TORCH_DTYPES:
         raise ModelError(
-            f"constant {tensor.name!r}: element type {type_name(tensor.data_type)}; expected floating point of 16 to "
-            "64 bits, integers of 8 to 64 bits or bool"
+            f"constant {tensor.name!r}: element type {type_name(tensor.data_type)}; expected {ELEMENT_TYPES}"
         )
     if tensor.data_location == TensorProto.EXTERNAL:
         raise ModelError(

@@ -11,11 +11,11 @@ from onnx import TensorProto
 from torch import fx, nn
 from torch.fx.node import map_aggregate
 
-from pdq_export.errors import ModelError, UnsupportedOperatorError
+from pdq_export.errors import ModelError
 from pdq_export.frontend import ops
-from pdq_export.frontend.constants import host_constant, to_torch
+from pdq_export.frontend.constants import ELEMENT_TYPES, TORCH_DTYPES, host_constant, to_torch, type_name
 from pdq_export.frontend.names import Names
-from pdq_export.frontend.node import Call, OnnxNode, Ref, describe, describe_as
+from pdq_export.frontend.node import Call, OnnxNode, Ref
 from pdq_export.frontend.registry import OLDEST_OPSET, find_converter, find_schema
 
 _SHAPE_OPERATORS = frozenset({"Shape", "Size"})
@@ -84,8 +84,7 @@ class _Importer:
         for value in self._model.graph.input:
             if value.name in self._constants:
                 continue  # before IR version 4 initializers had to be inputs as well
-            if not value.type.HasField("tensor_type"):
-                raise ModelError(f"input {value.name!r} is not a tensor; expected tensor inputs only")
+            _check_input(value)
             node = self._graph.placeholder(names.new(value.name))
             node.meta.update(tensor=value.name, onnx_node="")
             self._fx[value.name] = node
@@ -135,7 +134,7 @@ class _Importer:
         weighty = any(self._constants[name].is_floating_point() for name in inputs)
         if weighty and max(self._constants[name].numel() for name in inputs) > _FOLD_LIMIT:
             return False
-        args, kwargs = map_aggregate(  # type: ignore[misc]
+        args, kwargs = map_aggregate(
             (tuple(call.args), dict(call.kwargs)),
             lambda value: self._constants[value.tensor] if isinstance(value, Ref) else value,
         )
@@ -147,7 +146,7 @@ class _Importer:
         return not weighty
 
     def _emit(self, node: OnnxNode, call: Call, host: bool) -> None:
-        args, kwargs = map_aggregate(  # type: ignore[misc]
+        args, kwargs = map_aggregate(
             (tuple(call.args), dict(call.kwargs)),
             lambda value: self._read(value.tensor, host) if isinstance(value, Ref) else value,
         )
@@ -169,9 +168,7 @@ class _Importer:
         if tensor in self._fx:
             return self._fx[tensor]
         if tensor not in self._constants:
-            raise ModelError(
-                f"tensor {tensor!r} is read before any node computes it; check the model's node order"
-            )
+            raise ModelError(f"tensor {tensor!r} is read before any node computes it; check the model's node order")
         host = host and self._constants[tensor].numel() <= _FOLD_LIMIT
         key = f"{tensor}\0host" if host else tensor  # no ONNX name has a NUL
         if key not in self._fx:
@@ -198,9 +195,7 @@ def _node_name(tensor: str) -> str:
 
 
 def _opsets(model: onnx.ModelProto) -> dict[str, int]:
-    opsets = {
-        "" if entry.domain == "ai.onnx" else entry.domain: entry.version for entry in model.opset_import
-    }
+    opsets = {"" if entry.domain == "ai.onnx" else entry.domain: entry.version for entry in model.opset_import}
     newest = onnx.defs.onnx_opset_version()
     opset = opsets.get("", newest)
     if not OLDEST_OPSET <= opset <= newest:
@@ -208,6 +203,14 @@ def _opsets(model: onnx.ModelProto) -> dict[str, int]:
             f"the model has opset {opset}; expected {OLDEST_OPSET} to {newest}: convert it with onnx.version_converter"
         )
     return opsets
+
+
+def _check_input(value: onnx.ValueInfoProto) -> None:
+    if not value.type.HasField("tensor_type"):
+        raise ModelError(f"input {value.name!r} is not a tensor; expected tensor inputs only")
+    if value.type.tensor_type.elem_type not in TORCH_DTYPES:
+        found = type_name(value.type.tensor_type.elem_type)
+        raise ModelError(f"input {value.name!r}: element type {found}; expected {ELEMENT_TYPES}")
 
 
 def _attribute_value(attribute: onnx.AttributeProto) -> Any:

@@ -15,9 +15,7 @@ Key = tuple[str, str, int]  # domain, op_type, since_version
 _TABLE: dict[Key, Converter] = {}
 
 
-def converter(
-    op_type: str, since_version: int | tuple[int, ...], domain: str = ""
-) -> Callable[[Converter], Converter]:
+def converter(op_type: str, since_version: int | tuple[int, ...], domain: str = "") -> Callable[[Converter], Converter]:
     """Register the decorated function for the given versions of an operator.
 
     ``since_version``: the opsets in which the operator was changed (``onnx.defs``), all of those whose meaning is the
@@ -45,9 +43,7 @@ def table() -> Mapping[Key, Converter]:
     return dict(_TABLE)
 
 
-def find_schema(
-    name: str, domain: str, op_type: str, opset: int, outputs: tuple[str, ...]
-) -> onnx.defs.OpSchema:
+def find_schema(name: str, domain: str, op_type: str, opset: int, outputs: tuple[str, ...]) -> onnx.defs.OpSchema:
     """The operator's definition in this opset; raises UnsupportedOperatorError where ONNX has none."""
     try:
         return onnx.defs.get_schema(op_type, opset, domain)

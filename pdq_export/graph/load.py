@@ -25,16 +25,22 @@ def load_model(path: str | Path) -> onnx.ModelProto:
         model = _parse(_read(path))
         checks.check_opset(model)
         load_external_data(model, path.parent)
-        if model.graph.sparse_initializer:
-            name = model.graph.sparse_initializer[0].values.name
-            raise ModelError(f"tensor {name!r}: is sparse; expected dense weights; export the model again")
-        for tensor in all_tensors(model.graph):
-            check_size(tensor)
-        _check_valid(model)
-        checks.check_not_quantized(model)
-        checks.check_finite(model)
+        return check_model(model)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error.__cause__
+
+
+def check_model(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model that is already in memory after the same checks. Raises ModelError."""
+    checks.check_opset(model)
+    if model.graph.sparse_initializer:
+        name = model.graph.sparse_initializer[0].values.name
+        raise ModelError(f"tensor {name!r}: is sparse; expected dense weights; export the model again")
+    for tensor in all_tensors(model.graph):
+        check_size(tensor)
+    _check_valid(model)
+    checks.check_not_quantized(model)
+    checks.check_finite(model)
     return model
 
 

@@ -66,7 +66,7 @@ def fake_quantize_affine(x: Tensor, scale: Tensor, low: int, high: int, keep: Te
     because zero_point is an integer. ``keep``, of the shape of ``x``, is 1.0 where an element stays in floating point
     (QDrop, section 3) and 0.0 elsewhere.
     """
-    result: Tensor = _FakeQuantize.apply(x, scale, low, high, keep)
+    result: Tensor = _FakeQuantize.apply(x, scale, low, high, keep)  # type: ignore[no-untyped-call]
     return result
 
 

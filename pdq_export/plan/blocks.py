@@ -94,8 +94,7 @@ def _block(index: GraphIndex, nodes: Sequence[NodeProto], layers: Mapping[str, L
         tensor
         for node in nodes
         for tensor in node.output
-        if tensor
-        and (tensor in index.outputs or any(reader.name not in inside for reader in index.consumers(tensor)))
+        if tensor and (tensor in index.outputs or any(reader.name not in inside for reader in index.consumers(tensor)))
     )
     return Block(
         name=members[0].node if len(members) == 1 else f"{members[0].node} .. {members[-1].node}",

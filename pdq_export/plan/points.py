@@ -1,6 +1,7 @@
 """Finds the weighted layers and the quantization points (ARCHITECTURE.md, "Quantization points")."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterable
 
 from onnx import NodeProto
@@ -62,9 +63,7 @@ def output_axis(index: GraphIndex, layer: Layer) -> int:
             return len(index.constant(layer.weight).shape) - 1  # type: ignore[union-attr]
 
 
-def find_points(
-    index: GraphIndex, layers: Iterable[Layer], bits: BitWidths
-) -> tuple[dict[str, Point], dict[str, str]]:
+def find_points(index: GraphIndex, layers: Iterable[Layer], bits: BitWidths) -> tuple[dict[str, Point], dict[str, str]]:
     """Quantization points by tensor, in graph order, and pass-through tensors with the point they carry."""
     finder = _PointFinder(index, {layer.node: layer for layer in layers}, bits)
     for node in index.graph.node:
@@ -175,7 +174,7 @@ class _PointFinder:
                 self._add(chain[-1], Role.CARRIER if first else Role.ACTIVATION)
                 break
             chain.append(data_inputs(self.index, node)[0])
-        for later, earlier in reversed(list(zip(chain, chain[1:], strict=False))):
+        for later, earlier in reversed(list(itertools.pairwise(chain))):
             self._pass(later, earlier)
 
     def widen_last_inputs(self) -> None:

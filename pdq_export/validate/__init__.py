@@ -130,12 +130,8 @@ class _Meters:
         labels: NDArray[np.integer] | None,
     ) -> None:
         self.images += len(quantized[0])
-        if len(reference) != len(self._names) or (
-            simulated is not None and len(simulated) != len(self._names)
-        ):
-            raise ValidationError(
-                f"the models and the simulation have unequal outputs; expected {list(self._names)}"
-            )
+        if len(reference) != len(self._names) or (simulated is not None and len(simulated) != len(self._names)):
+            raise ValidationError(f"the models and the simulation have unequal outputs; expected {list(self._names)}")
         for position, meters in enumerate(self._agreements):
             meters["quantized_float"].update(reference[position], quantized[position])
             if simulated is not None:

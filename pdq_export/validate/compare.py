@@ -93,8 +93,7 @@ class AccuracyMeter:
         scores = class_scores(outputs)
         if scores is None or len(scores) != len(labels):
             raise ValidationError(
-                f"outputs have shape {list(outputs.shape)} for {len(labels)} labels; "
-                f"expected [{len(labels)}, classes]"
+                f"outputs have shape {list(outputs.shape)} for {len(labels)} labels; expected [{len(labels)}, classes]"
             )
         self._classes = scores.shape[1]
         if labels.size and not 0 <= labels.min() <= labels.max() < self._classes:

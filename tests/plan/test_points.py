@@ -100,10 +100,10 @@ def test_concat_gets_carriers_and_ends_a_block() -> None:
 def test_max_pool_and_pad_pass_integers_through() -> None:
     plan = plan_of(
         """c1 = Conv (image, w1)  a1 = Relu(c1)  m = MaxPool <kernel_shape = [2, 2]> (a1)
-           pads = Constant <value_ints = [0, 0, 1, 1, 0, 0, 1, 1]> ()  d = Pad(m, pads)
+           pads = Constant <value_ints = [0, 1, 0, 0, 0, 1, 0, 0]> ()  d = Pad(m, pads)
            c2 = Conv (d, w2)      a2 = Relu(c2)  p = GlobalAveragePool(a2)  f = Flatten(p)
            y = Gemm <transB = 1> (f, w4)""",
-        {name: WEIGHTS[name] for name in ("w1", "w2", "w4")},
+        {**WEIGHTS, "w2": (4, 6, 3, 3)},
     )
     assert plan.passthrough == {"m": "a1", "d": "a1", "f": "p"}
     assert plan.source("d") == "a1"

@@ -44,14 +44,10 @@ def test_batches_add_up_to_the_whole(sizes, seed):
     ends = np.cumsum(sizes)[:-1]
     parts = agreement(*zip(np.split(reference, ends), np.split(outputs, ends), strict=True))
     whole = agreement((reference, outputs))
-    assert (
-        parts.argmax_agreement == whole.argmax_agreement == (reference.argmax(1) == outputs.argmax(1)).mean()
-    )
+    assert parts.argmax_agreement == whole.argmax_agreement == (reference.argmax(1) == outputs.argmax(1)).mean()
     assert parts.sqnr_db == pytest.approx(whole.sqnr_db)
     noise = np.square(outputs.astype(np.float64) - reference).sum()
-    assert whole.sqnr_db == pytest.approx(
-        10 * math.log10(np.square(reference.astype(np.float64)).sum() / noise)
-    )
+    assert whole.sqnr_db == pytest.approx(10 * math.log10(np.square(reference.astype(np.float64)).sum() / noise))
     assert whole.relative_error == pytest.approx(10 ** (-whole.sqnr_db / 20))
 
 
@@ -70,9 +66,7 @@ def test_no_argmax_over_one_channel(shape):
 
 def test_everything_is_finite_for_a_reference_of_zeros():
     result = agreement(([[0, 0]], [[1, 0]]))
-    assert all(
-        math.isfinite(value) for value in (result.sqnr_db, result.relative_error, result.max_relative_error)
-    )
+    assert all(math.isfinite(value) for value in (result.sqnr_db, result.relative_error, result.max_relative_error))
 
 
 def test_unequal_shapes_and_values_that_are_not_finite():

@@ -118,7 +118,5 @@ def spatial_rank(x: Tensor, op_type: str) -> int:
     """The number of spatial axes of N x C x D1 x ... Dn; torch knows one to three."""
     rank = x.dim() - 2
     if not 1 <= rank <= 3:
-        raise ValueError(
-            f"{op_type}: input of shape {tuple(x.shape)}; expected 3 to 5 dimensions (N, C, spatial)"
-        )
+        raise ValueError(f"{op_type}: input of shape {tuple(x.shape)}; expected 3 to 5 dimensions (N, C, spatial)")
     return rank

@@ -3,12 +3,11 @@
 from typing import Any
 
 import torch
-from onnx import TensorProto
 from torch import Tensor
 
-from pdq_export.frontend.constants import TORCH_DTYPES, host_constant, type_name
+from pdq_export.frontend.constants import ELEMENT_TYPES, TORCH_DTYPES, host_constant, type_name
 from pdq_export.frontend.node import Call, OnnxNode
-from pdq_export.frontend.ops.common import Ints, as_ints, as_number, simple
+from pdq_export.frontend.ops.common import Ints, as_ints, simple
 from pdq_export.frontend.registry import converter
 
 
@@ -21,9 +20,7 @@ def _constant(node: OnnxNode) -> Call:
         for name in (f"value_{attribute}", f"value_{attribute}s"):
             if node.attribute(name) is not None:
                 return Call(host_constant, [node.attribute(name), dtype])
-    raise node.unsupported(
-        "the constant is text or sparse", "export the model with dense numeric constants only"
-    )
+    raise node.unsupported("the constant is text or sparse", "export the model with dense numeric constants only")
 
 
 @converter("ConstantOfShape", (9, 20, 21, 23, 24, 25))
@@ -39,7 +36,7 @@ def _cast(node: OnnxNode) -> Call:
     if target not in TORCH_DTYPES:
         raise node.unsupported(
             f"casts to {type_name(target)}; torch has no arithmetic for this type",
-            "cast to floating point of 16 to 64 bits, integers of 8 to 64 bits or bool",
+            f"cast to {ELEMENT_TYPES}",
         )
     return Call(cast, [node.tensor(0)], {"dtype": TORCH_DTYPES[target]})
 
@@ -63,9 +60,7 @@ def _dropout(node: OnnxNode) -> Call:
 def _dropout_inputs(node: OnnxNode) -> Call:
     training = node.constant(2)
     if node.has_input(2) and (training is None or bool(training.item())):
-        raise node.unsupported(
-            "training_mode is set or computed", "export the model for inference (model.eval())"
-        )
+        raise node.unsupported("training_mode is set or computed", "export the model for inference (model.eval())")
     return _inference_dropout(node, bool_mask=True)
 
 
@@ -108,10 +103,10 @@ def cast_like(x: Tensor, other: Tensor) -> Tensor:
 def number_range(start: Tensor, limit: Tensor, delta: Tensor) -> Tensor:
     """ONNX Range: start, start + delta, ... before limit; one dimension, in the type of start."""
     wide = torch.float32 if start.dtype in (torch.float16, torch.bfloat16) else start.dtype
-    first, last, step = (as_number(value) for value in (start, limit, delta))
+    first, last, step = (value.item() for value in (start, limit, delta))
     count = max(-int((first - last) // step), 0)  # ceil((limit - start) / delta)
     steps = torch.arange(count, device=start.device, dtype=wide)
-    return (first + steps * step).to(start.dtype)
+    return (steps * step + first).to(start.dtype)
 
 
 simple("Identity", (1, 13, 14, 16, 19, 21, 23, 24, 25), identity)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 from pdq_export.frontend.node import Call, OnnxNode
@@ -70,18 +70,14 @@ def conv_transpose(
     extra = per_axis(output_padding, rank, 0)
     full = [
         (size - 1) * stride + (window - 1) * dilation + 1
-        for size, stride, window, dilation in zip(
-            x.shape[2:], strides, weight.shape[2:], dilations, strict=True
-        )
+        for size, stride, window, dilation in zip(x.shape[2:], strides, weight.shape[2:], dilations, strict=True)
     ]
     begins, ends, extra = _transpose_pads(x.shape[2:], full, strides, extra, pads, auto_pad, output_shape)
     native = begins == ends and min(begins) >= 0 and min(extra) >= 0
     if native and all(e < max(s, d) for e, s, d in zip(extra, strides, dilations, strict=True)):
         return _CONV_TRANSPOSE[rank](x, weight, bias, strides, begins, extra, group, dilations)
     y = _CONV_TRANSPOSE[rank](x, weight, None, strides, 0, 0, group, dilations)
-    y = F.pad(
-        y, torch_pads([-begin for begin in begins], [e - end for e, end in zip(extra, ends, strict=True)])
-    )
+    y = F.pad(y, torch_pads([-begin for begin in begins], [e - end for e, end in zip(extra, ends, strict=True)]))
     if bias is None:
         return y
     y, bias = same_device(y, bias)

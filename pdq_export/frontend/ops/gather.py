@@ -65,9 +65,7 @@ def gather_nd(x: Tensor, indices: Tensor, *, batch_dims: int) -> Tensor:
     return taken.reshape(*indices.shape[:-1], *x.shape[batch_dims + depth :])
 
 
-def top_k(
-    x: Tensor, k: int | list[int] | Tensor, *, axis: int = -1, largest: int = 1
-) -> tuple[Tensor, Tensor]:
+def top_k(x: Tensor, k: int | list[int] | Tensor, *, axis: int = -1, largest: int = 1) -> tuple[Tensor, Tensor]:
     """ONNX TopK: the k largest (smallest) along ``axis``, sorted, and where; equal ones in order of their index."""
     count = int(k) if isinstance(k, int) else int(k[0])
     values, indices = torch.sort(x, dim=axis, descending=bool(largest), stable=True)

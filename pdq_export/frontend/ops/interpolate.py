@@ -51,7 +51,7 @@ class Method:
 
 
 def interpolate_axis(x: Tensor, index: int, axis: Axis, method: Method) -> Tensor:
-    """x with axis ``index`` resized: [..., size, ...] -> [..., out, ...]."""
+    """X with axis ``index`` resized: [..., size, ...] -> [..., out, ...]."""
     where = coordinates(axis, method.coordinate_transformation_mode)
     if method.mode == "nearest":
         nearest = np.clip(_round(where, method.nearest_mode), 0, axis.size - 1).astype(np.int64)
@@ -78,9 +78,7 @@ def coordinates(axis: Axis, mode: str) -> Floats:
         if mode == "pytorch_half_pixel" and axis.out == 1:
             return np.zeros(1, f)
         offset = f(0)
-        if (
-            mode == "half_pixel_symmetric"
-        ):  # the part of a pixel that rounding down cut off, half on each side
+        if mode == "half_pixel_symmetric":  # the part of a pixel that rounding down cut off, half on each side
             width = axis.out if axis.exact is None else axis.exact
             offset = f(axis.size / 2 * (1 - axis.out / width))
         return np.asarray(offset + (at + f(0.5)) / scale - f(0.5), f)
@@ -101,9 +99,9 @@ def coordinates(axis: Axis, mode: str) -> Floats:
 
 def _round(where: Floats, mode: str) -> Floats:
     if mode == "round_prefer_floor":
-        return np.ceil(where - np.float32(0.5))
+        return np.asarray(np.ceil(where - np.float32(0.5)), np.float32)
     if mode == "round_prefer_ceil":
-        return np.floor(where + np.float32(0.5))
+        return np.asarray(np.floor(where + np.float32(0.5)), np.float32)
     return np.floor(where) if mode == "floor" else np.ceil(where)
 
 
@@ -119,14 +117,13 @@ def _weights(where: Floats, axis: Axis, method: Method) -> Weights:
     last = math.ceil(positions.max() + support) if where.size else 0
     taps = np.arange(first, last + 1)
     distance = np.abs((taps[None, :] - positions) * shrink)
-    kernel = (
-        _cubic(distance, method.cubic_coeff_a) if method.mode == "cubic" else np.clip(1 - distance, 0, None)
-    )
+    kernel = _cubic(distance, method.cubic_coeff_a) if method.mode == "cubic" else np.clip(1 - distance, 0, None)
     if method.exclude_outside:
         kernel = np.where((taps >= 0) & (taps < axis.size), kernel, 0.0)
     kernel = kernel / kernel.sum(1, keepdims=True)
     matrix = np.zeros((axis.out, axis.size))
-    np.add.at(matrix, (slice(None), np.clip(taps, 0, axis.size - 1)), kernel)
+    for tap, column in zip(np.clip(taps, 0, axis.size - 1), kernel.T, strict=True):
+        matrix[:, tap] += column
     return matrix
 
 

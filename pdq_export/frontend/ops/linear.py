@@ -1,7 +1,7 @@
 """Gemm, MatMul and Einsum."""
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 from pdq_export.frontend.node import Call, OnnxNode
@@ -38,7 +38,7 @@ def gemm(
 ) -> Tensor:
     """ONNX Gemm: alpha * A' B' + beta * C, A' [M, K], B' [K, N], C broadcast to [M, N]."""
     a = a.t() if transA else a
-    if alpha == beta == 1.0 and (c is None or c.dim() == 1 and c.shape[0] == b.shape[0 if transB else 1]):
+    if alpha == beta == 1.0 and (c is None or (c.dim() == 1 and c.shape[0] == b.shape[0 if transB else 1])):
         return F.linear(a, b if transB else b.t(), c)
     y = torch.matmul(a, b.t() if transB else b)
     if alpha != 1.0:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 from pdq_export.frontend.node import Call, OnnxNode
@@ -14,9 +14,7 @@ from pdq_export.frontend.registry import converter
 @converter("BatchNormalization", (9, 14, 15))
 def _batch_norm(node: OnnxNode) -> Call:
     if node.attribute("training_mode") or len([name for name in node.outputs if name]) > 1:
-        raise node.unsupported(
-            "training mode (training_mode=1)", "export the model for inference (model.eval())"
-        )
+        raise node.unsupported("training mode (training_mode=1)", "export the model for inference (model.eval())")
     return Call(batch_norm, node.tensors(), {"epsilon": node.attribute("epsilon")})
 
 
@@ -31,9 +29,7 @@ def _layer_norm(node: OnnxNode) -> Call:
 
 @converter("RMSNormalization", 23)
 def _rms_norm(node: OnnxNode) -> Call:
-    return Call(
-        rms_norm, node.tensors(), {"axis": node.attribute("axis"), "epsilon": node.attribute("epsilon")}
-    )
+    return Call(rms_norm, node.tensors(), {"axis": node.attribute("axis"), "epsilon": node.attribute("epsilon")})
 
 
 @converter("GroupNormalization", (18, 21))
@@ -48,16 +44,14 @@ def _mean_variance_norm(node: OnnxNode) -> Call:
     return Call(mean_variance_norm, node.tensors(), {"axes": [0, 2, 3] if axes is None else axes})
 
 
-def batch_norm(
-    x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, var: Tensor, *, epsilon: float
-) -> Tensor:
+def batch_norm(x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, var: Tensor, *, epsilon: float) -> Tensor:
     """ONNX BatchNormalization at inference: (x - mean) / sqrt(var + epsilon) * scale + bias, x [N, C, ...]."""
     if x.dim() < 2:
         return ((x - mean) / torch.sqrt(var + epsilon) * scale + bias).to(x.dtype)
     if x.dtype != mean.dtype or x.dtype != scale.dtype:
         wide = torch.promote_types(torch.promote_types(x.dtype, mean.dtype), scale.dtype)
-        x_wide, *rest = (tensor.to(wide) for tensor in (x, mean, var, scale, bias))
-        return F.batch_norm(x_wide, *rest, eps=epsilon).to(x.dtype)
+        parts = [tensor.to(wide) for tensor in (scale, bias, mean, var)]
+        return batch_norm(x.to(wide), *parts, epsilon=epsilon).to(x.dtype)
     return F.batch_norm(x, mean, var, scale, bias, eps=epsilon)
 
 
@@ -114,9 +108,7 @@ def mean_variance_norm(x: Tensor, *, axes: Sequence[int]) -> Tensor:
 def lp_norm(x: Tensor, *, axis: int, p: int) -> Tensor:
     """ONNX LpNormalization: x / ||x||_p along ``axis``; 0 where the norm is 0."""
     size = x.abs().sum(axis, keepdim=True) if p == 1 else x.square().sum(axis, keepdim=True).sqrt()
-    return torch.where(
-        size == 0, torch.zeros_like(x), x / torch.where(size == 0, torch.ones_like(size), size)
-    )
+    return torch.where(size == 0, torch.zeros_like(x), x / torch.where(size == 0, torch.ones_like(size), size))
 
 
 def local_response_norm(x: Tensor, *, size: int, alpha: float, beta: float, bias: float) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 from pdq_export.frontend.node import Call, OnnxNode
@@ -27,9 +27,7 @@ _WINDOW = ("kernel_shape", "strides", "pads", "auto_pad", "dilations", "ceil_mod
 
 def _window_options(node: OnnxNode, *more: str) -> dict[str, Any]:
     if not 1 <= len(node.attribute("kernel_shape")) <= 3:
-        raise node.unsupported(
-            f"kernel_shape {node.attribute('kernel_shape')}", "pool over one to three spatial axes"
-        )
+        raise node.unsupported(f"kernel_shape {node.attribute('kernel_shape')}", "pool over one to three spatial axes")
     options = {name: node.attribute(name) for name in (*_WINDOW, *more)}
     return options | {"ceil_mode": bool(options["ceil_mode"])}
 
@@ -90,7 +88,7 @@ class _Windows:
         )
 
     def pad(self, x: Tensor, value: float) -> Tensor:
-        """x with everything that a window can reach."""
+        """X with everything that a window can reach."""
         ends = [end + over for end, over in zip(self.ends, self.overhang, strict=True)]
         return F.pad(x, torch_pads(self.begins, ends), value=value)
 
@@ -128,9 +126,7 @@ def max_pool_with_indices(x: Tensor, *, storage_order: int, **options: Any) -> t
     flat, step = torch.zeros_like(index), 1
     for place, size in zip(places, sizes, strict=True):
         flat, step = flat + place * step, step * size
-    planes = torch.arange(x.shape[0] * x.shape[1], device=x.device).reshape(
-        *x.shape[:2], *[1] * (x.dim() - 2)
-    )
+    planes = torch.arange(x.shape[0] * x.shape[1], device=x.device).reshape(*x.shape[:2], *[1] * (x.dim() - 2))
     return y, planes * math.prod(x.shape[2:]) + flat
 
 

@@ -25,9 +25,7 @@ def _mean(x: Tensor, axes: list[int], keepdims: bool) -> Tensor:
 
 
 def _extreme(x: Tensor, axes: list[int], keepdims: bool, largest: bool) -> Tensor:
-    if any(
-        x.shape[axis] == 0 for axis in axes
-    ):  # torch refuses; ONNX gives the value that every other one beats
+    if any(x.shape[axis] == 0 for axis in axes):  # torch refuses; ONNX gives the value that every other one beats
         return x.new_full(_reduced_shape(x, axes, keepdims), _worst(x.dtype, largest))
     return (x.amax if largest else x.amin)(axes, keepdim=keepdims)
 

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 from pdq_export.frontend.node import Call, OnnxNode
@@ -90,8 +89,8 @@ def resize(
     fast = _by_torch(x, changed, how)
     if fast is not None:
         return fast
-    for index, axis in changed.items():
-        x = interpolate_axis(x, index, axis, how)
+    for index, target in changed.items():
+        x = interpolate_axis(x, index, target, how)
     return x
 
 

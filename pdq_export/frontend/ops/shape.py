@@ -155,9 +155,7 @@ def split(x: Tensor, sizes: Ints | None = None, *, axis: int, count: int) -> tup
     return tuple(torch.split(x, as_ints(sizes), dim=axis))
 
 
-def slice_axes(
-    x: Tensor, starts: Ints, ends: Ints, axes: Ints | None = None, steps: Ints | None = None
-) -> Tensor:
+def slice_axes(x: Tensor, starts: Ints, ends: Ints, axes: Ints | None = None, steps: Ints | None = None) -> Tensor:
     """ONNX Slice: numpy's x[start:end:step] along each of ``axes``."""
     first, last = as_ints(starts), as_ints(ends)
     chosen = list(range(len(first))) if axes is None else as_ints(axes)
@@ -174,7 +172,11 @@ def slice_axes(
 
 def expand(x: Tensor, shape: Ints) -> Tensor:
     """ONNX Expand: broadcast to ``shape``, where a size of 1 keeps the input's."""
-    return x.broadcast_to(torch.broadcast_shapes(x.shape, tuple(as_ints(shape))))
+    sizes = as_ints(shape)
+    rank = max(x.dim(), len(sizes))
+    own = [1] * (rank - x.dim()) + list(x.shape)
+    asked = [1] * (rank - len(sizes)) + sizes
+    return x.broadcast_to([a if b == 1 else b for a, b in zip(own, asked, strict=True)])
 
 
 def tile(x: Tensor, repeats: Ints) -> Tensor:

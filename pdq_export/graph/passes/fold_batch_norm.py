@@ -32,12 +32,12 @@ class BatchNorm:
 
     @property
     def factor(self) -> NDArray[np.float64]:
-        """gamma / sigma."""
+        """Gamma / sigma."""
         return self.gamma / self.sigma
 
     @property
     def offset(self) -> NDArray[np.float64]:
-        """beta - mean * gamma / sigma."""
+        """Beta - mean * gamma / sigma."""
         return self.beta - self.mean * self.factor
 
     @property
