@@ -23,6 +23,7 @@ STAGES = {
     "validate": "validating in onnxruntime",
 }
 _PLAIN_INTERVAL = 30.0  # seconds between lines where there is no terminal
+_ENOUGH_TO_TELL = 0.02  # share of the work after which the time left is more than a guess
 
 
 class ProgressDisplay:
@@ -57,8 +58,8 @@ class ProgressDisplay:
 
     def __call__(self, progress: "Progress") -> None:
         now = self._clock()
-        if progress.stage == "calibrate" and self._calibration_began is None:
-            self._calibration_began = now
+        if progress.stage != "calibrate" or self._calibration_began is None:
+            self._calibration_began = now  # the first report comes when its first block has been prepared
         began = self._calibration_began if progress.stage == "calibrate" else None
         detail = "" if began is None else describe(progress, now - began)
         if self._plain and not self._quiet:
@@ -85,18 +86,19 @@ def fraction(progress: "Progress") -> float:
 
 
 def describe(progress: "Progress", elapsed: float) -> str:
-    """``block 3/12 layer1.0, step 200/500, loss 0.0123, 1:20 left``."""
+    """``block 3/12, step 200/500, loss 0.0123, 1:20 left, layer1.0``: what may be cut off for its length comes last."""
     parts = []
     if progress.block_count:
-        name = f" {progress.block}" if progress.block else ""
-        parts.append(f"block {progress.block_index + 1}/{progress.block_count}{name}")
+        parts.append(f"block {progress.block_index + 1}/{progress.block_count}")
     if progress.step_count:
         parts.append(f"step {progress.step}/{progress.step_count}")
     if progress.loss is not None:
         parts.append(f"loss {progress.loss:.4g}")
     done = fraction(progress)
-    if done > 0:
+    if done >= _ENOUGH_TO_TELL:
         parts.append(f"{format_time(elapsed * (1 - done) / done)} left")
+    if progress.block:
+        parts.append(progress.block)
     return ", ".join(parts)
 
 

@@ -189,7 +189,8 @@ def _run(request: Request, console: Console, *, quiet: bool, verbose: bool) -> "
 def _show(request: Request, result: "Result") -> None:
     on = str(request.eval) if request.eval else f"{request.calib}, used for calibration too: --eval gives others"
     console = Console(highlight=False)
-    console.print(report_table(result.report, bits=request.bits, on=on))
+    console.print(f"{result.report.images:,} images of {on}", markup=False, soft_wrap=True)
+    console.print(report_table(result.report, bits=request.bits))
     for path in (request.output, request.report):
         if path is not None:
             console.print(f"wrote {shlex.quote(str(path))}", markup=False, soft_wrap=True)

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 Row = tuple[str, str, str, str]
 
 
-def report_table(report: "Report", *, bits: str, on: str) -> Table:
-    """FP32 beside the quantized model: accuracy, agreement, kernels, size. ``on`` says what was measured on."""
-    table = Table(title=Text(f"{report.images:,} images of {on}"), box=box.SIMPLE_HEAD, title_justify="left")
+def report_table(report: "Report", *, bits: str) -> Table:
+    """FP32 beside the quantized model: accuracy, agreement, kernels, size."""
+    table = Table(box=box.SIMPLE_HEAD)
     table.add_column("")
     for name in ("FP32", bits, ""):
         table.add_column(name, justify="right")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from pdq_export.calibrate.correction import correct_distribution, estimate_statistics
+from pdq_export.calibrate.integer import integer_nodes
 from pdq_export.calibrate.options import CalibrationOptions
 from pdq_export.calibrate.quantizers import (
     ActivationQuantizer,
@@ -46,7 +47,11 @@ class BlockProgress:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Calibrated:
-    """``tensors``: what was learned. ``simulation``: the quantized network in torch, for outputs in graph order."""
+    """What calibration gives.
+
+    ``tensors``: what was learned. ``simulation``: the quantized network in torch, in the runtime's integer arithmetic;
+    returns the graph's outputs in order.
+    """
 
     tensors: QuantizedTensors
     simulation: fx.GraphModule
@@ -277,9 +282,14 @@ class _Engine:
                 del store[name]
 
     def _simulation(self) -> fx.GraphModule:
-        quantizers = {**self.weights, **self.activations}
         return extract(
-            self.network, self.graph_inputs, self.graph_outputs, quantizers=quantizers, biases=self.biases, whole=True
+            self.network,
+            self.graph_inputs,
+            self.graph_outputs,
+            quantizers={**self.weights, **self.activations},
+            biases=self.biases,
+            nodes=integer_nodes(self.network, self.plan, self.activations, self.weights, self.biases),
+            whole=True,
         )
 
     def _tensors(self) -> dict[str, QuantizedTensor]:

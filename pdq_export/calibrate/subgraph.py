@@ -14,16 +14,18 @@ def extract(
     *,
     quantizers: Mapping[str, nn.Module] | None = None,
     biases: Mapping[str, nn.Module] | None = None,
+    nodes: Mapping[str, nn.Module] | None = None,
     whole: bool = False,
 ) -> fx.GraphModule:
     """The part of ``module`` that computes ``outputs`` from ``inputs`` (ONNX tensor names); returns a tuple.
 
     ``quantizers`` by tensor name: for an activation, a module applied to it before anyone reads it; for a constant, a
-    module without arguments that stands in for it. ``biases`` by ONNX node name stand in for that node's third input.
+    module without arguments that stands in for it. ``biases`` by ONNX node name stand in for that node's third input,
+    ``nodes`` for the node itself: they are called with its inputs that are not constant.
     Constants are shared, not copied. Inputs are taken as they come, since the part before has quantized them, and
     outputs are given quantized. With ``whole`` it is the other way round, as at a network's ends.
     """
-    return _Extractor(module, quantizers or {}, biases or {}, whole).run(inputs, outputs)
+    return _Extractor(module, quantizers or {}, biases or {}, nodes or {}, whole).run(inputs, outputs)
 
 
 def tensor_nodes(module: fx.GraphModule) -> dict[str, fx.Node]:
@@ -47,11 +49,13 @@ class _Extractor:
         module: fx.GraphModule,
         quantizers: Mapping[str, nn.Module],
         biases: Mapping[str, nn.Module],
+        nodes: Mapping[str, nn.Module],
         whole: bool,
     ) -> None:
         self.module = module
         self.quantizers = quantizers
         self.biases = biases
+        self.nodes = nodes
         self.whole = whole
         self.root = nn.Module()
         self.graph = fx.Graph()
@@ -92,9 +96,13 @@ class _Extractor:
             self.copies[node] = self._call(quantizer) if quantizer is not None else self._attribute(node)
             self.plain[node] = self.copies[node]
             return
-        copy = self.graph.node_copy(node, lambda argument: self.copies[argument])
+        stand_in = self.nodes.get(node.meta.get("onnx_node", ""))
+        if stand_in is not None:
+            copy = self._call(stand_in, *(self.copies[a] for a in node.all_input_nodes if a.op != "get_attr"))
+        else:
+            copy = self.graph.node_copy(node, lambda argument: self.copies[argument])
         bias = self.biases.get(node.meta.get("onnx_node", ""))
-        if bias is not None and node.target is not operator.getitem:
+        if bias is not None and stand_in is None and node.target is not operator.getitem:
             copy.args = (*copy.args[:2], self._call(bias, before=copy), *copy.args[3:])
         self.plain[node] = copy
         self.copies[node] = copy if quantizer is None else self._call(quantizer, copy)

@@ -26,7 +26,8 @@ def test_format_time(seconds: float, text: str) -> None:
 def test_describe() -> None:
     assert describe(at(0, 0), 0.0) == "block 1/4, step 0/10"
     progress = at(1, 10, block="layer1.0", loss=0.012345)
-    assert describe(progress, 60.0) == "block 2/4 layer1.0, step 10/10, loss 0.01235, 1:00 left"
+    assert describe(progress, 60.0) == "block 2/4, step 10/10, loss 0.01235, 1:00 left, layer1.0"
+    assert describe(at(0, 0, loss=1.0), 60.0) == "block 1/4, step 0/10, loss 1"
     assert describe(FakeProgress(stage="calibrate"), 5.0) == ""
 
 
@@ -45,7 +46,7 @@ def test_a_terminal_gets_a_bar() -> None:
         display(at(1, 0, block="[b]layer", loss=1.5))
     text = stream.getvalue()
     assert "calibrating" in text
-    assert "block 2/4 [b]layer, step 0/10, loss 1.5, 0:30 left" in text
+    assert "block 2/4, step 0/10, loss 1.5, 1:00 left, [b]layer" in text
 
 
 def test_without_a_terminal_lines_are_rare(caplog: pytest.LogCaptureFixture) -> None:

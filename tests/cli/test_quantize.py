@@ -260,7 +260,7 @@ def test_without_a_terminal_progress_is_a_few_lines(run: Run, pipeline: FakePipe
     result = run("quantize", "model.onnx", "--calib", "images.npy")
     assert result.stderr.splitlines() == [
         "pdq-export: reading the model",
-        "pdq-export: calibrating: block 1/2 b0, step 0/3",
+        "pdq-export: calibrating: block 1/2, step 0/3, b0",
         "pdq-export: validating in onnxruntime",
         "pdq-export: warning: a.jpg: skipped [red]damaged[/red]",
     ]

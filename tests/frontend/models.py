@@ -36,7 +36,7 @@ def one_node(
         [node],
         "one_node",
         [
-            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), [None] * value.ndim)
+            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
             for name, value in given.items()
             if name not in fixed
         ],

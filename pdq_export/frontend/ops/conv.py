@@ -14,14 +14,24 @@ _CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_trans
 _ATTRIBUTES = ("strides", "dilations", "pads", "auto_pad", "group")
 
 
+def _check_rank(node: OnnxNode) -> None:
+    weight = node.constant(1)
+    if weight is not None and not 3 <= weight.dim() <= 5:
+        raise node.unsupported(
+            f"a weight of shape {list(weight.shape)}", "use a convolution over one to three spatial axes"
+        )
+
+
 @converter("Conv", (1, 11, 22))
 def _conv(node: OnnxNode) -> Call:
+    _check_rank(node)
     args = [node.tensor(0), node.tensor(1), node.tensor(2)]
     return Call(conv, args, {name: node.attribute(name) for name in _ATTRIBUTES})
 
 
 @converter("ConvTranspose", (1, 11, 22))
 def _conv_transpose(node: OnnxNode) -> Call:
+    _check_rank(node)
     args = [node.tensor(0), node.tensor(1), node.tensor(2)]
     names = (*_ATTRIBUTES, "output_padding", "output_shape")
     return Call(conv_transpose, args, {name: node.attribute(name) for name in names})
@@ -96,6 +106,7 @@ def _transpose_pads(
     """What to crop at the beginning and end of the full result, and what to add at its end."""
     rank = len(sizes)
     wanted = None if output_shape is None else list(output_shape)[-rank:]
+    given = wanted is not None
     if wanted is None and auto_pad in ("SAME_UPPER", "SAME_LOWER"):
         wanted = [size * stride for size, stride in zip(sizes, strides, strict=True)]
     if wanted is None:
@@ -108,5 +119,6 @@ def _transpose_pads(
         crop = max(total, 0)
         begins.append(crop // 2 if auto_pad == "SAME_UPPER" else crop - crop // 2)
         ends.append(crop - begins[-1])
-        added.append(more + max(-total, 0))
+        # Where a kernel is smaller than its stride, SAME would have to grow the result; runtimes do not.
+        added.append(more + (max(-total, 0) if given else 0))
     return begins, ends, added

@@ -15,12 +15,27 @@ from torch import Tensor
 Floats = NDArray[np.float32]
 Weights = NDArray[np.float64]
 
+KNOWN_VALUES = {
+    "mode": ("nearest", "linear", "cubic"),
+    "nearest_mode": ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil"),
+    "coordinate_transformation_mode": (
+        "half_pixel",
+        "half_pixel_symmetric",
+        "pytorch_half_pixel",
+        "align_corners",
+        "asymmetric",
+        "tf_half_pixel_for_nn",
+        "tf_crop_and_resize",
+    ),
+    "keep_aspect_ratio_policy": ("stretch", "not_larger", "not_smaller"),
+}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Axis:
     """One axis: ``size`` pixels become ``out``; ``scale`` = out / size for the coordinates.
 
-    ``exact`` is size * scale before rounding down, None where ``out`` was given; ``begin``, ``end`` are the cropped
+    ``exact`` is size * scale before rounding, None where ``out`` was given; ``begin``, ``end`` are the cropped
     region as fractions of the axis.
     """
 
@@ -39,7 +54,10 @@ class Axis:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Method:
-    """The attributes of ONNX Resize, by their names there."""
+    """The attributes of ONNX Resize, by their names there.
+
+    ``nearest_mode`` "simple" is that of opset 10: floor, or ceil where the axis shrinks.
+    """
 
     mode: str = "nearest"
     coordinate_transformation_mode: str = "half_pixel"
@@ -54,7 +72,10 @@ def interpolate_axis(x: Tensor, index: int, axis: Axis, method: Method) -> Tenso
     """X with axis ``index`` resized: [..., size, ...] -> [..., out, ...]."""
     where = coordinates(axis, method.coordinate_transformation_mode)
     if method.mode == "nearest":
-        nearest = np.clip(_round(where, method.nearest_mode), 0, axis.size - 1).astype(np.int64)
+        rounding = method.nearest_mode
+        if rounding == "simple":
+            rounding = "ceil" if axis.scale < 1 else "floor"
+        nearest = np.clip(_round(where, rounding), 0, axis.size - 1).astype(np.int64)
         y = x.index_select(index, torch.from_numpy(nearest).to(x.device))
     else:
         weights = torch.from_numpy(_weights(where, axis, method)).to(x.device)
@@ -88,13 +109,11 @@ def coordinates(axis: Axis, mode: str) -> Floats:
         return np.asarray(at / scale, f)
     if mode == "align_corners":
         return np.zeros(1, f) if axis.out == 1 else np.asarray(at * f(axis.size - 1) / f(axis.out - 1), f)
-    if mode == "tf_crop_and_resize":
-        last = f(axis.size - 1)
-        begin, end = f(axis.begin), f(axis.end)
-        if axis.out == 1:
-            return np.asarray([f(0.5) * (begin + end) * last], f)
-        return np.asarray(begin * last + at * ((end - begin) * last / f(axis.out - 1)), f)
-    raise ValueError(f"Resize: coordinate_transformation_mode {mode!r} is not defined by ONNX")
+    last = f(axis.size - 1)  # tf_crop_and_resize
+    begin, end = f(axis.begin), f(axis.end)
+    if axis.out == 1:
+        return np.asarray([f(0.5) * (begin + end) * last], f)
+    return np.asarray(begin * last + at * ((end - begin) * last / f(axis.out - 1)), f)
 
 
 def _round(where: Floats, mode: str) -> Floats:

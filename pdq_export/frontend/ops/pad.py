@@ -10,17 +10,26 @@ from pdq_export.frontend.node import Call, OnnxNode
 from pdq_export.frontend.ops.common import Ints, as_ints, as_number, torch_pads
 from pdq_export.frontend.registry import converter
 
+_MODES = ("constant", "reflect", "edge", "wrap")
+
+
+def _mode(node: OnnxNode) -> str:
+    mode = str(node.attribute("mode"))
+    if mode not in _MODES:
+        raise node.unsupported(f"mode {mode!r} is unknown", f"use one of {', '.join(_MODES)}")
+    return mode
+
 
 @converter("Pad", 2)
 def _pad_attributes(node: OnnxNode) -> Call:
     args = [node.tensor(0), node.attribute("pads"), node.attribute("value")]
-    return Call(pad, args, {"mode": node.attribute("mode")})
+    return Call(pad, args, {"mode": _mode(node)})
 
 
 @converter("Pad", (11, 13, 18, 19, 21, 23, 24, 25))
 def _pad_inputs(node: OnnxNode) -> Call:
     args = [node.tensor(0), node.parameter(1), node.parameter(2), node.parameter(3)]
-    return Call(pad, args, {"mode": node.attribute("mode")})
+    return Call(pad, args, {"mode": _mode(node)})
 
 
 def pad(x: Tensor, pads: Ints, value: Any = None, axes: Ints | None = None, *, mode: str) -> Tensor:
@@ -52,10 +61,8 @@ def _pad_by_index(x: Tensor, axis: int, begin: int, end: int, mode: str) -> Tens
         index = index.clamp(0, size - 1)
     elif mode == "wrap":
         index = index % size
-    elif mode == "reflect":
+    else:  # reflect
         period = max(2 * (size - 1), 1)
         index = index % period
         index = torch.minimum(index, period - index) if size > 1 else torch.zeros_like(index)
-    else:
-        raise ValueError(f"Pad: mode {mode!r}; expected constant, reflect, edge or wrap")
     return x.index_select(axis, index)

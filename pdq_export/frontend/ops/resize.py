@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pdq_export.frontend.node import Call, OnnxNode
-from pdq_export.frontend.ops.interpolate import Axis, Method, interpolate_axis
+from pdq_export.frontend.ops.interpolate import KNOWN_VALUES, Axis, Method, interpolate_axis
 from pdq_export.frontend.registry import converter
 
 _LINEAR = {3: "linear", 4: "bilinear", 5: "trilinear"}
@@ -39,7 +39,8 @@ def _resize_by_scales(node: OnnxNode) -> Call:
     method = {
         "mode": node.attribute("mode"),
         "coordinate_transformation_mode": "asymmetric",
-        "nearest_mode": "floor",
+        # The opset leaves it open; ONNX Runtime rounds down when it enlarges and up when it shrinks.
+        "nearest_mode": "simple",
     }
     return Call(resize, [node.tensor(0), None, node.parameter(1), None], method)
 
@@ -51,8 +52,15 @@ def _resize(node: OnnxNode) -> Call:
         "axes": node.attribute("axes"),
         "keep_aspect_ratio_policy": node.attribute("keep_aspect_ratio_policy") or "stretch",
     }
+    _check(node, options | method)
     parameters = [_absent_if_empty(node.parameter(index)) for index in (1, 2, 3)]
     return Call(resize, [node.tensor(0), *parameters], options | method)
+
+
+def _check(node: OnnxNode, method: dict[str, Any]) -> None:
+    for name, known in KNOWN_VALUES.items():
+        if method.get(name, known[0]) not in known:
+            raise node.unsupported(f"{name} {method[name]!r} is unknown", f"use one of {', '.join(known)}")
 
 
 def _absent_if_empty(value: Any) -> Any:
@@ -115,10 +123,13 @@ def _target(
     ratios = [out / x.shape[axis] for axis, out in zip(chosen, given_sizes, strict=True)]
     common = {"not_larger": min, "not_smaller": max}.get(policy)
     for axis, out, ratio in zip(chosen, given_sizes, ratios, strict=True):
-        if common is not None:
+        size = x.shape[axis]
+        if common is None:
+            wanted[axis] = Axis(size=size, out=out, scale=ratio)
+        else:
             ratio = common(ratios)
-            out = int(np.floor(ratio * x.shape[axis] + 0.5))
-        wanted[axis] = Axis(size=x.shape[axis], out=out, scale=ratio)
+            exact = ratio * size
+            wanted[axis] = Axis(size=size, out=int(np.floor(exact + 0.5)), scale=ratio, exact=exact)
     return wanted
 
 
@@ -142,7 +153,7 @@ def _by_torch(x: Tensor, changed: dict[int, Axis], how: Method) -> Tensor | None
         whole = all(axis.out % axis.size == 0 for axis in changed.values())
         # With whole factors every centre lies strictly inside one source pixel: no rounding mode makes a difference.
         centred = coordinates in _CENTRES and how.nearest_mode.startswith("round")
-        floored = coordinates in ("asymmetric", "tf_half_pixel_for_nn") and how.nearest_mode == "floor"
+        floored = coordinates in ("asymmetric", "tf_half_pixel_for_nn") and how.nearest_mode in ("floor", "simple")
         return F.interpolate(x, size=size, mode="nearest") if whole and (centred or floored) else None
     # torch clamps coordinates at the border, which for linear weights is what ONNX's repeated edge comes to.
     corners = coordinates == "align_corners"

@@ -1,31 +1,70 @@
-"""A newer opset, by onnx's version converter."""
+"""A newer opset, by onnx's version converter and fixes for where it changes results without a word."""
 
 import onnx
+from onnx import NodeProto
 
 from pdq_export.errors import ModelError
-from pdq_export.graph.lookup import opset_version
+from pdq_export.graph.lookup import attribute, describe, opset_version
 from pdq_export.graph.messages import essential_line
 from pdq_export.graph.passes import constants
+from pdq_export.graph.passes.simplify import interface_difference, restore_interface
 
 
 def run(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     """Raise the default domain's opset to ``opset``; a model that has it or a newer one is returned as it is.
 
-    Raises ModelError where onnx cannot convert an operator or its result is not valid.
+    The model needs its ``value_info``: some conversions depend on shapes. Raises ModelError where onnx cannot convert
+    an operator or its result is not valid.
     """
     current = opset_version(model)
     if opset <= current:
         return model
+    if current < 13 <= opset:
+        _refuse_hardmax(model, opset)
     try:
         converted = onnx.version_converter.convert_version(model, opset)
-    except Exception as error:  # RuntimeError and its own ConvertError
+    except Exception as error:  # RuntimeError or its own ConvertError
         raise _failure(model, opset, error) from error
     converted = constants.run(converted)
-    converted.metadata_props.extend([] if converted.metadata_props else model.metadata_props)
+    if current < 11 <= opset:
+        _keep_resize_coordinates(converted)
+    difference = interface_difference(model, converted, opsets=False)
+    if difference is not None:
+        raise _failure(model, opset, ValueError(f"the result differs in {difference}"))
+    restore_interface(model, converted)
     needed = onnx.helper.find_min_ir_version_for(list(converted.opset_import), ignore_unknown=True)
     converted.ir_version = max(converted.ir_version, needed)
+    try:
+        onnx.checker.check_model(converted)
+    except Exception as error:  # ValidationError, RuntimeError, ValueError, ...
+        raise _failure(model, opset, error) from error
     return converted
 
 
+def _keep_resize_coordinates(model: onnx.ModelProto) -> None:
+    """Resize before opset 11 mapped pixels as x / scale; the converter says so for mode nearest only."""
+    for node in model.graph.node:
+        if node.op_type == "Resize" and not node.domain and attribute(node, "coordinate_transformation_mode") is None:
+            node.attribute.append(onnx.helper.make_attribute("coordinate_transformation_mode", "asymmetric"))
+
+
+def _refuse_hardmax(model: onnx.ModelProto, opset: int) -> None:
+    """Hardmax worked on a flattened matrix before opset 13; the converter leaves it as it is."""
+    for node in model.graph.node:
+        if node.op_type == "Hardmax" and not node.domain:
+            raise _failure(model, opset, ValueError("Hardmax has another meaning since opset 13"))
+
+
 def _failure(model: onnx.ModelProto, opset: int, error: Exception) -> ModelError:
-    return ModelError(f"model: {essential_line(error)}")
+    culprit = _named_in(str(error), model)
+    where = "model" if culprit is None else describe(culprit)
+    return ModelError(
+        f"{where}: opset {opset_version(model)} cannot be converted to {opset} ({essential_line(error)}); "
+        f"expected operators that onnx's version converter knows; export the model with opset {opset}"
+    )
+
+
+def _named_in(message: str, model: onnx.ModelProto) -> NodeProto | None:
+    """The first node whose operator the converter's message names."""
+    words = set("".join(c if c.isalnum() or c == "_" else " " for c in message).split())
+    return next((node for node in model.graph.node if node.op_type in words), None)

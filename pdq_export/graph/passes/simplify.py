@@ -48,7 +48,7 @@ def run(model: onnx.ModelProto) -> onnx.ModelProto:
     return simplified
 
 
-def interface_difference(before: onnx.ModelProto, after: onnx.ModelProto) -> str | None:
+def interface_difference(before: onnx.ModelProto, after: onnx.ModelProto, *, opsets: bool = True) -> str | None:
     """What differs between the inputs, outputs and opsets of two models, in words; None for nothing."""
     for what, old, new in (
         ("inputs", before.graph.input, after.graph.input),
@@ -60,8 +60,8 @@ def interface_difference(before: onnx.ModelProto, after: onnx.ModelProto) -> str
             types = left.type.tensor_type, right.type.tensor_type
             if types[0].elem_type != types[1].elem_type or len({len(t.shape.dim) for t in types}) > 1:
                 return f"the type or rank of {left.name!r}"
-    opsets = [{(entry.domain, entry.version) for entry in model.opset_import} for model in (before, after)]
-    return None if opsets[0] == opsets[1] else "the opsets"
+    imports = [{(entry.domain, entry.version) for entry in model.opset_import} for model in (before, after)]
+    return "the opsets" if opsets and imports[0] != imports[1] else None
 
 
 def restore_interface(original: onnx.ModelProto, changed: onnx.ModelProto) -> None:

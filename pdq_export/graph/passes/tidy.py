@@ -1,9 +1,13 @@
 """The last touches: no dead nodes, no unused constants or opsets, unique node names, inferred shapes."""
 
+import math
+
 import onnx
 
 from pdq_export.errors import ModelError
 from pdq_export.graph.messages import essential_line
+
+SHAPE_SIZE = 1024  # constants up to this size may be shapes, scales or axes, which inference reads
 
 
 def remove_unused(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -43,12 +47,31 @@ def name_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Write shape and type of every tensor where they can be inferred; what stood there before is dropped."""
-    del model.graph.value_info[:]
+    """Write shape and type of every inner tensor where they can be inferred; what stood there before is dropped."""
+    skeleton = _without_weights(model)
     try:
-        return onnx.shape_inference.infer_shapes(model, data_prop=True)
+        inferred = onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
     except Exception as error:  # RuntimeError, ValueError or its own InferenceError
         raise ModelError(
             f"model: shapes cannot be inferred ({essential_line(error)}); expected consistent shapes; "
             "check the file with onnx.checker.check_model(path, full_check=True) and re-export it"
         ) from error
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(inferred.graph.value_info)
+    return model
+
+
+def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy that has large constants as inputs: inference serializes the model, and that takes time for weights."""
+    skeleton = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    graph = skeleton.graph
+    graph.name = model.graph.name
+    graph.node.extend(model.graph.node)
+    graph.input.extend(model.graph.input)
+    graph.output.extend(model.graph.output)
+    for tensor in model.graph.initializer:
+        if math.prod(tensor.dims) <= SHAPE_SIZE:
+            graph.initializer.append(tensor)
+        else:
+            graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    return skeleton

@@ -1,0 +1,127 @@
+"""The finished network in integer arithmetic, rounding where onnxruntime's fused kernels round.
+
+Fake quantization in floating point and the integer kernels differ in the last bit of a float, which at 8 bits moves an
+integer in about one image of four. These modules stand in for layers and additions, so that simulation and runtime can
+be compared to the bit. `pdq_export.export.arithmetic` states the same rules in numpy, tested against onnxruntime.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, fx, nn
+
+from pdq_export.calibrate.quantizers import ActivationQuantizer, BiasQuantizer, WeightQuantizer
+from pdq_export.calibrate.subgraph import tensor_nodes
+from pdq_export.numerics.affine import per_channel
+from pdq_export.spec import Layer, Plan
+
+# Without a quantized output onnxruntime multiplies integers only for matrices.
+_FLOAT_OUTPUT = frozenset({"Gemm", "MatMul"})
+
+
+class IntegerLayer(nn.Module):
+    """round_half_even(accumulator * (s_x * s_w / s_y)) * s_y, every step in float32, as QLinearConv computes it.
+
+    Integers are kept in float32, which is exact up to 2^24. Without an ``output`` quantizer the result is
+    accumulator * (s_x * s_w), as QGemm has it.
+    """
+
+    _factor: Tensor
+
+    def __init__(
+        self,
+        function: Callable[..., Tensor],
+        source: ActivationQuantizer,
+        weight: WeightQuantizer,
+        bias: BiasQuantizer | None,
+        output: ActivationQuantizer | None,
+        channels_last: bool,
+    ) -> None:
+        super().__init__()
+        self._function = function
+        self._source, self._output = source, output
+        rank = weight.q.ndim
+        self.register_buffer("_weight", weight.q - per_channel(weight.zero_point, weight.point.axis, rank))
+        product = source.scale.detach() * weight.scale
+        self.register_buffer("_bias", None if bias is None else torch.round(bias.value / product))
+        factor = product if output is None else product / output.scale.detach()
+        self.register_buffer("_factor", factor if channels_last else factor.view(-1, *[1] * (rank - 2)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        integers = torch.round(x / self._source.scale)
+        result: Tensor = self._function(integers, self._weight, self._bias) * self._factor
+        return result if self._output is None else torch.round(result) * self._output.scale
+
+
+class IntegerAdd(nn.Module):
+    """QLinearAdd: round_half_even(fma(a, r_a, fma(b, r_b, fixed))) with float32 ratios r = s / s_y."""
+
+    def __init__(self, a: ActivationQuantizer, b: ActivationQuantizer, output: ActivationQuantizer) -> None:
+        super().__init__()
+        self._a, self._b, self._output = a, b, output
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        scale, zero_point = self._output.scale, self._output.zero_point
+        ratio_a, ratio_b = self._a.scale / scale, self._b.scale / scale
+        fixed = zero_point - (ratio_a * self._a.zero_point + ratio_b * self._b.zero_point)
+        q_a, q_b = (
+            torch.round(x / quantizer.scale).double() + quantizer.zero_point
+            for x, quantizer in ((a, self._a), (b, self._b))
+        )
+        # float64 holds the product of 8 bits and a float32 exactly: rounding its sum is the fused operation.
+        inner = (q_b * ratio_b.double() + fixed.double()).float()
+        total = (q_a * ratio_a.double() + inner.double()).float()
+        return (torch.round(total) - zero_point) * scale
+
+
+def integer_nodes(
+    network: fx.GraphModule,
+    plan: Plan,
+    activations: Mapping[str, ActivationQuantizer],
+    weights: Mapping[str, WeightQuantizer],
+    biases: Mapping[str, BiasQuantizer],
+) -> dict[str, nn.Module]:
+    """Stand-ins by ONNX node name for every node that onnxruntime runs in integers and rounds by a rule above."""
+    stand_ins: dict[str, nn.Module] = {}
+    known = tensor_nodes(network)
+    absorbing = {point.absorbed: activations[name] for name, point in plan.points.items() if point.absorbed}
+
+    def output_of(tensor: str) -> ActivationQuantizer | None:
+        if tensor in activations:
+            return activations[tensor]
+        readers = [absorbing.get(user.meta.get("onnx_node", "")) for user in known[tensor].users]
+        return readers[0] if len(readers) == 1 else None
+
+    for layer in plan.layers:
+        output = output_of(layer.output)
+        if layer.op_type in _FLOAT_OUTPUT or (layer.op_type == "Conv" and output is not None):
+            source = activations[str(plan.source(layer.input))]
+            function = _function(known[layer.output], layer)
+            stand_ins[layer.node] = IntegerLayer(
+                function,
+                source,
+                weights[layer.weight],
+                biases.get(layer.node),
+                output,
+                channels_last=layer.op_type != "Conv",
+            )
+    for tensor, node in known.items():
+        if node.meta.get("onnx_node") and _is_addition(node):
+            operands = [plan.source(argument.meta["tensor"]) for argument in node.all_input_nodes]
+            output = output_of(tensor)
+            if output is not None and len(operands) == 2 and all(name in activations for name in operands):
+                a, b = (activations[str(name)] for name in operands)
+                stand_ins[node.meta["onnx_node"]] = IntegerAdd(a, b, output)
+    return stand_ins
+
+
+def _is_addition(node: fx.Node) -> bool:
+    return getattr(node.target, "__name__", "") == "add"
+
+
+def _function(node: fx.Node, layer: Layer) -> Callable[..., Tensor]:
+    target, kwargs = node.target, dict(node.kwargs)
+    assert callable(target), layer
+    if layer.op_type == "MatMul":
+        return lambda x, weight, bias: target(x, weight, **kwargs)
+    return lambda x, weight, bias: target(x, weight, bias, **kwargs)
