@@ -21,6 +21,7 @@ from pdq_export.files import check_writable, write_atomically
 from pdq_export.frontend import import_model
 from pdq_export.graph.load import check_model, load_model
 from pdq_export.graph.lookup import GraphIndex
+from pdq_export.graph.passes import free_batch
 from pdq_export.graph.prepare import PreparedModel, prepare
 from pdq_export.plan import make_plan
 from pdq_export.spec import BitWidths, Plan, QuantizedTensor, QuantizedTensors, Role
@@ -204,7 +205,7 @@ def _calibrate(
             )
         )
 
-    network = import_model(prepared.model)
+    network = import_model(free_batch.run(prepared.model))
     x = torch.from_numpy(images.array())
     return calibrate(network, plan, prepared.statistics, [x], options, device=device, progress=report)
 

@@ -94,9 +94,10 @@ def as_tensor(value: Any) -> torch.Tensor:
 
 
 def relative_tolerance(test: NodeTest, expected: torch.Tensor) -> float:
-    """The test's own, or one unit in the last place where the type is coarser than that."""
-    rounding = torch.finfo(expected.dtype).eps if expected.dtype in (torch.float16, torch.bfloat16) else 0.0
-    return max(float(test.rtol), rounding)
+    """The test's own, or where 16 bits are coarser one unit in the last place, four for a chain of operators."""
+    if expected.dtype not in (torch.float16, torch.bfloat16):
+        return float(test.rtol)
+    return max(float(test.rtol), torch.finfo(expected.dtype).eps * (1 if len(test.model.graph.node) == 1 else 4))
 
 
 @pytest.mark.parametrize("name", parameters())
@@ -132,13 +133,13 @@ def test_every_operator_has_a_standard_test() -> None:
 
 def test_every_version_of_a_known_operator_is_in_the_table() -> None:
     ops.load()
-    reachable = set()
+    reachable, deprecated = set(), set()
     for op_type in supported_operators():
         for opset in range(OLDEST_OPSET, onnx.defs.onnx_opset_version() + 1):
             try:
                 schema = onnx.defs.get_schema(op_type, opset)
             except onnx.defs.SchemaError:
                 continue
-            if not schema.deprecated:
-                reachable.add(("", op_type, schema.since_version))
-    assert reachable == set(table())
+            (deprecated if schema.deprecated else reachable).add(("", op_type, schema.since_version))
+    assert reachable <= set(table())
+    assert set(table()) <= reachable | deprecated

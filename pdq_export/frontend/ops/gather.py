@@ -26,6 +26,11 @@ def _gather_nd(node: OnnxNode) -> Call:
     return Call(gather_nd, node.tensors(), {"batch_dims": node.attribute("batch_dims") or 0})
 
 
+@converter("TopK", 1)
+def _top_k_attribute(node: OnnxNode) -> Call:
+    return Call(top_k, [node.tensor(0), node.attribute("k")], {"axis": node.attribute("axis")}, outputs=True)
+
+
 @converter("TopK", (10, 11, 24))
 def _top_k(node: OnnxNode) -> Call:
     names = ("axis", "largest")

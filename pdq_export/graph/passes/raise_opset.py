@@ -1,10 +1,11 @@
 """A newer opset, by onnx's version converter and fixes for where it changes results without a word."""
 
+import numpy as np
 import onnx
 from onnx import NodeProto
 
 from pdq_export.errors import ModelError
-from pdq_export.graph.lookup import attribute, describe, opset_version
+from pdq_export.graph.lookup import GraphIndex, attribute, describe, optional_input, opset_version
 from pdq_export.graph.messages import essential_line
 from pdq_export.graph.passes import constants
 from pdq_export.graph.passes.simplify import interface_difference, restore_interface
@@ -42,10 +43,16 @@ def run(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
 
 
 def _keep_resize_coordinates(model: onnx.ModelProto) -> None:
-    """Resize before opset 11 mapped pixels as x / scale; the converter says so for mode nearest only."""
+    """Resize before opset 11 read pixel x / scale, rounded down (up when shrinking); the converter leaves that out."""
+    index = GraphIndex(model)
     for node in model.graph.node:
         if node.op_type == "Resize" and not node.domain and attribute(node, "coordinate_transformation_mode") is None:
-            node.attribute.append(onnx.helper.make_attribute("coordinate_transformation_mode", "asymmetric"))
+            scales = index.constant(optional_input(node, 2))
+            shrinks = scales is not None and bool(np.all(scales <= 1))
+            modes = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "ceil" if shrinks else "floor"}
+            if attribute(node, "mode", "nearest") != "nearest":
+                del modes["nearest_mode"]
+            node.attribute.extend(onnx.helper.make_attribute(key, value) for key, value in modes.items())
 
 
 def _refuse_hardmax(model: onnx.ModelProto, opset: int) -> None:
