@@ -1,3 +1,28 @@
 """Low-bit post-training quantization of ONNX CNNs with PD-Quant, written for ONNX Runtime."""
 
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+__all__ = ["CalibrationOptions", "ImageSet", "PdqError", "__version__", "quantize"]
+
+if TYPE_CHECKING:
+    from pdq_export.calibrate import CalibrationOptions
+    from pdq_export.data import ImageSet
+    from pdq_export.errors import PdqError
+    from pdq_export.pipeline import quantize
+
+_HOMES = {
+    "CalibrationOptions": "pdq_export.calibrate",
+    "ImageSet": "pdq_export.data",
+    "PdqError": "pdq_export.errors",
+    "quantize": "pdq_export.pipeline",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the public names when they are first used: torch takes seconds, `pdq-export --help` shall not."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)

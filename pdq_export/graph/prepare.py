@@ -48,6 +48,7 @@ def prepare(model: onnx.ModelProto, *, opset: int | None = None) -> PreparedMode
     checks.check_finite(work)
     work = fold_reshape.run(tidy.infer_shapes(work))
     work, statistics = fold_batch_norm.run(work)
+    work = fuse_hard_swish.run(work)  # before the next pass takes its Add(3) apart
     work, statistics = fold_affine.run(work, statistics)
     if opset is not None:
         work = raise_opset.run(work, opset)

@@ -5,7 +5,7 @@ import onnx
 from onnx import NodeProto
 
 from pdq_export.errors import ModelError
-from pdq_export.graph.lookup import GraphIndex, attribute, describe, optional_input, opset_version
+from pdq_export.graph.lookup import GraphIndex, attribute, describe, opset_version, optional_input
 from pdq_export.graph.messages import essential_line
 from pdq_export.graph.passes import constants
 from pdq_export.graph.passes.simplify import interface_difference, restore_interface
