@@ -191,7 +191,7 @@ class _Importer:
 
 
 def _node_name(tensor: str) -> str:
-    return Names().new(tensor)  # fx itself makes node names unique
+    return Names(reserved=("self",)).new(tensor)  # fx itself makes node names unique
 
 
 def _opsets(model: onnx.ModelProto) -> dict[str, int]:

@@ -59,7 +59,7 @@ def _load(tensor: TensorProto, folder: Path) -> None:
             tensor.raw_data = file.read(length)
     except OSError as error:
         raise ModelError(f"{where}: {path} cannot be read ({error.strerror}); check its permissions") from error
-    tensor.data_location = TensorProto.DEFAULT
+    tensor.ClearField("data_location")
     del tensor.external_data[:]
 
 

@@ -1,5 +1,6 @@
 """Read an ONNX file: everything in it is checked before it is relied on."""
 
+import codecs
 from pathlib import Path
 
 import onnx
@@ -79,8 +80,11 @@ def _parse(data: bytes) -> onnx.ModelProto:
 
 
 def _is_text(data: bytes) -> bool:
-    head = data[:1024]
-    return all(byte >= 32 or byte in b"\t\n\r\f" for byte in head)
+    try:
+        head = codecs.getincrementaldecoder("utf-8-sig")().decode(data[:1024])
+    except UnicodeDecodeError:
+        return False
+    return all(character.isprintable() or character.isspace() for character in head)
 
 
 def _check_valid(model: onnx.ModelProto) -> None:

@@ -1,6 +1,7 @@
 """Questions about an ONNX graph: who writes a tensor, who reads it, is it constant, what is its shape."""
 
 import functools
+from collections.abc import Iterator
 from typing import Any, TypeVar, overload
 
 import numpy as np
@@ -68,7 +69,7 @@ class GraphIndex:
     """An index of one graph as it is now; build a new one after changing the graph.
 
     ``producer``: node by the tensor it writes. ``consumers``: nodes by the tensor they read (a node that reads a
-    tensor twice is listed twice), empty list for none. ``initializers``: constant tensors by name.
+    tensor twice is listed twice; one whose subgraph reads it is listed too), empty list for none. ``initializers``: constant tensors by name.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -82,7 +83,7 @@ class GraphIndex:
         self._consumers: dict[str, list[NodeProto]] = {}
         for node in self.graph.node:
             self.producer.update((tensor, node) for tensor in node.output if tensor)
-            for tensor in node.input:
+            for tensor in (*node.input, *_captured(node)):
                 if tensor:
                     self._consumers.setdefault(tensor, []).append(node)
         self._constants: dict[str, NDArray[Any]] = {}
@@ -158,6 +159,16 @@ class GraphIndex:
         if value is None or not value.type.tensor_type.elem_type:
             return None
         return onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+
+
+def _captured(node: NodeProto) -> Iterator[str]:
+    """Every tensor name that the node's subgraphs read, those of this graph among them."""
+    for candidate in node.attribute:
+        for subgraph in (*([candidate.g] if candidate.HasField("g") else []), *candidate.graphs):
+            yield from (value.name for value in subgraph.output)
+            for inner in subgraph.node:
+                yield from inner.input
+                yield from _captured(inner)
 
 
 def _dimension(dim: onnx.TensorShapeProto.Dimension) -> Dimension:

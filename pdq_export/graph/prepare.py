@@ -41,14 +41,14 @@ def prepare(model: onnx.ModelProto, *, opset: int | None = None) -> PreparedMode
     """
     work = onnx.ModelProto()
     work.CopyFrom(model)
-    for clean in (normalize.run, constants.run, simplify.run, constants.run):
+    # HardSwish first: onnxsim and fold_affine take its Add(3) apart
+    for clean in (normalize.run, constants.run, fuse_hard_swish.run, simplify.run, constants.run, fuse_hard_swish.run):
         work = clean(work)
     checks.check_control_flow(work)
     checks.check_layers(work)
     checks.check_finite(work)
     work = fold_reshape.run(tidy.infer_shapes(work))
     work, statistics = fold_batch_norm.run(work)
-    work = fuse_hard_swish.run(work)  # before the next pass takes its Add(3) apart
     work, statistics = fold_affine.run(work, statistics)
     if opset is not None:
         work = raise_opset.run(work, opset)

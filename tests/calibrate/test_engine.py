@@ -27,7 +27,7 @@ from pdq_export.spec import BitWidths, QuantizedTensor, QuantizedTensors, Role
 from .networks import CLASSES, WIDTH, Example, residual
 
 # The last block has no activation to learn a scale of, so without rounding there is nothing to differentiate.
-WITHOUT_ROUNDING = pytest.mark.xfail(raises=RuntimeError, reason="a block without anything to learn fails in backward()")
+WITHOUT_ROUNDING = pytest.mark.xfail(raises=RuntimeError, reason="a block with nothing to learn fails in backward()")
 NOT_FINITE = pytest.mark.xfail(raises=RuntimeError, reason="torch.histc's error for NaN and Inf reaches the user")
 
 TINY = CalibrationOptions(iters=20, samples=64, correction_iters=3, batch_size=16)

@@ -26,7 +26,10 @@ def one_node(
     outputs: int = 1,
     constants: Sequence[int] = (),
 ) -> onnx.ModelProto:
-    """A model of one node ``/layer/op``: inputs x0, x1, ... (those in ``constants`` are initializers), outputs y0, ..."""
+    """A model of one node ``/layer/op`` with inputs x0, x1, ... and outputs y0, y1, ...
+
+    The inputs numbered in ``constants`` are initializers; None is an optional input left out.
+    """
     names = ["" if value is None else f"x{index}" for index, value in enumerate(inputs)]
     results = [f"y{index}" for index in range(outputs)]
     node = helper.make_node(op_type, names, results, name="/layer/op", **(attributes or {}))

@@ -1,0 +1,42 @@
+"""The torch stand-ins compute what the written-down arithmetic of onnxruntime's kernels says."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from pdq_export.calibrate.integer import IntegerAdd, IntegerLayer
+from pdq_export.calibrate.quantizers import ActivationQuantizer, WeightQuantizer
+from pdq_export.export.arithmetic import add_integers, requantize
+from pdq_export.numerics.search import QParams
+from pdq_export.spec import Point, Role
+
+
+def activation(scale: float, zero_point: int, bits: int = 8) -> ActivationQuantizer:
+    qparams = QParams(scale=torch.tensor(scale), zero_point=torch.tensor(float(zero_point)))
+    return ActivationQuantizer(Point(tensor="t", role=Role.ACTIVATION, bits=bits), qparams)
+
+
+def test_addition() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b, output = activation(0.037, 12), activation(0.0213, 131), activation(0.0519, 40)
+    q_a, q_b = (torch.randint(0, 256, (50_000,), generator=generator) for _ in range(2))
+    result = IntegerAdd(a, b, output)(*((q - z.zero_point) * z.scale for q, z in ((q_a, a), (q_b, b))))
+    scales = [np.float32(z.scale.item()) for z in (a, b, output)]
+    expected = add_integers(q_a.numpy(), scales[0], 12, q_b.numpy(), scales[1], 131, scales[2], 40)
+    np.testing.assert_array_equal(torch.round(result / output.scale).long().numpy() + 40, expected)
+
+
+def test_layer() -> None:
+    generator = torch.Generator().manual_seed(1)
+    source, output = activation(0.0123, 3), activation(0.0811, 0)
+    point = Point(tensor="w", role=Role.WEIGHT, bits=4, axis=0)
+    q = torch.randint(0, 16, (7, 5, 3, 3), generator=generator).float()
+    qparams = QParams(scale=torch.rand(7, generator=generator) + 0.01, zero_point=torch.arange(7.0))
+    weight = WeightQuantizer(point, q, qparams)
+    layer = IntegerLayer(F.conv2d, source, weight, None, output, channels_last=False)
+    q_x = torch.randint(0, 256, (4, 5, 9, 9), generator=generator).float() - 3
+    result = torch.round(layer(q_x * source.scale) / output.scale).long().numpy()
+    accumulator = F.conv2d(q_x.double(), (q - torch.arange(7.0).view(-1, 1, 1, 1)).double()).numpy().astype(np.int64)
+    scales = [np.float32(quantizer.scale.item()) for quantizer in (source, output)]
+    expected = requantize(accumulator, scales[0], qparams.scale.numpy()[:, None, None], scales[1])
+    np.testing.assert_array_equal(result, expected)

@@ -1,0 +1,78 @@
+import numpy as np
+import onnx
+import pytest
+
+from pdq_export.errors import ModelError
+from pdq_export.graph.prepare import prepare
+
+from .models import build, node, random
+
+
+def test_nothing_to_quantize() -> None:
+    model = build(
+        [node("MaxPool", "x", "p", kernel_shape=[2, 2]), node("Conv", "p w", "y")],
+        inputs={"x": [1, 3, 4, 4], "w": [2, 3, 1, 1]},
+        outputs={"y": [1, 2, 3, 3]},
+    )
+    with pytest.raises(ModelError, match="nothing to quantize: no Conv, ConvTranspose, Gemm or MatMul has a constant"):
+        prepare(model)
+
+
+def test_weights_computed_from_constants_count() -> None:
+    model = build(
+        [node("Mul", "a b", "w"), node("Conv", "x w", "y")],
+        inputs={"x": [1, 3, 4, 4]},
+        outputs={"y": [1, 2, 4, 4]},
+        constants={"a": random(2, 3, 1, 1), "b": random(1)},
+    )
+    assert [n.op_type for n in prepare(model).model.graph.node] == ["Conv"]
+
+
+def test_weights_that_become_infinite_are_refused() -> None:
+    model = build(
+        [node("Div", "a b", "w"), node("Conv", "x w", "y", "conv")],
+        inputs={"x": [1, 3, 4, 4]},
+        outputs={"y": [1, 2, 4, 4]},
+        constants={"a": random(2, 3, 1, 1), "b": np.zeros(1, np.float32)},
+    )
+    with pytest.raises(ModelError, match=r"node 'conv' \(Conv\): constant '.*' holds 6 NaN or infinite values"):
+        prepare(model)
+
+
+def in_type(data_type: str) -> onnx.ModelProto:
+    return onnx.parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["": 17]>
+        g ({data_type}[1, 1, 1, 2] x) => ({data_type}[1, 1, 1, 2] y) <{data_type}[1, 1, 1, 1] w = {{1}}>
+        {{ [conv] y = Conv(x, w) }}"""
+    )
+
+
+@pytest.mark.parametrize("data_type", ["float16", "double"])
+def test_other_float_types_are_refused(data_type: str) -> None:
+    with pytest.raises(
+        ModelError, match=rf"\({data_type} model\); expected float32; convert the model to float32 first"
+    ):
+        prepare(in_type(data_type))
+
+
+def conditional(condition: str, value: str) -> onnx.ModelProto:
+    return onnx.parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["": 17]>
+        g (float[1, 1, 2, 2] x{condition}) => (float[1, 1, 2, 2] y) <float[1, 1, 1, 1] w = {{2}}{value}>
+        {{
+            c = Conv(x, w)
+            [choice] y = If (p) <
+                then_branch = a () => (float[1, 1, 2, 2] t) {{ t = Relu(c) }},
+                else_branch = b () => (float[1, 1, 2, 2] e) {{ e = Neg(c) }}
+            >
+        }}"""
+    )
+
+
+def test_control_flow_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"node 'choice' \(If\): control flow is not supported"):
+        prepare(conditional(", bool p", ""))
+
+
+def test_control_flow_with_a_constant_condition_is_folded() -> None:
+    assert [n.op_type for n in prepare(conditional("", ", bool p = {1}")).model.graph.node] == ["Conv", "Relu"]
