@@ -37,7 +37,8 @@ def report_rows(report: "Report") -> list[Row]:
             rows.append((f"argmax agrees with simulation{name}", "", agreement, ""))
     integer, floating = (sum(counts.values()) for counts in (report.kernels.integer, report.kernels.floating))
     rows.append(("weighted layers run as integers", "", f"{integer} of {integer + floating}", ""))
-    rows.append(("size", _size(report.model.size), _size(report.quantized.size), f"× {report.size_ratio:.3f}"))
+    sizes = _sizes(report.model.size, report.quantized.size)
+    rows.append(("size", *sizes, f"× {report.size_ratio:.3f}"))
     return [row for row in rows if row[2]]
 
 
@@ -62,5 +63,8 @@ def _decibel(value: float | None) -> str:
     return "equal" if value is None else f"{value:.1f} dB"
 
 
-def _size(size: int) -> str:
-    return f"{size / 1000:,.0f} kB" if size < 10_000_000 else f"{size / 1e6:,.1f} MB"
+def _sizes(floating: int, quantized: int) -> tuple[str, str]:
+    """Both in one unit."""
+    form = "{:,.1f} MB" if floating >= 10_000_000 else "{:,.0f} kB"
+    unit = 1e6 if floating >= 10_000_000 else 1e3
+    return form.format(floating / unit), form.format(quantized / unit)

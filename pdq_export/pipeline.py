@@ -11,11 +11,12 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
+from torch import fx
 
 import pdq_export
 from pdq_export.calibrate import BlockProgress, Calibrated, CalibrationOptions, calibrate
 from pdq_export.data import ImageSet, InputSpec, load_images
-from pdq_export.errors import ModelError, OptionError
+from pdq_export.errors import DataError, ModelError, OptionError
 from pdq_export.export import export_model, required_opset
 from pdq_export.files import check_writable, write_atomically
 from pdq_export.frontend import import_model
@@ -93,17 +94,18 @@ def quantize(
     original = load_model(model) if isinstance(model, str | Path) else check_model(model)
     tell(Progress(stage="plan"))
     prepared, plan = prepare_and_plan(original, bits, target=target, opset=opset)
-    dry_run(prepared, plan, target)
     spec = input_spec(prepared.model)
+    network = import_model(free_batch.run(prepared.model))
+    dry_run(prepared, plan, target)
     calibration = _images(calib, spec, options.samples)
-    evaluation = None if eval is None else _images(eval, spec, None)
+    judged = _whole_batches(calibration if eval is None else _images(eval, spec, None), spec)
+    check_labels(prepared.model, judged)
 
-    calibrated = _calibrate(prepared, plan, calibration, options, torch_device, tell)
+    calibrated = _calibrate(network, prepared, plan, calibration, options, torch_device, tell)
     tell(Progress(stage="export"))
     settings = {"bits": str(bits), "target": target, **dataclasses.asdict(options)}
     quantized = export_model(prepared.model, plan, calibrated.tensors, target=target, metadata=_metadata(settings))
     tell(Progress(stage="validate"))
-    judged = calibration if evaluation is None else evaluation
     report = validate(
         original=original,
         quantized=quantized,
@@ -116,7 +118,7 @@ def quantize(
             "device": str(torch_device),
             "calibration": str(calibration),
             "evaluation": str(judged),
-            "evaluated_on_calibration_images": evaluation is None,
+            "evaluated_on_calibration_images": eval is None,
         },
         model=_model_info(model, original),
     )
@@ -179,12 +181,38 @@ def _images(source: Images, spec: InputSpec, limit: int | None) -> ImageSet:
     return load_images(source, expected=spec, limit=limit)
 
 
+def _whole_batches(images: ImageSet, spec: InputSpec) -> ImageSet:
+    """Without the images that do not fill a batch, where the model fixes its size."""
+    batch = spec.shape[0] or 1
+    left_over = len(images) % batch
+    if left_over == len(images):
+        raise DataError(f"{images.source}: {len(images)} images; expected at least {batch}, the model's batch size")
+    if left_over:
+        logger.warning("the model's batch size is %d: the last %d images are not evaluated", batch, left_over)
+    return images.head(len(images) - left_over)
+
+
+def check_labels(model: onnx.ModelProto, images: ImageSet) -> None:
+    """Raise DataError for a label that the model's first output, where it is [N, K], has no class for."""
+    index = GraphIndex(model)
+    shape = index.shape(index.outputs[0])
+    if images.labels is None or shape is None or len(shape) != 2 or not isinstance(shape[1], int):
+        return
+    low, high = int(images.labels.min()), int(images.labels.max())
+    if low < 0 or high >= shape[1]:
+        raise DataError(
+            f"{images.source}: labels span [{low}, {high}]; expected 0 to {shape[1] - 1}, as output "
+            f"{index.outputs[0]!r} has {shape[1]} classes; remap the labels or leave them out"
+        )
+
+
 def _model_info(model: str | Path | onnx.ModelProto, original: onnx.ModelProto) -> ModelInfo:
     name = "" if isinstance(model, onnx.ModelProto) else Path(model).name
     return ModelInfo.of(name, original.SerializeToString(deterministic=True))
 
 
 def _calibrate(
+    network: fx.GraphModule,
     prepared: PreparedModel,
     plan: Plan,
     images: ImageSet,
@@ -205,7 +233,6 @@ def _calibrate(
             )
         )
 
-    network = import_model(free_batch.run(prepared.model))
     x = torch.from_numpy(images.array())
     return calibrate(network, plan, prepared.statistics, [x], options, device=device, progress=report)
 

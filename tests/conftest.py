@@ -1,12 +1,18 @@
 """What all tests share: one torch thread a worker, and the models and data that are not part of the project."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 # Each pytest-xdist worker is a process of its own; more threads than one would only fight over the cores.
 torch.set_num_threads(1)
+
+# No deadlines: a busy machine is not a failure. In CI the same examples every time.
+settings.register_profile("pdq_export", deadline=None, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("pdq_export")
 
 _SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -23,6 +23,7 @@ from pdq_export.calibrate.quantizers import (
 )
 from pdq_export.calibrate.reconstruct import BlockProblem, reconstruct
 from pdq_export.calibrate.subgraph import extract, reachable, tensor_nodes
+from pdq_export.errors import CalibrationError
 from pdq_export.export.bias import has_integer_bias
 from pdq_export.numerics.search import QParams, choose_activation_qparams
 from pdq_export.spec import Block, ChannelStatistics, Plan, Point, QuantizedTensor, QuantizedTensors, Role
@@ -132,6 +133,12 @@ class _Engine:
     def _begin(self, inputs: Sequence[Tensor]) -> None:
         values = _run(extract(self.network, self.graph_inputs, self.graph_outputs), inputs)
         self.predictions = dict(zip(self.graph_outputs, values, strict=True))
+        for name, x in (*zip(self.graph_inputs, inputs, strict=True), *self.predictions.items()):
+            if not torch.isfinite(x).all():
+                raise CalibrationError(
+                    f"tensor {name!r}: it holds NaN or infinity on the calibration images, before any quantization; "
+                    "expected finite numbers; check the images and their normalization"
+                )
         for name, x in zip(self.graph_inputs, inputs, strict=True):
             self.full[name] = self.quantized[name] = x
             if name in self.plan.points:
@@ -149,9 +156,11 @@ class _Engine:
         points = self._points_inside(block)
         self._initialize_activations(block, points, quantized)
         soft = self._initialize_weights(block)
-        if self.options.iters and (soft or self.options.learn_scales):
+        learned = [self.activations[p.tensor] for p in points if p.role is Role.ACTIVATION]
+        scales = learned if self.options.learn_scales else []
+        if self.options.iters and (soft or scales):
             corrected = self._correct(block, full)
-            self._reconstruct(block, points, soft, quantized, corrected, report)
+            self._reconstruct(block, points, soft, scales, quantized, corrected, report)
         for name, weight in soft.items():
             self.weights[name] = weight.harden()
         self._round_biases(block)
@@ -203,11 +212,11 @@ class _Engine:
         block: Block,
         points: Sequence[Point],
         soft: Mapping[str, SoftRounding],
+        scales: Sequence[ActivationQuantizer],
         quantized: Sequence[Tensor],
         corrected: Sequence[Tensor],
         report: Callable[[int, float], None],
     ) -> None:
-        learned = [self.activations[p.tensor] for p in points if p.role is Role.ACTIVATION]
         targets = _run(extract(self.network, block.inputs, block.outputs), corrected)
         tail = None
         ends = reachable(self.network, block.outputs, self.graph_outputs)
@@ -223,7 +232,7 @@ class _Engine:
             targets=targets,
             predictions=[self.predictions[name] for name in ends],
             weights=list(soft.values()),
-            scales=learned if self.options.learn_scales else [],
+            scales=scales,
         )
         reconstruct(problem, self.options, self.generator, report)
 

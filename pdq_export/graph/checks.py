@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto
 
-from pdq_export.errors import ModelError
+from pdq_export.errors import ModelError, UnsupportedOperatorError
 from pdq_export.graph.lookup import GraphIndex, attribute, describe, opset_version
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -50,6 +50,16 @@ def check_not_quantized(model: onnx.ModelProto) -> None:
             raise ModelError(
                 f"{describe(node)}: the model is already quantized; expected a float32 model; "
                 "give the model it was made from"
+            )
+
+
+def check_domains(model: onnx.ModelProto) -> None:
+    """Only operators of the ONNX standard itself."""
+    for node in model.graph.node:
+        if node.domain not in ("", "ai.onnx"):
+            raise UnsupportedOperatorError(
+                f"{describe(node)}: is an operator of the domain {node.domain!r}; expected operators of the ONNX "
+                "standard; export the model without custom operators"
             )
 
 

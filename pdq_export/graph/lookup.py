@@ -68,8 +68,9 @@ def describe(node: NodeProto) -> str:
 class GraphIndex:
     """An index of one graph as it is now; build a new one after changing the graph.
 
-    ``producer``: node by the tensor it writes. ``consumers``: nodes by the tensor they read (a node that reads a
-    tensor twice is listed twice; one whose subgraph reads it is listed too), empty list for none. ``initializers``: constant tensors by name.
+    ``producer``: node by the tensor it writes. ``consumers``: nodes by the tensor they read, empty list for none; a
+    node that reads a tensor twice is listed twice, and so is one whose subgraph reads it. ``initializers``: constant
+    tensors by name.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:

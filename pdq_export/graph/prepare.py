@@ -41,8 +41,10 @@ def prepare(model: onnx.ModelProto, *, opset: int | None = None) -> PreparedMode
     """
     work = onnx.ModelProto()
     work.CopyFrom(model)
+    work = normalize.run(work)
+    checks.check_domains(work)
     # HardSwish first: onnxsim and fold_affine take its Add(3) apart
-    for clean in (normalize.run, constants.run, fuse_hard_swish.run, simplify.run, constants.run, fuse_hard_swish.run):
+    for clean in (constants.run, fuse_hard_swish.run, simplify.run, constants.run, fuse_hard_swish.run):
         work = clean(work)
     checks.check_control_flow(work)
     checks.check_layers(work)

@@ -16,6 +16,7 @@ from pdq_export.calibrate import CalibrationOptions
 from pdq_export.cli import app
 from pdq_export.errors import CalibrationError, ModelError, OptionError
 from pdq_export.spec import BitWidths
+from pdq_export.validate import ModelInfo
 
 from .fakes import FakePipeline, FakeProgress, agreement, make_report
 
@@ -106,6 +107,13 @@ def test_the_table_without_labels_and_with_several_outputs(run: Run, pipeline: F
     assert "equal" in result.stdout
     assert "argmax agrees with FP32 (logits)" in result.stdout
     assert "argmax agrees with FP32 (maps)" not in result.stdout
+
+
+def test_sizes_share_a_unit(run: Run, pipeline: FakePipeline) -> None:
+    large, small = (ModelInfo(name="", sha256="", size=size) for size in (18_800_000, 4_964_000))
+    pipeline.report = make_report(model=large, quantized=small)
+    result = run("quantize", "model.onnx", "--calib", "images.npy")
+    assert "size 18.8 MB 5.0 MB × 0.264".split() in [line.split() for line in result.stdout.splitlines()]
 
 
 def test_images_are_found_in_calib_data_and_named(run: Run, pipeline: FakePipeline, folder: Path) -> None:

@@ -298,8 +298,21 @@ class TestTidy:
         assert index.static_shape("r") == (2, 512)
         assert index.shape("y") == (None, None)  # outputs stay as they were declared
 
+    def test_unknown_operators_and_wrong_output_shapes_are_no_contradiction(self) -> None:
+        model = build([node("Relu", "x", "t"), node("Relu", "t", "y")], inputs={"x": [2, 5]}, outputs={"y": [7]})
+        model.graph.node[1].input[0] = "magic"
+        model.graph.node.insert(1, helper.make_node("Magic", ["t"], ["magic"], domain="com.example"))
+        model.opset_import.append(helper.make_opsetid("com.example", 1))
+        index = GraphIndex(tidy.infer_shapes(model))
+        assert index.static_shape("t") == (2, 5)
+        assert index.shape("magic") is None
+
     def test_contradictions_are_refused(self) -> None:
-        model = build([node("Relu", "x", "c"), node("Relu", "c", "y")], inputs={"x": [2, 5]}, outputs={"y": [2, 3]})
-        model.graph.output[0].type.tensor_type.elem_type = TensorProto.INT64
+        model = build(
+            [node("MatMul", "x w", "c"), node("Relu", "c", "y")],
+            inputs={"x": [2, 5]},
+            outputs={"y": [2, 3]},
+            constants={"w": random(4, 3)},
+        )
         with pytest.raises(ModelError, match="shapes cannot be inferred"):
             tidy.infer_shapes(model)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pdq_export.errors import UnsupportedOperatorError
 from pdq_export.frontend.node import Call, OnnxNode
 from pdq_export.frontend.registry import converter
 
@@ -118,5 +119,7 @@ def spatial_rank(x: Tensor, op_type: str) -> int:
     """The number of spatial axes of N x C x D1 x ... Dn; torch knows one to three."""
     rank = x.dim() - 2
     if not 1 <= rank <= 3:
-        raise ValueError(f"{op_type}: input of shape {tuple(x.shape)}; expected 3 to 5 dimensions (N, C, spatial)")
+        raise UnsupportedOperatorError(
+            f"{op_type}: input of shape {tuple(x.shape)}; expected 3 to 5 dimensions (N, C and one to three spatial)"
+        )
     return rank

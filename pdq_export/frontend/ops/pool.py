@@ -138,20 +138,21 @@ def average_pool(x: Tensor, *, count_include_pad: int = 0, **options: Any) -> Te
         return pool(x, windows.kernel, windows.strides, windows.begins, windows.ceil, bool(count_include_pad))  # type: ignore[no-any-return]
     sums = _window_sums(windows.pad(x, 0.0), windows)
     for axis, size in enumerate(x.shape[2:]):
-        counts = _window_counts(windows, axis, size, bool(count_include_pad))
+        counts = _window_counts(windows, axis, size, bool(count_include_pad), x.device)
         shape = [1] * x.dim()
         shape[axis + 2] = -1
-        sums = sums / torch.tensor(counts, dtype=x.dtype, device=x.device).reshape(shape)
+        sums = sums / counts.to(x.dtype).reshape(shape)
     return sums
 
 
-def _window_counts(windows: _Windows, axis: int, size: int, include_pad: bool) -> list[int]:
+def _window_counts(windows: _Windows, axis: int, size: int, include_pad: bool, device: torch.device) -> Tensor:
     """How many elements of one axis each window averages over."""
     low = 0 if include_pad else windows.begins[axis]
     high = windows.begins[axis] + size + (windows.ends[axis] if include_pad else 0)
-    starts = [index * windows.strides[axis] for index in range(windows.counts[axis])]
-    reach = [tap * windows.dilations[axis] for tap in range(windows.kernel[axis])]
-    return [sum(low <= start + offset < high for offset in reach) for start in starts]
+    starts = torch.arange(windows.counts[axis], device=device) * windows.strides[axis]
+    taps = torch.arange(windows.kernel[axis], device=device) * windows.dilations[axis]
+    reached = starts.unsqueeze(1) + taps
+    return ((reached >= low) & (reached < high)).sum(1)
 
 
 def _window_sums(padded: Tensor, windows: _Windows) -> Tensor:

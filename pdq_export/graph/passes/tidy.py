@@ -47,10 +47,13 @@ def name_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Write shape and type of every inner tensor where they can be inferred; what stood there before is dropped."""
+    """Write shape and type of every inner tensor where they can be inferred; what stood there before is dropped.
+
+    Raises ModelError where the shapes of an operator's inputs contradict each other.
+    """
     skeleton = _without_weights(model)
     try:
-        inferred = onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
+        inferred = onnx.shape_inference.infer_shapes(skeleton, strict_mode=True, data_prop=True)
     except Exception as error:  # RuntimeError, ValueError or its own InferenceError
         raise ModelError(
             f"model: shapes cannot be inferred ({essential_line(error)}); expected consistent shapes; "
@@ -68,7 +71,8 @@ def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     graph.name = model.graph.name
     graph.node.extend(model.graph.node)
     graph.input.extend(model.graph.input)
-    graph.output.extend(model.graph.output)
+    for value in model.graph.output:  # without its shape: what files declare is now and then wrong
+        graph.output.append(onnx.helper.make_tensor_value_info(value.name, value.type.tensor_type.elem_type, None))
     for tensor in model.graph.initializer:
         if math.prod(tensor.dims) <= SHAPE_SIZE:
             graph.initializer.append(tensor)
