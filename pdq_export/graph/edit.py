@@ -94,10 +94,11 @@ def scale_and_shift(index: GraphIndex, layer: NodeProto, factor: Doubles, offset
     if layer.op_type == "Gemm":
         old_bias = old_bias * attribute(layer, "beta", 1.0)
         drop_attribute(layer, "beta")
-    shifted = (old_bias * factor + offset).astype(weight.dtype)
     new_weight = layer.input[1]
-    if np.any(factor != 1):
+    with np.errstate(over="ignore"):  # an infinite result is left to check_finite, which has a message for it
+        shifted = (old_bias * factor + offset).astype(weight.dtype)
         scaled = scale_outputs(layer, weight.astype(np.float64), factor).astype(weight.dtype)
+    if np.any(factor != 1):
         new_weight = set_constant(index, layer, new_weight, scaled)
     new_bias = set_constant(index, layer, bias_name or f"{layer.input[1]}.bias", shifted)
     inputs = [layer.input[0], new_weight, new_bias]

@@ -52,6 +52,7 @@ def prepare(model: onnx.ModelProto, *, opset: int | None = None) -> PreparedMode
     work = fold_reshape.run(tidy.infer_shapes(work))
     work, statistics = fold_batch_norm.run(work)
     work, statistics = fold_affine.run(work, statistics)
+    checks.check_finite(work)  # folding can leave the range of float32
     if opset is not None:
         work = raise_opset.run(work, opset)
     for finish in (fuse_hard_swish.run, tidy.remove_unused, tidy.name_nodes, tidy.infer_shapes):

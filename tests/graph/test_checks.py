@@ -39,6 +39,18 @@ def test_weights_that_become_infinite_are_refused() -> None:
         prepare(model)
 
 
+def test_weights_that_overflow_when_folded_are_refused() -> None:
+    constants = {"w": np.full((1, 1, 1, 1), 1e30, np.float32), "k": np.array(1e30, np.float32)}
+    model = build(
+        [node("Conv", "x w", "c", "conv"), node("Relu", "k", "r"), node("Mul", "c r", "y")],
+        inputs={"x": [1, 1, 4, 4]},
+        outputs={"y": [1, 1, 4, 4]},
+        constants=constants,
+    )
+    with pytest.raises(ModelError, match=r"node 'conv' \(Conv\): constant 'w' holds 1 NaN or infinite values"):
+        prepare(model)
+
+
 def in_type(data_type: str) -> onnx.ModelProto:
     return onnx.parser.parse_model(
         f"""<ir_version: 8, opset_import: ["": 17]>
