@@ -45,7 +45,7 @@ class BitWidths:
 
 
 class Role(enum.Enum):
-    """Why a tensor is quantized (README, "Quantization points")."""
+    """Why a tensor is quantized (README, "What is quantized")."""
 
     WEIGHT = "weight"  # constant weight: per output channel, W bits, rounding is learned
     ACTIVATION = "activation"  # per tensor, A bits, scale is learned

@@ -1,6 +1,6 @@
 """Distribution correction: move a block's inputs until its activations have the statistics of the training data."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, fx
@@ -55,15 +55,24 @@ def _summed_over_channels(squares: Tensor) -> Tensor:
     return squares.sum(1).mean() if squares.ndim > 1 else squares.mean()
 
 
-def estimate_statistics(outputs: Mapping[str, Tensor]) -> dict[str, ChannelStatistics]:
-    """Statistics of layer outputs [N, C, H, W] over the calibration set, for files without BatchNormalization.
+@torch.no_grad()
+def estimate_statistics(layer_outputs: fx.GraphModule, batches: Iterable[Sequence[Tensor]]) -> list[ChannelStatistics]:
+    """Statistics of layer outputs [N, C, ...] over the calibration set, for files without BatchNormalization.
 
-    Mean and standard deviation over images and positions, as BatchNormalization would have gathered; gain 1.
+    Mean and standard deviation over images and positions, as BatchNormalization would have gathered; gain 1. Sums are
+    kept in float64, one batch at a time.
     """
-    result = {}
-    for name, z in outputs.items():
-        std, mean = torch.std_mean(z.transpose(0, 1).flatten(1), dim=1, correction=0)
-        result[name] = ChannelStatistics(
-            mean=mean.cpu().numpy(), std=std.cpu().numpy(), gain=torch.ones_like(std).cpu().numpy()
-        )
+    sums: list[Tensor] = []
+    for batch in batches:
+        parts = []
+        for z in layer_outputs(*batch):
+            rows = z.transpose(0, 1).flatten(1).double()
+            parts.append(torch.stack([torch.full_like(rows[:, 0], rows.shape[1]), rows.sum(1), rows.square().sum(1)]))
+        sums = [a + b for a, b in zip(sums, parts, strict=True)] if sums else parts
+    result = []
+    for count, total, squares in sums:
+        mean = total / count
+        std = (squares / count - mean.square()).clamp(min=0).sqrt()
+        mean, std, gain = (v.float().cpu().numpy() for v in (mean, std, torch.ones_like(std)))
+        result.append(ChannelStatistics(mean=mean, std=std, gain=gain))
     return result

@@ -22,7 +22,7 @@ from pdq_export.calibrate.quantizers import (
     weight_qparams,
 )
 from pdq_export.calibrate.reconstruct import BlockProblem, reconstruct
-from pdq_export.calibrate.subgraph import extract, reachable, tensor_nodes
+from pdq_export.calibrate.subgraph import extract, prediction_tensor, reachable, tensor_nodes
 from pdq_export.errors import CalibrationError
 from pdq_export.export.bias import has_integer_bias
 from pdq_export.numerics.search import QParams, choose_activation_qparams
@@ -102,6 +102,7 @@ class _Engine:
         self.predictions: dict[str, Tensor] = {}
         self.graph_inputs = [n.meta["tensor"] for n in network.graph.nodes if n.op == "placeholder"]
         self.graph_outputs = _output_tensors(network)
+        self.prediction_of = {name: prediction_tensor(network, name) for name in self.graph_outputs}
         self.constants = {
             name: getattr(network, str(node.target))
             for name, node in tensor_nodes(network).items()
@@ -126,13 +127,14 @@ class _Engine:
                     )
                 )
 
-            self._calibrate_block(block, report)
+            self._calibrate_block(block, blocks[position + 1 :], report)
             self._advance(block, blocks[position + 1 :])
         return Calibrated(tensors=self._tensors(), simulation=self._simulation())
 
     def _begin(self, inputs: Sequence[Tensor]) -> None:
-        values = _run(extract(self.network, self.graph_inputs, self.graph_outputs), inputs)
-        self.predictions = dict(zip(self.graph_outputs, values, strict=True))
+        names = list(dict.fromkeys(self.prediction_of.values()))
+        values = _run(extract(self.network, self.graph_inputs, names), inputs)
+        self.predictions = {n: v for n, v in zip(names, values, strict=True) if v.is_floating_point()}
         for name, x in (*zip(self.graph_inputs, inputs, strict=True), *self.predictions.items()):
             if not torch.isfinite(x).all():
                 raise CalibrationError(
@@ -150,7 +152,7 @@ class _Engine:
     def _search(self, x: Tensor, point: Point) -> QParams:
         return choose_activation_qparams(x[: self.options.search_samples], point.bits)
 
-    def _calibrate_block(self, block: Block, report: Callable[[int, float], None]) -> None:
+    def _calibrate_block(self, block: Block, later: Sequence[Block], report: Callable[[int, float], None]) -> None:
         full = [self.full[name] for name in block.inputs]
         quantized = [self.quantized[name] for name in block.inputs]
         points = self._points_inside(block)
@@ -160,11 +162,12 @@ class _Engine:
         scales = learned if self.options.learn_scales else []
         if self.options.iters and (soft or scales):
             corrected = self._correct(block, full)
-            self._reconstruct(block, points, soft, scales, quantized, corrected, report)
+            self._reconstruct(block, later, points, soft, scales, quantized, corrected, report)
         for name, weight in soft.items():
             self.weights[name] = weight.harden()
         self._round_biases(block)
         self._settle_carriers(block, points, quantized)
+        self._round_biases(block)  # a carrier may be a layer's input
 
     def _points_inside(self, block: Block) -> list[Point]:
         known = tensor_nodes(self.network)
@@ -200,8 +203,9 @@ class _Engine:
         outputs = [layer.output for layer in block.layers if layer.op_type in ("Conv", "ConvTranspose")]
         missing = [name for name in outputs if name not in self.statistics]
         if missing:
-            values = _run(extract(self.network, block.inputs, missing), full)
-            self.statistics.update(estimate_statistics(dict(zip(missing, values, strict=True))))
+            batches = zip(*(x.split(_PASS_BATCH) for x in full), strict=True)
+            probe = extract(self.network, block.inputs, missing)
+            self.statistics.update(zip(missing, estimate_statistics(probe, batches), strict=True))
         if not outputs:
             return list(full)
         layer_outputs = extract(self.network, block.inputs, outputs)
@@ -210,6 +214,7 @@ class _Engine:
     def _reconstruct(
         self,
         block: Block,
+        later: Sequence[Block],
         points: Sequence[Point],
         soft: Mapping[str, SoftRounding],
         scales: Sequence[ActivationQuantizer],
@@ -217,26 +222,38 @@ class _Engine:
         corrected: Sequence[Tensor],
         report: Callable[[int, float], None],
     ) -> None:
-        targets = _run(extract(self.network, block.inputs, block.outputs), corrected)
+        outputs = self._compared(block, later)
+        targets = _run(extract(self.network, block.inputs, outputs), corrected)
         tail = None
-        ends = reachable(self.network, block.outputs, self.graph_outputs)
+        ends = reachable(self.network, outputs, list(self.predictions))
+        bypass = [name for name in _read_by(later) if name in self.full and name not in outputs]
         if self.options.prediction_difference and ends:
-            tail = extract(self.network, block.outputs, ends)
+            tail = extract(self.network, [*outputs, *bypass], ends)
         self._round_biases(block, soft)
         problem = BlockProblem(
             name=block.name,
-            student=self._student(block, points, soft),
+            student=self._student(block, outputs, points, soft),
             tail=tail,
             quantized_inputs=quantized,
             corrected_inputs=corrected,
             targets=targets,
+            bypass=[self.full[name] for name in bypass],
             predictions=[self.predictions[name] for name in ends],
             weights=list(soft.values()),
             scales=scales,
         )
         reconstruct(problem, self.options, self.generator, report)
 
-    def _student(self, block: Block, points: Iterable[Point], soft: Mapping[str, SoftRounding]) -> fx.GraphModule:
+    def _compared(self, block: Block, later: Sequence[Block]) -> list[str]:
+        """The outputs whose error counts; for a graph output that nobody reads, what lies before its Softmax."""
+        read = _read_by(later)
+        return list(
+            dict.fromkeys(name if name in read else self.prediction_of.get(name, name) for name in block.outputs)
+        )
+
+    def _student(
+        self, block: Block, outputs: Sequence[str], points: Iterable[Point], soft: Mapping[str, SoftRounding]
+    ) -> fx.GraphModule:
         """The block while it learns: soft weights, and activations that drop their quantization at random."""
         quantizers: dict[str, nn.Module] = {**self.weights, **soft}
         for point in points:
@@ -245,7 +262,7 @@ class _Engine:
             quantizers[point.tensor] = (
                 DroppingQuantizer(quantizer, self.options.keep_probability, self.generator) if drops else quantizer
             )
-        return extract(self.network, block.inputs, block.outputs, quantizers=quantizers, biases=self.biases)
+        return extract(self.network, block.inputs, outputs, quantizers=quantizers, biases=self.biases)
 
     def _round_biases(self, block: Block, soft: Mapping[str, SoftRounding] | None = None) -> None:
         for layer in block.layers:
@@ -285,9 +302,9 @@ class _Engine:
         finished = self._quantized_block(block, self.activations, block.outputs)
         self.full.update(zip(block.outputs, _run(plain, full), strict=True))
         self.quantized.update(zip(block.outputs, _run(finished, quantized), strict=True))
-        needed = {name for other in later for name in other.inputs}
+        needed = _read_by(later)
         for store in (self.full, self.quantized):
-            for name in set(store) - needed:
+            for name in set(store) - set(needed):
                 del store[name]
 
     def _simulation(self) -> fx.GraphModule:
@@ -313,6 +330,11 @@ class _Engine:
                 integers=integers,
             )
         return result
+
+
+def _read_by(blocks: Sequence[Block]) -> dict[str, None]:
+    """Everything that one of the blocks reads from outside, in order."""
+    return dict.fromkeys(name for block in blocks for name in block.inputs)
 
 
 def _array(value: Tensor | int) -> NDArray[Any]:

@@ -84,16 +84,23 @@ def integer_nodes(
     """Stand-ins by ONNX node name for every node that onnxruntime runs in integers and rounds by a rule above."""
     stand_ins: dict[str, nn.Module] = {}
     known = tensor_nodes(network)
+    (end,) = (node for node in network.graph.nodes if node.op == "output")
+    visible = {argument.meta["tensor"] for argument in end.all_input_nodes}  # a graph output stays in float
     absorbing = {point.absorbed: activations[name] for name, point in plan.points.items() if point.absorbed}
 
     def output_of(tensor: str) -> ActivationQuantizer | None:
+        if tensor in visible:
+            return None
         if tensor in activations:
             return activations[tensor]
-        readers = [absorbing.get(user.meta.get("onnx_node", "")) for user in known[tensor].users]
+        users = [user for user in known[tensor].users if user.meta.get("tensor") not in visible]
+        readers = [absorbing.get(user.meta.get("onnx_node", "")) for user in users]
         return readers[0] if len(readers) == 1 else None
 
     for layer in plan.layers:
         output = output_of(layer.output)
+        if sum(argument.op != "get_attr" for argument in known[layer.output].all_input_nodes) > 1:
+            continue  # a computed bias: it runs in float
         if layer.op_type in _FLOAT_OUTPUT or (layer.op_type == "Conv" and output is not None):
             source = activations[str(plan.source(layer.input))]
             function = _function(known[layer.output], layer)

@@ -16,13 +16,18 @@ from pdq_export.numerics.rounding import rounding_regularizer
 
 Report = Callable[[int, float], None]
 
+# Adam's step is absolute: on a network with small activations the paper's rate would carry a scale below zero.
+_LARGEST_STEP = 0.01
+_LARGEST_CHANGE = 2.0
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BlockProblem:
     """What the loop needs of a block; tensors are lists in the order of the block's inputs or outputs, [N, ...].
 
     ``student``: the block with soft weights and dropping quantizers. ``tail``: the FP32 rest of the network from the
-    block's outputs to the ``predictions``, or None where the prediction difference is off.
+    block's outputs, and the FP32 tensors that ``bypass`` the block, to the ``predictions``; None where the prediction
+    difference is off.
     """
 
     name: str
@@ -31,6 +36,7 @@ class BlockProblem:
     quantized_inputs: Sequence[Tensor]
     corrected_inputs: Sequence[Tensor]
     targets: Sequence[Tensor]
+    bypass: Sequence[Tensor]
     predictions: Sequence[Tensor]
     weights: Sequence[SoftRounding]
     scales: Sequence[ActivationQuantizer]
@@ -45,6 +51,7 @@ def reconstruct(problem: BlockProblem, options: CalibrationOptions, generator: t
     """
     for quantizer in problem.scales:
         quantizer.scale.requires_grad_(True)
+    initial = [quantizer.scale.item() for quantizer in problem.scales]
     optimizers, schedulers = _optimizers(problem, options)
     count = len(problem.targets[0])
     for step in range(options.iters):
@@ -56,6 +63,7 @@ def reconstruct(problem: BlockProblem, options: CalibrationOptions, generator: t
         loss.backward()
         for optimizer in optimizers:
             optimizer.step()
+        _bound(problem.scales, initial)
         for scheduler in schedulers:
             scheduler.step()
         if step % 20 == 0 or step + 1 == options.iters:
@@ -72,9 +80,18 @@ def _optimizers(
     if problem.weights:
         optimizers.append(torch.optim.Adam([w.alpha for w in problem.weights], lr=options.rounding_lr))
     if problem.scales:
-        optimizers.append(torch.optim.Adam([q.scale for q in problem.scales], lr=options.scale_lr))
+        groups = [
+            {"params": [q.scale], "lr": min(options.scale_lr, _LARGEST_STEP * q.scale.item())} for q in problem.scales
+        ]
+        optimizers.append(torch.optim.Adam(groups, lr=options.scale_lr))
         schedulers.append(torch.optim.lr_scheduler.CosineAnnealingLR(optimizers[-1], T_max=max(options.iters, 1)))
     return optimizers, schedulers
+
+
+@torch.no_grad()
+def _bound(scales: Sequence[ActivationQuantizer], initial: Sequence[float]) -> None:
+    for quantizer, start in zip(scales, initial, strict=True):
+        quantizer.scale.clamp_(start / _LARGEST_CHANGE, start * _LARGEST_CHANGE)
 
 
 def _reconstruction_terms(
@@ -94,7 +111,7 @@ def _reconstruction_terms(
         ]
     ).sum()
     if problem.tail is not None:
-        predictions = problem.tail(*(output[count:] for output in outputs))
+        predictions = problem.tail(*(output[count:] for output in outputs), *(x[chosen] for x in problem.bypass))
         wanted = [prediction[chosen] for prediction in problem.predictions]
         loss = loss + prediction_difference(predictions, wanted, options.temperature) / options.lambda_r
     return loss

@@ -1,4 +1,4 @@
-"""Finds the weighted layers and the quantization points (ARCHITECTURE.md, "Quantization points")."""
+"""Finds the weighted layers and the quantization points (README.md, "What is quantized")."""
 
 import dataclasses
 import itertools
@@ -22,7 +22,7 @@ from pdq_export.spec import CARRIER_BITS, BitWidths, Layer, Point, Role
 
 def find_layers(index: GraphIndex) -> tuple[Layer, ...]:
     """The nodes with a constant weight, in graph order. Raises ModelError where there is none."""
-    layers = tuple(_layer(node) for node in index.graph.node if _is_layer(index, node))
+    layers = tuple(_layer(index, node) for node in index.graph.node if _is_layer(index, node))
     if not layers:
         raise ModelError(
             "model: no Conv, ConvTranspose, Gemm or MatMul with a constant weight was found; there is nothing to "
@@ -38,13 +38,13 @@ def _is_layer(index: GraphIndex, node: NodeProto) -> bool:
     return rank >= 2 and not index.is_constant(node.input[0])
 
 
-def _layer(node: NodeProto) -> Layer:
+def _layer(index: GraphIndex, node: NodeProto) -> Layer:
     return Layer(
         node=node.name,
         op_type=node.op_type,
         input=node.input[0],
         weight=node.input[1],
-        bias=optional_input(node, 2),
+        bias=bias if index.is_constant(bias := optional_input(node, 2)) else None,
         output=node.output[0],
     )
 
@@ -139,8 +139,7 @@ class _PointFinder:
         output = node.output[0]
         reader = self.index.sole_consumer(output)
         if reader is None:
-            if not self._only_read_by_merges(output):
-                self._add(output, Role.ACTIVATION)
+            self._add(output, Role.CARRIER if self._only_read_by_merges(output) else Role.ACTIVATION)
             return
         if reader.op_type in ACTIVATIONS and reader.input[0] == output:
             if is_absorbable(self.index, reader):
@@ -151,8 +150,8 @@ class _PointFinder:
                 self._add(output, Role.CARRIER)
                 if not self._only_read_by_merges(result):
                     self._add(result, Role.ACTIVATION)
-        elif reader.op_type not in MERGES:
-            self._add(output, Role.ACTIVATION)
+        else:
+            self._add(output, Role.CARRIER if reader.op_type in MERGES else Role.ACTIVATION)
 
     def _only_read_by_merges(self, tensor: str) -> bool:
         """Whether merges (and, as in SiLU, activations that lead to them) are the only readers: a carrier's case."""
@@ -207,5 +206,5 @@ class _PointFinder:
 
     def _pass(self, tensor: str, origin: str) -> None:
         source = self._source(origin)
-        if source is not None and tensor and tensor not in self.index.outputs:
+        if source is not None and tensor:
             self.passthrough[tensor] = source

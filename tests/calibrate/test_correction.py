@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from torch import fx
 
 from pdq_export.calibrate.correction import correct_distribution, estimate_statistics
 from pdq_export.calibrate.options import CalibrationOptions
@@ -47,9 +48,15 @@ def test_batches_do_not_influence_each_other() -> None:
     torch.testing.assert_close(together[32:], last)
 
 
+class Passing(torch.nn.Module):
+    def forward(self, z: torch.Tensor) -> tuple[torch.Tensor]:
+        return (z,)
+
+
 def test_estimated_statistics_are_the_batch_normalization_ones() -> None:
     z = torch.randn(20, 4, 5, 5, generator=torch.Generator().manual_seed(0)) * 2 + 1
-    statistics = estimate_statistics({"z": z})["z"]
+    identity = fx.symbolic_trace(Passing())
+    (statistics,) = estimate_statistics(identity, [(part,) for part in z.split(8)])
     normalization = torch.nn.BatchNorm2d(4, momentum=1.0)
     normalization(z)
     np.testing.assert_allclose(statistics.mean, normalization.running_mean.numpy(), rtol=1e-4)

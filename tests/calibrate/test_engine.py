@@ -276,6 +276,7 @@ def test_reconstruction_beats_rounding_to_nearest() -> None:
         quantized_inputs=[x],
         corrected_inputs=[x],
         targets=[values[name] for name in block.outputs],
+        bypass=[],
         predictions=[],
         weights=list(soft.values()),
         scales=[],
@@ -323,9 +324,8 @@ def test_values_that_are_not_finite(value: float, change: dict[str, int]) -> Non
 def test_without_batch_normalization_statistics_are_estimated(complete: tuple[Example, Calibrated]) -> None:
     example, with_batch_normalization = complete
     names = ["n1", "n2", "n3"]
-    with torch.no_grad():
-        outputs = extract(example.network, ["image"], names)(example.images)
-    estimated = estimate_statistics(dict(zip(names, outputs, strict=True)))
+    layer_outputs = extract(example.network, ["image"], names)
+    estimated = dict(zip(names, estimate_statistics(layer_outputs, [(example.images,)]), strict=True))
     result = run(example, statistics={})
     assert same(result.tensors, run(example, statistics=estimated).tensors)
     assert not same(result.tensors, with_batch_normalization.tensors)

@@ -127,7 +127,7 @@ def test_every_exclusion_names_a_test() -> None:
 def test_every_operator_has_a_standard_test() -> None:
     run = [test for name, test in node_tests().items() if exclusion(name) is None]
     covered = {node.op_type for test in run for node in test.model.graph.node}
-    # Xor has one for booleans of opset 7 only, GlobalLpPool and Upsample (deprecated) have none: see the other tests.
+    # Xor's are of opset 7, Upsample's and GlobalLpPool's do not exist: test_old_versions.py has these.
     assert set(supported_operators()) - covered <= {"GlobalLpPool", "Xor", "Upsample"}
 
 

@@ -47,7 +47,7 @@ def test_weights_that_overflow_when_folded_are_refused() -> None:
         outputs={"y": [1, 1, 4, 4]},
         constants=constants,
     )
-    with pytest.raises(ModelError, match=r"node 'conv' \(Conv\): constant 'w' holds 1 NaN or infinite values"):
+    with pytest.raises(ModelError, match=r"node 'conv' \(Conv\): constant '.*' holds 1 NaN or infinite values"):
         prepare(model)
 
 

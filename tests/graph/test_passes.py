@@ -95,6 +95,15 @@ class TestSimplify:
         assert_same(model, result, x=random(2, 3))
         assert capfd.readouterr() == ("", "")
 
+    def test_an_input_too_large_to_run_is_not_run(self) -> None:
+        model = build(
+            [node("Add", "a b", "s"), node("Mul", "x s", "y")],
+            inputs={"x": [2**40, 3]},
+            outputs={"y": [2**40, 3]},
+            constants={"a": random(3), "b": random(3)},
+        )
+        assert operators(simplify.run(model)) == {"Mul": 1}
+
     def test_batch_normalization_stays(self) -> None:
         model = build(
             [node("Conv", "x w", "c"), node("BatchNormalization", "c s s s s", "y")],

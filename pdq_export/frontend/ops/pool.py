@@ -135,7 +135,8 @@ def average_pool(x: Tensor, *, count_include_pad: int = 0, **options: Any) -> Te
     windows = _windows(x, **options)
     if windows.native and max(windows.dilations) == 1:
         pool = _AVG_POOL[x.dim() - 2]
-        return pool(x, windows.kernel, windows.strides, windows.begins, windows.ceil, bool(count_include_pad))  # type: ignore[no-any-return]
+        mean: Tensor = pool(x, windows.kernel, windows.strides, windows.begins, windows.ceil, bool(count_include_pad))
+        return mean
     sums = _window_sums(windows.pad(x, 0.0), windows)
     for axis, size in enumerate(x.shape[2:]):
         counts = _window_counts(windows, axis, size, bool(count_include_pad), x.device)

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import logging
+import math
 
 import numpy as np
 import onnx
@@ -13,13 +14,14 @@ from pdq_export.graph.messages import essential_line
 
 logger = logging.getLogger(__name__)
 
+LARGEST_INPUT = 2**24  # elements; beyond it, running the model twice for a comparison takes too much memory
 TOLERANCE = 1e-3  # relative and absolute; float32 sums in another order stay far below it
 
 
 def run(model: onnx.ModelProto) -> onnx.ModelProto:
     """Simplify with onnxsim; where it fails or changes results or interface, warn and keep the model as it is.
 
-    The outputs are compared on one random input where the input's shape is known but for the batch axis.
+    The outputs are compared on one random input where its shape is known but for the batch axis and not very large.
     """
     example = _random_inputs(model)
     try:
@@ -77,7 +79,7 @@ def restore_interface(original: onnx.ModelProto, changed: onnx.ModelProto) -> No
 
 
 def _random_inputs(model: onnx.ModelProto) -> dict[str, NDArray[np.float32]] | None:
-    """Standard normal inputs of batch 1; None where one is no float32 tensor of otherwise known shape."""
+    """Standard normal inputs of batch 1; None where one is no float32 tensor of known, moderate shape."""
     generator = np.random.default_rng(0)
     inputs = {}
     for value in model.graph.input:
@@ -85,7 +87,7 @@ def _random_inputs(model: onnx.ModelProto) -> dict[str, NDArray[np.float32]] | N
         shape = [dim.dim_value for dim in tensor.shape.dim]
         if shape and shape[0] == 0:
             shape[0] = 1
-        if tensor.elem_type != onnx.TensorProto.FLOAT or not shape or 0 in shape:
+        if tensor.elem_type != onnx.TensorProto.FLOAT or not shape or 0 in shape or math.prod(shape) > LARGEST_INPUT:
             return None
         inputs[value.name] = generator.standard_normal(shape, dtype=np.float32)
     return inputs

@@ -1,0 +1,90 @@
+"""Shapes of networks that users bring, each through the whole pipeline with a tiny budget."""
+
+import numpy as np
+import onnx
+import pytest
+
+from pdq_export.calibrate import CalibrationOptions
+from pdq_export.pipeline import quantize
+
+TINY = CalibrationOptions(samples=12, iters=6, correction_iters=2, batch_size=4)
+P = "<pads = [1, 1, 1, 1]>"
+HEAD = "(float[N,3,8,8] image)"
+
+
+def chain(count: int) -> str:
+    return "\n".join(f"c{k} = Conv {P} (r{k - 1}, w) r{k} = Relu(c{k})" for k in range(1, count + 1))
+
+
+def network(body: str, outputs: str = "float[N,K] y", scale: float = 1.0) -> onnx.ModelProto:
+    """``body`` from ``image`` to ``outputs``; the weights that it reads are random."""
+    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> m {HEAD} => ({outputs}) {{ {body} }}')
+    generator = np.random.default_rng(0)
+    shapes = {"w0": (4, 3, 3, 3), "w": (4, 4, 3, 3), "u": (4, 4, 3, 3), "k": (4, 8, 3, 3), "d": (4, 1, 3, 3)}
+    for name, shape in {**shapes, "v": (5, 4), "b": (4,)}.items():
+        value = (generator.normal(size=shape) / np.sqrt(np.prod(shape[1:])) * scale).astype(np.float32)
+        if any(name in node.input for node in model.graph.node):
+            model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    return model
+
+
+STEM = f"c0 = Conv {P} (image, w0) r0 = Relu(c0)"
+GAP = "p = GlobalAveragePool(z) f = Flatten(p) y = Gemm <transB = 1> (f, v)"
+IMAGE = "float[N,4,8,8] y"
+
+NETWORKS = {
+    "skip over more layers than a block": (f"{STEM} {chain(14)} s = Concat <axis = 1> (r14, r0) "
+                                           f"y = Conv {P} (s, k)", IMAGE),
+    "softmax head": (f"{STEM} z = Identity(r0) p = GlobalAveragePool(z) f = Flatten(p) "
+                     "l = Gemm <transB = 1> (f, v) y = Softmax(l)", "float[N,K] y"),
+    "argmax head": (f"{STEM} z = Identity(r0) p = GlobalAveragePool(z) f = Flatten(p) "
+                    "l = Gemm <transB = 1> (f, v) y = ArgMax <axis = 1, keepdims = 0> (l)", "int64[N] y"),
+    "argmax beside the logits": (f"{STEM} p = GlobalAveragePool(r0) f = Flatten(p) y = Gemm <transB = 1> (f, v) "
+                                 "i = ArgMax <axis = 1, keepdims = 0> (y)", "float[N,K] y, int64[N] i"),
+    "feature output behind a pool": (f"{STEM} m = MaxPool <kernel_shape = [2, 2]> (r0) y = Conv {P} (m, w)",
+                                     "float[N,4,7,7] y, float[N,4,7,7] m"),
+    "feature output that is read inside": (f"{STEM} y = Conv {P} (r0, w)", "float[N,4,8,8] y, float[N,4,8,8] r0"),
+    "split with an outer output": (f"{STEM} a, e = Split <axis = 1> (r0) y = Conv {P} (r0, w)",
+                                   "float[N,4,8,8] y, float[N,2,8,8] e"),
+    "computed bias": (f"{STEM} g = GlobalAveragePool(r0) f = Flatten(g) y = Gemm <transB = 1> (f, v, f2) ".replace(
+        "f2", "q") .replace("y = Gemm", "q = Gemm <transB = 1> (f, v) y = Gemm"), "float[N,K] y"),
+    "squeeze and excitation": (f"{STEM} g = GlobalAveragePool(r0) h = Conv (g, e1) t = Sigmoid(h) m = Mul(r0, t) "
+                               f"y = Conv {P} (m, w)".replace("Conv (g, e1)", f"Conv {P} (g, u)"), IMAGE),
+    "two activations on one layer": (f"{STEM} c = Conv {P} (r0, u) a = Relu(c) s = Sigmoid(c) m = Mul(a, s) "
+                                     f"y = Conv {P} (m, w)", IMAGE),
+    "depthwise, ReLU6": (f"{STEM} lo = Constant <value_float = 0.0> () hi = Constant <value_float = 6.0> () "
+                         f"c = Conv <pads = [1, 1, 1, 1], group = 4> (r0, d, b) z = Clip(c, lo, hi) {GAP}",
+                         "float[N,K] y"),
+    "hard swish, leaky relu": (f"{STEM} c = Conv {P} (r0, u) h = HardSwish(c) e = Conv {P} (h, w) z = LeakyRelu(e) "
+                               f"{GAP}", "float[N,K] y"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("bits", ["4/4", "2/2"])
+def test_network_is_quantized_and_agrees_with_its_simulation(name: str, bits: str) -> None:
+    images = np.random.default_rng(1).normal(size=(12, 3, 8, 8)).astype(np.float32)
+    result = quantize(network(*NETWORKS[name]), bits=bits, calib=images, options=TINY, device="cpu")
+    for output in result.report.outputs:
+        assert output.quantized_simulated is not None
+        assert output.quantized_simulated.relative_error < 1e-3, output
+
+
+@pytest.mark.parametrize("scale", [1e-2, 1e-3])
+def test_small_activations_keep_positive_scales_near_the_searched_ones(scale: float) -> None:
+    body, outputs = f"{STEM} c = Conv {P} (r0, u) z = Relu(c) {GAP}", "float[N,K] y"
+    images = np.random.default_rng(1).normal(size=(12, 3, 8, 8)).astype(np.float32)
+    model = network(body, outputs, scale)
+    searched, learned = (
+        quantize(
+            model,
+            bits="4/4",
+            calib=images,
+            device="cpu",
+            options=CalibrationOptions(samples=12, iters=iters, correction_iters=0, batch_size=4, scale_lr=1e-3),
+        ).tensors
+        for iters in (0, 60)
+    )
+    for tensor in ("r0", "z"):
+        ratio = learned[tensor].scale / searched[tensor].scale
+        assert 0.5 <= ratio <= 2.0
