@@ -31,6 +31,9 @@ class App(click.Group):
         except PdqError as error:
             logger.debug("raised here", exc_info=error)
             _fail(f"error: {error}", EXIT_USER)
+        except click.exceptions.NoArgsIsHelpError as error:  # its message is the help, which is not one line
+            click.echo(error.format_message(), err=True)
+            sys.exit(EXIT_USER)
         except click.ClickException as error:
             _fail(f"error: {_usage(error)}", EXIT_USER)
         except (click.Abort, KeyboardInterrupt):

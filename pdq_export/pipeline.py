@@ -121,7 +121,11 @@ def quantize(
             "evaluated_on_calibration_images": eval is None,
         },
         model=_model_info(model, original),
+        layers=_layers(plan),
     )
+    if output is not None:
+        named = dataclasses.replace(report.quantized, name=Path(output).name)
+        report = dataclasses.replace(report, quantized=named)
     if output is not None:
         write_atomically(Path(output), quantized.SerializeToString(deterministic=True))
     return Result(model=quantized, plan=plan, tensors=calibrated.tensors, report=report)
@@ -134,7 +138,13 @@ def prepare_and_plan(
     prepared = prepare(model)
     plan = make_plan(prepared.model, bits)
     needed = required_opset(plan, target, opset)
-    if needed > GraphIndex(prepared.model).opset:
+    own = GraphIndex(prepared.model).opset
+    if opset is not None and own > opset:
+        raise OptionError(
+            f"--opset {opset}: the model's own opset is {own} already; expected {own} or more; export the model with "
+            f"opset {opset}"
+        )
+    if needed > own:
         prepared = prepare(model, opset=needed)
         plan = make_plan(prepared.model, bits)
     return prepared, plan
@@ -209,6 +219,19 @@ def check_labels(model: onnx.ModelProto, images: ImageSet) -> None:
 def _model_info(model: str | Path | onnx.ModelProto, original: onnx.ModelProto) -> ModelInfo:
     name = "" if isinstance(model, onnx.ModelProto) else Path(model).name
     return ModelInfo.of(name, original.SerializeToString(deterministic=True))
+
+
+def _layers(plan: Plan) -> list[dict[str, Any]]:
+    """For the report: bits of every layer's weight and input."""
+    return [
+        {
+            "node": layer.node,
+            "op_type": layer.op_type,
+            "weight_bits": plan.points[layer.weight].bits,
+            "input_bits": plan.points[source].bits if (source := plan.source(layer.input)) else None,
+        }
+        for layer in plan.layers
+    ]
 
 
 def _calibrate(
