@@ -56,8 +56,8 @@ class Role(enum.Enum):
 class Point:
     """A tensor that is quantized.
 
-    ``axis`` is the output-channel axis of a weight and None for activations. ``symmetric`` weights are INT8 with
-    zero_point 0 and qmin = -qmax. ``absorbed`` names the activation node (Relu, Clip) whose output this tensor is and
+    ``axis`` is the output-channel axis of a weight and None for activations. ``symmetric`` weights are signed with
+    zero_point 0. ``absorbed`` names the activation node (Relu, Clip) whose output this tensor is and
     which the integer range itself can express; None where there is none.
     """
 
@@ -70,8 +70,10 @@ class Point:
 
     @property
     def qmin(self) -> int:
-        """Smallest integer: 0, or -(2^(bits-1) - 1) for symmetric."""
-        return -self.qmax if self.symmetric else 0
+        """Smallest integer: 0; for symmetric -2^(bits-1), but -127 at 8 bits, where kernels want it."""
+        if not self.symmetric:
+            return 0
+        return -self.qmax if self.bits == MAX_BITS else -self.qmax - 1
 
     @property
     def qmax(self) -> int:

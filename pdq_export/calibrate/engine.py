@@ -12,7 +12,9 @@ from torch import Tensor, fx, nn
 
 from pdq_export.calibrate.correction import correct_distribution, estimate_statistics
 from pdq_export.calibrate.integer import integer_nodes
+from pdq_export.calibrate.losses import class_axis
 from pdq_export.calibrate.options import CalibrationOptions
+from pdq_export.calibrate.prediction import find_prediction
 from pdq_export.calibrate.quantizers import (
     ActivationQuantizer,
     BiasQuantizer,
@@ -22,7 +24,7 @@ from pdq_export.calibrate.quantizers import (
     weight_qparams,
 )
 from pdq_export.calibrate.reconstruct import BlockProblem, reconstruct
-from pdq_export.calibrate.subgraph import extract, prediction_tensor, reachable, tensor_nodes
+from pdq_export.calibrate.subgraph import extract, reachable, tensor_nodes
 from pdq_export.errors import CalibrationError
 from pdq_export.export.bias import has_integer_bias
 from pdq_export.numerics.search import QParams, choose_activation_qparams
@@ -102,7 +104,9 @@ class _Engine:
         self.predictions: dict[str, Tensor] = {}
         self.graph_inputs = [n.meta["tensor"] for n in network.graph.nodes if n.op == "placeholder"]
         self.graph_outputs = _output_tensors(network)
-        self.prediction_of = {name: prediction_tensor(network, name) for name in self.graph_outputs}
+        found = {name: find_prediction(network, name) for name in self.graph_outputs}
+        self.prediction_of = {name: prediction.tensor for name, prediction in found.items()}
+        self.class_axes = {prediction.tensor: prediction.class_axis for prediction in found.values()}
         self.constants = {
             name: getattr(network, str(node.target))
             for name, node in tensor_nodes(network).items()
@@ -135,6 +139,11 @@ class _Engine:
         names = list(dict.fromkeys(self.prediction_of.values()))
         values = _run(extract(self.network, self.graph_inputs, names), inputs)
         self.predictions = {n: v for n, v in zip(names, values, strict=True) if v.is_floating_point()}
+        if self.options.prediction_difference:
+            self.class_axes = {
+                name: class_axis(self.options.output_loss, self.class_axes[name], x.shape, name)
+                for name, x in self.predictions.items()
+            }
         for name, x in (*zip(self.graph_inputs, inputs, strict=True), *self.predictions.items()):
             if not torch.isfinite(x).all():
                 raise CalibrationError(
@@ -239,6 +248,7 @@ class _Engine:
             targets=targets,
             bypass=[self.full[name] for name in bypass],
             predictions=[self.predictions[name] for name in ends],
+            class_axes=[self.class_axes[name] for name in ends],
             weights=list(soft.values()),
             scales=scales,
         )

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pdq_export.errors import OptionError
+
 
 def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
     """|output - target|^2, summed over channels (axis 1) and averaged over the rest (BRECQ, equation 10)."""
@@ -13,18 +15,40 @@ def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
     return squares.sum(1).mean() if squares.ndim > 1 else squares.mean()
 
 
-def prediction_difference(outputs: Sequence[Tensor], targets: Sequence[Tensor], temperature: float) -> Tensor:
+def prediction_difference(
+    outputs: Sequence[Tensor], targets: Sequence[Tensor], axes: Sequence[int | None], temperature: float
+) -> Tensor:
     """How far predictions are from the FP32 network's, summed over outputs (PD-Quant, equation 5).
 
-    An output with a class axis, [N, K, ...] with K > 1: KL(softmax(target / T) || softmax(output / T)), summed over
-    classes and averaged over the rest. Any other: squared error over the target's mean square.
+    An output with a class axis in ``axes``: KL(softmax(target / T) || softmax(output / T)), summed over classes and
+    averaged over the rest. Any other: squared error over the target's mean square.
     """
     losses = []
-    for output, target in zip(outputs, targets, strict=True):
-        if output.ndim >= 2 and output.shape[1] > 1:
-            logs = F.log_softmax(output / temperature, dim=1)
-            wanted = F.log_softmax(target / temperature, dim=1)
-            losses.append((wanted.exp() * (wanted - logs)).sum(1).mean())
+    for output, target, axis in zip(outputs, targets, axes, strict=True):
+        if axis is not None:
+            logs = F.log_softmax(output / temperature, dim=axis)
+            wanted = F.log_softmax(target / temperature, dim=axis)
+            losses.append((wanted.exp() * (wanted - logs)).sum(axis).mean())
         else:
             losses.append(F.mse_loss(output, target) / target.square().mean().clamp(min=1e-12))
     return torch.stack(losses).sum()
+
+
+def class_axis(output_loss: str, found: int | None, shape: Sequence[int], name: str) -> int | None:
+    """The axis of classes of a prediction of ``shape`` [N, ...], None where squared error is to be taken.
+
+    ``output_loss``: "kl", "mse" or "auto", which takes the axis ``found`` in the graph, else axis 1 of [N, K] and
+    [N, K, H, W] with K > 1. Raises OptionError for "kl" where no axis has classes.
+    """
+    if output_loss == "mse":
+        return None
+    rank = len(shape)
+    axis = found % rank if found is not None else 1 if rank != 3 or output_loss == "kl" else None
+    if axis is None or (0 < axis < rank and shape[axis] > 1):
+        return axis
+    if output_loss == "kl":
+        raise OptionError(
+            f"--output-loss kl: output {name!r} of shape {list(shape)} has no axis of classes; expected [N, K, ...] "
+            "with K > 1; use --output-loss mse"
+        )
+    return None

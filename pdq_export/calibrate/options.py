@@ -1,18 +1,27 @@
-"""What can be set about calibration, with the paper's values as defaults."""
+"""What can be set about calibration: methods, budgets and hyper-parameters, and how a set of options is chosen."""
 
 import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from pdq_export.errors import OptionError
+
+OUTPUT_LOSSES = ("auto", "kl", "mse")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CalibrationOptions:
-    """Hyper-parameters of PD-Quant; every part of the method switches off by itself.
+    """Every number of the method, settled; `choose_options` makes one from a method, a preset and a network.
 
     ``samples``: calibration images used. ``iters``: optimizer steps per block. ``batch_size``: images per step.
-    ``correction_iters``: steps of distribution correction per batch (0 switches it off). ``temperature``,
-    ``lambda_c``, ``lambda_r``, ``rounding_weight``: the paper's T, lambda_c, lambda_r and w (table 6).
-    ``keep_probability``: QDrop's, for elements of activations; ``mix_probability``: for elements of a block's input.
+    ``per_layer``: every layer is a block of its own (AdaRound). ``learn_rounding``, ``learn_scales``,
+    ``prediction_difference``: parts of the method. ``prediction_interval``: the prediction difference is taken every
+    so many steps, and then weighs as much more. ``keep_probability``: QDrop's, for elements of activations;
+    ``mix_probability``: of an element of a block's input to come from the quantized network. ``correction_iters``:
+    steps of distribution correction per batch (0 switches it off). ``temperature``, ``lambda_c``, ``lambda_r``,
+    ``rounding_weight``: the paper's T, lambda_c, lambda_r and w (table 6). ``output_loss``: how predictions are
+    compared (`losses.prediction_difference`).
     """
 
     samples: int = 1024
@@ -20,9 +29,12 @@ class CalibrationOptions:
     batch_size: int = 32
     seed: int = 0
 
+    per_layer: bool = False
     learn_rounding: bool = True
     learn_scales: bool = True
     prediction_difference: bool = True
+    prediction_interval: int = 1
+    output_loss: str = "auto"
     keep_probability: float = 0.5
     mix_probability: float = 0.5
     correction_iters: int = 100
@@ -41,12 +53,122 @@ class CalibrationOptions:
     search_samples: int = 256
 
     def __post_init__(self) -> None:
-        for name, smallest in (("samples", 1), ("iters", 0), ("batch_size", 1), ("correction_iters", 0), ("seed", 0)):
-            if (value := getattr(self, name)) < smallest:
-                raise OptionError(f"{name} is {value}; expected {smallest} or more")
+        smallest = {"samples": 1, "batch_size": 1, "prediction_interval": 1, "search_samples": 1}
+        for name in ("samples", "iters", "batch_size", "correction_iters", "seed", *smallest):
+            if (value := getattr(self, name)) < smallest.get(name, 0):
+                raise OptionError(f"{name} is {value}; expected {smallest.get(name, 0)} or more")
         for name in ("keep_probability", "mix_probability", "warmup"):
             if not 0.0 <= (value := getattr(self, name)) <= 1.0:
                 raise OptionError(f"{name} is {value}; expected a number from 0 to 1")
         for name in ("temperature", "lambda_c", "lambda_r", "rounding_lr", "scale_lr", "correction_lr"):
             if not (value := getattr(self, name)) > 0.0:
                 raise OptionError(f"{name} is {value}; expected a number above 0")
+        if self.output_loss not in OUTPUT_LOSSES:
+            raise OptionError(f"output_loss is {self.output_loss!r}; expected one of {', '.join(OUTPUT_LOSSES)}")
+
+
+# What each method leaves out of PD-Quant; the loop is the same.
+_BRECQ: Mapping[str, Any] = {
+    "learn_scales": False,
+    "prediction_difference": False,
+    "keep_probability": 0.0,
+    "mix_probability": 1.0,
+    "correction_iters": 0,
+}
+METHODS: Mapping[str, Mapping[str, Any]] = {
+    "pd-quant": {},
+    "qdrop": {"prediction_difference": False, "correction_iters": 0},
+    "brecq": _BRECQ,
+    "adaround": {**_BRECQ, "per_layer": True},
+    "nearest": {**_BRECQ, "learn_rounding": False, "iters": 0},
+}
+
+# PD-Quant, table 6: ResNet, RegNet and MobileNetV2 stand for the families.
+FAMILIES: Mapping[str, Mapping[str, Any]] = {
+    "plain": {"temperature": 4.0, "lambda_c": 0.02, "lambda_r": 0.1, "rounding_weight": 0.01},
+    "grouped": {"temperature": 4.0, "lambda_c": 0.01, "lambda_r": 0.1, "rounding_weight": 0.01},
+    "depthwise": {"temperature": 1.0, "lambda_c": 0.005, "lambda_r": 0.1, "rounding_weight": 0.1},
+}
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "fast": {"samples": 256, "iters": 200, "correction_iters": 20},
+    "balanced": {"samples": 1024, "iters": 500, "correction_iters": 100},
+    "paper": {"samples": 1024, "iters": 20000, "correction_iters": 500},
+}
+
+
+def choose_options(
+    *,
+    method: str = "pd-quant",
+    preset: str = "balanced",
+    family: str = "plain",
+    overrides: Mapping[str, Any] | None = None,
+) -> CalibrationOptions:
+    """The options of a ``preset`` (budget), a network ``family`` (hyper-parameters) and a ``method`` (parts left out).
+
+    ``overrides``: fields of `CalibrationOptions` that win over all three. Raises OptionError for an unknown name, a
+    value of the wrong type, or an override that the method would have to ignore.
+    """
+    overrides = dict(overrides or {})
+    _check_name("method", method, METHODS)
+    _check_name("preset", preset, PRESETS)
+    fields = {field.name: field for field in dataclasses.fields(CalibrationOptions)}
+    for name, value in overrides.items():
+        _check_name("option", name, fields)
+        overrides[name] = _typed(name, value, type(fields[name].default))
+    chosen = CalibrationOptions(**{**PRESETS[preset], **FAMILIES[family], **METHODS[method], **overrides})
+    for name, part in _NEEDS.items():
+        if name in overrides and not part(chosen):
+            raise OptionError(
+                f"{name} is given, but it has no effect with method {method!r} and these options; leave it out or "
+                "switch on the part that it belongs to"
+            )
+    return chosen
+
+
+def _learns(options: CalibrationOptions) -> bool:
+    return options.learn_rounding or options.learn_scales
+
+
+# What must be switched on for an option to have an effect.
+_NEEDS = {
+    "iters": _learns,
+    "batch_size": lambda o: _learns(o) or o.correction_iters > 0,
+    "rounding_lr": lambda o: o.learn_rounding,
+    "rounding_weight": lambda o: o.learn_rounding,
+    "warmup": lambda o: o.learn_rounding,
+    "exponent_start": lambda o: o.learn_rounding,
+    "exponent_end": lambda o: o.learn_rounding,
+    "scale_lr": lambda o: o.learn_scales,
+    "keep_probability": _learns,
+    "mix_probability": _learns,
+    "prediction_interval": lambda o: o.prediction_difference,
+    "temperature": lambda o: o.prediction_difference,
+    "lambda_r": lambda o: o.prediction_difference,
+    "output_loss": lambda o: o.prediction_difference,
+    "lambda_c": lambda o: o.correction_iters > 0,
+    "correction_lr": lambda o: o.correction_iters > 0,
+}
+
+
+def _check_name(what: str, name: str, known: Iterable[str]) -> None:
+    known = list(known)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise OptionError(f"{what} {name!r} is unknown; expected one of {', '.join(known)}{hint}")
+
+
+def _typed(name: str, value: Any, kind: type) -> Any:
+    """``value`` as ``kind``; texts, as they come from a command line, are read."""
+    try:
+        if isinstance(value, str) and kind is bool:
+            return {"true": True, "false": False}[value.lower()]
+        if isinstance(value, str) or (kind is float and type(value) is int):
+            return kind(value)
+    except (ValueError, KeyError):
+        pass
+    if type(value) is kind:
+        return value
+    expected = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[kind]
+    raise OptionError(f"option {name} is {value!r}; expected {expected}")

@@ -124,4 +124,4 @@ def weight_qparams(weight: Tensor, point: Point) -> QParams:
     """Scale search for a weight of any layout, per channel along ``point.axis``."""
     assert point.axis is not None
     rows = weight.movedim(point.axis, 0).flatten(1)
-    return choose_weight_qparams(rows, point.bits, symmetric=point.symmetric)
+    return choose_weight_qparams(rows, point.qmin, point.qmax)

@@ -38,6 +38,7 @@ class BlockProblem:
     targets: Sequence[Tensor]
     bypass: Sequence[Tensor]
     predictions: Sequence[Tensor]
+    class_axes: Sequence[int | None]
     weights: Sequence[SoftRounding]
     scales: Sequence[ActivationQuantizer]
 
@@ -113,7 +114,7 @@ def _reconstruction_terms(
     if problem.tail is not None:
         predictions = problem.tail(*(output[count:] for output in outputs), *(x[chosen] for x in problem.bypass))
         wanted = [prediction[chosen] for prediction in problem.predictions]
-        loss = loss + prediction_difference(predictions, wanted, options.temperature) / options.lambda_r
+        loss = loss + prediction_difference(predictions, wanted, problem.class_axes, options.temperature) / options.lambda_r
     return loss
 
 

@@ -43,18 +43,6 @@ def reachable(module: fx.GraphModule, inputs: Iterable[str], outputs: Iterable[s
     return tuple(name for name in outputs if known[name] in marked)
 
 
-# What networks put behind their scores: monotone or without a gradient, so that differences are seen before it.
-_HEADS = frozenset("softmax log_softmax softmax_flat arg_extreme cast identity".split())
-
-
-def prediction_tensor(module: fx.GraphModule, output: str) -> str:
-    """The tensor of scores behind a graph output: what its Softmax, LogSoftmax or ArgMax was applied to."""
-    node = tensor_nodes(module)[output]
-    while getattr(node.target, "__name__", "") in _HEADS and len(node.all_input_nodes) == 1:
-        (node,) = node.all_input_nodes
-    return str(node.meta.get("tensor", output))
-
-
 class _Extractor:
     def __init__(
         self,

@@ -26,23 +26,22 @@ class QParams:
     zero_point: Tensor
 
 
-def choose_weight_qparams(weight: Tensor, bits: int, *, symmetric: bool) -> QParams:
+def choose_weight_qparams(weight: Tensor, qmin: int, qmax: int) -> QParams:
     """Per-channel qparams of a weight given as [C, K] (output channels first, the rest flattened).
 
-    Asymmetric: q in [0, 2^bits - 1], every fraction k/100 of the channel's range and, up to 4 bits, every zero_point,
-    coarse to fine. Symmetric: q in [-(2^(bits-1) - 1), 2^(bits-1) - 1], zero_point 0.
+    Unsigned, qmin = 0: every fraction k/100 of the channel's range and, up to 4 bits, every zero_point, coarse to
+    fine. Signed: zero_point 0.
     """
-    if symmetric:
-        qmax = 2 ** (bits - 1) - 1
-        search = _Search(weight, -qmax, qmax)
+    if qmin < 0:
+        search = _Search(weight, qmin, qmax)
         limit = weight.abs().amax(1)
         for step in range(1, FRACTIONS + 1):
             search.offer(limit * (step / FRACTIONS) / qmax, torch.zeros_like(limit))
         return search.result()
-    levels = 2**bits - 1
-    search = _Search(weight, 0, levels)
+    levels = qmax
+    search = _Search(weight, qmin, levels)
     low, high = weight.amin(1).clamp(max=0), weight.amax(1).clamp(min=0)
-    if bits > _MAX_ENUMERATED_BITS:
+    if levels >= 2**(_MAX_ENUMERATED_BITS + 1) - 1:
         for step in range(1, FRACTIONS + 1):
             search.offer_range(low * (step / FRACTIONS), high * (step / FRACTIONS))
         return search.result()

@@ -63,9 +63,11 @@ def output_axis(index: GraphIndex, layer: Layer) -> int:
             return len(index.constant(layer.weight).shape) - 1  # type: ignore[union-attr]
 
 
-def find_points(index: GraphIndex, layers: Iterable[Layer], bits: BitWidths) -> tuple[dict[str, Point], dict[str, str]]:
+def find_points(
+    index: GraphIndex, layers: Iterable[Layer], bits: BitWidths, *, symmetric_weights: bool = False
+) -> tuple[dict[str, Point], dict[str, str]]:
     """Quantization points by tensor, in graph order, and pass-through tensors with the point they carry."""
-    finder = _PointFinder(index, {layer.node: layer for layer in layers}, bits)
+    finder = _PointFinder(index, {layer.node: layer for layer in layers}, bits, symmetric_weights)
     for node in index.graph.node:
         finder.visit(node)
     finder.widen_last_inputs()
@@ -75,10 +77,11 @@ def find_points(index: GraphIndex, layers: Iterable[Layer], bits: BitWidths) -> 
 class _PointFinder:
     """Walks the graph once in topological order."""
 
-    def __init__(self, index: GraphIndex, layers: dict[str, Layer], bits: BitWidths) -> None:
+    def __init__(self, index: GraphIndex, layers: dict[str, Layer], bits: BitWidths, symmetric: bool) -> None:
         self.index = index
         self.layers = layers
         self.bits = bits
+        self.symmetric = symmetric
         self.points: dict[str, Point] = {}
         self.passthrough: dict[str, str] = {}
         self._after_layer: set[str] = set()  # tensors that depend on a weighted layer
@@ -131,7 +134,11 @@ class _PointFinder:
                 )
             bits = max(bits, known.bits)
         self.points[layer.weight] = Point(
-            tensor=layer.weight, role=Role.WEIGHT, bits=bits, axis=axis, symmetric=bits == CARRIER_BITS
+            tensor=layer.weight,
+            role=Role.WEIGHT,
+            bits=bits,
+            axis=axis,
+            symmetric=self.symmetric or bits == CARRIER_BITS,
         )
 
     def _quantize_result(self, node: NodeProto) -> None:
