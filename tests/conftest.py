@@ -14,6 +14,14 @@ torch.set_num_threads(1)
 settings.register_profile("pdq_export", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("pdq_export")
 
+
+@pytest.fixture
+def short_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scales from the range alone: the search, which has tests of its own, takes minutes on millions of weights."""
+    monkeypatch.setattr("pdq_export.numerics.search.FRACTIONS", 1)
+    monkeypatch.setattr("pdq_export.numerics.search._MAX_ENUMERATED_BITS", 0)
+
+
 _SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 

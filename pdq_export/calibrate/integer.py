@@ -1,10 +1,12 @@
 """The finished network in integer arithmetic, rounding where onnxruntime's fused kernels round.
 
 Fake quantization in floating point and the integer kernels differ in the last bit of a float, which at 8 bits moves an
-integer in about one image of four. These modules stand in for layers and additions, so that simulation and runtime can
-be compared to the bit. `pdq_export.export.arithmetic` states the same rules in numpy, tested against onnxruntime.
+integer in about one image of four. These modules stand in for layers, additions and averages, so that simulation and
+runtime can be compared to the bit. `pdq_export.export.arithmetic` states the same rules in numpy, tested against
+onnxruntime.
 """
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -17,6 +19,8 @@ from pdq_export.spec import Layer, Plan
 
 # Without a quantized output onnxruntime multiplies integers only for matrices.
 _FLOAT_OUTPUT = frozenset({"Gemm", "MatMul"})
+# Functions of the imported graph that stand-ins replace besides layers, and how many quantized operands they have.
+_OPERANDS = {"add": 2, "global_average_pool": 1}
 
 
 class IntegerLayer(nn.Module):
@@ -74,6 +78,23 @@ class IntegerAdd(nn.Module):
         return (torch.round(total) - zero_point) * scale
 
 
+class IntegerAverage(nn.Module):
+    """QLinearGlobalAveragePool: round_half_even(sum * (s_x / (s_y * count))) * s_y, every step in float32.
+
+    The sum of a few small integers hits the middle between two often, so a mean in float rounds many of them otherwise.
+    """
+
+    def __init__(self, source: ActivationQuantizer, output: ActivationQuantizer) -> None:
+        super().__init__()
+        self._source, self._output = source, output
+
+    def forward(self, x: Tensor) -> Tensor:
+        axes = tuple(range(2, x.ndim))
+        total = torch.round(x / self._source.scale).sum(axes, keepdim=True)
+        factor = self._source.scale / (self._output.scale * math.prod(x.shape[2:]))
+        return torch.round(total * factor) * self._output.scale
+
+
 def integer_nodes(
     network: fx.GraphModule,
     plan: Plan,
@@ -113,17 +134,17 @@ def integer_nodes(
                 channels_last=layer.op_type != "Conv",
             )
     for tensor, node in known.items():
-        if node.meta.get("onnx_node") and _is_addition(node):
-            operands = [plan.source(argument.meta["tensor"]) for argument in node.all_input_nodes]
-            output = output_of(tensor)
-            if output is not None and len(operands) == 2 and all(name in activations for name in operands):
-                a, b = (activations[str(name)] for name in operands)
-                stand_ins[node.meta["onnx_node"]] = IntegerAdd(a, b, output)
+        count = _OPERANDS.get(getattr(node.target, "__name__", "")) if node.meta.get("onnx_node") else None
+        if count is None:
+            continue
+        operands = [plan.source(argument.meta["tensor"]) for argument in node.all_input_nodes]
+        output = output_of(tensor)
+        if output is not None and len(operands) == count and all(name in activations for name in operands):
+            a, *others = (activations[str(name)] for name in operands)
+            stand_ins[node.meta["onnx_node"]] = (
+                IntegerAdd(a, others[0], output) if others else IntegerAverage(a, output)
+            )
     return stand_ins
-
-
-def _is_addition(node: fx.Node) -> bool:
-    return getattr(node.target, "__name__", "") == "add"
 
 
 def _function(node: fx.Node, layer: Layer) -> Callable[..., Tensor]:

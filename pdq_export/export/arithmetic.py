@@ -2,7 +2,7 @@
 
 A QDQ graph read literally (dequantize, multiply, add, divide, round) and the fused integer kernels differ in the
 last bit of a float, which moves an integer wherever a value lies that close to the middle between two. At 8 bits
-that happens in about one image of four of a ResNet-20 and changes its logits by about one percent. Both functions
+that happens in about one image of four of a ResNet-20 and changes its logits by about one percent. The functions
 give the integers of the kernels (MLAS, x86-64 with FMA3 and later), before clipping to the range of the output.
 """
 
@@ -45,3 +45,15 @@ def add_integers(
     inner = (b * np.float64(ratio_b) + np.float64(fixed)).astype(np.float32)
     total = (a * np.float64(ratio_a) + inner.astype(np.float64)).astype(np.float32)
     return np.rint(total).astype(np.int64)
+
+
+def average_integers(x: Integers, x_scale: np.float32, x_zero: int, scale: np.float32, zero: int) -> Integers:
+    """Output integers of QLinearGlobalAveragePool: round_half_even(sum(x - x_zero) * multiplier) + zero.
+
+    multiplier = x_scale / (scale * count), all float32; ``x``: [N, C, ...], summed over the ``count`` positions.
+    """
+    axes = tuple(range(2, x.ndim))
+    multiplier = np.float32(x_scale) / (np.float32(scale) * np.float32(np.prod(x.shape[2:])))
+    total: Integers = (x - x_zero).sum(axes, keepdims=True)
+    average: Integers = np.rint(total.astype(np.float32) * multiplier).astype(np.int64)
+    return average + zero

@@ -1,24 +1,30 @@
 """Cuts the graph into units of reconstruction from its dominators (PD-Quant, section 3.4; BRECQ, section 3.2)."""
 
 import itertools
+import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from onnx import NodeProto
 
-from pdq_export.graph.lookup import GraphIndex
-from pdq_export.plan.operators import data_inputs
+from pdq_export.graph.lookup import GraphIndex, attribute
+from pdq_export.plan.operators import ACTIVATIONS, data_inputs
 from pdq_export.spec import Block, Layer, Point, Role
 
 # A region that no single tensor cuts (U-Net, FPN) is one block up to this many layers; a larger one falls apart into
 # units that end at their quantization points, because a block is held and differentiated as a whole.
 MAX_LAYERS = 12
 
+# An inverted-residual unit in the letters of `_form`: expansion, depthwise convolution, gate, projection.
+_INVERTED_RESIDUAL = re.compile("E?DG?P")
+
 
 def find_blocks(index: GraphIndex, layers: Iterable[Layer], points: Mapping[str, Point]) -> tuple[Block, ...]:
     """Split the nodes into consecutive blocks.
 
     A block ends at a quantized tensor through which every path passes, so a residual or inverted-residual unit is one
-    block and a chain without branches one block per layer. Each block holds at least one layer.
+    block and a chain without branches one block per layer; but an inverted-residual unit without a skip is one block
+    as well (`_join_inverted_residuals`). Each block holds at least one layer.
     """
     by_node = {layer.node: layer for layer in layers}
     nodes = [node for node in index.graph.node if data_inputs(index, node)]
@@ -28,7 +34,7 @@ def find_blocks(index: GraphIndex, layers: Iterable[Layer], points: Mapping[str,
         for position, tensors in enumerate(crossing)
         if len(tensors) == 1 and _ends_block(index, next(iter(tensors)), points)
     ]
-    regions = _split(nodes, cuts)
+    regions = _join_inverted_residuals(index, _merge_layerless(_split(nodes, cuts), by_node), by_node)
     pieces = itertools.chain.from_iterable(_refine(index, region, by_node, points) for region in regions)
     return tuple(_block(index, piece, by_node) for piece in _merge_layerless(list(pieces), by_node))
 
@@ -65,6 +71,58 @@ def _split(nodes: Sequence[NodeProto], cuts: Sequence[int]) -> list[list[NodePro
     starts = [0, *(cut + 1 for cut in cuts)]
     ends = [*(cut + 1 for cut in cuts), len(nodes)]
     return [list(nodes[start:end]) for start, end in zip(starts, ends, strict=True) if start < end]
+
+
+def _join_inverted_residuals(
+    index: GraphIndex, pieces: Sequence[list[NodeProto]], layers: Mapping[str, Layer]
+) -> list[list[NodeProto]]:
+    """Join the layers of a unit that has no skip: [1x1,] depthwise[, squeeze and excitation], linear 1x1.
+
+    What ends such a unit is its linear bottleneck (MobileNetV2, section 3.2): a 1x1 convolution without activation.
+    MobileNetV1's pairs have none and stay one block per layer. Without the 1x1 in front the layers may be a unit
+    (MobileNetV2) or part of a flat stem (MNASNet), which only the names of modules tell.
+    """
+    joined: list[list[NodeProto]] = []
+    done = 0
+    for match in _INVERTED_RESIDUAL.finditer("".join(_form(index, piece, layers) for piece in pieces)):
+        start, end = match.span()
+        unit = list(itertools.chain.from_iterable(pieces[start:end]))
+        if match[0].startswith("E") or start == 0 or _is_module(unit, pieces[start - 1], layers):
+            joined += [*pieces[done:start], unit]
+            done = end
+    return [*joined, *pieces[done:]]
+
+
+def _form(index: GraphIndex, piece: Sequence[NodeProto], layers: Mapping[str, Layer]) -> str:
+    """What a piece is in an inverted residual: E, D, G, P as in `_INVERTED_RESIDUAL`, or ``.``."""
+    members = [node for node in piece if node.name in layers]
+    shape = index.static_shape(members[0].input[1])
+    if len(members) > 1 or members[0].op_type != "Conv" or shape is None:
+        return "G" if piece[-1].op_type == "Mul" else "."
+    (node,) = members
+    outputs, inputs, *kernel = shape
+    if attribute(node, "group", 1) > 1:
+        return "D" if inputs == 1 else "."
+    if math.prod(kernel) > 1:
+        return "."
+    readers = index.consumers(node.output[0])
+    if piece[-1] is node and readers and not any(reader.op_type in ACTIVATIONS for reader in readers):
+        return "P"
+    return "E" if outputs >= inputs else "."
+
+
+def _is_module(unit: Iterable[NodeProto], before: Iterable[NodeProto], layers: Mapping[str, Layer]) -> bool:
+    """Whether the layers of a unit are a module that does not hold the layer before, as far as names tell.
+
+    PyTorch's exporter writes scopes, ``/features/features.1/conv/conv.0/Conv``; a name without a slash tells nothing.
+    """
+    *_, last = (node.name for node in before if node.name in layers)
+    scopes = [node.name.split("/")[:-1] for node in unit if node.name in layers]
+    outer = last.split("/")[:-1]
+    if not all([outer, *scopes]):
+        return True
+    depth = len(list(itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*scopes, strict=False))))
+    return outer[:depth] != scopes[0][:depth]
 
 
 def _refine(

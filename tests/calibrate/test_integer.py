@@ -1,12 +1,13 @@
 """The torch stand-ins compute what the written-down arithmetic of onnxruntime's kernels says."""
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 
-from pdq_export.calibrate.integer import IntegerAdd, IntegerLayer
+from pdq_export.calibrate.integer import IntegerAdd, IntegerAverage, IntegerLayer
 from pdq_export.calibrate.quantizers import ActivationQuantizer, WeightQuantizer
-from pdq_export.export.arithmetic import add_integers, requantize
+from pdq_export.export.arithmetic import add_integers, average_integers, requantize
 from pdq_export.numerics.search import QParams
 from pdq_export.spec import Point, Role
 
@@ -40,3 +41,14 @@ def test_layer() -> None:
     scales = [np.float32(quantizer.scale.item()) for quantizer in (source, output)]
     expected = requantize(accumulator, scales[0], qparams.scale.numpy()[:, None, None], scales[1])
     np.testing.assert_array_equal(result, expected)
+
+
+@pytest.mark.parametrize("y_scale", [0.0623, 0.0623 * 0.6, 0.0519])
+def test_average(y_scale: float) -> None:
+    generator = torch.Generator().manual_seed(2)
+    source, output = activation(0.0623, 9), activation(y_scale, 40)
+    q = torch.randint(0, 256, (8, 500, 2, 2), generator=generator)
+    result = IntegerAverage(source, output)((q - 9) * source.scale)
+    scales = [np.float32(quantizer.scale.item()) for quantizer in (source, output)]
+    expected = average_integers(q.numpy(), scales[0], 9, scales[1], 40)
+    np.testing.assert_array_equal(torch.round(result / output.scale).long().numpy() + 40, expected)

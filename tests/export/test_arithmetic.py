@@ -7,7 +7,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from pdq_export.export.arithmetic import add_integers, requantize
+from pdq_export.export.arithmetic import add_integers, average_integers, requantize
 
 pytestmark = pytest.mark.skipif(
     platform.machine().lower() not in ("x86_64", "amd64"), reason="the arithmetic of x86-64 kernels"
@@ -73,4 +73,21 @@ def test_requantize(seed):
     sums = np.einsum("nchw,oc->nohw", x.astype(np.int64) - x_zero, w[:, :, 0, 0].astype(np.int64))
     accumulator = sums + bias[:, None, None]
     expected = requantize(accumulator, x_scale, weight_scale[:, None, None], y_scale) + y_zero
+    assert (run(node, {"x": x}, constants) == expected.clip(0, 255)).all()
+
+
+@pytest.mark.parametrize("side", [1, 2, 4, 7])
+@pytest.mark.parametrize("seed", range(4))
+def test_global_average(side, seed):
+    rng = np.random.default_rng(seed)
+    x = rng.integers(0, 256, (2, 512, side, side)).astype(np.uint8)
+    x_zero, y_zero = (0, 0) if seed < 2 else (int(z) for z in rng.integers(0, 256, 2))
+    x_scale = scale(rng)
+    # equal scales, or a simple ratio, put many averages in the middle between two integers
+    y_scale = x_scale * np.float32([1, 0.6, 1, rng.uniform(0.5, 1)][seed])
+    constants = {"sx": x_scale, "zx": np.uint8(x_zero), "sy": y_scale, "zy": np.uint8(y_zero)}
+    node = onnx.helper.make_node(
+        "QLinearGlobalAveragePool", ["x", "sx", "zx", "sy", "zy"], ["y"], domain="com.microsoft", channels_last=0
+    )
+    expected = average_integers(x.astype(np.int64), x_scale, x_zero, y_scale, y_zero)
     assert (run(node, {"x": x}, constants) == expected.clip(0, 255)).all()
