@@ -2,6 +2,7 @@
 
 import dataclasses
 import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from rich.console import Console
 
 from pdq_export.errors import DataError, ModelError, OptionError
 from pdq_export.files import check_writable, write_atomically
+from pdq_export.options import choose_options
 
 from .log import NOTES, set_up_logging
 from .progress import ProgressDisplay
@@ -20,12 +22,12 @@ if TYPE_CHECKING:
 
 DEFAULT_DATA = "calib_data"
 _PATH = click.Path(path_type=Path)
-_NUMBERS = ("samples", "iters", "correction_iters", "seed")  # of CalibrationOptions, which has the defaults
+_SETTINGS = ("samples", "iters", "correction_iters", "seed", "output_loss")  # fields of CalibrationOptions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-    """What was asked for, with every default filled in but those of `CalibrationOptions`."""
+    """What was asked for; ``settings``: fields of `CalibrationOptions` that were given."""
 
     model: Path
     bits: str
@@ -37,7 +39,10 @@ class Request:
     target: str
     opset: int | None
     device: str
-    numbers: dict[str, Any]
+    method: str
+    preset: str
+    weights: str
+    settings: dict[str, Any]
 
 
 @click.command(epilog="Exit codes: 0 done, 2 wrong input or options, 130 interrupted, 1 a bug in pdq-export.")
@@ -59,15 +64,45 @@ class Request:
 @click.option("-o", "--output", type=_PATH, metavar="OUT.onnx", help="The file to write.  [default: ./MODEL-w4a4.onnx]")
 @click.option("--report", type=_PATH, metavar="OUT.json", help="Write the report as JSON.")
 @click.option("--overwrite", is_flag=True, help="Replace the output and the report where they exist.")
-@click.option("--samples", type=int, metavar="N", help="Calibration images to use, the first N.  [default: 1024]")
-@click.option("--iters", type=int, metavar="N", help="Optimization steps for each block.  [default: 500]")
+@click.option(
+    "--preset",
+    default="balanced",
+    metavar="fast|balanced|paper",
+    help="The budget of images and steps.  [default: balanced]",
+)
+@click.option(
+    "--method",
+    default="pd-quant",
+    metavar="pd-quant|qdrop|brecq|adaround|nearest",
+    help="PD-Quant, or a method that it grew from.  [default: pd-quant]",
+)
+@click.option(
+    "--weights",
+    default="asymmetric",
+    metavar="asymmetric|symmetric",
+    help="Symmetric weights have zero_point 0 and lose accuracy.  [default: asymmetric]",
+)
+@click.option(
+    "--output-loss",
+    metavar="auto|kl|mse",
+    help="How predictions are compared: KL over classes, or squared error.  [default: auto, by the output's shape]",
+)
+@click.option("--samples", type=int, metavar="N", help="Calibration images to use, the first N.  [default: preset's]")
+@click.option("--iters", type=int, metavar="N", help="Optimization steps for each block.  [default: preset's]")
 @click.option(
     "--correction-iters",
     type=int,
     metavar="N",
-    help="Steps of distribution correction; 0 switches it off.  [default: 100]",
+    help="Steps of distribution correction; 0 switches it off.  [default: preset's]",
 )
 @click.option("--seed", type=int, metavar="S", help="Seed of everything random.  [default: 0]")
+@click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Set any other option of the method, e.g. temperature=1; again for more.",
+)
 @click.option(
     "--device",
     default="auto",
@@ -91,6 +126,7 @@ def quantize(
     evaluation: Path | None,
     calib: Path | None,
     output: Path | None,
+    assignments: tuple[str, ...],
     quiet: bool,
     verbose: bool,
     **options: Any,
@@ -112,10 +148,12 @@ def quantize(
     if not model.is_file():
         raise ModelError(f"{model}: {'is a folder' if model.is_dir() else 'no such file'}; expected an ONNX model")
     calib, evaluation = _find_images(calib, evaluation)
-    numbers = {name: value for name in _NUMBERS if (value := options.pop(name)) is not None}
+    settings = {name: value for name in _SETTINGS if (value := options.pop(name)) is not None}
+    settings |= _parse_assignments(assignments, settings)
+    choose_options(method=options["method"], preset=options["preset"], overrides=settings)
     default_output = _default_output(model, options["bits"])
     request = Request(
-        model=model, calib=calib, eval=evaluation, output=output or default_output, numbers=numbers, **options
+        model=model, calib=calib, eval=evaluation, output=output or default_output, settings=settings, **options
     )
     _check_paths(request)
     result = _run(request, console, quiet=quiet, verbose=verbose)
@@ -123,6 +161,20 @@ def quantize(
         write_atomically(request.report, result.report.to_json().encode())
     if not quiet:
         _show(request, result)
+
+
+def _parse_assignments(assignments: Sequence[str], given: Mapping[str, Any]) -> dict[str, str]:
+    """``NAME=VALUE`` of --set; names and values are checked where all options are."""
+    settings: dict[str, str] = {}
+    for text in assignments:
+        name, equals, value = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals or not name:
+            raise OptionError(f"--set {text!r}: expected NAME=VALUE, for example temperature=1")
+        if name in settings or name in given:
+            raise OptionError(f"--set {text!r}: {name} is set twice; give it once")
+        settings[name] = value.strip()
+    return settings
 
 
 def _find_images(calib: Path | None, evaluation: Path | None) -> tuple[Path, Path | None]:
@@ -166,7 +218,6 @@ def _run(request: Request, console: Console, *, quiet: bool, verbose: bool) -> "
         # Imported here, behind every check that needs no torch: it takes seconds.
         import onnxruntime
 
-        from pdq_export.calibrate import CalibrationOptions
         from pdq_export.pipeline import quantize as run
 
         if not verbose:
@@ -180,7 +231,10 @@ def _run(request: Request, console: Console, *, quiet: bool, verbose: bool) -> "
             overwrite=request.overwrite,
             target=request.target,
             opset=request.opset,
-            options=CalibrationOptions(**request.numbers),
+            method=request.method,
+            preset=request.preset,
+            weights=request.weights,
+            options=request.settings,
             device=request.device,
             progress=progress,
         )

@@ -6,13 +6,13 @@ __version__ = "0.1.0"
 __all__ = ["CalibrationOptions", "ImageSet", "PdqError", "__version__", "quantize"]
 
 if TYPE_CHECKING:
-    from pdq_export.calibrate import CalibrationOptions
     from pdq_export.data import ImageSet
     from pdq_export.errors import PdqError
+    from pdq_export.options import CalibrationOptions
     from pdq_export.pipeline import quantize
 
 _HOMES = {
-    "CalibrationOptions": "pdq_export.calibrate",
+    "CalibrationOptions": "pdq_export.options",
     "ImageSet": "pdq_export.data",
     "PdqError": "pdq_export.errors",
     "quantize": "pdq_export.pipeline",

@@ -1,6 +1,7 @@
 """`quantize`: the stages in order, from an FP32 ONNX file to a low-bit one with its report."""
 
 import dataclasses
+import functools
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from torch import fx
 
 import pdq_export
-from pdq_export.calibrate import BlockProgress, Calibrated, CalibrationOptions, calibrate
+from pdq_export.calibrate import BlockProgress, Calibrated, calibrate
 from pdq_export.data import ImageSet, InputSpec, load_images
 from pdq_export.errors import DataError, ModelError, OptionError
 from pdq_export.export import export_model, required_opset
@@ -24,13 +25,15 @@ from pdq_export.graph.load import check_model, load_model
 from pdq_export.graph.lookup import GraphIndex
 from pdq_export.graph.passes import free_batch
 from pdq_export.graph.prepare import PreparedModel, prepare
-from pdq_export.plan import make_plan
+from pdq_export.options import CalibrationOptions, choose_options
+from pdq_export.plan import make_plan, network_family
 from pdq_export.spec import BitWidths, Plan, QuantizedTensor, QuantizedTensors, Role
 from pdq_export.validate import ModelInfo, Report, check_loads, validate
 
 logger = logging.getLogger(__name__)
 
 VALIDATION_BATCH = 50
+WEIGHTS = ("asymmetric", "symmetric")
 
 Images = str | Path | NDArray[np.float32] | ImageSet
 
@@ -71,18 +74,27 @@ def quantize(
     overwrite: bool = False,
     target: str = "ort",
     opset: int | None = None,
-    options: CalibrationOptions | None = None,
+    method: str = "pd-quant",
+    preset: str = "balanced",
+    weights: str = "asymmetric",
+    options: Mapping[str, Any] | None = None,
     device: str = "auto",
     progress: ProgressCallback | None = None,
 ) -> Result:
     """Quantize an FP32 ONNX CNN to ``bits`` (W/A) with PD-Quant and validate the result in onnxruntime.
 
+    ``method``: pd-quant, or one of the methods that it grew from: qdrop, brecq, adaround, nearest. ``preset``: the
+    budget, fast, balanced or paper. ``weights``: asymmetric, or symmetric where a runtime needs zero_point 0.
+    ``options``: fields of `CalibrationOptions` that win over method, preset and what the graph suggests.
     ``calib`` and ``eval``: images [N, C, H, W], as an array, an `ImageSet`, or a path to an .npz, .npy or folder.
     ``eval`` gives the figures of the report; without it agreement is measured on the calibration images and the
     report says so. ``output``: where the model is written; None writes nothing. Raises PdqError for anything that
     can be wrong with the model, the data or the options, before anything is written.
     """
-    options = options or CalibrationOptions()
+    choose = functools.partial(choose_options, method=method, preset=preset, overrides=options)
+    per_layer = choose().per_layer  # and wrong options are told before any work
+    if weights not in WEIGHTS:
+        raise OptionError(f"--weights {weights!r}: expected {' or '.join(WEIGHTS)}")
     tell = progress or (lambda _: None)
     bits = bits if isinstance(bits, BitWidths) else BitWidths.parse(bits)
     torch_device = _device(device)
@@ -93,17 +105,28 @@ def quantize(
     tell(Progress(stage="load"))
     original = load_model(model) if isinstance(model, str | Path) else check_model(model)
     tell(Progress(stage="plan"))
-    prepared, plan = prepare_and_plan(original, bits, target=target, opset=opset)
+    planner = functools.partial(make_plan, bits=bits, symmetric_weights=weights == "symmetric", per_layer=per_layer)
+    prepared, plan = prepare_and_plan(original, planner, target=target, opset=opset)
+    family = network_family(GraphIndex(prepared.model), plan.layers)
+    chosen = choose(family=family)
     spec = input_spec(prepared.model)
     network = import_model(free_batch.run(prepared.model))
     dry_run(prepared, plan, target)
-    calibration = _images(calib, spec, options.samples)
+    calibration = _images(calib, spec, chosen.samples)
     judged = _whole_batches(calibration if eval is None else _images(eval, spec, None), spec)
     check_labels(prepared.model, judged)
 
-    calibrated = _calibrate(network, prepared, plan, calibration, options, torch_device, tell)
+    calibrated = _calibrate(network, prepared, plan, calibration, chosen, torch_device, tell)
     tell(Progress(stage="export"))
-    settings = {"bits": str(bits), "target": target, **dataclasses.asdict(options)}
+    settings = {
+        "bits": str(bits),
+        "target": target,
+        "method": method,
+        "preset": preset,
+        "weights": weights,
+        "family": family,
+        **dataclasses.asdict(chosen),
+    }
     quantized = export_model(prepared.model, plan, calibrated.tensors, target=target, metadata=_metadata(settings))
     tell(Progress(stage="validate"))
     report = validate(
@@ -132,11 +155,11 @@ def quantize(
 
 
 def prepare_and_plan(
-    model: onnx.ModelProto, bits: BitWidths, *, target: str, opset: int | None
+    model: onnx.ModelProto, planner: Callable[[onnx.ModelProto], Plan], *, target: str, opset: int | None
 ) -> tuple[PreparedModel, Plan]:
-    """Prepare the model at the opset that the layout needs for these bits, and plan its quantization."""
+    """Prepare the model at the opset that the layout needs for what ``planner`` plans."""
     prepared = prepare(model)
-    plan = make_plan(prepared.model, bits)
+    plan = planner(prepared.model)
     needed = required_opset(plan, target, opset)
     own = GraphIndex(prepared.model).opset
     if opset is not None and own > opset:
@@ -146,7 +169,7 @@ def prepare_and_plan(
         )
     if needed > own:
         prepared = prepare(model, opset=needed)
-        plan = make_plan(prepared.model, bits)
+        plan = planner(prepared.model)
     return prepared, plan
 
 

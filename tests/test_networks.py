@@ -4,10 +4,9 @@ import numpy as np
 import onnx
 import pytest
 
-from pdq_export.calibrate import CalibrationOptions
 from pdq_export.pipeline import quantize
 
-TINY = CalibrationOptions(samples=12, iters=6, correction_iters=2, batch_size=4)
+TINY = {"samples": 12, "iters": 6, "correction_iters": 2, "batch_size": 4}
 P = "<pads = [1, 1, 1, 1]>"
 HEAD = "(float[N,3,8,8] image)"
 
@@ -81,7 +80,7 @@ def test_small_activations_keep_positive_scales_near_the_searched_ones(scale: fl
             bits="4/4",
             calib=images,
             device="cpu",
-            options=CalibrationOptions(samples=12, iters=iters, correction_iters=0, batch_size=4, scale_lr=1e-3),
+            options={"samples": 12, "iters": iters, "batch_size": 4, "scale_lr": 1e-3, "correction_iters": 0},
         ).tensors
         for iters in (0, 60)
     )

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, fx
 
-from pdq_export.calibrate.options import CalibrationOptions
+from pdq_export.options import CalibrationOptions
 from pdq_export.spec import ChannelStatistics
 
 _PATIENCE, _FACTOR, _LOWEST_LR = 100, 0.1, 1e-5

@@ -13,7 +13,6 @@ from torch import Tensor, fx, nn
 from pdq_export.calibrate.correction import correct_distribution, estimate_statistics
 from pdq_export.calibrate.integer import integer_nodes
 from pdq_export.calibrate.losses import class_axis
-from pdq_export.calibrate.options import CalibrationOptions
 from pdq_export.calibrate.prediction import find_prediction
 from pdq_export.calibrate.quantizers import (
     ActivationQuantizer,
@@ -28,6 +27,7 @@ from pdq_export.calibrate.subgraph import extract, reachable, tensor_nodes
 from pdq_export.errors import CalibrationError
 from pdq_export.export.bias import has_integer_bias
 from pdq_export.numerics.search import QParams, choose_activation_qparams
+from pdq_export.options import CalibrationOptions
 from pdq_export.spec import Block, ChannelStatistics, Plan, Point, QuantizedTensor, QuantizedTensors, Role
 
 logger = logging.getLogger(__name__)

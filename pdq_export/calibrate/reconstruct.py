@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, fx
 
 from pdq_export.calibrate.losses import prediction_difference, reconstruction_loss
-from pdq_export.calibrate.options import CalibrationOptions
 from pdq_export.calibrate.quantizers import ActivationQuantizer, SoftRounding
 from pdq_export.errors import CalibrationError
 from pdq_export.numerics.affine import bernoulli_like
 from pdq_export.numerics.rounding import rounding_regularizer
+from pdq_export.options import CalibrationOptions
 
 Report = Callable[[int, float], None]
 
@@ -57,7 +57,7 @@ def reconstruct(problem: BlockProblem, options: CalibrationOptions, generator: t
     count = len(problem.targets[0])
     for step in range(options.iters):
         chosen = torch.randperm(count, generator=generator, device=generator.device)[: options.batch_size]
-        loss = _reconstruction_terms(problem, chosen, options, generator)
+        loss = _reconstruction_terms(problem, chosen, step, options, generator)
         loss = loss + _rounding_term(problem.weights, step, options)
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
@@ -96,13 +96,14 @@ def _bound(scales: Sequence[ActivationQuantizer], initial: Sequence[float]) -> N
 
 
 def _reconstruction_terms(
-    problem: BlockProblem, chosen: Tensor, options: CalibrationOptions, generator: torch.Generator
+    problem: BlockProblem, chosen: Tensor, step: int, options: CalibrationOptions, generator: torch.Generator
 ) -> Tensor:
+    tail = problem.tail if step % options.prediction_interval == 0 else None
     inputs = []
     for quantized, corrected in zip(problem.quantized_inputs, problem.corrected_inputs, strict=True):
         x_q, x_c = quantized[chosen], corrected[chosen]
         mixed = x_c.lerp_(x_q, bernoulli_like(x_q, options.mix_probability, generator))
-        inputs.append(mixed if problem.tail is None else torch.cat([mixed, x_q]))
+        inputs.append(mixed if tail is None else torch.cat([mixed, x_q]))
     outputs = problem.student(*inputs)
     count = len(chosen)
     loss = torch.stack(
@@ -111,10 +112,11 @@ def _reconstruction_terms(
             for output, target in zip(outputs, problem.targets, strict=True)
         ]
     ).sum()
-    if problem.tail is not None:
-        predictions = problem.tail(*(output[count:] for output in outputs), *(x[chosen] for x in problem.bypass))
+    if tail is not None:
+        predictions = tail(*(output[count:] for output in outputs), *(x[chosen] for x in problem.bypass))
         wanted = [prediction[chosen] for prediction in problem.predictions]
-        loss = loss + prediction_difference(predictions, wanted, problem.class_axes, options.temperature) / options.lambda_r
+        difference = prediction_difference(predictions, wanted, problem.class_axes, options.temperature)
+        loss = loss + difference * (options.prediction_interval / options.lambda_r)
     return loss
 
 

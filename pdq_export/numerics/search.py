@@ -41,7 +41,7 @@ def choose_weight_qparams(weight: Tensor, qmin: int, qmax: int) -> QParams:
     levels = qmax
     search = _Search(weight, qmin, levels)
     low, high = weight.amin(1).clamp(max=0), weight.amax(1).clamp(min=0)
-    if levels >= 2**(_MAX_ENUMERATED_BITS + 1) - 1:
+    if levels >= 2 ** (_MAX_ENUMERATED_BITS + 1) - 1:
         for step in range(1, FRACTIONS + 1):
             search.offer_range(low * (step / FRACTIONS), high * (step / FRACTIONS))
         return search.result()

@@ -19,12 +19,15 @@ MAX_LAYERS = 12
 _INVERTED_RESIDUAL = re.compile("E?DG?P")
 
 
-def find_blocks(index: GraphIndex, layers: Iterable[Layer], points: Mapping[str, Point]) -> tuple[Block, ...]:
+def find_blocks(
+    index: GraphIndex, layers: Iterable[Layer], points: Mapping[str, Point], *, per_layer: bool = False
+) -> tuple[Block, ...]:
     """Split the nodes into consecutive blocks.
 
     A block ends at a quantized tensor through which every path passes, so a residual or inverted-residual unit is one
     block and a chain without branches one block per layer; but an inverted-residual unit without a skip is one block
-    as well (`_join_inverted_residuals`). Each block holds at least one layer.
+    as well (`_join_inverted_residuals`). Each block holds at least one layer. With ``per_layer`` every layer that
+    ends at a learned point is a block; others, a projection before an Add, go with the layer after them.
     """
     by_node = {layer.node: layer for layer in layers}
     nodes = [node for node in index.graph.node if data_inputs(index, node)]
@@ -34,8 +37,11 @@ def find_blocks(index: GraphIndex, layers: Iterable[Layer], points: Mapping[str,
         for position, tensors in enumerate(crossing)
         if len(tensors) == 1 and _ends_block(index, next(iter(tensors)), points)
     ]
-    regions = _join_inverted_residuals(index, _merge_layerless(_split(nodes, cuts), by_node), by_node)
-    pieces = itertools.chain.from_iterable(_refine(index, region, by_node, points) for region in regions)
+    regions = _merge_layerless(_split(nodes, cuts), by_node)
+    if not per_layer:
+        regions = _join_inverted_residuals(index, regions, by_node)
+    limit = 1 if per_layer else MAX_LAYERS
+    pieces = itertools.chain.from_iterable(_refine(index, region, by_node, points, limit) for region in regions)
     return tuple(_block(index, piece, by_node) for piece in _merge_layerless(list(pieces), by_node))
 
 
@@ -126,9 +132,9 @@ def _is_module(unit: Iterable[NodeProto], before: Iterable[NodeProto], layers: M
 
 
 def _refine(
-    index: GraphIndex, region: list[NodeProto], layers: Mapping[str, Layer], points: Mapping[str, Point]
+    index: GraphIndex, region: list[NodeProto], layers: Mapping[str, Layer], points: Mapping[str, Point], limit: int
 ) -> list[list[NodeProto]]:
-    if sum(node.name in layers for node in region) <= MAX_LAYERS:
+    if sum(node.name in layers for node in region) <= limit:
         return [region]
     ends = [
         position

@@ -7,7 +7,7 @@ from pdq_export.spec import Layer
 
 
 def network_family(index: GraphIndex, layers: Iterable[Layer]) -> str:
-    """"depthwise" where a Conv has one input channel a group, else "grouped" where one has groups, else "plain"."""
+    """Say "depthwise" where a Conv has one input channel a group, "grouped" where one has groups, else "plain"."""
     grouped = False
     for layer in layers:
         if layer.op_type != "Conv" or attribute(index.nodes[layer.node], "group", 1) == 1:

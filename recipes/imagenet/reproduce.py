@@ -75,9 +75,15 @@ def quantize(
         "rounding_weight": published.rounding_weight,
         **budget,
     }
-    options = pdq_export.CalibrationOptions(**overrides)
     result = pdq_export.quantize(
-        model, bits=bits, calib=calibration, output=output, overwrite=True, options=options, device=device
+        model,
+        bits=bits,
+        calib=calibration,
+        output=output,
+        overwrite=True,
+        preset="paper",
+        options=overrides,
+        device=device,
     )
     output.with_suffix(".json").write_text(result.report.to_json(), encoding="utf-8")
 

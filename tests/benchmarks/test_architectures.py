@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from benchmarks.architectures import ARCHITECTURES, build, export
-from pdq_export.calibrate import CalibrationOptions
 from pdq_export.frontend import import_model
 from pdq_export.graph.prepare import prepare
 from pdq_export.pipeline import quantize
@@ -18,7 +17,7 @@ from pdq_export.plan import make_plan
 from pdq_export.spec import BitWidths
 
 SIZE = 64
-TINY = CalibrationOptions(samples=4, iters=1, correction_iters=1, batch_size=4)
+TINY = {"samples": 4, "iters": 1, "correction_iters": 1, "batch_size": 4}
 
 # The published figures, but for MNASNet x2.0: its count is that of BRECQ's definition.
 PARAMETERS = {

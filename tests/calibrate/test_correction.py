@@ -5,8 +5,8 @@ import torch
 from torch import fx
 
 from pdq_export.calibrate.correction import correct_distribution, estimate_statistics
-from pdq_export.calibrate.options import CalibrationOptions
 from pdq_export.calibrate.subgraph import extract
+from pdq_export.options import CalibrationOptions
 
 from .networks import residual
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pdq_export.calibrate import BlockProgress, Calibrated, CalibrationOptions, calibrate, engine
+from pdq_export.calibrate import BlockProgress, Calibrated, calibrate, engine
 from pdq_export.calibrate.correction import estimate_statistics
 from pdq_export.calibrate.quantizers import ActivationQuantizer, SoftRounding, WeightQuantizer, weight_qparams
 from pdq_export.calibrate.reconstruct import BlockProblem, reconstruct
@@ -21,6 +21,7 @@ from pdq_export.frontend import import_model
 from pdq_export.graph.lookup import GraphIndex
 from pdq_export.graph.prepare import prepare
 from pdq_export.numerics.search import choose_activation_qparams
+from pdq_export.options import CalibrationOptions
 from pdq_export.plan import make_plan
 from pdq_export.spec import BitWidths, QuantizedTensor, QuantizedTensors, Role
 
@@ -278,6 +279,7 @@ def test_reconstruction_beats_rounding_to_nearest() -> None:
         targets=[values[name] for name in block.outputs],
         bypass=[],
         predictions=[],
+        class_axes=[],
         weights=list(soft.values()),
         scales=[],
     )

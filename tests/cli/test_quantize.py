@@ -12,8 +12,6 @@ from click.testing import Result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pdq_export.calibrate import CalibrationOptions
-from pdq_export.cli import app
 from pdq_export.errors import CalibrationError, ModelError, OptionError
 from pdq_export.spec import BitWidths
 from pdq_export.validate import ModelInfo
@@ -51,7 +49,10 @@ def test_defaults(run: Run, pipeline: FakePipeline, folder: Path) -> None:
         "overwrite": False,
         "target": "ort",
         "opset": None,
-        "options": CalibrationOptions(),
+        "method": "pd-quant",
+        "preset": "balanced",
+        "weights": "asymmetric",
+        "options": {},
         "device": "auto",
     }
     assert (folder / "model-w4a4.onnx").exists()
@@ -61,23 +62,18 @@ def test_defaults(run: Run, pipeline: FakePipeline, folder: Path) -> None:
 def test_every_option_arrives(run: Run, pipeline: FakePipeline, folder: Path) -> None:
     result = run(
         *("quantize", "model.onnx", "--bits", "2/3", "--calib", "images.npy", "--eval", "eval.npz"),
-        *("--output", "out.onnx", "--samples", "7", "--iters", "0", "--correction-iters", "9", "--seed", "3"),
+        *("--output", "out.onnx", "--samples", "7", "--iters", "5", "--correction-iters", "0", "--seed", "3"),
+        *("--method", "qdrop", "--preset", "fast", "--weights", "symmetric", "--set", "scale-lr=0.1"),
         *("--device", "cuda:1", "--target", "native", "--opset", "21", "--report", "out.json", "--overwrite"),
     )
     assert result.exit_code == 0, result.output
     (call,) = pipeline.calls
-    assert call["options"] == CalibrationOptions(samples=7, iters=0, correction_iters=9, seed=3)
+    assert call["options"] == {"samples": 7, "iters": 5, "correction_iters": 0, "seed": 3, "scale_lr": "0.1"}
+    assert (call["method"], call["preset"], call["weights"]) == ("qdrop", "fast", "symmetric")
     assert (call["bits"], call["eval"], call["output"]) == ("2/3", Path("eval.npz"), Path("out.onnx"))
     assert (call["device"], call["target"], call["opset"], call["overwrite"]) == ("cuda:1", "native", 21, True)
     assert json.loads((folder / "out.json").read_text())["images"] == 200
     assert "wrote out.json" in result.stdout
-
-
-def test_documented_defaults_are_the_defaults() -> None:
-    options = {option.name: getattr(option, "help", "") for option in app.commands["quantize"].params}
-    defaults = CalibrationOptions()
-    for name in ("samples", "iters", "correction_iters", "seed"):
-        assert f"[default: {getattr(defaults, name)}]" in options[name]
 
 
 def test_the_table(run: Run, pipeline: FakePipeline) -> None:
@@ -158,6 +154,14 @@ def test_images_that_are_ambiguous(run: Run, folder: Path) -> None:
         (["quantize", "model.onnx", "--samples", "0"], "samples is 0; expected 1 or more"),
         (["quantize", "model.onnx", "--iters", "-1"], "iters is -1; expected 0 or more"),
         (["quantize", "model.onnx", "--seed", "-1"], "seed is -1; expected 0 or more"),
+        (["quantize", "model.onnx", "--method", "pdquant"], "method 'pdquant' is unknown; expected one of pd-quant"),
+        (["quantize", "model.onnx", "--preset", "best"], "preset 'best' is unknown; expected one of fast"),
+        (["quantize", "model.onnx", "--method", "nearest", "--iters", "9"], "iters is given, but it has no effect"),
+        (["quantize", "model.onnx", "--output-loss", "l1"], "output_loss is 'l1'; expected one of auto, kl, mse"),
+        (["quantize", "model.onnx", "--set", "temprature=1"], "did you mean temperature?"),
+        (["quantize", "model.onnx", "--set", "temperature=hot"], "option temperature is 'hot'; expected a number"),
+        (["quantize", "model.onnx", "--set", "temperature"], "--set 'temperature': expected NAME=VALUE"),
+        (["quantize", "model.onnx", "--seed", "1", "--set", "seed=2"], "--set 'seed=2': seed is set twice"),
         (["quantize", "model.onnx", "--biits", "4/4"], "No such option"),
         (["quantize", "model.onnx", "--quiet", "--verbose"], "--quiet and --verbose contradict each other"),
         (["quantize", "model.onnx", "-o", "model.onnx"], "model.onnx: is the same file as the input"),

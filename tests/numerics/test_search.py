@@ -30,7 +30,7 @@ def exhaustive(x: torch.Tensor, bits: int) -> torch.Tensor:
 def test_coarse_to_fine_comes_close_to_the_exhaustive_search(bits: int) -> None:
     weight = torch.randn(24, 90, generator=torch.Generator().manual_seed(bits))
     weight[12:] += 0.7  # asymmetric rows
-    chosen = error(weight, choose_weight_qparams(weight, bits, symmetric=False), 0, 2**bits - 1)
+    chosen = error(weight, choose_weight_qparams(weight, 0, 2**bits - 1), 0, 2**bits - 1)
     best = exhaustive(weight, bits)
     assert (chosen <= 1.03 * best).all()
     assert (chosen.mean() <= 1.005 * best.mean()).item()
@@ -42,7 +42,8 @@ def test_weight_qparams_are_on_the_grid(bits: int, symmetric: bool) -> None:
     weight = torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
     weight[1] = 0.0
     weight[2] = 1e-12
-    qparams = choose_weight_qparams(weight, bits, symmetric=symmetric)
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if symmetric else (0, 2**bits - 1)
+    qparams = choose_weight_qparams(weight, low, high)
     assert qparams.scale.shape == qparams.zero_point.shape == (5,)
     assert (qparams.scale > 0).all()
     assert torch.isfinite(qparams.scale).all()
@@ -58,7 +59,7 @@ def test_two_bits_beat_the_range_mapped_onto_the_integers() -> None:
     low, high = weight.amin(1), weight.amax(1)
     scale = (high - low) / 3
     minmax = QParams(scale=scale, zero_point=(-low / scale).round())
-    chosen = choose_weight_qparams(weight, 2, symmetric=False)
+    chosen = choose_weight_qparams(weight, 0, 3)
     assert (error(weight, chosen, 0, 3) < 0.6 * error(weight, minmax, 0, 3)).all()
 
 
@@ -67,7 +68,7 @@ def test_activation_search_over_the_histogram_is_as_good_as_over_the_data(bits: 
     generator = torch.Generator().manual_seed(bits)
     for x in (torch.relu(torch.randn(50, 400, generator=generator)), torch.randn(50, 400, generator=generator) + 0.4):
         chosen = choose_activation_qparams(x, bits)
-        direct = choose_weight_qparams(x.reshape(1, -1), bits, symmetric=False)
+        direct = choose_weight_qparams(x.reshape(1, -1), 0, 2**bits - 1)
         ours, reference = (error(x.reshape(1, -1), q, 0, 2**bits - 1) for q in (chosen, direct))
         assert ours.item() <= 1.03 * reference.item()
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pdq_export.errors import OptionError
@@ -131,8 +131,9 @@ def _learns(options: CalibrationOptions) -> bool:
 
 
 # What must be switched on for an option to have an effect.
-_NEEDS = {
+_NEEDS: Mapping[str, Callable[[CalibrationOptions], bool]] = {
     "iters": _learns,
+    "correction_iters": lambda o: o.correction_iters == 0 or (_learns(o) and o.iters > 0),
     "batch_size": lambda o: _learns(o) or o.correction_iters > 0,
     "rounding_lr": lambda o: o.learn_rounding,
     "rounding_weight": lambda o: o.learn_rounding,
