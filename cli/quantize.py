@@ -37,6 +37,7 @@ class Request:
     target: str
     opset: int | None
     device: str
+    max_memory: str | None
     numbers: dict[str, Any]
 
 
@@ -73,6 +74,11 @@ class Request:
     default="auto",
     metavar="auto|cpu|cuda[:n]",
     help="Where to calibrate.  [default: auto, a GPU where there is one]",
+)
+@click.option(
+    "--max-memory",
+    metavar="SIZE",
+    help="Keep calibration within SIZE, e.g. 4GB, with temporary files; the result is the same.  [default: no limit]",
 )
 @click.option(
     "--target", default="ort", metavar="ort", help="Layout of the file: ort, for ONNX Runtime.  [default: ort]"
@@ -182,6 +188,7 @@ def _run(request: Request, console: Console, *, quiet: bool, verbose: bool) -> "
             opset=request.opset,
             options=CalibrationOptions(**request.numbers),
             device=request.device,
+            max_memory=request.max_memory,
             progress=progress,
         )
 

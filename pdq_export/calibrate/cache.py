@@ -4,19 +4,21 @@ What a value is stored as and where never changes it: the same bits come back fr
 """
 
 import dataclasses
+import itertools
 import logging
 import math
-import shutil
-import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pdq_export.calibrate.memory import device_budget, format_size, process_budget
+from pdq_export.calibrate.memory import device_budget, format_size, process_budget, trim_heap
+from pdq_export.calibrate.offload import Offload
 from pdq_export.calibrate.quantizers import ActivationQuantizer
+from pdq_export.calibrate.spill import SpillFile, check_room
 from pdq_export.errors import CalibrationError
 
 logger = logging.getLogger(__name__)
@@ -95,13 +97,10 @@ class _Memory:
 
 
 class _File:
-    """Rows in a file without a name, which is gone with the process at the latest.
-
-    Read and written row by row at their positions: the pages of a mapped file would count as resident.
-    """
+    """Rows in a file."""
 
     def __init__(self, shape: Sequence[int], dtype: torch.dtype) -> None:
-        self._file = tempfile.TemporaryFile(prefix="pdq-export-", buffering=0)  # noqa: SIM115  (closed by close())
+        self._file = SpillFile()
         self._shape, self._dtype = tuple(shape[1:]), dtype
         self._row = math.prod(self._shape) * dtype.itemsize
         self._expected = shape[0] * self._row
@@ -116,42 +115,24 @@ class _File:
         return max(self._expected - self._written, 0)
 
     def write(self, start: int, rows: Tensor) -> None:
-        data = memoryview(_bytes_of(rows.cpu().contiguous()))
-        self._file.seek(start * self._row)
-        try:
-            while data:
-                data = data[self._file.write(data) or 0 :]
-        except OSError as error:
-            raise _no_room(f"writing failed ({error.strerror})") from error
+        self._file.write(start * self._row, rows)
         self._written = max(self._written, (start + len(rows)) * self._row)
 
     def rows(self, chosen: Tensor, device: torch.device) -> Tensor:
-        order = torch.argsort(chosen.cpu())  # forwards through the file, each row to its place in the batch
-        return self._read(zip(order.tolist(), chosen.cpu()[order].tolist(), strict=True), len(chosen), 1, device)
+        result = torch.empty((len(chosen), *self._shape), dtype=self._dtype, pin_memory=device.type == "cuda")
+        # Forwards through the file, each row to its place in the batch.
+        for source, target in sorted(zip(chosen.tolist(), range(len(chosen)), strict=True)):
+            self._file.read(source * self._row, result[target])
+        return result.to(device, non_blocking=True)
 
     def slice(self, start: int, stop: int) -> Tensor:
-        return self._read([(0, start)], stop - start, stop - start, torch.device("cpu"))
-
-    def _read(self, places: Iterable[tuple[int, int]], count: int, run: int, device: torch.device) -> Tensor:
-        """``count`` rows, of which ``run`` at a time lie together; ``places``: (row of the result, row of the file)."""
-        result = torch.empty((count, *self._shape), dtype=self._dtype, pin_memory=device.type == "cuda")
-        data = memoryview(_bytes_of(result))
-        for target, source in places:
-            part = data[target * self._row : (target + run) * self._row]
-            self._file.seek(source * self._row)
-            while part:
-                read = self._file.readinto(part)
-                if not read:
-                    raise CalibrationError("the file of block inputs and outputs is cut off; start again")
-                part = part[read:]
-        return result.to(device, non_blocking=True)
+        result = torch.empty((stop - start, *self._shape), dtype=self._dtype)
+        self._file.read(start * self._row, result)
+        return result
 
     def close(self) -> None:
         self._file.close()
         self._expected = self._written = 0
-
-    def __del__(self) -> None:
-        self._file.close()  # when the last reader has let go of it, not when the collector runs
 
 
 class Cache:
@@ -300,20 +281,26 @@ class Store:
         self._register(cache)
         return cache
 
-    def reserve(self, nbytes: int, what: str) -> None:
-        """Leave room for ``nbytes`` of working set, called ``what`` in messages; caches move out where they must."""
+    def reserve(self, nbytes: int) -> None:
+        """Leave room for a working set of ``nbytes``; caches move out of the device where they must."""
         self._reserved = nbytes
-        if self._room is not None and nbytes > self._room:
-            logger.warning(
-                "%s: a step needs about %s, more than the %s that are left of the memory; a smaller batch needs less",
-                *(what, format_size(nbytes), format_size(self._room)),
-            )
         inside = sorted((c for c in self._caches if c.tier == "device"), key=lambda c: c.nbytes, reverse=True)
         for cache in inside:
             if self._fits(0) or not isinstance(cache._data, _Memory) or not cache.nbytes:
                 break
             shape, dtype = tuple(cache._data.data.shape), cache._data.data.dtype
             cache._move(self._place(shape, dtype), rows=max(shape[0] // 64, 1))
+        if self.limited:
+            trim_heap()
+
+    def step(self, modules: Iterable[nn.Module]) -> AbstractContextManager[object]:
+        """A context for steps of ``modules``, with what was reserved: beyond the budget they use a file as well."""
+        if self._room is None or self._reserved <= self._room or self.device.type != "cpu":
+            return nullcontext()
+        check_room(self._reserved)
+        logger.info("steps need %s: part of that goes to a file", format_size(self._reserved))
+        resident = itertools.chain.from_iterable((*m.parameters(), *m.buffers()) for m in modules)
+        return Offload(self._room // 2, resident)
 
     def close(self) -> None:
         """Close every cache."""
@@ -336,20 +323,5 @@ class Store:
             return _Memory(torch.empty(shape, dtype=dtype, device=self.device), owned=True)
         if self._host is None or self.used["host"] + nbytes <= self._host:
             return _Memory(torch.empty(shape, dtype=dtype), owned=True)
-        needed = nbytes + sum(cache.unwritten for cache in self._caches)
-        free = shutil.disk_usage(tempfile.gettempdir()).free
-        if needed > free:
-            raise _no_room(f"{format_size(free)} are free and {format_size(needed)} are needed")
+        check_room(nbytes + sum(cache.unwritten for cache in self._caches))
         return _File(shape, dtype)
-
-
-def _bytes_of(x: Tensor) -> memoryview:
-    """The bytes of a contiguous tensor on the CPU, of any dtype."""
-    return x.reshape(-1).view(torch.uint8).numpy().data
-
-
-def _no_room(found: str) -> CalibrationError:
-    return CalibrationError(
-        f"{tempfile.gettempdir()}: no room for block inputs and outputs beyond --max-memory: {found}; set TMPDIR to a "
-        "folder with room, raise --max-memory or lower --samples"
-    )

@@ -179,7 +179,7 @@ class _Engine:
         scales = learned if self.options.learn_scales else []
         if self.options.iters and (soft or scales):
             self._reconstruct(block, later, points, soft, scales, report)
-            self.store.reserve(0, block.name)
+            self.store.reserve(0)
         for name, weight in soft.items():
             self.weights[name] = weight.harden()
         self._round_biases(block)
@@ -251,7 +251,7 @@ class _Engine:
         student = self._student(block, outputs, points, soft)
         quantized = [self.quantized[name] for name in block.inputs]
         bypass = [self.full[name] for name in names]
-        self._leave_room(block, student, tail, quantized, bypass)
+        self._leave_room(student, tail, quantized, bypass)
         corrected = self._correct(block, [self.full[name] for name in block.inputs])
         targets = run_pass(extract(self.network, block.inputs, outputs), corrected, outputs, self.store)
         problem = BlockProblem(
@@ -266,21 +266,21 @@ class _Engine:
             weights=list(soft.values()),
             scales=scales,
         )
-        reconstruct(problem, self.options, self.generator, report)
+        with self.store.step([student] if tail is None else [student, tail]):
+            reconstruct(problem, self.options, self.generator, report)
 
     def _leave_room(
         self,
-        block: Block,
         student: fx.GraphModule,
         tail: fx.GraphModule | None,
         quantized: Sequence[Cache],
         bypass: Sequence[Cache],
     ) -> None:
-        """Let caches make way for what the block's steps need, where memory is limited at all."""
+        """Let caches make way for what a step needs, where memory is limited at all."""
         if self.store.limited and len(quantized[0]) > STEP_IMAGES:
             inputs, beside = ([x.slice(0, STEP_IMAGES) for x in caches] for caches in (quantized, bypass))
             needed = step_bytes(student, tail, inputs, beside, self.options.batch_size, self.generator)
-            self.store.reserve(needed, f"block {block.name!r}")
+            self.store.reserve(needed)
 
     def _compared(self, block: Block, later: Sequence[Block]) -> list[str]:
         """The outputs whose error counts; for a graph output that nobody reads, what lies before its Softmax."""

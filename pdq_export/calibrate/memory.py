@@ -1,5 +1,7 @@
 """How much memory there is for calibration, and how much a step takes."""
 
+import contextlib
+import ctypes
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,6 +49,12 @@ def resident_bytes() -> int:
         return _ASSUMED_RESIDENT
 
 
+def trim_heap() -> None:
+    """Return free pieces of the heap to the system: glibc keeps them, and steps leave gigabytes of them."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def process_budget(max_memory: int) -> int:
     """What is left of ``max_memory`` bytes. Raises OptionError where the process occupies them already."""
     held = resident_bytes()
@@ -89,18 +97,21 @@ def step_bytes(
 def _saved_bytes(
     student: fx.GraphModule, tail: fx.GraphModule | None, inputs: Sequence[Tensor], bypass: Sequence[Tensor]
 ) -> int:
-    sizes: dict[int, int] = {}
+    kept: dict[int, Tensor] = {}
 
-    def note(x: Tensor) -> Tensor:
-        storage = x.untyped_storage()
-        sizes[storage.data_ptr()] = storage.nbytes()
-        return x
+    def note(x: Tensor) -> None:
+        # Detached: the tensor itself would close a cycle with its graph, and its memory would never come back.
+        kept[x.untyped_storage().data_ptr()] = x.detach()
 
     # A step sends mixed and quantized inputs through the student together, and the latter on through the tail.
     doubled = [x if tail is None else torch.cat([x, x]) for x in inputs]
     doubled = [x.detach().requires_grad_(True) if x.is_floating_point() else x for x in doubled]
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, _unused):
         outputs = student(*doubled)
         if tail is not None:
             tail(*(output[len(inputs[0]) :] for output in outputs), *bypass)
-    return sum(sizes.values())
+    return sum(x.untyped_storage().nbytes() for x in kept.values())
+
+
+def _unused(_: object) -> Tensor:
+    raise AssertionError("there is no backward pass")

@@ -53,6 +53,7 @@ def test_defaults(run: Run, pipeline: FakePipeline, folder: Path) -> None:
         "opset": None,
         "options": CalibrationOptions(),
         "device": "auto",
+        "max_memory": None,
     }
     assert (folder / "model-w4a4.onnx").exists()
     assert "wrote model-w4a4.onnx" in result.stdout
@@ -63,9 +64,11 @@ def test_every_option_arrives(run: Run, pipeline: FakePipeline, folder: Path) ->
         *("quantize", "model.onnx", "--bits", "2/3", "--calib", "images.npy", "--eval", "eval.npz"),
         *("--output", "out.onnx", "--samples", "7", "--iters", "0", "--correction-iters", "9", "--seed", "3"),
         *("--device", "cuda:1", "--target", "native", "--opset", "21", "--report", "out.json", "--overwrite"),
+        *("--max-memory", "4GB"),
     )
     assert result.exit_code == 0, result.output
     (call,) = pipeline.calls
+    assert call["max_memory"] == "4GB"
     assert call["options"] == CalibrationOptions(samples=7, iters=0, correction_iters=9, seed=3)
     assert (call["bits"], call["eval"], call["output"]) == ("2/3", Path("eval.npz"), Path("out.onnx"))
     assert (call["device"], call["target"], call["opset"], call["overwrite"]) == ("cuda:1", "native", 21, True)
