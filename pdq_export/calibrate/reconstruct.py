@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, fx
 
+from pdq_export.calibrate.cache import Rows
 from pdq_export.calibrate.losses import prediction_difference, reconstruction_loss
 from pdq_export.calibrate.quantizers import ActivationQuantizer, SoftRounding
 from pdq_export.errors import CalibrationError
@@ -33,11 +34,11 @@ class BlockProblem:
     name: str
     student: fx.GraphModule
     tail: fx.GraphModule | None
-    quantized_inputs: Sequence[Tensor]
-    corrected_inputs: Sequence[Tensor]
-    targets: Sequence[Tensor]
-    bypass: Sequence[Tensor]
-    predictions: Sequence[Tensor]
+    quantized_inputs: Sequence[Rows]
+    corrected_inputs: Sequence[Rows]
+    targets: Sequence[Rows]
+    bypass: Sequence[Rows]
+    predictions: Sequence[Rows]
     class_axes: Sequence[int | None]
     weights: Sequence[SoftRounding]
     scales: Sequence[ActivationQuantizer]
