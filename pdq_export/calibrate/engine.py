@@ -27,6 +27,7 @@ from pdq_export.calibrate.quantizers import (
 )
 from pdq_export.calibrate.reconstruct import BlockProblem, reconstruct
 from pdq_export.calibrate.subgraph import extract, reachable, tensor_nodes
+from pdq_export.calibrate.watch import warn_of_collapse
 from pdq_export.errors import CalibrationError
 from pdq_export.export.bias import has_integer_bias
 from pdq_export.numerics.search import QParams, choose_activation_qparams
@@ -125,6 +126,7 @@ class _Engine:
         }
 
     def run(self, inputs: Sequence[Cache], progress: Callable[[BlockProgress], None]) -> Calibrated:
+        first = [x.slice(0, PASS_BATCH).clone() for x in inputs]
         self._begin(inputs)
         blocks = self.plan.blocks
         for position, block in enumerate(blocks):
@@ -144,7 +146,11 @@ class _Engine:
 
             self._calibrate_block(block, blocks[position + 1 :], report)
             self._advance(block, blocks[position + 1 :])
-        return Calibrated(tensors=self._tensors(), simulation=self._simulation())
+        simulation = self._simulation()
+        with torch.no_grad():
+            for name, full, quantized in zip(self.graph_outputs, self.network(*first), simulation(*first), strict=True):
+                warn_of_collapse(name, full, quantized)
+        return Calibrated(tensors=self._tensors(), simulation=simulation)
 
     def _begin(self, inputs: Sequence[Cache]) -> None:
         names = list(dict.fromkeys(self.prediction_of.values()))
