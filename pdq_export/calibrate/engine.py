@@ -118,7 +118,9 @@ class _Engine:
         self.graph_outputs = _output_tensors(network)
         found = {name: find_prediction(network, name) for name in self.graph_outputs}
         self.prediction_of = {name: prediction.tensor for name, prediction in found.items()}
-        self.class_axes = {prediction.tensor: prediction.class_axis for prediction in found.values()}
+        # of two outputs with the same scores, one of them behind an ArgMax, that one knows the axis
+        by_axis = sorted(found.values(), key=lambda prediction: prediction.class_axis is not None)
+        self.class_axes = {prediction.tensor: prediction.class_axis for prediction in by_axis}
         self.constants = {
             name: getattr(network, str(node.target))
             for name, node in tensor_nodes(network).items()
