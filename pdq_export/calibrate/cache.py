@@ -229,7 +229,7 @@ class Store:
     """
 
     def __init__(self, device: torch.device, *, device_bytes: int | None = None, host_bytes: int | None = 0) -> None:
-        self.device = device
+        self.device = torch.empty(0, device=device).device  # with its index, which tensors carry
         self.peak = 0
         self._room = device_bytes
         self._reserved = 0

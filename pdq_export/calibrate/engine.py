@@ -74,9 +74,10 @@ def calibrate(
     stays the same bit for bit. Raises CalibrationError where a loss diverges or the disk has no room, OptionError
     where ``max_memory`` is occupied already.
     """
+    network = network.to(device)
     store = Store.of_process(device, max_memory)
     try:
-        engine = _Engine(network.to(device), plan, statistics, options, store)
+        engine = _Engine(network, plan, statistics, options, store)
         with torch.random.fork_rng(devices=[]):
             return engine.run([store.adopt(x) for x in inputs], progress or (lambda _: None))
     finally:
