@@ -177,6 +177,14 @@ def test_the_same_call_gives_the_same_bytes(
     assert stages == ["load", "plan", "calibrate", "export", "validate"]
 
 
+def test_little_memory_gives_the_same_bytes(
+    quantized: Callable[[str], Result], evaluation: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pdq_export.calibrate.memory.resident_bytes", lambda: 0)
+    limited = run_embedded(evaluation, "4/4", max_memory="2MB")
+    assert content(limited.model) == content(quantized("4/4").model)
+
+
 def test_an_older_opset_stores_two_bits_in_four(quantized: Callable[[str], Result], evaluation: ImageSet) -> None:
     result = run_embedded(evaluation, "2/2", opset=21)
     assert opset(result.model) == 21
@@ -275,6 +283,8 @@ def test_an_array_and_an_image_set_are_the_same_images() -> None:
         (OptionError, "exists already", {"output": "images.npy", "calib": images()}),
         (OptionError, "'tpu': expected auto, cpu", {"device": "tpu"}),
         (OptionError, "--device 'cuda:99'", {"device": "cuda:99"}),
+        (OptionError, "--max-memory 'much': expected a size", {"max_memory": "much"}),
+        (OptionError, "--max-memory 1 MB: with the model and the images the process holds", {"max_memory": "1MB"}),
         (OptionError, "--opset 12: expected at least 13", {"opset": 12}),
         (OptionError, "'nowhere'", {"target": "nowhere"}),
         (
