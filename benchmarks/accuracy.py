@@ -24,7 +24,7 @@ import onnxruntime
 import torch
 
 import pdq_export
-from benchmarks.common import StageClock, open_session, quantize_with_onnxruntime
+from benchmarks.common import StageClock, open_session, parse_setting, quantize_with_onnxruntime
 from benchmarks.results import FULL, Outcome, Run, Work, append, read, tables
 from pdq_export.data import ImageSet, load_images
 from pdq_export.errors import OptionError, PdqError
@@ -183,13 +183,6 @@ def _versions() -> dict[str, str]:
     return {"pdq-export": pdq_export.__version__, "onnxruntime": onnxruntime.__version__, **found}
 
 
-def _setting(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not (name and equals):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=VALUE")
-    return name, value
-
-
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line. Exits with code 2 where it is wrong."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -204,7 +197,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--preset", choices=list(PRESETS), default="balanced")
     parser.add_argument("--weights", choices=WEIGHTS, default=WEIGHTS[0])
     parser.add_argument("--samples", type=int, help="calibration images, the first ones")
-    parser.add_argument("--set", nargs="+", type=_setting, action="extend", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--set", nargs="+", type=parse_setting, action="extend", default=[], metavar="NAME=VALUE")
     parser.add_argument("--threads", type=int, default=1, help="of torch and onnxruntime")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--table", action="store_true", help="run nothing; print the tables of --output")

@@ -1,13 +1,18 @@
-"""What the benchmarks share: sessions, onnxruntime's own static quantization, noise images, a clock, Markdown."""
+"""What the benchmarks share: sessions, onnxruntime's static quantization, noise images, a clock, lines and tables."""
 
+import argparse
+import contextlib
+import json
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from pdq_export.data import ImageSet
 from pdq_export.pipeline import Progress
 
 Array = NDArray[np.float32]
@@ -17,19 +22,21 @@ class StageClock:
     """A progress callback that notes when each stage of `pdq_export.quantize` begins, in wall and CPU seconds."""
 
     def __init__(self) -> None:
-        self._start = self._now()
+        self.start = self.now()
         self._marks: dict[str, tuple[float, float]] = {}
 
     def __call__(self, at: Progress) -> None:
-        self._marks.setdefault(at.stage, self._now())
+        """Take in one report of `pdq_export.quantize`."""
+        self._marks.setdefault(at.stage, self.now())
 
     def until(self, stage: str) -> tuple[float, float]:
         """Wall and CPU seconds (of all threads) from the creation of the clock to the beginning of ``stage``."""
         wall, cpu = self._marks[stage]
-        return wall - self._start[0], cpu - self._start[1]
+        return wall - self.start[0], cpu - self.start[1]
 
     @staticmethod
-    def _now() -> tuple[float, float]:
+    def now() -> tuple[float, float]:
+        """Wall and CPU seconds, to be subtracted from each other."""
         return time.perf_counter(), time.process_time()
 
 
@@ -69,11 +76,38 @@ def quantize_with_onnxruntime(model: Path, images: Array, folder: Path, batch: i
     return quantized
 
 
-def random_images(model: Path, count: int = 32) -> Array:
-    """Noise in the model's shape, dynamic spatial axes as 224; always the same."""
+def noise(model: Path, count: int, *, seed: int = 0) -> ImageSet:
+    """Uniform noise in the model's shape, a byte a pixel as images have it; dynamic spatial axes as 224."""
     shape = open_session(model, 1).get_inputs()[0].shape[1:]
     sizes = [size if isinstance(size, int) and size > 0 else 224 for size in shape]
-    return np.random.default_rng(0).standard_normal((count, *sizes), dtype=np.float32)
+    pixels = np.random.default_rng(seed).integers(0, 256, (count, *sizes), np.uint8)
+    return ImageSet.from_array(pixels, mean=[0.5] * sizes[0], std=[0.25] * sizes[0], source="noise")
+
+
+def parse_setting(text: str) -> tuple[str, str]:
+    """NAME=VALUE of a command line."""
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=VALUE")
+    return name, value
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to the file at once; one that an interrupted process left unfinished is closed first."""
+    torn = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
+    with path.open("a", encoding="utf-8") as file:
+        file.write(("\n" if torn else "") + line + "\n")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a file, one a line, without unfinished lines; none where there is no file."""
+    if not path.exists():
+        return []
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            found.append(json.loads(line))
+    return found
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.common import Array, markdown, open_session, quantize_with_onnxruntime, random_images
+from benchmarks.common import Array, markdown, noise, open_session, quantize_with_onnxruntime
 from pdq_export.data import load_images
 
 OWN_INT8 = "onnxruntime INT8"
@@ -98,7 +98,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse_arguments(arguments)
     if options.images is None:
-        images = random_images(options.float_model)
+        images = noise(options.float_model, max(options.batch)).images
     else:
         images = load_images(options.images, limit=options.samples).images
     with tempfile.TemporaryDirectory() as folder:

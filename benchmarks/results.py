@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import markdown
+from benchmarks.common import append_line, markdown, read_lines
 
 FULL = "pd-quant"  # what the rows of the ablation are compared with
 
@@ -75,23 +75,14 @@ class Outcome:
 
 
 def append(path: Path, outcome: Outcome) -> None:
-    """Add one line to the file at once; a line that an interrupted process left unfinished is closed first."""
-    torn = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
-    line = json.dumps(dataclasses.asdict(outcome), sort_keys=True, allow_nan=False)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(("\n" if torn else "") + line + "\n")
+    """Add a finished run to the file."""
+    append_line(path, json.dumps(dataclasses.asdict(outcome), sort_keys=True, allow_nan=False))
 
 
 def read(path: Path) -> list[Outcome]:
-    """All finished runs of a file, none where there is no file; the last of equal runs counts, a torn line does not."""
-    if not path.exists():
-        return []
+    """All finished runs of a file; of equal runs the last one."""
     found: dict[str, Outcome] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            fields = json.loads(line)
-        except json.JSONDecodeError:
-            continue
+    for fields in read_lines(path):
         run = fields.pop("run")
         outcome = Outcome(run=Run(**{**run, "work": Work(**run["work"])}), **fields)
         found[outcome.run.key] = outcome
