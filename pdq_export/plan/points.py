@@ -7,12 +7,11 @@ from collections.abc import Iterable
 from onnx import NodeProto
 
 from pdq_export.errors import ModelError
-from pdq_export.graph.lookup import GraphIndex, attribute, optional_input
+from pdq_export.graph.lookup import GraphIndex, attribute, is_layer, optional_input
 from pdq_export.plan.operators import (
     ACTIVATIONS,
     AVERAGES,
     MERGES,
-    WEIGHTED,
     data_inputs,
     is_absorbable,
     is_passthrough,
@@ -22,20 +21,13 @@ from pdq_export.spec import CARRIER_BITS, BitWidths, Layer, Point, Role
 
 def find_layers(index: GraphIndex) -> tuple[Layer, ...]:
     """The nodes with a constant weight, in graph order. Raises ModelError where there is none."""
-    layers = tuple(_layer(index, node) for node in index.graph.node if _is_layer(index, node))
+    layers = tuple(_layer(index, node) for node in index.graph.node if is_layer(index, node))
     if not layers:
         raise ModelError(
             "model: no Conv, ConvTranspose, Gemm or MatMul with a constant weight was found; there is nothing to "
             "quantize; expected a CNN"
         )
     return layers
-
-
-def _is_layer(index: GraphIndex, node: NodeProto) -> bool:
-    if node.op_type not in WEIGHTED or node.domain not in ("", "ai.onnx"):
-        return False
-    rank = len(index.constant(node.input[1]).shape) if index.is_constant(node.input[1]) else 0  # type: ignore[union-attr]
-    return rank >= 2 and not index.is_constant(node.input[0])
 
 
 def _layer(index: GraphIndex, node: NodeProto) -> Layer:
