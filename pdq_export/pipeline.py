@@ -26,7 +26,8 @@ from pdq_export.graph.lookup import GraphIndex
 from pdq_export.graph.passes import free_batch
 from pdq_export.graph.prepare import PreparedModel, prepare
 from pdq_export.options import CalibrationOptions, choose_options
-from pdq_export.plan import make_plan, network_family
+from pdq_export.plan import PlanOptions, make_plan, network_family
+from pdq_export.plan.summary import summarize_layers
 from pdq_export.spec import BitWidths, Plan, QuantizedTensor, QuantizedTensors, Role
 from pdq_export.validate import ModelInfo, Report, check_loads, validate
 
@@ -40,15 +41,10 @@ Images = str | Path | NDArray[np.float32] | ImageSet
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where `quantize` is. ``stage``: load, plan, calibrate, export or validate; the rest only while calibrating."""
+    """Where `quantize` is. ``stage``: load, plan, calibrate, export or validate; ``block`` only while calibrating."""
 
     stage: str
-    block: str | None = None
-    block_index: int = 0
-    block_count: int = 0
-    step: int = 0
-    step_count: int = 0
-    loss: float | None = None
+    block: BlockProgress | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,6 +73,9 @@ def quantize(
     method: str = "pd-quant",
     preset: str = "balanced",
     weights: str = "asymmetric",
+    layer_bits: Mapping[str, str | BitWidths] | Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    first_last: str | BitWidths = "8/8",
     options: Mapping[str, Any] | None = None,
     device: str = "auto",
     progress: ProgressCallback | None = None,
@@ -85,6 +84,8 @@ def quantize(
 
     ``method``: pd-quant, or one of the methods that it grew from: qdrop, brecq, adaround, nearest. ``preset``: the
     budget, fast, balanced or paper. ``weights``: asymmetric, or symmetric where a runtime needs zero_point 0.
+    ``layer_bits``: bits of single layers, {REGEX: W/A} or ``REGEX=W/A``; ``exclude``: regular expressions of layers
+    that stay in float; ``first_last``: bits of the first and last layer; `plan.options.PlanOptions` says what wins.
     ``options``: fields of `CalibrationOptions` that win over method, preset and what the graph suggests.
     ``calib`` and ``eval``: images [N, C, H, W], as an array, an `ImageSet`, or a path to an .npz, .npy or folder.
     ``eval`` gives the figures of the report; without it agreement is measured on the calibration images and the
@@ -96,7 +97,14 @@ def quantize(
     if weights not in WEIGHTS:
         raise OptionError(f"--weights {weights!r}: expected {' or '.join(WEIGHTS)}")
     tell = progress or (lambda _: None)
-    bits = bits if isinstance(bits, BitWidths) else BitWidths.parse(bits)
+    planning = PlanOptions.of(
+        bits,
+        layer_bits=layer_bits,
+        exclude=exclude,
+        first_last=first_last,
+        symmetric_weights=weights == "symmetric",
+        per_layer=per_layer,
+    )
     torch_device = _device(device)
     if output is not None:
         inputs = [Path(p) for p in (model, calib, eval) if isinstance(p, str | Path)]
@@ -105,9 +113,8 @@ def quantize(
     tell(Progress(stage="load"))
     original = load_model(model) if isinstance(model, str | Path) else check_model(model)
     tell(Progress(stage="plan"))
-    planner = functools.partial(make_plan, bits=bits, symmetric_weights=weights == "symmetric", per_layer=per_layer)
-    prepared, plan = prepare_and_plan(original, planner, target=target, opset=opset)
-    family = network_family(GraphIndex(prepared.model), plan.layers)
+    prepared, plan = prepare_and_plan(original, planning, target=target, opset=opset)
+    family = network_family(GraphIndex(prepared.model), (*plan.layers, *plan.excluded))
     chosen = choose(family=family)
     spec = input_spec(prepared.model)
     network = import_model(free_batch.run(prepared.model))
@@ -119,7 +126,7 @@ def quantize(
     calibrated = _calibrate(network, prepared, plan, calibration, chosen, torch_device, tell)
     tell(Progress(stage="export"))
     settings = {
-        "bits": str(bits),
+        **planning.settings(),
         "target": target,
         "method": method,
         "preset": preset,
@@ -144,7 +151,7 @@ def quantize(
             "evaluated_on_calibration_images": eval is None,
         },
         model=_model_info(model, original),
-        layers=_layers(plan),
+        layers=[dataclasses.asdict(layer) for layer in summarize_layers(GraphIndex(prepared.model), plan)],
     )
     if output is not None:
         named = dataclasses.replace(report.quantized, name=Path(output).name)
@@ -155,11 +162,11 @@ def quantize(
 
 
 def prepare_and_plan(
-    model: onnx.ModelProto, planner: Callable[[onnx.ModelProto], Plan], *, target: str, opset: int | None
+    model: onnx.ModelProto, options: PlanOptions, *, target: str, opset: int | None
 ) -> tuple[PreparedModel, Plan]:
-    """Prepare the model at the opset that the layout needs for what ``planner`` plans."""
+    """Prepare the model at the opset that the layout needs for what is planned."""
     prepared = prepare(model)
-    plan = planner(prepared.model)
+    plan = make_plan(prepared.model, options)
     needed = required_opset(plan, target, opset)
     own = GraphIndex(prepared.model).opset
     if opset is not None and own > opset:
@@ -169,11 +176,11 @@ def prepare_and_plan(
         )
     if needed > own:
         prepared = prepare(model, opset=needed)
-        plan = planner(prepared.model)
+        plan = make_plan(prepared.model, options)
     return prepared, plan
 
 
-def dry_run(prepared: PreparedModel, plan: Plan, target: str) -> None:
+def dry_run(prepared: PreparedModel, plan: Plan, target: str) -> onnx.ModelProto:
     """Export and load with placeholder integers, so that nobody waits for a calibration that cannot be written."""
     index = GraphIndex(prepared.model)
     tensors = {}
@@ -188,7 +195,9 @@ def dry_run(prepared: PreparedModel, plan: Plan, target: str) -> None:
         tensors[name] = QuantizedTensor(
             point=point, scale=np.ones(shape, np.float32), zero_point=np.zeros(shape, np.int32), integers=integers
         )
-    check_loads(export_model(prepared.model, plan, tensors, target=target, metadata={}))
+    exported = export_model(prepared.model, plan, tensors, target=target, metadata={})
+    check_loads(exported)
+    return exported
 
 
 def input_spec(model: onnx.ModelProto) -> InputSpec:
@@ -244,19 +253,6 @@ def _model_info(model: str | Path | onnx.ModelProto, original: onnx.ModelProto) 
     return ModelInfo.of(name, original.SerializeToString(deterministic=True))
 
 
-def _layers(plan: Plan) -> list[dict[str, Any]]:
-    """For the report: bits of every layer's weight and input."""
-    return [
-        {
-            "node": layer.node,
-            "op_type": layer.op_type,
-            "weight_bits": plan.points[layer.weight].bits,
-            "input_bits": plan.points[source].bits if (source := plan.source(layer.input)) else None,
-        }
-        for layer in plan.layers
-    ]
-
-
 def _calibrate(
     network: fx.GraphModule,
     prepared: PreparedModel,
@@ -267,18 +263,9 @@ def _calibrate(
     tell: ProgressCallback,
 ) -> Calibrated:
     def report(at: BlockProgress) -> None:
-        tell(
-            Progress(
-                stage="calibrate",
-                block=at.block,
-                block_index=at.index,
-                block_count=at.count,
-                step=at.step,
-                step_count=at.steps,
-                loss=at.loss,
-            )
-        )
+        tell(Progress(stage="calibrate", block=at))
 
+    tell(Progress(stage="calibrate"))
     x = torch.from_numpy(images.array())
     return calibrate(network, plan, prepared.statistics, [x], options, device=device, progress=report)
 

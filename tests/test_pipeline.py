@@ -163,8 +163,9 @@ def test_the_same_call_gives_the_same_bytes(
         if stages[-1:] != [at.stage]:
             stages.append(at.stage)
         if at.stage == "calibrate":
-            assert 0 <= at.block_index < at.block_count == len(first.plan.blocks)
-            assert 1 <= at.step <= at.step_count == TINY["iters"]
+            assert at.block is not None
+            assert 0 <= at.block.index < at.block.count == len(first.plan.blocks)
+            assert 1 <= at.block.step <= at.block.steps == TINY["iters"]
 
     output = tmp_path / "out.onnx"
     second = run_embedded(evaluation, "4/4", output=output, progress=progress)

@@ -16,7 +16,7 @@ from pdq_export.errors import CalibrationError, ModelError, OptionError
 from pdq_export.spec import BitWidths
 from pdq_export.validate import ModelInfo
 
-from .fakes import FakePipeline, FakeProgress, agreement, make_report
+from .fakes import FakeBlock, FakePipeline, FakeProgress, agreement, make_report
 
 Run = Callable[..., Result]
 
@@ -255,11 +255,12 @@ def test_a_reader_that_has_gone(run: Run, pipeline: FakePipeline) -> None:
 
 def chatter(progress: Callable[[FakeProgress], None]) -> None:
     progress(FakeProgress(stage="load"))
+    progress(FakeProgress(stage="calibrate"))
     for block in range(2):
-        for step in range(3):
+        for step in range(1, 4):
             progress(
                 FakeProgress(
-                    stage="calibrate", block=f"b{block}", block_index=block, block_count=2, step=step, step_count=3
+                    stage="calibrate", block=FakeBlock(block=f"b{block}", index=block, count=2, step=step, steps=3)
                 )
             )
     progress(FakeProgress(stage="validate"))
@@ -272,7 +273,9 @@ def test_without_a_terminal_progress_is_a_few_lines(run: Run, pipeline: FakePipe
     result = run("quantize", "model.onnx", "--calib", "images.npy")
     assert result.stderr.splitlines() == [
         "pdq-export: reading the model",
-        "pdq-export: calibrating: block 1/2, step 0/3, b0",
+        "pdq-export: calibrating",
+        "pdq-export: calibrating: block 1/2, step 3/3, loss 1, 0:00 left, b0",
+        "pdq-export: calibrating: block 2/2, step 3/3, loss 1, 0:00 left, b1",
         "pdq-export: validating in onnxruntime",
         "pdq-export: warning: a.jpg: skipped [red]damaged[/red]",
     ]
