@@ -19,7 +19,8 @@ def network(body: str, outputs: str = "float[N,K] y", scale: float = 1.0) -> onn
     """``body`` from ``image`` to ``outputs``; the weights that it reads are random."""
     model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> m {HEAD} => ({outputs}) {{ {body} }}')
     generator = np.random.default_rng(0)
-    shapes = {"w0": (4, 3, 3, 3), "w": (4, 4, 3, 3), "u": (4, 4, 3, 3), "k": (4, 8, 3, 3), "d": (4, 1, 3, 3)}
+    square = dict.fromkeys("wut", (4, 4, 3, 3))
+    shapes = {"w0": (4, 3, 3, 3), **square, "k": (4, 8, 3, 3), "d": (4, 1, 3, 3)}
     for name, shape in {**shapes, "v": (5, 4), "b": (4,)}.items():
         value = (generator.normal(size=shape) / np.sqrt(np.prod(shape[1:])) * scale).astype(np.float32)
         if any(name in node.input for node in model.graph.node):
@@ -67,6 +68,45 @@ def test_network_is_quantized_and_agrees_with_its_simulation(name: str, bits: st
     for output in result.report.outputs:
         assert output.quantized_simulated is not None
         assert output.quantized_simulated.relative_error < 1e-3, output
+
+
+RESIDUAL = f"""{STEM} c1 = Conv {P} (r0, u) r1 = Relu(c1) c2 = Conv {P} (r1, w) s = Add(c2, r0) r2 = Relu(s)
+    c3 = Conv {P} (r2, t) z = Relu(c3) {GAP}"""
+
+
+@pytest.mark.parametrize(
+    ("excluded", "floating"),
+    [("^c1$", {"c1"}), ("^c2$", {"c2"}), ("^c0$", {"c0"}), ("^y$", {"y"}), ("^c[123]$", {"c1", "c2", "c3"})],
+)
+def test_excluded_layers_run_in_float_and_their_neighbours_as_integers(excluded: str, floating: set[str]) -> None:
+    model = network(RESIDUAL)
+    for node in model.graph.node:
+        node.name = node.output[0]
+    images = np.random.default_rng(1).normal(size=(12, 3, 8, 8)).astype(np.float32)
+    result = quantize(
+        model,
+        bits="4/4",
+        calib=images,
+        options=TINY,
+        device="cpu",
+        exclude=[excluded],
+        layer_bits={"^c.$": "3/5"},
+        first_last="6/7",
+    )
+    report = result.report
+    assert {row["node"] for row in report.layers if row["excluded"]} == floating
+    assert all((row["weight_bits"] is None) == (row["node"] in floating) for row in report.layers)
+    assert sum(report.kernels.floating.values()) == len(floating)
+    assert sum(report.kernels.integer.values()) == 5 - len(floating)
+    assert report.settings["exclude"] == [excluded]
+    assert report.settings["layer_bits"] == ["^c.$=3/5"]
+    assert report.settings["first_last"] == "6/7"
+    assert report.outputs[0].quantized_simulated is not None
+    assert report.outputs[0].quantized_simulated.relative_error < 1e-3
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    written = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in result.model.graph.initializer}
+    weights = {node.name: node.input[1] for node in model.graph.node if node.name in floating}
+    assert all(np.array_equal(written[name], constants[name]) for name in weights.values())
 
 
 @pytest.mark.parametrize("scale", [1e-2, 1e-3])
