@@ -52,6 +52,9 @@ def test_defaults(run: Run, pipeline: FakePipeline, folder: Path) -> None:
         "method": "pd-quant",
         "preset": "balanced",
         "weights": "asymmetric",
+        "layer_bits": (),
+        "exclude": (),
+        "first_last": "8/8",
         "options": {},
         "device": "auto",
     }
@@ -64,6 +67,7 @@ def test_every_option_arrives(run: Run, pipeline: FakePipeline, folder: Path) ->
         *("quantize", "model.onnx", "--bits", "2/3", "--calib", "images.npy", "--eval", "eval.npz"),
         *("--output", "out.onnx", "--samples", "7", "--iters", "5", "--correction-iters", "0", "--seed", "3"),
         *("--method", "qdrop", "--preset", "fast", "--weights", "symmetric", "--set", "scale-lr=0.1"),
+        *("--layer-bits", "a=2/2", "--layer-bits", "b=c=3/3", "--exclude", "x", "--first-last", "6/6"),
         *("--device", "cuda:1", "--target", "native", "--opset", "21", "--report", "out.json", "--overwrite"),
     )
     assert result.exit_code == 0, result.output
@@ -71,6 +75,8 @@ def test_every_option_arrives(run: Run, pipeline: FakePipeline, folder: Path) ->
     assert call["options"] == {"samples": 7, "iters": 5, "correction_iters": 0, "seed": 3, "scale_lr": "0.1"}
     assert (call["method"], call["preset"], call["weights"]) == ("qdrop", "fast", "symmetric")
     assert (call["bits"], call["eval"], call["output"]) == ("2/3", Path("eval.npz"), Path("out.onnx"))
+    assert (call["layer_bits"], call["exclude"]) == (("a=2/2", "b=c=3/3"), ("x",))
+    assert call["first_last"] == "6/6"
     assert (call["device"], call["target"], call["opset"], call["overwrite"]) == ("cuda:1", "native", 21, True)
     assert json.loads((folder / "out.json").read_text())["images"] == 200
     assert "wrote out.json" in result.stdout
@@ -162,6 +168,10 @@ def test_images_that_are_ambiguous(run: Run, folder: Path) -> None:
         (["quantize", "model.onnx", "--set", "temperature=hot"], "option temperature is 'hot'; expected a number"),
         (["quantize", "model.onnx", "--set", "temperature"], "--set 'temperature': expected NAME=VALUE"),
         (["quantize", "model.onnx", "--seed", "1", "--set", "seed=2"], "--set 'seed=2': seed is set twice"),
+        (["quantize", "model.onnx", "--layer-bits", "stem"], "--layer-bits 'stem': expected REGEX=W/A"),
+        (["quantize", "model.onnx", "--layer-bits", "stem=1/4"], "--layer-bits 'stem': 1/4: weight bits are 1"),
+        (["quantize", "model.onnx", "--exclude", "a("], "--exclude 'a(': is not a regular expression"),
+        (["quantize", "model.onnx", "--first-last", "8"], "--first-last '8': expected W/A"),
         (["quantize", "model.onnx", "--biits", "4/4"], "No such option"),
         (["quantize", "model.onnx", "--quiet", "--verbose"], "--quiet and --verbose contradict each other"),
         (["quantize", "model.onnx", "-o", "model.onnx"], "model.onnx: is the same file as the input"),
