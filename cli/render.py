@@ -42,7 +42,7 @@ def report_rows(report: "Report") -> list[Row]:
             rows.append((f"argmax agrees with simulation{name}", "", agreement, ""))
     integer, floating = (sum(counts.values()) for counts in (report.kernels.integer, report.kernels.floating))
     rows.append(("weighted layers run as integers", "", f"{integer} of {integer + floating}", ""))
-    sizes = _sizes(report.model.size, report.quantized.size)
+    sizes = format_sizes(report.model.size, report.quantized.size)
     rows.append(("size", *sizes, f"× {report.size_ratio:.3f}"))
     return [row for row in rows if row[2]]
 
@@ -68,7 +68,7 @@ def _decibel(value: float | None) -> str:
     return "equal" if value is None else f"{value:.1f} dB"
 
 
-def _sizes(floating: int, quantized: int) -> tuple[str, str]:
+def format_sizes(floating: int, quantized: int) -> tuple[str, str]:
     """Both in one unit."""
     form = "{:,.1f} MB" if floating >= 10_000_000 else "{:,.0f} kB"
     unit = 1e6 if floating >= 10_000_000 else 1e3

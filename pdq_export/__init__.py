@@ -3,11 +3,12 @@
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["CalibrationOptions", "ImageSet", "PdqError", "__version__", "quantize"]
+__all__ = ["CalibrationOptions", "ImageSet", "PdqError", "__version__", "inspect_model", "quantize"]
 
 if TYPE_CHECKING:
     from pdq_export.data import ImageSet
     from pdq_export.errors import PdqError
+    from pdq_export.inspection import inspect_model
     from pdq_export.options import CalibrationOptions
     from pdq_export.pipeline import quantize
 
@@ -15,6 +16,7 @@ _HOMES = {
     "CalibrationOptions": "pdq_export.options",
     "ImageSet": "pdq_export.data",
     "PdqError": "pdq_export.errors",
+    "inspect_model": "pdq_export.inspection",
     "quantize": "pdq_export.pipeline",
 }
 

@@ -17,6 +17,7 @@ class LayerSummary:
 
     node: str
     op_type: str
+    weight_shape: tuple[int, ...]
     weight_bits: int | None
     input_bits: int | None
     activation_bits: int | None
@@ -36,6 +37,7 @@ def _summary(index: GraphIndex, plan: Plan, layer: Layer, excluded: bool) -> Lay
     return LayerSummary(
         node=layer.node,
         op_type=layer.op_type,
+        weight_shape=tuple(index.initializers[layer.weight].dims),
         weight_bits=None if excluded else plan.points[layer.weight].bits,
         input_bits=None if source is None else plan.points[source].bits,
         activation_bits=_activation_bits(index, plan, layer.output),

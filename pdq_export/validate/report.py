@@ -15,8 +15,9 @@ Schema, version 1 (null stands for "not measured", for sqnr_db for "no differenc
     outputs         one per graph output: {name, quantized_float, quantized_simulated, simulated_float},
                     each of the three {images, argmax_agreement, sqnr_db, relative_error, max_relative_error}
     kernels         {integer: {op_type: count}, floating: {op_type: count}, floating_nodes: [name]}
-    layers          [{...}]                 one per weighted layer: {node, op_type, weight_bits, input_bits,
-                                            activation_bits, excluded}; null bits stand for float
+    layers          [{...}]                 one per weighted layer: {node, op_type, weight_shape,
+                                            weight_bits, input_bits, activation_bits, excluded}; null bits
+                                            stand for float
 """
 
 import dataclasses
