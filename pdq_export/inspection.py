@@ -31,7 +31,7 @@ import onnx
 
 from pdq_export.data import InputSpec
 from pdq_export.errors import ModelError, OptionError, PdqError
-from pdq_export.frontend import find_unsupported
+from pdq_export.frontend import check_batch, find_unsupported, import_model
 from pdq_export.graph.load import check_model, load_model
 from pdq_export.graph.lookup import Dimension, GraphIndex
 from pdq_export.graph.passes import free_batch
@@ -181,7 +181,10 @@ def _try(
     problems = []
     exported = None
     try:
-        unsupported = tuple(map(str, find_unsupported(free_batch.run(prepared.model))))
+        freed = free_batch.run(prepared.model)
+        unsupported = tuple(map(str, find_unsupported(freed)))
+        if not unsupported:
+            check_batch(import_model(freed), prepared.model)
     except ModelError as error:
         problems.append(str(error))
     try:

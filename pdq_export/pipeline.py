@@ -20,7 +20,7 @@ from pdq_export.data import ImageSet, InputSpec, load_images
 from pdq_export.errors import DataError, ModelError, OptionError
 from pdq_export.export import export_model, required_opset
 from pdq_export.files import check_writable, write_atomically
-from pdq_export.frontend import import_model
+from pdq_export.frontend import check_batch, import_model
 from pdq_export.graph.load import check_model, load_model
 from pdq_export.graph.lookup import GraphIndex
 from pdq_export.graph.passes import free_batch
@@ -118,6 +118,7 @@ def quantize(
     chosen = choose(family=family)
     spec = input_spec(prepared.model)
     network = import_model(free_batch.run(prepared.model))
+    check_batch(network, prepared.model)
     dry_run(prepared, plan, target)
     calibration = _images(calib, spec, chosen.samples)
     judged = _whole_batches(calibration if eval is None else _images(eval, spec, None), spec)
