@@ -29,7 +29,6 @@ from typing import Any
 
 import onnx
 
-from pdq_export.data import InputSpec
 from pdq_export.errors import ModelError, OptionError, PdqError
 from pdq_export.frontend import check_batch, find_unsupported, import_model
 from pdq_export.graph.load import check_model, load_model
@@ -37,7 +36,7 @@ from pdq_export.graph.lookup import Dimension, GraphIndex
 from pdq_export.graph.passes import free_batch
 from pdq_export.graph.prepare import PreparedModel
 from pdq_export.options import FAMILIES
-from pdq_export.pipeline import WEIGHTS, dry_run, input_spec, prepare_and_plan
+from pdq_export.pipeline import WEIGHTS, dry_run, input_specs, prepare_and_plan
 from pdq_export.plan import PlanOptions, network_family
 from pdq_export.plan.floating import FloatNode, find_floating
 from pdq_export.plan.options import Widths
@@ -151,8 +150,7 @@ def inspect_model(
     prepared, plan = prepare_and_plan(original, options, target=target, opset=opset)
     index, prepared_index = GraphIndex(original), GraphIndex(prepared.model)
     layers = (*plan.layers, *plan.excluded)
-    unsupported, problems, exported = _try(prepared, plan, target)
-    content = None if exported is None else exported.SerializeToString(deterministic=True)
+    trial = _try(prepared, plan, target)
     name = "" if isinstance(model, onnx.ModelProto) else Path(model).name
     return Inspection(
         model=ModelInfo.of(name, original.SerializeToString(deterministic=True)),
@@ -166,20 +164,27 @@ def inspect_model(
         layers=summarize_layers(prepared_index, plan),
         plan=plan,
         floating=find_floating(prepared_index, plan),
-        quantized_size=None if content is None else len(content),
-        kernels=None if content is None else count_kernels(content),
-        unsupported=unsupported,
-        problems=problems,
+        quantized_size=trial.quantized_size,
+        kernels=trial.kernels,
+        unsupported=trial.unsupported,
+        problems=trial.problems,
     )
 
 
-def _try(
-    prepared: PreparedModel, plan: Plan, target: str
-) -> tuple[tuple[str, ...], tuple[str, ...], onnx.ModelProto | None]:
-    """What calibration would refuse, what else is wrong, and the file with placeholders, None where it cannot be."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Trial:
+    """What calibration would refuse, what else is wrong, and size and kernels of the file with placeholders."""
+
+    unsupported: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+    quantized_size: int | None = None
+    kernels: KernelCount | None = None
+
+
+def _try(prepared: PreparedModel, plan: Plan, target: str) -> _Trial:
     unsupported: tuple[str, ...] = ()
     problems = []
-    exported = None
+    size = kernels = None
     try:
         freed = free_batch.run(prepared.model)
         unsupported = tuple(map(str, find_unsupported(freed)))
@@ -188,15 +193,15 @@ def _try(
     except ModelError as error:
         problems.append(str(error))
     try:
-        images: InputSpec = input_spec(prepared.model)
-        images.check_supported("calibration images")
-    except PdqError as error:
+        input_specs(prepared.model)
+    except ModelError as error:
         problems.append(str(error))
     try:
-        exported = dry_run(prepared, plan, target)
+        content = dry_run(prepared, plan, target).SerializeToString(deterministic=True)
+        size, kernels = len(content), count_kernels(content)
     except PdqError as error:
         problems.append(str(error))
-    return unsupported, tuple(problems), exported
+    return _Trial(unsupported=unsupported, problems=tuple(problems), quantized_size=size, kernels=kernels)
 
 
 def _tensor(index: GraphIndex, name: str) -> TensorInfo:

@@ -16,7 +16,7 @@ from torch import fx
 
 import pdq_export
 from pdq_export.calibrate import BlockProgress, Calibrated, calibrate
-from pdq_export.data import ImageSet, InputSpec, load_images
+from pdq_export.data import ImageSet, InputSet, InputSpec, Source, read_data
 from pdq_export.errors import DataError, ModelError, OptionError
 from pdq_export.export import export_model, required_opset
 from pdq_export.files import check_writable, write_atomically
@@ -29,19 +29,19 @@ from pdq_export.options import CalibrationOptions, choose_options
 from pdq_export.plan import PlanOptions, make_plan, network_family
 from pdq_export.plan.summary import summarize_layers
 from pdq_export.spec import BitWidths, Plan, QuantizedTensor, QuantizedTensors, Role
-from pdq_export.validate import ModelInfo, Report, check_loads, validate
+from pdq_export.validate import Batch, ModelInfo, Report, check_loads, validate
 
 logger = logging.getLogger(__name__)
 
 VALIDATION_BATCH = 50
 WEIGHTS = ("asymmetric", "symmetric")
 
-Images = str | Path | NDArray[np.float32] | ImageSet
+Data = ImageSet | InputSet
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where `quantize` is. ``stage``: load, plan, calibrate, export or validate; ``block`` only while calibrating."""
+    """Where `quantize` is. ``stage``: load, plan, calibrate, export or validate; ``block`` once one is calibrated."""
 
     stage: str
     block: BlockProgress | None = None
@@ -64,8 +64,8 @@ def quantize(
     model: str | Path | onnx.ModelProto,
     *,
     bits: str | BitWidths = "4/4",
-    calib: Images,
-    eval: Images | None = None,
+    calib: Source,
+    eval: Source | None = None,
     output: str | Path | None = None,
     overwrite: bool = False,
     target: str = "ort",
@@ -87,7 +87,8 @@ def quantize(
     ``layer_bits``: bits of single layers, {REGEX: W/A} or ``REGEX=W/A``; ``exclude``: regular expressions of layers
     that stay in float; ``first_last``: bits of the first and last layer; `plan.options.PlanOptions` says what wins.
     ``options``: fields of `CalibrationOptions` that win over method, preset and what the graph suggests.
-    ``calib`` and ``eval``: images [N, C, H, W], as an array, an `ImageSet`, or a path to an .npz, .npy or folder.
+    ``calib`` and ``eval``: images [N, C, H, W], as an array, an `ImageSet`, or a path to an .npz, .npy or folder; for
+    a model with several inputs, or one that is no image, {name: array [N, ...]}, an `InputSet` or an .npz of them.
     ``eval`` gives the figures of the report; without it agreement is measured on the calibration images and the
     report says so. ``output``: where the model is written; None writes nothing. Raises PdqError for anything that
     can be wrong with the model, the data or the options, before anything is written.
@@ -116,12 +117,13 @@ def quantize(
     prepared, plan = prepare_and_plan(original, planning, target=target, opset=opset)
     family = network_family(GraphIndex(prepared.model), (*plan.layers, *plan.excluded))
     chosen = choose(family=family)
-    spec = input_spec(prepared.model)
+    specs = input_specs(prepared.model)
+    batch = specs[0].shape[0]
     network = import_model(free_batch.run(prepared.model))
     check_batch(network, prepared.model)
     dry_run(prepared, plan, target)
-    calibration = _images(calib, spec, chosen.samples)
-    judged = _whole_batches(calibration if eval is None else _images(eval, spec, None), spec)
+    calibration = read_data(calib, specs, limit=chosen.samples)
+    judged = _whole_batches(calibration if eval is None else read_data(eval, specs), batch or 1)
     check_labels(prepared.model, judged)
 
     calibrated = _calibrate(network, prepared, plan, calibration, chosen, torch_device, tell)
@@ -140,7 +142,7 @@ def quantize(
     report = validate(
         original=original,
         quantized=quantized,
-        images=judged.batches(spec.shape[0] or VALIDATION_BATCH),
+        images=judged.batches(batch or VALIDATION_BATCH),
         labels=judged.labels,
         simulate=_simulator(calibrated, torch_device),
         settings={
@@ -201,32 +203,31 @@ def dry_run(prepared: PreparedModel, plan: Plan, target: str) -> onnx.ModelProto
     return exported
 
 
-def input_spec(model: onnx.ModelProto) -> InputSpec:
-    """The image input of a model. Raises ModelError where there is more than one float input."""
+def input_specs(model: onnx.ModelProto) -> tuple[InputSpec, ...]:
+    """The inputs of a model, whose axis 0 counts samples. Raises ModelError for one that calibration cannot feed."""
     index = GraphIndex(model)
-    floats = [name for name in index.inputs if (dtype := index.dtype(name)) is not None and dtype.kind == "f"]
-    if len(index.inputs) != 1 or len(floats) != 1:
+    specs = []
+    for name in index.inputs:
+        dtype, shape = index.dtype(name), index.shape(name)
+        if dtype != np.float32:
+            raise ModelError(
+                f"input {name!r}: is {dtype}; expected float32, which can be calibrated; fold the input into a constant"
+            )
+        if not shape:
+            what = "its rank is unknown" if shape is None else "is a scalar"
+            raise ModelError(f"input {name!r}: {what}; expected N x ..., for images N x C x H x W; export it so")
+        specs.append(InputSpec(name=name, shape=tuple(d if isinstance(d, int) else None for d in shape)))
+    batches = {spec.shape[0] for spec in specs}
+    if len(batches) != 1:
         raise ModelError(
-            f"model: it has {len(index.inputs)} inputs ({', '.join(map(repr, index.inputs))}); expected one float "
-            "image input, since calibration images carry no mapping to inputs; fold the others into constants first"
+            f"model: axis 0 differs between its inputs: {', '.join(map(str, specs))}; expected the same batch size for "
+            "all; export it so"
         )
-    shape = index.shape(floats[0])
-    if shape is None:
-        raise ModelError(f"input {floats[0]!r}: its rank is unknown; expected [N, C, H, W]; export it with a shape")
-    return InputSpec(name=floats[0], shape=tuple(d if isinstance(d, int) else None for d in shape))
+    return tuple(specs)
 
 
-def _images(source: Images, spec: InputSpec, limit: int | None) -> ImageSet:
-    if isinstance(source, ImageSet):
-        return source.check(spec) if limit is None else source.check(spec).head(limit)
-    if isinstance(source, np.ndarray):
-        return ImageSet.from_array(source, expected=spec, limit=limit)
-    return load_images(source, expected=spec, limit=limit)
-
-
-def _whole_batches(images: ImageSet, spec: InputSpec) -> ImageSet:
+def _whole_batches(images: Data, batch: int) -> Data:
     """Without the images that do not fill a batch, where the model fixes its size."""
-    batch = spec.shape[0] or 1
     left_over = len(images) % batch
     if left_over == len(images):
         raise DataError(f"{images.source}: {len(images)} images; expected at least {batch}, the model's batch size")
@@ -235,7 +236,7 @@ def _whole_batches(images: ImageSet, spec: InputSpec) -> ImageSet:
     return images.head(len(images) - left_over)
 
 
-def check_labels(model: onnx.ModelProto, images: ImageSet) -> None:
+def check_labels(model: onnx.ModelProto, images: Data) -> None:
     """Raise DataError for a label that the model's first output, where it is [N, K], has no class for."""
     index = GraphIndex(model)
     shape = index.shape(index.outputs[0])
@@ -258,7 +259,7 @@ def _calibrate(
     network: fx.GraphModule,
     prepared: PreparedModel,
     plan: Plan,
-    images: ImageSet,
+    images: Data,
     options: CalibrationOptions,
     device: torch.device,
     tell: ProgressCallback,
@@ -267,16 +268,15 @@ def _calibrate(
         tell(Progress(stage="calibrate", block=at))
 
     tell(Progress(stage="calibrate"))
-    x = torch.from_numpy(images.array())
-    return calibrate(network, plan, prepared.statistics, [x], options, device=device, progress=report)
+    inputs = [torch.from_numpy(x) for x in images.inputs()]
+    return calibrate(network, plan, prepared.statistics, inputs, options, device=device, progress=report)
 
 
-def _simulator(
-    calibrated: Calibrated, device: torch.device
-) -> Callable[[NDArray[np.float32]], list[NDArray[np.float32]]]:
+def _simulator(calibrated: Calibrated, device: torch.device) -> Callable[[Batch], list[NDArray[np.float32]]]:
     @torch.no_grad()
-    def simulate(batch: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        outputs: Sequence[torch.Tensor] = calibrated.simulation(torch.from_numpy(batch).to(device))
+    def simulate(batch: Batch) -> list[NDArray[np.float32]]:
+        inputs = batch if isinstance(batch, tuple) else (batch,)
+        outputs: Sequence[torch.Tensor] = calibrated.simulation(*(torch.from_numpy(x).to(device) for x in inputs))
         return [output.cpu().numpy() for output in outputs]
 
     return simulate

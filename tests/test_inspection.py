@@ -95,12 +95,16 @@ def test_every_unsupported_node_is_named() -> None:
 
 
 def test_what_would_stop_later_stages_is_a_problem() -> None:
-    body = f"s = Add(image, other) c0 = Conv {P} (s, w0) z = Relu(c0) {HEAD}"
-    found = inspect_model(model_of(body, head="float[N,3,8,8] image, float[N,3,8,8] other"))
+    body = f"k = Cast <to = 1> (index) s = Mul(image, k) c0 = Conv {P} (s, w0) z = Relu(c0) {HEAD}"
+    found = inspect_model(model_of(body, head="float[N,3,8,8] image, int64 index"))
     assert len(found.problems) == 1
-    assert "it has 2 inputs" in found.problems[0]
-    flat = inspect_model(model_of("y = Gemm <transB = 1> (image, v)", head="float[N,4] image"))
-    assert "images cannot feed the model's input 'image'" in flat.problems[0]
+    assert "input 'index': is int64; expected float32" in found.problems[0]
+    body = f"s = Slice(image, a, b, a) c0 = Conv {P} (s, w0) z = Relu(c0) {HEAD}"
+    model = model_of(body, head="float[2,3,8,8] image", outputs="float[2,K] y")
+    for name, value in {"a": 0, "b": 2}.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([value]), name))
+    (problem,) = inspect_model(model).problems
+    assert "its batch size is fixed at 2" in problem
 
 
 def test_what_is_refused() -> None:
