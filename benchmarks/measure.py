@@ -115,7 +115,7 @@ class BlockClock(StageClock):
         """Take in one report of `pdq_export.quantize`."""
         super().__call__(at)
         if at.block is not None:
-            self._reports.setdefault(at.block, []).append((self.now()[0], at.step))
+            self._reports.setdefault(at.block.block, []).append((self.now()[0], at.block.step))
         if at.stage == "export":
             self.calibration_memory = peak_memory()
 

@@ -24,9 +24,8 @@ from pdq_export.graph.lookup import GraphIndex
 from pdq_export.graph.passes import free_batch
 from pdq_export.graph.prepare import prepare
 from pdq_export.options import choose_options
-from pdq_export.pipeline import input_spec
-from pdq_export.plan import make_plan, network_family
-from pdq_export.spec import BitWidths
+from pdq_export.pipeline import input_specs
+from pdq_export.plan import PlanOptions, make_plan, network_family
 
 # The first family whose word is in the operator's name gets its time.
 FAMILIES: Mapping[str, Sequence[str]] = {
@@ -44,13 +43,14 @@ FAMILIES: Mapping[str, Sequence[str]] = {
 def profile_shares(arguments: argparse.Namespace, *, prediction_difference: bool) -> tuple[float, dict[str, float]]:
     """Wall seconds of a short calibration and the seconds of each operator family in it."""
     prepared = prepare(load_model(arguments.model))
-    plan = make_plan(prepared.model, BitWidths.parse(arguments.bits))
+    plan = make_plan(prepared.model, PlanOptions.of(bits=arguments.bits))
     overrides: dict[str, Any] = {"iters": arguments.iters, "correction_iters": arguments.correction_iters}
     if not prediction_difference:
         overrides["prediction_difference"] = False
     family = network_family(GraphIndex(prepared.model), plan.layers)
     options = choose_options(preset=arguments.preset, family=family, overrides=overrides)
-    images = load_images(arguments.calib, expected=input_spec(prepared.model), limit=arguments.samples)
+    (spec,) = input_specs(prepared.model)
+    images = load_images(arguments.calib, expected=spec, limit=arguments.samples)
     network = import_model(free_batch.run(prepared.model))
     inputs = [torch.from_numpy(images.array())]
     device = torch.device(arguments.device)

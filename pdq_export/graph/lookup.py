@@ -14,6 +14,8 @@ from pdq_export.errors import ModelError
 Default = TypeVar("Default")
 Dimension = int | str | None  # known size, named dynamic axis, anonymous dynamic axis
 
+WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+
 
 def attributes(node: NodeProto) -> dict[str, Any]:
     """The node's attributes as Python values: int, float, str, bytes for raw strings, lists, protos."""
@@ -63,6 +65,17 @@ def describe(node: NodeProto) -> str:
     if node.name:
         return f"node {node.name!r} ({node.op_type})"
     return f"unnamed {node.op_type} node writing {node.output[0] if node.output else '?'!r}"
+
+
+def is_layer(index: "GraphIndex", node: NodeProto) -> bool:
+    """Whether a node is a weighted layer: Conv, ConvTranspose, Gemm or MatMul of data with a constant matrix or kernel.
+
+    The constant has to be an initializer already. A MatMul of a constant with data, or with a vector, is none.
+    """
+    if node.op_type not in WEIGHTED or node.domain not in ("", "ai.onnx"):
+        return False
+    weight = index.initializers.get(node.input[1])
+    return weight is not None and len(weight.dims) >= 2 and not index.is_constant(node.input[0])
 
 
 class GraphIndex:

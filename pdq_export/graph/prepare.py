@@ -15,6 +15,7 @@ from pdq_export.graph.passes import (
     normalize,
     raise_opset,
     simplify,
+    spatial_mean,
     tidy,
 )
 from pdq_export.spec import ChannelStatistics
@@ -49,7 +50,7 @@ def prepare(model: onnx.ModelProto, *, opset: int | None = None) -> PreparedMode
     checks.check_control_flow(work)
     checks.check_layers(work)
     checks.check_finite(work)
-    work = fold_reshape.run(tidy.infer_shapes(work))
+    work = fold_reshape.run(spatial_mean.run(tidy.infer_shapes(work)))
     work, statistics = fold_batch_norm.run(work)
     work, statistics = fold_affine.run(work, statistics)
     checks.check_finite(work)  # folding can leave the range of float32

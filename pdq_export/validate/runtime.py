@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from pdq_export.errors import ValidationError
 
+Batch = NDArray[np.float32] | tuple[NDArray[np.float32], ...]
+
 PROVIDERS = ["CPUExecutionProvider"]
 _ERRORS_ONLY = 3
 _LONGEST_MESSAGE = 400
@@ -71,19 +73,23 @@ class Session:
 
     def __init__(self, model: bytes | str | Path, *, threads: int | None = None) -> None:
         self._session = _load(model, _options(threads))
-        self.input = self._session.get_inputs()[0].name
+        self.inputs = tuple(value.name for value in self._session.get_inputs())
         self.outputs = tuple(output.name for output in self._session.get_outputs())
 
-    def run(self, images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        """All outputs for one batch. Raises ValidationError where onnxruntime fails on it."""
-        try:
-            return [np.asarray(output) for output in self._session.run(self.outputs, {self.input: images})]
-        except Exception as error:  # onnxruntime's errors share no base class
-            raise ValidationError(
-                f"onnxruntime fails on a batch of shape {list(images.shape)}: {_shorten(error)}"
-            ) from error
+    def run(self, batch: Batch) -> list[NDArray[np.float32]]:
+        """All outputs for one batch; a tuple is one array for each input.
 
-    def run_batches(self, batches: Iterable[NDArray[np.float32]]) -> Iterator[list[NDArray[np.float32]]]:
+        Raises ValidationError where onnxruntime fails on it.
+        """
+        arrays = batch if isinstance(batch, tuple) else (batch,)
+        feed = dict(zip(self.inputs, arrays, strict=True))
+        try:
+            return [np.asarray(output) for output in self._session.run(self.outputs, feed)]
+        except Exception as error:  # onnxruntime's errors share no base class
+            shapes = ", ".join(str(list(array.shape)) for array in arrays)
+            raise ValidationError(f"onnxruntime fails on a batch of shape {shapes}: {_shorten(error)}") from error
+
+    def run_batches(self, batches: Iterable[Batch]) -> Iterator[list[NDArray[np.float32]]]:
         """All outputs for each batch, one batch at a time."""
         return (self.run(batch) for batch in batches)
 
