@@ -22,9 +22,9 @@ def network(body: str, outputs: str = "float[N,K] y", scale: float = 1.0, head: 
     """``body`` from ``image`` to ``outputs``; the weights that it reads are random."""
     model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> m {head} => ({outputs}) {{ {body} }}')
     generator = np.random.default_rng(0)
-    square = dict.fromkeys("wut", (4, 4, 3, 3))
+    square = dict.fromkeys(("w", "u", "w3"), (4, 4, 3, 3))
     shapes = {"w0": (4, 3, 3, 3), **square, "k": (4, 8, 3, 3), "d": (4, 1, 3, 3)}
-    others = {"v": (5, 4), "b": (4,), "e": (4, 6), "x0": (4, 3, 3), "x": (4, 4, 3)}
+    others = {"v": (5, 4), "b": (4,), "v6": (4, 6), "x0": (4, 3, 3), "x1": (4, 4, 3)}
     for name, shape in {**shapes, **others}.items():
         value = (generator.normal(size=shape) / np.sqrt(np.prod(shape[1:])) * scale).astype(np.float32)
         if any(name in node.input for node in model.graph.node):
@@ -75,7 +75,7 @@ def test_network_is_quantized_and_agrees_with_its_simulation(name: str, bits: st
 
 
 RESIDUAL = f"""{STEM} c1 = Conv {P} (r0, u) r1 = Relu(c1) c2 = Conv {P} (r1, w) s = Add(c2, r0) r2 = Relu(s)
-    c3 = Conv {P} (r2, t) z = Relu(c3) {GAP}"""
+    c3 = Conv {P} (r2, w3) z = Relu(c3) {GAP}"""
 
 
 @pytest.mark.parametrize(
@@ -117,11 +117,11 @@ OTHERS = {
     "two inputs": (f"{STEM} c1 = Conv {P} (r0, u) j = Add(c1, other) z = Relu(j) {GAP}",
                    "(float[N,3,8,8] image, float[N,4,8,8] other)", {"image": (3, 8, 8), "other": (4, 8, 8)}),
     "an input of features": (f"{STEM} p = GlobalAveragePool(r0) f = Flatten(p) g = Concat <axis = 1> (f, features) "
-                             "h = Gemm <transB = 1> (g, e) r = Relu(h) y = Gemm <transB = 1> (r, v)",
+                             "h = Gemm <transB = 1> (g, v6) r = Relu(h) y = Gemm <transB = 1> (r, v)",
                              "(float[N,3,8,8] image, float[N,2] features)", {"image": (3, 8, 8), "features": (2,)}),
     "a fixed batch": (f"{STEM} j = Add(r0, other) z = Relu(j) {GAP}",
                       "(float[4,3,8,8] image, float[4,4,8,8] other)", {"image": (3, 8, 8), "other": (4, 8, 8)}),
-    "1-D convolutions": ("c = Conv <pads = [1, 1]> (signal, x0) r = Relu(c) c1 = Conv <pads = [1, 1]> (r, x) "
+    "1-D convolutions": ("c = Conv <pads = [1, 1]> (signal, x0) r = Relu(c) c1 = Conv <pads = [1, 1]> (r, x1) "
                          f"z = Relu(c1) {GAP}", "(float[N,3,16] signal)", {"signal": (3, 16)}),
 }  # fmt: skip
 

@@ -17,9 +17,10 @@ class PlanOptions:
     """How a model is to be quantized; `PlanOptions.of` reads it from what users write.
 
     ``bits``: of weights and activations. ``first_last``: of the weights of the first and last layers, and of the last
-    layers' inputs; the network's input is a carrier and keeps 8. ``layer_bits``: regular expressions over layers' node
-    names (`re.search`), each with bits. ``exclude``: regular expressions; the layers that match stay in float.
-    ``symmetric_weights``: zero_point 0 for all weights. ``per_layer``: every layer is a block of its own.
+    layers' inputs (of the activation before an average); carriers, such as the network's input, keep 8.
+    ``layer_bits``: regular expressions over layers' node names (`re.search`), each with bits. ``exclude``: regular
+    expressions; the layers that match stay in float. ``symmetric_weights``: zero_point 0 for all weights.
+    ``per_layer``: every layer is a block of its own.
 
     What wins: ``exclude``, then ``layer_bits`` (the last one that matches), then ``first_last``, then ``bits``.
     W are the bits of a layer's weight. A are the bits of the activation that the layer ends in: behind its activation
