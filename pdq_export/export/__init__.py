@@ -8,9 +8,10 @@ import pdq_export
 from pdq_export.errors import ExportError, OptionError
 from pdq_export.export import ort as ort  # registers its layout
 from pdq_export.export.bias import bias_integers, bias_scale, channel_bias, has_integer_bias, round_bias
-from pdq_export.export.layouts import Layout, find_layout, layout_names, register_layout
-from pdq_export.graph.lookup import opset_version
-from pdq_export.spec import Plan, QuantizedTensors
+from pdq_export.export.constants import settle_constants
+from pdq_export.export.layouts import Layout, Quantized, find_layout, layout_names, register_layout
+from pdq_export.graph.lookup import GraphIndex, opset_version
+from pdq_export.spec import Plan, QuantizedTensors, Role
 
 __all__ = [
     "Layout",
@@ -70,12 +71,30 @@ def export_model(
     quantized.functions.extend(model.functions)
     kept = {entry.key: entry.value for entry in model.metadata_props}
     onnx.helper.set_model_props(quantized, {**kept, **metadata})
-    quantized.graph.CopyFrom(find_layout(target).write(model, plan, tensors))
+    layout = find_layout(target)
+    quantized.graph.CopyFrom(layout.write(settle(model, plan, tensors)))
     try:
         onnx.checker.check_model(quantized, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"model: the {target} layout is not a valid model: {str(error).strip()[:500]}") from error
     return quantized
+
+
+def settle(model: onnx.ModelProto, plan: Plan, tensors: QuantizedTensors) -> Quantized:
+    """What every layout writes. Raises ExportError where plan, tensors and model do not fit one another."""
+    index = GraphIndex(model)
+    for name, point in plan.points.items():
+        if name not in tensors:
+            raise ExportError(f"tensor {name!r}: planned but without scale and zero_point; calibrate it first")
+        known = name in index.producer or name in index.inputs or name in index.initializers
+        if point.role is not Role.WEIGHT and not known:
+            raise ExportError(f"tensor {name!r}: planned but not in the model; plan the prepared model")
+    for layer in plan.layers:
+        if layer.node not in index.nodes:
+            raise ExportError(f"node {layer.node!r}: planned but not in the model; plan the prepared model")
+    activations = {name: tensors[name] for name, point in plan.points.items() if point.role is not Role.WEIGHT}
+    constants = settle_constants(index, plan, tensors)
+    return Quantized(index=index, plan=plan, activations=activations, constants=constants)
 
 
 def _ir_version(model: onnx.ModelProto) -> int:
