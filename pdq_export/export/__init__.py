@@ -6,7 +6,9 @@ import onnx
 
 import pdq_export
 from pdq_export.errors import ExportError, OptionError
-from pdq_export.export import ort as ort  # registers its layout
+from pdq_export.export import native as native
+from pdq_export.export import ort as ort
+from pdq_export.export import qcdq as qcdq
 from pdq_export.export.bias import bias_integers, bias_scale, channel_bias, has_integer_bias, round_bias
 from pdq_export.export.constants import settle_constants
 from pdq_export.export.layouts import Layout, Quantized, find_layout, layout_names, register_layout

@@ -105,28 +105,31 @@ class QdqGraph:
         return True
 
     def _quantize(self, tensor: str, float_name: str, absorbed: NodeProto | None) -> None:
-        """QuantizeLinear and, where the integers may not fill their container, a Clip.
+        """QuantizeLinear and, where the integers may not fill their container, what keeps them in their range.
 
-        The Clip is one of integers where the type is known to Clip, 8 bits. Fewer are clipped before, in float: the
-        bounds (q - zero_point) * scale are quantized to q exactly, and rounding is monotone.
+        That is a Clip of integers where their type is known to Clip, 8 bits. Narrower ones are limited before, in
+        float: a bound (q - zero_point) * scale is quantized to q exactly, and rounding is monotone.
         """
         quantized, bits = self.activation(tensor), self.container(self.plan.points[tensor])
         lo, hi = integer_range(self.index, quantized, absorbed)
-        full = (-(1 << bits - 1), (1 << bits - 1) - 1) if self.signed else (0, (1 << bits) - 1)
-        if (lo, hi) == full:
-            self.integers[tensor] = self._quantize_linear(tensor, float_name, tensor)
-        elif bits == 8:
-            integers = self._quantize_linear(tensor, float_name, tensor)
-            bounds = [self.out.integer(bound, 8, signed=self.signed) for bound in (lo, hi)]
-            self.integers[tensor] = self.out.node(
-                "Clip", [integers, *bounds], f"{tensor}_clipped", name=f"{tensor}/Clip"
-            )
-        else:
-            values = (np.array([lo, hi]) - int(quantized.zero_point)) * np.float32(quantized.scale)
-            names = (f"{tensor}_low", f"{tensor}_high")
-            bounds = [self.out.constant(n, np.array(v, np.float32)) for n, v in zip(names, values, strict=True)]
-            clipped = self.out.node("Clip", [float_name, *bounds], f"{tensor}_clipped", name=f"{tensor}/Clip")
-            self.integers[tensor] = self._quantize_linear(tensor, clipped, tensor)
+        low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if self.signed else (0, (1 << bits) - 1)
+        if bits < 8:
+            float_name = self._limit(quantized, float_name, lo if lo > low else None, hi if hi < high else None)
+        integers = self._quantize_linear(tensor, float_name, tensor)
+        if bits == 8 and (lo, hi) != (low, high):
+            inputs = [integers, *(self.out.integer(bound, 8, signed=self.signed) for bound in (lo, hi))]
+            integers = self.out.node("Clip", inputs, f"{tensor}_clipped", name=f"{tensor}/Clip")
+        self.integers[tensor] = integers
+
+    def _limit(self, quantized: QuantizedTensor, float_name: str, lo: int | None, hi: int | None) -> str:
+        """Max and Min with the bounds that there are; onnxruntime does not load a Clip before UINT4."""
+        tensor, zero_point = quantized.point.tensor, int(quantized.zero_point)
+        for op_type, bound in (("Max", lo), ("Min", hi)):
+            if bound is not None:
+                value = np.array((bound - zero_point) * np.float32(quantized.scale), np.float32)
+                inputs = [float_name, self.out.constant(f"{tensor}_{op_type.lower()}", value)]
+                float_name = self.out.node(op_type, inputs, f"{tensor}_limited", name=f"{tensor}/{op_type}")
+        return float_name
 
     def _quantize_linear(self, tensor: str, float_name: str, point: str) -> str:
         inputs = [float_name, *self._parameters(point)]

@@ -14,6 +14,7 @@ Schema, version 1 (null stands for "not measured", for sqnr_db for "no differenc
     outputs         one per graph output: {name, quantized_float, quantized_simulated, simulated_float},
                     each of the three {images, argmax_agreement, sqnr_db, relative_error, max_relative_error}
     kernels         {integer: {op_type: count}, floating: {op_type: count}, floating_nodes: [name]}
+    session_config  {key: value}            session options without which onnxruntime does not load the quantized file
     layers          [{...}]                 one per weighted layer: {node, op_type, weight_bits, input_bits}
 """
 
@@ -68,6 +69,7 @@ class Report:
     simulated_accuracy: Accuracy | None
     outputs: tuple[OutputAgreement, ...]
     kernels: KernelCount
+    session_config: Mapping[str, str] = dataclasses.field(default_factory=dict)
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     layers: tuple[Mapping[str, Any], ...] = ()
@@ -98,6 +100,7 @@ class Report:
                 "floating": dict(self.kernels.floating),
                 "floating_nodes": list(self.kernels.floating_nodes),
             },
+            "session_config": dict(self.session_config),
             "layers": [dict(layer) for layer in self.layers],
         }
 

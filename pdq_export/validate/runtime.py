@@ -11,11 +11,12 @@ import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
+from onnx import TensorProto
 
 from pdq_export.errors import ValidationError
 
 PROVIDERS = ["CPUExecutionProvider"]
-_ERRORS_ONLY = 3
+_FATAL_ONLY = 4
 _LONGEST_MESSAGE = 400
 
 # Kernels that multiply by a weight, as onnxruntime's own optimization leaves them.
@@ -45,6 +46,11 @@ FLOAT_KERNELS = frozenset(
 )
 
 
+# onnxruntime's QDQ fusions know types below 8 bits only in part and leave invalid graphs; without them it runs in float.
+WITHOUT_FUSION: Mapping[str, str] = {"session.disable_quant_qdq": "1"}
+_NARROW = frozenset([TensorProto.INT4, TensorProto.UINT4, TensorProto.INT2, TensorProto.UINT2])
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KernelCount:
     """How many weighted nodes run in integers and in float, by operator.
@@ -63,14 +69,16 @@ class KernelCount:
 
 
 class Session:
-    """A model in onnxruntime with default session options on the CPU.
+    """A model in onnxruntime on the CPU, with default session options but for ``config`` (see `needed_config`).
 
     ``model``: bytes or a path. ``threads``: of one operator; None lets onnxruntime choose. Raises
     ValidationError where onnxruntime refuses the model.
     """
 
-    def __init__(self, model: bytes | str | Path, *, threads: int | None = None) -> None:
-        self._session = _load(model, _options(threads))
+    def __init__(
+        self, model: bytes | str | Path, *, threads: int | None = None, config: Mapping[str, str] | None = None
+    ) -> None:
+        self._session = _load(model, _options(threads, config))
         self.input = self._session.get_inputs()[0].name
         self.outputs = tuple(output.name for output in self._session.get_outputs())
 
@@ -88,11 +96,34 @@ class Session:
         return (self.run(batch) for batch in batches)
 
 
-def count_kernels(model: bytes) -> KernelCount:
+def needed_config(model: bytes) -> Mapping[str, str]:
+    """The session options that onnxruntime needs to load ``model``: none, or `WITHOUT_FUSION`.
+
+    The latter only where QuantizeLinear or DequantizeLinear have a type below 8 bits. Raises ValidationError where
+    onnxruntime does not load the model at all.
+    """
+    try:
+        _load(model, _options(None))
+    except ValidationError:
+        if not _quantizes_below_8_bits(model):
+            raise
+        _load(model, _options(None, WITHOUT_FUSION))
+        return WITHOUT_FUSION
+    return {}
+
+
+def _quantizes_below_8_bits(model: bytes) -> bool:
+    graph = onnx.load_model_from_string(model).graph
+    narrow = {tensor.name for tensor in graph.initializer if tensor.data_type in _NARROW}
+    pairs = [node for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    return any(narrow.intersection(node.input) for node in pairs)
+
+
+def count_kernels(model: bytes, config: Mapping[str, str] | None = None) -> KernelCount:
     """Count the kernels of the graph that onnxruntime runs: optimized with default options, on the CPU."""
     with tempfile.TemporaryDirectory(prefix="pdq-export-") as folder:
         path = os.path.join(folder, "optimized.onnx")
-        options = _options(None)
+        options = _options(None, config)
         options.optimized_model_filepath = path
         _load(model, options)
         nodes = onnx.load(path, load_external_data=False).graph.node
@@ -105,9 +136,11 @@ def count_kernels(model: bytes) -> KernelCount:
     )
 
 
-def _options(threads: int | None) -> onnxruntime.SessionOptions:
+def _options(threads: int | None, config: Mapping[str, str] | None = None) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = _ERRORS_ONLY
+    options.log_severity_level = _FATAL_ONLY  # what goes wrong comes as an exception as well
+    for key, value in (config or {}).items():
+        options.add_session_config_entry(key, value)
     if threads is not None:
         options.intra_op_num_threads = threads
     return options
