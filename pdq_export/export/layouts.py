@@ -27,11 +27,15 @@ class Quantized:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
-    """``required_opset(plan)`` gives the opset it wants, ``write`` the graph."""
+    """``required_opset(plan)`` gives the opset it wants, ``write`` the graph.
+
+    ``convertible``: whether what is written can be written in the other layouts that are, without calibrating again.
+    """
 
     name: str
     required_opset: Callable[[Plan], int]
     write: Callable[[Quantized], onnx.GraphProto]
+    convertible: bool = True
 
 
 _LAYOUTS: dict[str, Layout] = {}

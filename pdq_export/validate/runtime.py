@@ -71,14 +71,22 @@ class KernelCount:
 class Session:
     """A model in onnxruntime on the CPU, with default session options but for ``config`` (see `needed_config`).
 
-    ``model``: bytes or a path. ``threads``: of one operator; None lets onnxruntime choose. Raises
-    ValidationError where onnxruntime refuses the model.
+    ``model``: bytes or a path. ``threads``: of one operator; None lets onnxruntime choose. Without ``optimize`` the
+    graph is run as it is written. Raises ValidationError where onnxruntime refuses the model.
     """
 
     def __init__(
-        self, model: bytes | str | Path, *, threads: int | None = None, config: Mapping[str, str] | None = None
+        self,
+        model: bytes | str | Path,
+        *,
+        threads: int | None = None,
+        config: Mapping[str, str] | None = None,
+        optimize: bool = True,
     ) -> None:
-        self._session = _load(model, _options(threads, config))
+        options = _options(threads, config)
+        if not optimize:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        self._session = _load(model, options)
         self.input = self._session.get_inputs()[0].name
         self.outputs = tuple(output.name for output in self._session.get_outputs())
 

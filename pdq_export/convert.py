@@ -1,0 +1,129 @@
+"""`convert`: a finished file in another layout, from what is written in it; nothing is calibrated again."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from pdq_export.errors import ExportError, ModelError, OptionError, ValidationError
+from pdq_export.export import assemble, find_layout, layout_names, read_source, required_opset
+from pdq_export.export.layouts import Quantized
+from pdq_export.export.source import Source, fill_missing
+from pdq_export.graph.load import read_model
+from pdq_export.graph.lookup import GraphIndex, opset_version
+from pdq_export.graph.passes import raise_opset, tidy
+from pdq_export.validate import Session, check_loads
+
+
+def convert(model: str | Path | onnx.ModelProto, target: str, *, opset: int | None = None) -> onnx.ModelProto:
+    """Write a file that `pdq_export.quantize` wrote for ort, native or qcdq in another of these layouts.
+
+    ``opset``: as in `quantize`, the newest to write; by default what was given there. The result is what quantizing
+    for ``target`` would have written, and converting it back gives the first file again, byte for byte. Both are run
+    on a random input, without optimizations, where the model fixes its size. Raises ModelError for a file that
+    pdq-export did not write or that was changed since, OptionError for tensorrt, whose calibration is another one,
+    and for an opset that cannot be had, ValidationError where outputs differ.
+    """
+    check_target(target)
+    file = read_model(model) if isinstance(model, str | Path) else model
+    where = "model" if isinstance(model, onnx.ModelProto) else str(model)
+    properties = {entry.key: entry.value for entry in file.metadata_props}
+    written_for = properties.get("pdq_export.target", "")
+    if written_for in layout_names() and not find_layout(written_for).convertible:
+        raise OptionError(
+            f"{where}: is a {written_for} file; expected one of {', '.join(_convertible())}: {written_for} is calibrated "
+            "in another way; quantize the float model again"
+        )
+    source = read_source(file)
+    _check_unchanged(file, source, written_for or "ort", where)
+    wanted = _choose_opset(source, target, opset)
+    metadata = {**properties, "pdq_export.target": target}
+    try:
+        converted = _write(source.quantized, target, wanted, metadata)
+    except ExportError as error:
+        here = source.quantized.index.opset
+        if wanted >= here:
+            raise
+        if opset is not None:
+            raise OptionError(
+                f"--opset {opset}: the graph is of opset {here} and cannot be expressed in {wanted} ({error}); expected "
+                f"{here}; quantize the float model with --target {target} --opset {opset}"
+            ) from error
+        converted = _write(source.quantized, target, here, metadata)
+    _check_equal(file, converted)
+    return converted
+
+
+def check_target(target: str) -> None:
+    """Raise OptionError for a target that is unknown or cannot be converted to."""
+    if not find_layout(target).convertible:
+        raise OptionError(
+            f"--target {target}: a finished file cannot be converted to it, since {target} is calibrated in another "
+            f"way; expected {', '.join(_convertible())}; quantize the float model with --target {target}"
+        )
+
+
+def _convertible() -> list[str]:
+    return [name for name in layout_names() if find_layout(name).convertible]
+
+
+def _choose_opset(source: Source, target: str, opset: int | None) -> int:
+    cap = source.max_opset if opset is None else opset
+    return max(required_opset(source.quantized.plan, target, cap), min(source.own_opset, cap or source.own_opset))
+
+
+def _write(quantized: Quantized, target: str, opset: int, metadata: dict[str, str]) -> onnx.ModelProto:
+    at_opset = _at_opset(quantized, opset)
+    return assemble(at_opset.index.model, find_layout(target).write(at_opset), target=target, metadata=metadata)
+
+
+def _at_opset(quantized: Quantized, opset: int) -> Quantized:
+    """The same at another opset: raised by onnx's converter; lowered in name, which the checker then has to accept."""
+    here = quantized.index.opset
+    if opset == here:
+        return quantized
+    model = fill_missing(quantized.index.model)
+    if opset > here:
+        model = raise_opset.run(tidy.infer_shapes(model), opset)
+        del model.graph.value_info[:]
+    else:
+        for entry in model.opset_import:
+            if entry.domain in ("", "ai.onnx"):
+                entry.version = opset
+    return dataclasses.replace(quantized, index=GraphIndex(model))
+
+
+def _check_unchanged(file: onnx.ModelProto, source: Source, target: str, where: str) -> None:
+    """Raise ModelError where writing the file again does not give its graph."""
+    changed = ModelError(
+        f"{where}: its graph is not the one that its metadata describes; expected a file as pdq-export wrote it; convert "
+        "it before other tools change it, or quantize the float model again"
+    )
+    try:
+        again = _write(source.quantized, target, opset_version(file), {}).graph
+    except (ExportError, ModelError, KeyError, ValueError) as error:
+        raise changed from error
+    found = onnx.GraphProto()
+    found.CopyFrom(file.graph)
+    del found.value_info[:]  # inferred shapes change nothing
+    if found.SerializeToString(deterministic=True) != again.SerializeToString(deterministic=True):
+        raise changed
+
+
+def _check_equal(file: onnx.ModelProto, converted: onnx.ModelProto) -> None:
+    """Run both, as the graphs say; outputs have to be equal to the bit."""
+    check_loads(converted)
+    index = GraphIndex(file)
+    shape = index.shape(index.inputs[0]) if len(index.inputs) == 1 else None
+    if not shape or any(not isinstance(size, int) for size in shape[1:]):
+        return
+    sizes = [size if isinstance(size, int) else 1 for size in shape]
+    x = np.random.default_rng(0).standard_normal(sizes, np.float32)
+    before, after = (Session(m.SerializeToString(), optimize=False).run(x) for m in (file, converted))
+    for name, a, b in zip(index.outputs, before, after, strict=True):
+        if not np.array_equal(a, b, equal_nan=a.dtype.kind == "f"):
+            raise ValidationError(
+                f"output {name!r}: the converted model differs by {np.abs(a - b).max()} on random input; expected equal "
+                "outputs; please report this as a bug"
+            )
