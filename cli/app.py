@@ -10,6 +10,7 @@ import click
 import pdq_export
 from pdq_export.errors import PdqError
 
+from .convert import convert
 from .example import example
 from .quantize import quantize
 
@@ -83,6 +84,7 @@ def app() -> None:
 
 
 app.add_command(quantize)
+app.add_command(convert)
 app.add_command(example)
 
 

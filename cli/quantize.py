@@ -15,7 +15,7 @@ from pdq_export.options import choose_options
 
 from .log import NOTES, set_up_logging
 from .progress import ProgressDisplay
-from .render import report_table
+from .render import report_table, session_note
 
 if TYPE_CHECKING:
     from pdq_export.pipeline import Result
@@ -38,6 +38,7 @@ class Request:
     overwrite: bool
     target: str
     opset: int | None
+    external_data: bool
     device: str
     method: str
     preset: str
@@ -110,13 +111,20 @@ class Request:
     help="Where to calibrate.  [default: auto, a GPU where there is one]",
 )
 @click.option(
-    "--target", default="ort", metavar="ort", help="Layout of the file: ort, for ONNX Runtime.  [default: ort]"
+    "--target",
+    default="ort",
+    metavar="ort|native|qcdq|tensorrt",
+    help="Layout of the file: ort runs as integers in ONNX Runtime; native has INT4 and INT2 pairs, for compilers; "
+    "qcdq has INT8 and Clip, for older runtimes; tensorrt is symmetric, 8/8 only.  [default: ort]",
 )
 @click.option(
     "--opset",
     type=int,
     metavar="N",
     help="Write no newer opset than N, for older runtimes.  [default: what the layout needs]",
+)
+@click.option(
+    "--external-data", is_flag=True, help="Write the weights to OUT.onnx.data.  [default: for files over 2 GB]"
 )
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but warnings and errors.")
 @click.option("-v", "--verbose", is_flag=True, help="Log everything, with tracebacks.")
@@ -231,6 +239,7 @@ def _run(request: Request, console: Console, *, quiet: bool, verbose: bool) -> "
             overwrite=request.overwrite,
             target=request.target,
             opset=request.opset,
+            external_data=request.external_data,
             method=request.method,
             preset=request.preset,
             weights=request.weights,
@@ -248,3 +257,5 @@ def _show(request: Request, result: "Result") -> None:
     for path in (request.output, request.report):
         if path is not None:
             console.print(f"wrote {shlex.quote(str(path))}", markup=False, soft_wrap=True)
+    if result.report.session_config:
+        console.print(session_note(result.report.session_config), markup=False, soft_wrap=True)

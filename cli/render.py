@@ -1,5 +1,6 @@
 """The table at the end of a run."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -21,6 +22,12 @@ def report_table(report: "Report", *, bits: str) -> Table:
     for row in report_rows(report):
         table.add_row(*(Text(cell) for cell in row))
     return table
+
+
+def session_note(config: Mapping[str, str]) -> str:
+    """Which session options onnxruntime needs to load a file."""
+    options = ", ".join(f"{key}={value}" for key, value in config.items())
+    return f"onnxruntime loads it with the session option {options} (SessionOptions.add_session_config_entry)"
 
 
 def report_rows(report: "Report") -> list[Row]:

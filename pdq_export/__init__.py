@@ -3,9 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["CalibrationOptions", "ImageSet", "PdqError", "__version__", "quantize"]
+__all__ = ["CalibrationOptions", "ImageSet", "PdqError", "__version__", "convert", "quantize"]
 
 if TYPE_CHECKING:
+    from pdq_export.conversion import convert
     from pdq_export.data import ImageSet
     from pdq_export.errors import PdqError
     from pdq_export.options import CalibrationOptions
@@ -15,6 +16,7 @@ _HOMES = {
     "CalibrationOptions": "pdq_export.options",
     "ImageSet": "pdq_export.data",
     "PdqError": "pdq_export.errors",
+    "convert": "pdq_export.conversion",
     "quantize": "pdq_export.pipeline",
 }
 

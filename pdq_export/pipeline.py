@@ -18,13 +18,13 @@ import pdq_export
 from pdq_export.calibrate import BlockProgress, Calibrated, calibrate
 from pdq_export.data import ImageSet, InputSpec, load_images
 from pdq_export.errors import DataError, ModelError, OptionError
-from pdq_export.export import export_model, required_opset
-from pdq_export.files import check_writable, write_atomically
+from pdq_export.export import MIN_OPSET, export_model, find_layout, required_opset
 from pdq_export.frontend import import_model
 from pdq_export.graph.load import check_model, load_model
-from pdq_export.graph.lookup import GraphIndex
+from pdq_export.graph.lookup import GraphIndex, opset_version
 from pdq_export.graph.passes import free_batch
 from pdq_export.graph.prepare import PreparedModel, prepare
+from pdq_export.graph.save import check_output, save_model
 from pdq_export.options import CalibrationOptions, choose_options
 from pdq_export.plan import make_plan, network_family
 from pdq_export.spec import BitWidths, Plan, QuantizedTensor, QuantizedTensors, Role
@@ -74,6 +74,7 @@ def quantize(
     overwrite: bool = False,
     target: str = "ort",
     opset: int | None = None,
+    external_data: bool = False,
     method: str = "pd-quant",
     preset: str = "balanced",
     weights: str = "asymmetric",
@@ -88,24 +89,33 @@ def quantize(
     ``options``: fields of `CalibrationOptions` that win over method, preset and what the graph suggests.
     ``calib`` and ``eval``: images [N, C, H, W], as an array, an `ImageSet`, or a path to an .npz, .npy or folder.
     ``eval`` gives the figures of the report; without it agreement is measured on the calibration images and the
-    report says so. ``output``: where the model is written; None writes nothing. Raises PdqError for anything that
+    report says so. ``output``: where the model is written; None writes nothing. ``external_data``: the weights go to
+    ``output.data``, as they do over 2 GB. Raises PdqError for anything that
     can be wrong with the model, the data or the options, before anything is written.
     """
     choose = functools.partial(choose_options, method=method, preset=preset, overrides=options)
     per_layer = choose().per_layer  # and wrong options are told before any work
     if weights not in WEIGHTS:
         raise OptionError(f"--weights {weights!r}: expected {' or '.join(WEIGHTS)}")
+    layout = find_layout(target)
     tell = progress or (lambda _: None)
     bits = bits if isinstance(bits, BitWidths) else BitWidths.parse(bits)
     torch_device = _device(device)
     if output is not None:
-        inputs = [Path(p) for p in (model, calib, eval) if isinstance(p, str | Path)]
-        check_writable(Path(output), overwrite=overwrite, inputs=inputs)
+        read = tuple(path for path in (calib, eval) if isinstance(path, str | Path))
+        path = None if isinstance(model, onnx.ModelProto) else model
+        check_output(output, overwrite=overwrite, model=path, inputs=read, external=external_data)
 
     tell(Progress(stage="load"))
     original = load_model(model) if isinstance(model, str | Path) else check_model(model)
     tell(Progress(stage="plan"))
-    planner = functools.partial(make_plan, bits=bits, symmetric_weights=weights == "symmetric", per_layer=per_layer)
+    planner = functools.partial(
+        make_plan,
+        bits=bits,
+        symmetric_weights=weights == "symmetric",
+        per_layer=per_layer,
+        tensorrt=layout.tensorrt,
+    )
     prepared, plan = prepare_and_plan(original, planner, target=target, opset=opset)
     family = network_family(GraphIndex(prepared.model), plan.layers)
     chosen = choose(family=family)
@@ -127,7 +137,15 @@ def quantize(
         "family": family,
         **dataclasses.asdict(chosen),
     }
-    quantized = export_model(prepared.model, plan, calibrated.tensors, target=target, metadata=_metadata(settings))
+    quantized = export_model(
+        prepared.model,
+        plan,
+        calibrated.tensors,
+        target=target,
+        metadata=_metadata(settings),
+        own_opset=max(opset_version(original), MIN_OPSET),
+        max_opset=opset,
+    )
     tell(Progress(stage="validate"))
     report = validate(
         original=original,
@@ -149,8 +167,7 @@ def quantize(
     if output is not None:
         named = dataclasses.replace(report.quantized, name=Path(output).name)
         report = dataclasses.replace(report, quantized=named)
-    if output is not None:
-        write_atomically(Path(output), quantized.SerializeToString(deterministic=True))
+        save_model(output, quantized, external=external_data)
     return Result(model=quantized, plan=plan, tensors=calibrated.tensors, report=report)
 
 

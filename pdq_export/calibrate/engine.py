@@ -159,7 +159,7 @@ class _Engine:
                     self.quantized[name] = self.activations[name](x)
 
     def _search(self, x: Tensor, point: Point) -> QParams:
-        return choose_activation_qparams(x[: self.options.search_samples], point.bits)
+        return choose_activation_qparams(x[: self.options.search_samples], point.bits, symmetric=point.symmetric)
 
     def _calibrate_block(self, block: Block, later: Sequence[Block], report: Callable[[int, float], None]) -> None:
         full = [self.full[name] for name in block.inputs]

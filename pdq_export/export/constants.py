@@ -1,6 +1,7 @@
 """What the layers of a quantized model hold, settled once for every layout: the integers of weights and biases."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,7 +76,7 @@ def settle_constants(index: GraphIndex, plan: Plan, tensors: QuantizedTensors) -
     }
 
 
-def along_axis(values: NDArray[np.generic], axis: int | None, rank: int) -> NDArray[np.generic]:
+def along_axis(values: NDArray[Any], axis: int | None, rank: int) -> NDArray[Any]:
     """[] or [C] as [1, .., C, .., 1] of ``rank`` axes, C at ``axis``."""
     shape = [1] * rank
     if axis is not None:
@@ -86,11 +87,8 @@ def along_axis(values: NDArray[np.generic], axis: int | None, rank: int) -> NDAr
 def _settle(index: GraphIndex, plan: Plan, tensors: QuantizedTensors, node: NodeProto, layer: Layer) -> LayerConstants:
     weight, (alpha, beta) = tensors[layer.weight], _gemm_factors(node)
     learned = np.asarray(weight.scale, np.float32) * alpha
-    bias = index.constant(layer.bias)
-    if bias is not None and has_integer_bias(plan, layer):
-        bias = channel_bias(bias, weight.scale)
-    else:
-        bias = None
+    bias = index.constant(layer.bias) if has_integer_bias(plan, layer) else None
+    bias = None if bias is None else channel_bias(bias, weight.scale)
     if bias is None or layer.bias is None:
         return LayerConstants(weight=_shrunk(weight, learned, learned), bias=None)
     bias, input_scale = bias * beta, np.float32(tensors[plan.source(layer.input) or ""].scale)

@@ -41,7 +41,9 @@ class LayerWriter:
             self._out.constant(f"{name}_quantized", bias.integers),
             self._out.constant(f"{name}_scale", bias.scale),
         ]
-        return self._out.node("DequantizeLinear", inputs, f"{name}_dequantized", name=f"{name}/DequantizeLinear", axis=0)
+        return self._out.node(
+            "DequantizeLinear", inputs, f"{name}_dequantized", name=f"{name}/DequantizeLinear", axis=0
+        )
 
 
 def packed_weight(out: GraphWriter, weight: Weight, opset: int) -> str:

@@ -30,12 +30,14 @@ class Layout:
     """``required_opset(plan)`` gives the opset it wants, ``write`` the graph.
 
     ``convertible``: whether what is written can be written in the other layouts that are, without calibrating again.
+    ``tensorrt``: whether it wants `make_plan` to plan for TensorRT.
     """
 
     name: str
     required_opset: Callable[[Plan], int]
     write: Callable[[Quantized], onnx.GraphProto]
     convertible: bool = True
+    tensorrt: bool = False
 
 
 _LAYOUTS: dict[str, Layout] = {}

@@ -28,7 +28,9 @@ def write(quantized: Quantized) -> GraphProto:
 
 
 class _NativeGraph(QdqGraph):
-    absorbs = True  # onnxruntime's fusion of Clip and QuantizeLinear fails on UINT4, so that `_copy` rewrites what stays
+    absorbs = (
+        True  # onnxruntime's fusion of Clip and QuantizeLinear fails on UINT4, so that `_copy` rewrites what stays
+    )
 
     def _copy(self, node: NodeProto) -> None:
         """A Clip whose result is quantized to less than 8 bits is written as Max and Min."""

@@ -117,7 +117,9 @@ def _without_constants(model: onnx.ModelProto) -> onnx.ModelProto:
     )
     graph = model.graph
     skeleton.graph.CopyFrom(
-        GraphProto(name=graph.name, doc_string=graph.doc_string, node=graph.node, input=graph.input, output=graph.output)
+        GraphProto(
+            name=graph.name, doc_string=graph.doc_string, node=graph.node, input=graph.input, output=graph.output
+        )
     )
     return skeleton
 
@@ -237,7 +239,9 @@ def fill_missing(model: onnx.ModelProto) -> onnx.ModelProto:
     filled.CopyFrom(model)
     for tensor in filled.graph.initializer:
         if _lacks_data(tensor):
-            tensor.raw_data = bytes(math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+            tensor.raw_data = bytes(
+                math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+            )
     return filled
 
 

@@ -57,11 +57,12 @@ def choose_weight_qparams(weight: Tensor, qmin: int, qmax: int) -> QParams:
     return search.result()
 
 
-def choose_activation_qparams(x: Tensor, bits: int) -> QParams:
+def choose_activation_qparams(x: Tensor, bits: int, *, symmetric: bool = False) -> QParams:
     """Per-tensor qparams of an activation of any shape, q in [0, 2^bits - 1].
 
-    One-sided data get zero_point 0 (or qmax). Errors are summed over a histogram of 8,192 bins, so that the search
-    costs the same for any number of elements.
+    ``symmetric``: q in [-2^(bits - 1), 2^(bits - 1) - 1] with zero_point 0, one-sided data too. Otherwise one-sided
+    data get zero_point 0 (or qmax). Errors are summed over a histogram of 8,192 bins, so that the search costs the
+    same for any number of elements.
     """
     low, high = (float(bound) for bound in torch.aminmax(x))
     low, high = min(low, 0.0), max(high, 0.0)
@@ -74,6 +75,14 @@ def choose_activation_qparams(x: Tensor, bits: int) -> QParams:
     if low == 0.0:
         centers[0] = 0.0  # a rectifier's zeros, most of the data, are exact
     used = counts > 0
+    if symmetric:
+        qmax = levels // 2
+        search = _Search(centers[used][None], -qmax - 1, qmax, weights=counts[used])
+        for step in range(1, FRACTIONS + 1):
+            scale = torch.full((1,), max(-low, high) * step / FRACTIONS / qmax, device=x.device)
+            search.offer(scale, torch.zeros_like(scale))
+        best = search.result()
+        return QParams(scale=best.scale[0], zero_point=best.zero_point[0])
     search = _Search(centers[used][None], 0, levels, weights=counts[used])
     two_sided = low < 0.0 < high
     for step in range(1, FRACTIONS + 1):

@@ -46,7 +46,8 @@ FLOAT_KERNELS = frozenset(
 )
 
 
-# onnxruntime's QDQ fusions know types below 8 bits only in part and leave invalid graphs; without them it runs in float.
+# onnxruntime's QDQ fusions know types below 8 bits only in part and leave invalid graphs; without them it runs in
+# float.
 WITHOUT_FUSION: Mapping[str, str] = {"session.disable_quant_qdq": "1"}
 _NARROW = frozenset([TensorProto.INT4, TensorProto.UINT4, TensorProto.INT2, TensorProto.UINT2])
 

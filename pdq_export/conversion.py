@@ -32,8 +32,8 @@ def convert(model: str | Path | onnx.ModelProto, target: str, *, opset: int | No
     written_for = properties.get("pdq_export.target", "")
     if written_for in layout_names() and not find_layout(written_for).convertible:
         raise OptionError(
-            f"{where}: is a {written_for} file; expected one of {', '.join(_convertible())}: {written_for} is calibrated "
-            "in another way; quantize the float model again"
+            f"{where}: is a {written_for} file; expected one of {', '.join(_convertible())}: {written_for} is "
+            "calibrated in another way; quantize the float model again"
         )
     source = read_source(file)
     _check_unchanged(file, source, written_for or "ort", where)
@@ -47,8 +47,8 @@ def convert(model: str | Path | onnx.ModelProto, target: str, *, opset: int | No
             raise
         if opset is not None:
             raise OptionError(
-                f"--opset {opset}: the graph is of opset {here} and cannot be expressed in {wanted} ({error}); expected "
-                f"{here}; quantize the float model with --target {target} --opset {opset}"
+                f"--opset {opset}: the graph is of opset {here} and cannot be expressed in {wanted} ({error}); "
+                f"expected {here}; quantize the float model with --target {target} --opset {opset}"
             ) from error
         converted = _write(source.quantized, target, here, metadata)
     _check_equal(file, converted)
@@ -97,8 +97,8 @@ def _at_opset(quantized: Quantized, opset: int) -> Quantized:
 def _check_unchanged(file: onnx.ModelProto, source: Source, target: str, where: str) -> None:
     """Raise ModelError where writing the file again does not give its graph."""
     changed = ModelError(
-        f"{where}: its graph is not the one that its metadata describes; expected a file as pdq-export wrote it; convert "
-        "it before other tools change it, or quantize the float model again"
+        f"{where}: its graph is not the one that its metadata describes; expected a file as pdq-export wrote it; "
+        "convert it before other tools change it, or quantize the float model again"
     )
     try:
         again = _write(source.quantized, target, opset_version(file), {}).graph
@@ -124,6 +124,6 @@ def _check_equal(file: onnx.ModelProto, converted: onnx.ModelProto) -> None:
     for name, a, b in zip(index.outputs, before, after, strict=True):
         if not np.array_equal(a, b, equal_nan=a.dtype.kind == "f"):
             raise ValidationError(
-                f"output {name!r}: the converted model differs by {np.abs(a - b).max()} on random input; expected equal "
-                "outputs; please report this as a bug"
+                f"output {name!r}: the converted model differs by {np.abs(a - b).max()} on random input; expected "
+                "equal outputs; please report this as a bug"
             )
