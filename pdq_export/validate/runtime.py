@@ -56,12 +56,14 @@ _NARROW = frozenset([TensorProto.INT4, TensorProto.UINT4, TensorProto.INT2, Tens
 class KernelCount:
     """How many weighted nodes run in integers and in float, by operator.
 
-    ``floating_nodes``: the float ones, under the names that onnxruntime's optimization gives them.
+    ``floating_nodes``: the float ones, under the names that onnxruntime's optimization gives them. ``between_pairs``:
+    other nodes without an integer kernel, which run in float between a DequantizeLinear and a QuantizeLinear.
     """
 
     integer: Mapping[str, int]
     floating: Mapping[str, int]
     floating_nodes: tuple[str, ...]
+    between_pairs: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def all_integer(self) -> bool:
@@ -135,14 +137,33 @@ def count_kernels(model: bytes, config: Mapping[str, str] | None = None) -> Kern
         options = _options(None, config)
         options.optimized_model_filepath = path
         _load(model, options)
-        nodes = onnx.load(path, load_external_data=False).graph.node
+        graph = onnx.load(path, load_external_data=False).graph
+    nodes = graph.node
     integer = collections.Counter(node.op_type for node in nodes if node.op_type in INTEGER_KERNELS)
     floating = [node for node in nodes if node.op_type in FLOAT_KERNELS]
     return KernelCount(
         integer=dict(sorted(integer.items())),
         floating=dict(sorted(collections.Counter(node.op_type for node in floating).items())),
         floating_nodes=tuple(node.name or node.output[0] for node in floating),
+        between_pairs=dict(sorted(collections.Counter(_between_pairs(graph)).items())),
     )
+
+
+def _between_pairs(graph: onnx.GraphProto) -> Iterator[str]:
+    """The operators, weighted ones aside, that depend on a DequantizeLinear of no constant and lead to a pair."""
+    constants = {tensor.name for tensor in graph.initializer}
+    floats: set[str] = set()  # what was dequantized, and what float nodes made of it
+    for node in graph.node:
+        starts = node.op_type == "DequantizeLinear" and node.input[0] not in constants
+        if starts or (node.op_type != "QuantizeLinear" and floats.intersection(node.input)):
+            floats.update(node.output)
+    leading: set[str] = set()
+    for node in reversed(graph.node):
+        inside = bool(leading.intersection(node.output)) and node.op_type != "DequantizeLinear"
+        if node.op_type == "QuantizeLinear" or inside:
+            leading.update(node.input)
+        if inside and node.op_type not in FLOAT_KERNELS and floats.intersection(node.output):
+            yield node.op_type
 
 
 def _options(threads: int | None, config: Mapping[str, str] | None = None) -> onnxruntime.SessionOptions:

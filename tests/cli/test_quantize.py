@@ -49,6 +49,7 @@ def test_defaults(run: Run, pipeline: FakePipeline, folder: Path) -> None:
         "overwrite": False,
         "target": "ort",
         "opset": None,
+        "external_data": False,
         "method": "pd-quant",
         "preset": "balanced",
         "weights": "asymmetric",
