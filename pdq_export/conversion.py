@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from pdq_export.errors import ExportError, ModelError, OptionError, ValidationError
+from pdq_export.errors import ExportError, ModelError, OptionError, PdqError, ValidationError
 from pdq_export.export import assemble, find_layout, layout_names, read_source, required_opset
 from pdq_export.export.layouts import Quantized
 from pdq_export.export.source import Source, fill_missing
@@ -102,7 +102,7 @@ def _check_unchanged(file: onnx.ModelProto, source: Source, target: str, where: 
     )
     try:
         again = _write(source.quantized, target, opset_version(file), {}).graph
-    except (ExportError, ModelError, KeyError, ValueError) as error:
+    except (PdqError, LookupError, ValueError, TypeError, AssertionError) as error:
         raise changed from error
     found = onnx.GraphProto()
     found.CopyFrom(file.graph)

@@ -76,10 +76,11 @@ def _replace(temporaries: Mapping[Path, Path]) -> None:
     except BaseException:
         for target, aside in reversed(undo):
             with contextlib.suppress(OSError):
-                if aside is not None:
-                    aside.replace(target)
-                else:
+                if aside is None:
                     target.unlink()
+                else:
+                    aside.replace(target)
+                    aside.unlink()  # two names of one file: then replacing does nothing
         raise
     for _, aside in undo:
         if aside is not None:

@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx import GraphProto, NodeProto, TensorProto
 
-from pdq_export.errors import ModelError
+from pdq_export.errors import ModelError, PdqError
 from pdq_export.export.constants import Bias, LayerConstants, Weight
 from pdq_export.export.layouts import Quantized
 from pdq_export.graph.lookup import GraphIndex, optional_input
@@ -99,7 +99,7 @@ def read_source(file: onnx.ModelProto) -> Source:
         return _join(file, skeleton, content)
     except ModelError:
         raise
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, DecodeError, zlib.error) as error:
+    except (PdqError, ValueError, LookupError, TypeError, AttributeError, DecodeError, zlib.error) as error:
         raise ModelError(
             f"model: {KEY!r} in its metadata does not fit its graph ({type(error).__name__}: {error}); expected a file "
             "as pdq-export wrote it; quantize the float model again"
@@ -177,11 +177,24 @@ def _join(file: onnx.ModelProto, skeleton: onnx.ModelProto, content: Mapping[str
         for layer in layers
         if layer.weight in points
     }
+    _check_complete(index, constants)
     return Source(
         quantized=Quantized(index=index, plan=plan, activations=activations, constants=constants),
         own_opset=int(content["opsets"][0]),
         max_opset=content["opsets"][1],
     )
+
+
+def _check_complete(index: GraphIndex, constants: Mapping[str, LayerConstants]) -> None:
+    """Raise ValueError for a constant that lies neither in the graph nor, in its size, with a layer."""
+    sizes: dict[str, int] = {}
+    for settled in constants.values():
+        sizes[settled.weight.point.tensor] = settled.weight.integers.size
+        if settled.bias is not None:
+            sizes[settled.bias.tensor] = settled.bias.integers.size
+    for name, tensor in index.initializers.items():
+        if _lacks_data(tensor) and not 0 < math.prod(tensor.dims) <= sizes.get(name, 0):
+            raise ValueError(f"constant {name!r} is nowhere in the graph")
 
 
 def _layer(index: GraphIndex, node: NodeProto) -> Layer:
@@ -247,4 +260,4 @@ def fill_missing(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _lacks_data(tensor: TensorProto) -> bool:
     fields = (tensor.float_data, tensor.int32_data, tensor.int64_data, tensor.double_data, tensor.uint64_data)
-    return not tensor.HasField("raw_data") and not any(fields)
+    return not tensor.HasField("raw_data") and not any(fields) and math.prod(tensor.dims) > 0

@@ -1,4 +1,4 @@
-"""Every pattern that keeps a CNN in integers in onnxruntime, one small network each: the kernels of its optimized graph."""
+"""Every pattern that keeps a CNN in integers in onnxruntime, one small network each: kernels are counted."""
 
 import collections
 import re
