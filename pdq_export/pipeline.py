@@ -165,9 +165,8 @@ def quantize(
         layers=_layers(plan),
     )
     if output is not None:
-        named = dataclasses.replace(report.quantized, name=Path(output).name)
-        report = dataclasses.replace(report, quantized=named)
-        save_model(output, quantized, external=external_data)
+        written = save_model(output, quantized, external=external_data)
+        report = dataclasses.replace(report, quantized=ModelInfo.of(Path(output).name, *written))
     return Result(model=quantized, plan=plan, tensors=calibrated.tensors, report=report)
 
 

@@ -6,7 +6,6 @@ ResNet-20. `read_source` joins both again. The text is the same for every layout
 """
 
 import base64
-import binascii
 import dataclasses
 import json
 import math
@@ -43,7 +42,7 @@ class Source:
 
 
 def describe_source(source: Source, written: GraphProto) -> str:
-    """The text for a file whose graph is ``written``: base64 of a compressed ONNX model."""
+    """The text for a file whose graph is ``written``: base 85 of a compressed ONNX model."""
     index, plan = source.quantized.index, source.quantized.plan
     skeleton = onnx.ModelProto()
     skeleton.CopyFrom(_without_constants(index.model))
@@ -71,13 +70,13 @@ def describe_source(source: Source, written: GraphProto) -> str:
         "passthrough": dict(plan.passthrough),
         "layers": [layer.node for layer in plan.layers],
         "activations": {
-            name: [float(np.float32(known.scale)), int(known.zero_point)]
+            name: [float(str(np.float32(known.scale))), int(known.zero_point)]  # the fewest digits that tell it
             for name, known in source.quantized.activations.items()
         },
         "zero_points": zero_points,
     }
     onnx.helper.set_model_props(skeleton, {_PLAN_KEY: json.dumps(content, separators=(",", ":"))})
-    return base64.b64encode(zlib.compress(skeleton.SerializeToString(deterministic=True), 9)).decode()
+    return base64.b85encode(zlib.compress(skeleton.SerializeToString(deterministic=True), 9)).decode()
 
 
 def read_source(file: onnx.ModelProto) -> Source:
@@ -99,7 +98,7 @@ def read_source(file: onnx.ModelProto) -> Source:
         return _join(file, skeleton, content)
     except ModelError:
         raise
-    except (PdqError, ValueError, LookupError, TypeError, AttributeError, DecodeError, zlib.error) as error:
+    except (PdqError, ValueError, LookupError, TypeError, AttributeError, DecodeError) as error:
         raise ModelError(
             f"model: {KEY!r} in its metadata does not fit its graph ({type(error).__name__}: {error}); expected a file "
             "as pdq-export wrote it; quantize the float model again"
@@ -127,8 +126,8 @@ def _without_constants(model: onnx.ModelProto) -> onnx.ModelProto:
 def _unpack(text: str) -> onnx.ModelProto:
     try:
         unpacker = zlib.decompressobj()
-        data = unpacker.decompress(base64.b64decode(text, validate=True), _LARGEST)
-    except binascii.Error as error:
+        data = unpacker.decompress(base64.b85decode(text), _LARGEST)
+    except zlib.error as error:
         raise ValueError(str(error)) from error
     if not unpacker.eof:
         raise ValueError("it is cut off or too large")

@@ -32,18 +32,20 @@ def check_output(
         check_writable(written, overwrite=overwrite, inputs=read)
 
 
-def save_model(path: str | Path, model: onnx.ModelProto, *, external: bool = False) -> None:
-    """Write a model atomically; equal models give equal bytes.
+def save_model(path: str | Path, model: onnx.ModelProto, *, external: bool = False) -> tuple[bytes, ...]:
+    """Write a model atomically and return what was written, the model first; equal models give equal bytes.
 
     With ``external``, or over 2 GB, tensors of 1 kB and more go to ``path.data``, which the model names by its base
     name; both files appear together. Raises OptionError where they cannot be written.
     """
     path = Path(path)
     if not external and model.ByteSize() <= LIMIT:
-        write_atomically(path, model.SerializeToString(deterministic=True))
-        return
+        content = model.SerializeToString(deterministic=True)
+        write_atomically(path, content)
+        return (content,)
     content, data = split(model, data_path(path).name)
     write_together({data_path(path): data, path: content})
+    return content, data
 
 
 def data_path(path: str | Path) -> Path:

@@ -162,7 +162,8 @@ def _between_pairs(graph: onnx.GraphProto) -> Iterator[str]:
         inside = bool(leading.intersection(node.output)) and node.op_type != "DequantizeLinear"
         if node.op_type == "QuantizeLinear" or inside:
             leading.update(node.input)
-        if inside and node.op_type not in FLOAT_KERNELS and floats.intersection(node.output):
+        counts = node.op_type not in FLOAT_KERNELS and not node.op_type.startswith("Reorder")  # of its memory
+        if inside and counts and floats.intersection(node.output):
             yield node.op_type
 
 
