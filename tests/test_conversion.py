@@ -105,13 +105,24 @@ def test_another_opset() -> None:
     assert TensorProto.UINT2 in {tensor.data_type for tensor in raised.graph.initializer}
 
 
-def test_an_opset_that_the_graph_does_not_know() -> None:
-    make, shape = nets.chain, (2, 3, 12, 12)
-    model = make()
-    model.graph.node[1].op_type = "HardSwish"  # since 14
+def with_activation(op_type: str) -> onnx.ModelProto:
+    model = nets.chain()
+    model.graph.node[1].op_type = op_type
     plan = make_plan(model, BitWidths(4, 4))
-    tensors = calibrate(model, plan, {"x": nets.images(shape)})
-    file = export_model(model, plan, tensors, metadata={"pdq_export.target": "ort"}, own_opset=13)
+    tensors = calibrate(model, plan, {"x": nets.images((2, 3, 12, 12))})
+    return export_model(model, plan, tensors, metadata={"pdq_export.target": "ort"}, own_opset=13)
+
+
+def test_hard_swish_is_expanded_where_it_is_unknown() -> None:
+    file = with_activation("HardSwish")
+    converted = convert(file, "qcdq")
+    assert converted.opset_import[0].version == 13
+    assert {"HardSigmoid", "Mul"} <= {node.op_type for node in converted.graph.node}
+    assert content(convert(converted, "ort")) == content(file)
+
+
+def test_an_opset_that_the_graph_does_not_know() -> None:
+    file = with_activation("Mish")  # since 18
     assert convert(file, "qcdq").opset_import[0].version == 21
     with pytest.raises(OptionError, match="--opset 13: the graph is of opset 21 and cannot be expressed in 13"):
         convert(file, "qcdq", opset=13)
