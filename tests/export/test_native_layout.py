@@ -4,13 +4,15 @@ import numpy as np
 import onnx
 import pytest
 
-from pdq_export.export import required_opset
+from pdq_export.export import export_model, required_opset
 from pdq_export.graph.lookup import GraphIndex
 from pdq_export.plan import make_plan
 from pdq_export.spec import BitWidths
+from pdq_export.validate import Session
 
 from . import toy_networks as nets
 from .test_layouts_agree import export
+from .toy_quantizer import calibrate
 
 
 def types(index: GraphIndex) -> set[str]:
@@ -70,11 +72,6 @@ def test_a_clip_that_stays_before_four_bits_becomes_max_and_min() -> None:
     )
     for name, value in (("low", 0.1), ("high", 0.7)):
         model.graph.initializer.append(onnx.helper.make_tensor(name, onnx.TensorProto.FLOAT, [], [value]))
-    from pdq_export.export import export_model
-    from pdq_export.validate import Session
-
-    from .toy_quantizer import calibrate
-
     plan, x = make_plan(model, BitWidths(4, 4)), nets.images((2, 3, 12, 12))
     tensors = calibrate(model, plan, {"x": x})
     ort, native = (
@@ -82,6 +79,18 @@ def test_a_clip_that_stays_before_four_bits_becomes_max_and_min() -> None:
         for target in ("ort", "native")
     )
     assert (ort.run(x)[0] == native.run(x)[0]).all()
+
+
+def test_a_moved_graph_output_keeps_its_name_and_its_readers() -> None:
+    text = "c = Conv (x, w, b) y = MaxPool <kernel_shape=[2,2]> (c) e = Conv (y, v, b) z = Conv (e, v, b)"
+    weights = {"w": (8, 3, 3, 3), "b": (8,), "v": (8, 8, 3, 3)}
+    model = nets.network(f"(float[N,3,12,12] x) => (float[N,8,9,9] y, float[N,8,5,5] z) {{ {text} }}", weights)
+    plan, x = make_plan(model, BitWidths(4, 4)), nets.images((2, 3, 12, 12))
+    tensors = calibrate(model, plan, {"x": x})
+    ort, native = (export_model(model, plan, tensors, target=target, metadata={}) for target in ("ort", "native"))
+    assert GraphIndex(native).producer["y"].op_type == "MaxPool"
+    outputs = [Session(m.SerializeToString(), optimize=False).run(x) for m in (ort, native)]
+    assert all((a == b).all() for a, b in zip(*outputs, strict=True))
 
 
 def test_required_opset_counts_activations() -> None:

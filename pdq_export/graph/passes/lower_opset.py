@@ -11,8 +11,8 @@ HARD_SWISH_OPSET = 14
 def run(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     """Declare the default domain's opset to be ``opset``; onnx.checker has to say whether the graph is valid in it.
 
-    Between 13 and 25 operators gained types, inputs and attributes, and the checker finds those that are used. HardSwish,
-    new in 14, is written as the two nodes that define it.
+    Between 13 and 25 operators gained types, inputs and attributes; the checker finds those that are used. HardSwish
+    came in 14 and is written as the two nodes that define it.
     """
     for entry in model.opset_import:
         if entry.domain in ("", "ai.onnx"):
