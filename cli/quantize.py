@@ -214,11 +214,20 @@ def _default_output(model: Path, bits: str) -> Path:
 def _check_paths(request: Request) -> None:
     """Nobody shall wait for a calibration whose result cannot be written, or lose a file to it."""
     inputs = [path for path in (request.model, request.calib, request.eval) if path is not None]
+    if request.overwrite:
+        from pdq_export.graph.load import external_files
+
+        inputs += external_files(request.model)
     check_writable(request.output, overwrite=request.overwrite, inputs=inputs)
     if request.report is not None:
-        if request.report.resolve() == request.output.resolve():
+        if request.report.resolve() in (request.output.resolve(), _data(request.output).resolve()):
             raise OptionError(f"{request.report}: is both --report and --output; expected two files")
         check_writable(request.report, overwrite=request.overwrite, inputs=inputs)
+
+
+def _data(output: Path) -> Path:
+    """Where the weights go with --external-data."""
+    return output.with_name(f"{output.name}.data")
 
 
 def _run(request: Request, console: Console, *, quiet: bool, verbose: bool) -> "Result":
@@ -254,7 +263,7 @@ def _show(request: Request, result: "Result") -> None:
     console = Console(highlight=False)
     console.print(f"{result.report.images:,} images of {on}", markup=False, soft_wrap=True)
     console.print(report_table(result.report, bits=request.bits))
-    for path in (request.output, request.report):
+    for path in (request.output, _data(request.output) if request.external_data else None, request.report):
         if path is not None:
             console.print(f"wrote {shlex.quote(str(path))}", markup=False, soft_wrap=True)
     if result.report.session_config:
