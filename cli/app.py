@@ -10,6 +10,7 @@ import click
 import pdq_export
 from pdq_export.errors import PdqError
 
+from .convert import convert
 from .example import example
 from .inspect import inspect
 from .quantize import quantize
@@ -85,6 +86,7 @@ def app() -> None:
 
 app.add_command(quantize)
 app.add_command(inspect)
+app.add_command(convert)
 app.add_command(example)
 
 

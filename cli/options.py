@@ -36,7 +36,11 @@ _OPTIONS = (
         help="Symmetric weights have zero_point 0 and lose accuracy.  [default: asymmetric]",
     ),
     click.option(
-        "--target", default="ort", metavar="ort", help="Layout of the file: ort, for ONNX Runtime.  [default: ort]"
+        "--target",
+        default="ort",
+        metavar="ort|native|qcdq|tensorrt",
+        help="Layout of the file: ort runs as integers in ONNX Runtime; native has INT4 and INT2 pairs, for compilers; "
+        "qcdq has INT8 and Clip, for older runtimes; tensorrt is symmetric, 8/8 only.  [default: ort]",
     ),
     click.option(
         "--opset",

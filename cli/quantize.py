@@ -16,7 +16,7 @@ from pdq_export.options import choose_options
 from .log import NOTES, set_up_logging
 from .options import check_plan_options, plan_options
 from .progress import ProgressDisplay
-from .render import report_table
+from .render import report_table, session_note
 
 if TYPE_CHECKING:
     from pdq_export.pipeline import Result
@@ -101,6 +101,9 @@ class Request:
     "--max-memory",
     metavar="SIZE",
     help="Keep calibration within SIZE, e.g. 4GB, with temporary files; the result is the same.  [default: no limit]",
+)
+@click.option(
+    "--external-data", is_flag=True, help="Write the weights to OUT.onnx.data.  [default: for files over 2 GB]"
 )
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but warnings and errors.")
 @click.option("-v", "--verbose", is_flag=True, help="Log everything, with tracebacks.")
@@ -198,11 +201,20 @@ def _default_output(model: Path, bits: str) -> Path:
 def _check_paths(request: Request) -> None:
     """Nobody shall wait for a calibration whose result cannot be written, or lose a file to it."""
     inputs = [path for path in (request.model, request.calib, request.eval) if path is not None]
+    if request.overwrite:
+        from pdq_export.graph.load import external_files
+
+        inputs += external_files(request.model)
     check_writable(request.output, overwrite=request.overwrite, inputs=inputs)
     if request.report is not None:
-        if request.report.resolve() == request.output.resolve():
+        if request.report.resolve() in (request.output.resolve(), _data(request.output).resolve()):
             raise OptionError(f"{request.report}: is both --report and --output; expected two files")
         check_writable(request.report, overwrite=request.overwrite, inputs=inputs)
+
+
+def _data(output: Path) -> Path:
+    """Where the weights go with --external-data."""
+    return output.with_name(f"{output.name}.data")
 
 
 def _run(request: Request, console: Console, *, quiet: bool, verbose: bool) -> "Result":
@@ -230,6 +242,9 @@ def _show(request: Request, result: "Result") -> None:
     console = Console(highlight=False)
     console.print(f"{result.report.images:,} images of {on}", markup=False, soft_wrap=True)
     console.print(report_table(result.report, bits=request.arguments["bits"]))
-    for path in (request.output, request.report):
+    data = _data(request.output) if request.arguments["external_data"] else None
+    for path in (request.output, data, request.report):
         if path is not None:
             console.print(f"wrote {shlex.quote(str(path))}", markup=False, soft_wrap=True)
+    if result.report.session_config:
+        console.print(session_note(result.report.session_config), markup=False, soft_wrap=True)

@@ -1,5 +1,6 @@
 """The table at the end of a run, and names that are safe to print."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -26,6 +27,12 @@ def report_table(report: "Report", *, bits: str) -> Table:
 def printable(text: str) -> str:
     """``text`` with control and other invisible characters written as escapes: names in files may move the cursor."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def session_note(config: Mapping[str, str]) -> str:
+    """Which session options onnxruntime needs to load a file."""
+    options = ", ".join(f"{key}={value}" for key, value in config.items())
+    return f"onnxruntime loads it with the session option {options} (SessionOptions.add_session_config_entry)"
 
 
 def report_rows(report: "Report") -> list[Row]:

@@ -3,9 +3,19 @@
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["CalibrationOptions", "ImageSet", "InputSet", "PdqError", "__version__", "inspect_model", "quantize"]
+__all__ = [
+    "CalibrationOptions",
+    "ImageSet",
+    "InputSet",
+    "PdqError",
+    "__version__",
+    "convert",
+    "inspect_model",
+    "quantize",
+]
 
 if TYPE_CHECKING:
+    from pdq_export.conversion import convert
     from pdq_export.data import ImageSet, InputSet
     from pdq_export.errors import PdqError
     from pdq_export.inspection import inspect_model
@@ -17,6 +27,7 @@ _HOMES = {
     "ImageSet": "pdq_export.data",
     "InputSet": "pdq_export.data",
     "PdqError": "pdq_export.errors",
+    "convert": "pdq_export.conversion",
     "inspect_model": "pdq_export.inspection",
     "quantize": "pdq_export.pipeline",
 }

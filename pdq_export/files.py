@@ -4,7 +4,7 @@ import contextlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from pdq_export.errors import OptionError
@@ -30,24 +30,74 @@ def write_atomically(path: str | Path, content: bytes) -> None:
 
     A symbolic link is followed. Raises OptionError where the file cannot be written.
     """
-    path = Path(path)
+    write_together({path: content})
+
+
+def write_together(contents: Mapping[str | Path, bytes]) -> None:
+    """Write several files like `write_atomically`, all or none: they take their places when all are on the disk.
+
+    Their order is the order in which they appear; what depends on others comes last. Raises OptionError.
+    """
+    temporaries: dict[Path, Path] = {}
+    path = Path()
     try:
-        target = path.resolve()
-        temporary = _create_temporary(target)
         try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            if target.exists():
-                shutil.copymode(target, temporary)
-            temporary.replace(target)
+            for path, content in ((Path(name), content) for name, content in contents.items()):
+                target = path.resolve()
+                temporaries[target] = _create_temporary(target)
+                _fill(temporaries[target], content)
+                if target.exists():
+                    shutil.copymode(target, temporaries[target])
+            _replace(temporaries)
         except BaseException:  # Ctrl-C too
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+            for temporary in temporaries.values():
+                with contextlib.suppress(OSError):
+                    temporary.unlink()
             raise
     except OSError as error:
         raise _cannot_write(path, error) from error
+
+
+def _fill(temporary: Path, content: bytes) -> None:
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _replace(temporaries: Mapping[Path, Path]) -> None:
+    """Put every file in its place; where one cannot be, those before it become what they were."""
+    undo: list[tuple[Path, Path | None]] = []
+    try:
+        for target, temporary in temporaries.items():
+            if len(temporaries) > 1:
+                undo.append((target, _set_aside(target)))
+            temporary.replace(target)
+    except BaseException:
+        for target, aside in reversed(undo):
+            with contextlib.suppress(OSError):
+                if aside is None:
+                    target.unlink()
+                else:
+                    aside.replace(target)
+                    aside.unlink()  # two names of one file: then replacing does nothing
+        raise
+    for _, aside in undo:
+        if aside is not None:
+            with contextlib.suppress(OSError):
+                aside.unlink()
+
+
+def _set_aside(target: Path) -> Path | None:
+    """A second name for what is at ``target``, or a copy where there are no links; None where nothing is."""
+    if not target.exists():
+        return None
+    aside = _temporary_name(target)
+    try:
+        os.link(target, aside)
+    except OSError:
+        shutil.copy2(target, aside)
+    return aside
 
 
 def _check_target(path: Path, overwrite: bool, inputs: Iterable[str | Path]) -> None:
@@ -70,9 +120,13 @@ def _check_target(path: Path, overwrite: bool, inputs: Iterable[str | Path]) -> 
 
 def _create_temporary(target: Path) -> Path:
     """An empty file beside ``target``, created with the permissions that the user's umask leaves."""
-    temporary = target.with_name(f".{target.name[:40]}.{secrets.token_hex(4)}.tmp")
+    temporary = _temporary_name(target)
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     return temporary
+
+
+def _temporary_name(target: Path) -> Path:
+    return target.with_name(f".{target.name[:40]}.{secrets.token_hex(4)}.tmp")
 
 
 def _cannot_write(path: Path, error: OSError) -> OptionError:

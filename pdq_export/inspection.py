@@ -14,7 +14,8 @@ JSON schema of `Inspection.to_dict`, version 1 (null stands for "not known")::
                       null bits stand for float
     blocks            [{name, layers, inputs, outputs}]  node and tensor names; reconstructed together
     tensors           [{tensor, role, bits}]  activations and carriers: what is quantized besides weights
-    floating          [{node, op_type, reason}]  what computes in float in onnxruntime
+    floating          [{node, op_type, reason}]  what computes in float in onnxruntime with target ort; with tensorrt
+                      only what is excluded, since TensorRT's builder decides on the rest
     size              {float, quantized, ratio} in bytes, null where it cannot be written
     kernels           {integer: {op_type: count}, floating: {op_type: count}} of layers, as onnxruntime chooses them
     unsupported       [message]  nodes that calibration cannot compute
@@ -30,6 +31,7 @@ from typing import Any
 import onnx
 
 from pdq_export.errors import ModelError, OptionError, PdqError
+from pdq_export.export import find_layout
 from pdq_export.frontend import check_batch, find_unsupported, import_model
 from pdq_export.graph.load import check_model, load_model
 from pdq_export.graph.lookup import Dimension, GraphIndex
@@ -38,11 +40,11 @@ from pdq_export.graph.prepare import PreparedModel
 from pdq_export.options import FAMILIES
 from pdq_export.pipeline import WEIGHTS, dry_run, input_specs, prepare_and_plan
 from pdq_export.plan import PlanOptions, network_family
-from pdq_export.plan.floating import FloatNode, find_floating
+from pdq_export.plan.floating import EXCLUDED, FloatNode, find_floating
 from pdq_export.plan.options import Widths
 from pdq_export.plan.summary import LayerSummary, summarize_layers
 from pdq_export.spec import Plan, Role
-from pdq_export.validate import KernelCount, ModelInfo, count_kernels
+from pdq_export.validate import KernelCount, ModelInfo, count_kernels, needed_config
 
 SCHEMA_VERSION = 1
 
@@ -138,8 +140,9 @@ def inspect_model(
 ) -> Inspection:
     """Plan a model and write it with placeholder integers; arguments as in `pdq_export.quantize`.
 
-    The size is that of a file without the metadata that `quantize` adds, about a kilobyte. Raises PdqError where the
-    model cannot be read or planned; what would only stop the later stages is in ``unsupported`` and ``problems``.
+    The size is that of a file without the settings that `quantize` adds to its metadata, about a kilobyte. Raises
+    PdqError where the model cannot be read or planned; what would only stop the later stages is in ``unsupported`` and
+    ``problems``.
     """
     if weights not in WEIGHTS:
         raise OptionError(f"--weights {weights!r}: expected {' or '.join(WEIGHTS)}")
@@ -163,7 +166,7 @@ def inspect_model(
         layers_with_statistics=sum(layer.output in prepared.statistics for layer in layers),
         layers=summarize_layers(prepared_index, plan),
         plan=plan,
-        floating=find_floating(prepared_index, plan),
+        floating=_floating(prepared_index, plan, target),
         quantized_size=trial.quantized_size,
         kernels=trial.kernels,
         unsupported=trial.unsupported,
@@ -198,10 +201,15 @@ def _try(prepared: PreparedModel, plan: Plan, target: str) -> _Trial:
         problems.append(str(error))
     try:
         content = dry_run(prepared, plan, target).SerializeToString(deterministic=True)
-        size, kernels = len(content), count_kernels(content)
+        size, kernels = len(content), count_kernels(content, needed_config(content))
     except PdqError as error:
         problems.append(str(error))
     return _Trial(unsupported=unsupported, problems=tuple(problems), quantized_size=size, kernels=kernels)
+
+
+def _floating(index: GraphIndex, plan: Plan, target: str) -> tuple[FloatNode, ...]:
+    found = find_floating(index, plan)
+    return tuple(node for node in found if node.reason == EXCLUDED) if find_layout(target).tensorrt else found
 
 
 def _tensor(index: GraphIndex, name: str) -> TensorInfo:

@@ -19,13 +19,13 @@ from pdq_export.calibrate import BlockProgress, Calibrated, calibrate
 from pdq_export.calibrate.memory import parse_size
 from pdq_export.data import ImageSet, InputSet, InputSpec, Source, read_data
 from pdq_export.errors import DataError, ModelError, OptionError
-from pdq_export.export import export_model, required_opset
-from pdq_export.files import check_writable, write_atomically
+from pdq_export.export import MIN_OPSET, export_model, find_layout, required_opset
 from pdq_export.frontend import check_batch, import_model
 from pdq_export.graph.load import check_model, load_model
-from pdq_export.graph.lookup import GraphIndex
+from pdq_export.graph.lookup import GraphIndex, opset_version
 from pdq_export.graph.passes import free_batch
 from pdq_export.graph.prepare import PreparedModel, prepare
+from pdq_export.graph.save import check_output, save_model
 from pdq_export.options import CalibrationOptions, choose_options
 from pdq_export.plan import PlanOptions, make_plan, network_family
 from pdq_export.plan.summary import summarize_layers
@@ -71,6 +71,7 @@ def quantize(
     overwrite: bool = False,
     target: str = "ort",
     opset: int | None = None,
+    external_data: bool = False,
     method: str = "pd-quant",
     preset: str = "balanced",
     weights: str = "asymmetric",
@@ -92,15 +93,17 @@ def quantize(
     ``calib`` and ``eval``: images [N, C, H, W], as an array, an `ImageSet`, or a path to an .npz, .npy or folder; for
     a model with several inputs, or one that is no image, {name: array [N, ...]}, an `InputSet` or an .npz of them.
     ``eval`` gives the figures of the report; without it agreement is measured on the calibration images and the
-    report says so. ``output``: where the model is written; None writes nothing. ``max_memory``: bytes of host memory,
-    or a size like ``4GB``, that calibration shall keep to; it moves data to temporary files and never changes the
-    result. Raises PdqError for anything that
+    report says so. ``output``: where the model is written; None writes nothing. ``external_data``: the weights go to
+    ``output.data``, as they do over 2 GB. ``max_memory``: bytes of host memory, or a size like ``4GB``, that
+    calibration shall keep to; it moves data to temporary files and never changes the result. Raises PdqError for
+    anything that
     can be wrong with the model, the data or the options, before anything is written.
     """
     choose = functools.partial(choose_options, method=method, preset=preset, overrides=options)
     per_layer = choose().per_layer  # and wrong options are told before any work
     if weights not in WEIGHTS:
         raise OptionError(f"--weights {weights!r}: expected {' or '.join(WEIGHTS)}")
+    find_layout(target)
     tell = progress or (lambda _: None)
     planning = PlanOptions.of(
         bits,
@@ -113,8 +116,9 @@ def quantize(
     torch_device = _device(device)
     memory = None if max_memory is None else parse_size(max_memory)
     if output is not None:
-        inputs = [Path(p) for p in (model, calib, eval) if isinstance(p, str | Path)]
-        check_writable(Path(output), overwrite=overwrite, inputs=inputs)
+        read = tuple(path for path in (calib, eval) if isinstance(path, str | Path))
+        path = None if isinstance(model, onnx.ModelProto) else model
+        check_output(output, overwrite=overwrite, model=path, inputs=read, external=external_data)
 
     tell(Progress(stage="load"))
     original = load_model(model) if isinstance(model, str | Path) else check_model(model)
@@ -142,7 +146,15 @@ def quantize(
         "family": family,
         **dataclasses.asdict(chosen),
     }
-    quantized = export_model(prepared.model, plan, calibrated.tensors, target=target, metadata=_metadata(settings))
+    quantized = export_model(
+        prepared.model,
+        plan,
+        calibrated.tensors,
+        target=target,
+        metadata=_metadata(settings),
+        own_opset=max(opset_version(original), MIN_OPSET),
+        max_opset=opset,
+    )
     tell(Progress(stage="validate"))
     report = validate(
         original=original,
@@ -162,17 +174,16 @@ def quantize(
         layers=[dataclasses.asdict(layer) for layer in summarize_layers(GraphIndex(prepared.model), plan)],
     )
     if output is not None:
-        named = dataclasses.replace(report.quantized, name=Path(output).name)
-        report = dataclasses.replace(report, quantized=named)
-    if output is not None:
-        write_atomically(Path(output), quantized.SerializeToString(deterministic=True))
+        written = save_model(output, quantized, external=external_data)
+        report = dataclasses.replace(report, quantized=ModelInfo.of(Path(output).name, *written))
     return Result(model=quantized, plan=plan, tensors=calibrated.tensors, report=report)
 
 
 def prepare_and_plan(
     model: onnx.ModelProto, options: PlanOptions, *, target: str, opset: int | None
 ) -> tuple[PreparedModel, Plan]:
-    """Prepare the model at the opset that the layout needs for what is planned."""
+    """Prepare the model at the opset that the layout needs for what is planned, in the way that the layout wants."""
+    options = dataclasses.replace(options, tensorrt=find_layout(target).tensorrt)
     prepared = prepare(model)
     plan = make_plan(prepared.model, options)
     needed = required_opset(plan, target, opset)

@@ -63,7 +63,7 @@ class Role(enum.Enum):
 class Point:
     """A tensor that is quantized.
 
-    ``axis`` is the output-channel axis of a weight and None for activations. ``symmetric`` weights are signed with
+    ``axis`` is the output-channel axis of a weight and None for activations. ``symmetric`` ones are signed with
     zero_point 0. ``absorbed`` names the activation node (Relu, Clip) whose output this tensor is and
     which the integer range itself can express; None where there is none.
     """
@@ -77,10 +77,11 @@ class Point:
 
     @property
     def qmin(self) -> int:
-        """Smallest integer: 0; for symmetric -2^(bits-1), but -127 at 8 bits, where kernels want it."""
+        """Smallest integer: 0; for symmetric -2^(bits-1), but -127 for 8-bit weights, where kernels want it."""
         if not self.symmetric:
             return 0
-        return -self.qmax if self.bits == MAX_BITS else -self.qmax - 1
+        narrow = self.bits == MAX_BITS and self.role is Role.WEIGHT
+        return -self.qmax if narrow else -self.qmax - 1
 
     @property
     def qmax(self) -> int:
@@ -121,6 +122,7 @@ class Plan:
     ``passthrough`` maps the output tensor of a node that only moves integers about (MaxPool, Reshape, Slice, Pad with
     zero, ...) to the quantized tensor whose scale and zero_point it keeps (the point itself, not an intermediate).
     ``excluded``: layers that stay in float because that was asked for; they are in no block's ``layers``.
+    ``integer_bias``: whether biases of layers with quantized inputs are rounded to INT32.
     """
 
     bits: BitWidths
@@ -129,6 +131,7 @@ class Plan:
     layers: tuple[Layer, ...]
     blocks: tuple[Block, ...]
     excluded: tuple[Layer, ...] = ()
+    integer_bias: bool = True
 
     def source(self, tensor: str) -> str | None:
         """The point whose integers ``tensor`` carries: itself, or the one it is a pass-through of, or None."""

@@ -7,6 +7,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
+from pdq_export.inspection import inspect_model
 from pdq_export.pipeline import quantize
 
 TINY = {"samples": 12, "iters": 6, "correction_iters": 2, "batch_size": 4}
@@ -111,6 +112,33 @@ def test_excluded_layers_run_in_float_and_their_neighbours_as_integers(excluded:
     written = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in result.model.graph.initializer}
     weights = {node.name: node.input[1] for node in model.graph.node if node.name in floating}
     assert all(np.array_equal(written[name], constants[name]) for name in weights.values())
+
+
+@pytest.mark.parametrize(
+    ("target", "bits"), [("native", "4/4"), ("native", "2/2"), ("qcdq", "4/4"), ("tensorrt", "8/8")]
+)
+@pytest.mark.parametrize("excluded", ["^c1$", "^c2$", "^c0$", "^c[123]$"])
+def test_excluded_layers_are_float_in_every_layout(target: str, bits: str, excluded: str) -> None:
+    model = network(RESIDUAL)
+    for node in model.graph.node:
+        node.name = node.output[0]
+    images = np.random.default_rng(1).normal(size=(12, 3, 8, 8)).astype(np.float32)
+    arguments = {"bits": bits, "exclude": [excluded]}
+    result = quantize(model, calib=images, options=TINY, device="cpu", target=target, **arguments)
+    (output,) = result.report.outputs
+    assert output.quantized_simulated is not None
+    assert output.quantized_simulated.relative_error < 1e-3
+    written, constants = (
+        {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in m.graph.initializer}
+        for m in (result.model, model)
+    )
+    assert result.plan.excluded
+    assert all(np.array_equal(written[layer.weight], constants[layer.weight]) for layer in result.plan.excluded)
+    found = inspect_model(model, target=target, **arguments)
+    assert found.kernels is not None
+    assert found.kernels.floating == result.report.kernels.floating
+    assert {node.node for node in found.floating} >= {layer.node for layer in result.plan.excluded}
+    assert found.problems == ()
 
 
 OTHERS = {

@@ -209,7 +209,7 @@ m (float[N,3,8,8] image) => (float[N,5] y) {
     f = Flatten(p)
     y = Gemm <transB = 1> (f, w2)
 }"""
-SHAPES = {"w1": (4, 3, 3, 3), "w2": (5, 4)}
+SHAPES = {"w1": (4, 3, 3, 3), "w2": (5, 4), "w3": (4, 4, 3, 3)}
 FAST = {"samples": 16, "iters": 4, "correction_iters": 1, "batch_size": 4}
 
 
@@ -267,6 +267,61 @@ def test_an_array_and_an_image_set_are_the_same_images() -> None:
         for source in (x, ImageSet.from_array(x, source="s"))
     )
     assert content(as_array.model) == content(as_set.model)
+
+
+MIDDLE = "d = Relu(c)\ne = Conv (d, w3)\ng = Relu(e)\nh = Conv (g, w3)\nr = Relu(h)"  # neither first nor last
+DEEPER = SMALL.replace("r = Relu(c)", MIDDLE)
+
+
+@pytest.mark.parametrize(
+    ("target", "bits", "config"),
+    [
+        ("native", "4/4", {}),
+        ("native", "2/2", {"session.disable_quant_qdq": "1"}),
+        ("qcdq", "4/4", {}),
+        ("tensorrt", "8/8", {}),
+    ],
+)
+def test_other_targets_agree_with_the_simulation(target: str, bits: str, config: dict[str, str]) -> None:
+    result = quantize(small(DEEPER), bits=bits, target=target, calib=images(), options=FAST, device="cpu")
+    assert result.report.settings["target"] == target
+    assert result.report.session_config == config
+    agreement = result.report.outputs[0].quantized_simulated
+    assert agreement is not None
+    assert agreement.max_relative_error < 1e-3
+    assert result.report.to_dict()["session_config"] == config
+
+
+def test_a_target_can_be_chosen_after_calibration() -> None:
+    at_once = quantize(small(DEEPER), bits="4/4", target="native", calib=images(), options=FAST, device="cpu").model
+    first = quantize(small(DEEPER), bits="4/4", calib=images(), options=FAST, device="cpu").model
+    later = pdq_export.convert(first, "native")
+    assert (later.graph, later.opset_import) == (at_once.graph, at_once.opset_import)
+    assert content(pdq_export.convert(later, "ort")) == content(first)
+
+
+def test_tensorrt_activations_are_symmetric() -> None:
+    result = quantize(small(DEEPER), bits="8/8", target="tensorrt", calib=images(), options=FAST, device="cpu")
+    assert all(not tensor.zero_point.any() for tensor in result.tensors.values())
+    with pytest.raises(OptionError, match="--target tensorrt: tensor 'd' is to have 4 bits; expected 8"):
+        quantize(small(DEEPER), bits="8/4", target="tensorrt", calib=images(), options=FAST, device="cpu")
+
+
+def test_external_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pdq_export.graph.save._SMALLEST", 16)
+    path, again = tmp_path / "out.onnx", tmp_path / "again.onnx"
+    arguments = {"bits": "4/4", "calib": images(), "options": FAST, "device": "cpu"}
+    result = quantize(small(DEEPER), output=path, external_data=True, **arguments)
+    data = tmp_path / "out.onnx.data"
+    assert result.report.quantized.size == path.stat().st_size + data.stat().st_size
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert session.run(None, {"image": images()})[0].shape == (10, 5)
+    before = data.read_bytes()
+    onnx.save(small(DEEPER), again, save_as_external_data=True, location="out.onnx.data", size_threshold=0)
+    float_data = data.read_bytes()
+    with pytest.raises(OptionError, match="is the same file as the input"):
+        quantize(again, output=path, external_data=True, overwrite=True, **arguments)
+    assert data.read_bytes() == float_data != before
 
 
 # What is wrong.

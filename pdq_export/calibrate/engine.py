@@ -163,7 +163,9 @@ class _Engine:
             if name in self.plan.points:
                 point = self.plan.points[name]
                 head = x.batches(PASS_BATCH, self.options.search_samples)
-                quantizer = ActivationQuantizer(point, choose_activation_qparams(head, point.bits))
+                quantizer = ActivationQuantizer(
+                    point, choose_activation_qparams(head, point.bits, symmetric=point.symmetric)
+                )
                 self.done.activations[name] = quantizer
                 self.quantized[name] = self.store.new(x.shape, x.dtype, quantizer)
                 with torch.no_grad():
@@ -172,7 +174,7 @@ class _Engine:
 
     def _search(self, x: Cache, point: Point) -> QParams:
         """Scale search over elements [numel], which are given up."""
-        qparams = choose_activation_qparams(x.batches(_SEARCH_ELEMENTS), point.bits)
+        qparams = choose_activation_qparams(x.batches(_SEARCH_ELEMENTS), point.bits, symmetric=point.symmetric)
         x.close()
         return qparams
 

@@ -122,6 +122,8 @@ def integer_nodes(
         output = output_of(layer.output)
         if sum(argument.op != "get_attr" for argument in known[layer.output].all_input_nodes) > 1:
             continue  # a computed bias: it runs in float
+        if layer.bias is not None and layer.node not in biases:
+            continue  # a bias that stays float: so does the sum
         if layer.op_type in _FLOAT_OUTPUT or (layer.op_type == "Conv" and output is not None):
             source = activations[str(plan.source(layer.input))]
             function = _function(known[layer.output], layer)

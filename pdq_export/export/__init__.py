@@ -6,14 +6,22 @@ import onnx
 
 import pdq_export
 from pdq_export.errors import ExportError, OptionError
-from pdq_export.export import ort as ort  # registers its layout
+from pdq_export.export import native as native
+from pdq_export.export import ort as ort
+from pdq_export.export import qcdq as qcdq
+from pdq_export.export import tensorrt as tensorrt
 from pdq_export.export.bias import bias_integers, bias_scale, channel_bias, has_integer_bias, round_bias
-from pdq_export.export.layouts import Layout, find_layout, layout_names, register_layout
-from pdq_export.graph.lookup import opset_version
-from pdq_export.spec import Plan, QuantizedTensors
+from pdq_export.export.constants import settle_constants
+from pdq_export.export.layouts import Layout, Quantized, find_layout, layout_names, register_layout
+from pdq_export.export.source import KEY as SOURCE_KEY
+from pdq_export.export.source import Source, describe_source, read_source
+from pdq_export.graph.lookup import GraphIndex, opset_version
+from pdq_export.spec import Plan, QuantizedTensors, Role
 
 __all__ = [
     "Layout",
+    "Source",
+    "assemble",
     "bias_integers",
     "bias_scale",
     "channel_bias",
@@ -21,6 +29,7 @@ __all__ = [
     "find_layout",
     "has_integer_bias",
     "layout_names",
+    "read_source",
     "register_layout",
     "required_opset",
     "round_bias",
@@ -49,15 +58,32 @@ def export_model(
     *,
     target: str = "ort",
     metadata: Mapping[str, str],
+    own_opset: int | None = None,
+    max_opset: int | None = None,
 ) -> onnx.ModelProto:
     """Write the quantized model; ``model`` is left as it is and equal arguments give equal bytes.
 
     ``model``: prepared, at the opset that `required_opset` names. ``tensors``: one for each of the plan's
-    points. ``metadata``: added to the model's own. Raises ExportError, naming the tensor, for whatever cannot
-    be laid out, and OptionError for an unknown target.
+    points. ``metadata``: added to the model's own, with what `pdq_export.conversion` needs where the layout can be
+    converted: to that end ``own_opset``, of the model as it came, and ``max_opset``, as for `required_opset`, are
+    written down. Raises ExportError, naming the tensor, for whatever cannot be laid out, and OptionError for an
+    unknown target.
     """
-    if opset_version(model) < MIN_OPSET:
-        raise ExportError(f"model: opset is {opset_version(model)}; expected at least {MIN_OPSET}; prepare it first")
+    opset = opset_version(model)
+    if opset < MIN_OPSET:
+        raise ExportError(f"model: opset is {opset}; expected at least {MIN_OPSET}; prepare it first")
+    layout, quantized = find_layout(target), settle(model, plan, tensors)
+    graph = layout.write(quantized)
+    if layout.convertible:
+        source = Source(quantized=quantized, own_opset=own_opset or opset, max_opset=max_opset)
+        metadata = {**metadata, SOURCE_KEY: describe_source(source, graph)}
+    return assemble(model, graph, target=target, metadata=metadata)
+
+
+def assemble(
+    model: onnx.ModelProto, graph: onnx.GraphProto, *, target: str, metadata: Mapping[str, str]
+) -> onnx.ModelProto:
+    """A checked model of a written ``graph``, with what ``model`` has besides. Raises ExportError."""
     quantized = onnx.ModelProto(
         ir_version=_ir_version(model),
         producer_name="pdq-export",
@@ -70,12 +96,29 @@ def export_model(
     quantized.functions.extend(model.functions)
     kept = {entry.key: entry.value for entry in model.metadata_props}
     onnx.helper.set_model_props(quantized, {**kept, **metadata})
-    quantized.graph.CopyFrom(find_layout(target).write(model, plan, tensors))
+    quantized.graph.CopyFrom(graph)
     try:
         onnx.checker.check_model(quantized, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"model: the {target} layout is not a valid model: {str(error).strip()[:500]}") from error
     return quantized
+
+
+def settle(model: onnx.ModelProto, plan: Plan, tensors: QuantizedTensors) -> Quantized:
+    """What every layout writes. Raises ExportError where plan, tensors and model do not fit one another."""
+    index = GraphIndex(model)
+    for name, point in plan.points.items():
+        if name not in tensors:
+            raise ExportError(f"tensor {name!r}: planned but without scale and zero_point; calibrate it first")
+        known = name in index.producer or name in index.inputs or name in index.initializers
+        if point.role is not Role.WEIGHT and not known:
+            raise ExportError(f"tensor {name!r}: planned but not in the model; plan the prepared model")
+    for layer in plan.layers:
+        if layer.node not in index.nodes:
+            raise ExportError(f"node {layer.node!r}: planned but not in the model; plan the prepared model")
+    activations = {name: tensors[name] for name, point in plan.points.items() if point.role is not Role.WEIGHT}
+    constants = settle_constants(index, plan, tensors)
+    return Quantized(index=index, plan=plan, activations=activations, constants=constants)
 
 
 def _ir_version(model: onnx.ModelProto) -> int:

@@ -13,10 +13,10 @@ LARGEST_INTEGER = 2**30
 
 
 def has_integer_bias(plan: Plan, layer: Layer) -> bool:
-    """Whether the bias of ``layer`` is written as INT32: its input and its weight are both quantized."""
+    """Whether the bias of ``layer`` is written as INT32: the plan has it so, and input and weight are quantized."""
     source = plan.source(layer.input)
     quantized_input = source is not None and plan.points[source].role is not Role.WEIGHT
-    return layer.bias is not None and quantized_input and layer.weight in plan.points
+    return plan.integer_bias and layer.bias is not None and quantized_input and layer.weight in plan.points
 
 
 def channel_bias(bias: NDArray[np.float32], weight_scale: NDArray[np.float32]) -> NDArray[np.float32] | None:

@@ -1,101 +1,89 @@
-"""Weights and biases as chains of nodes that the runtime folds when the session loads.
+"""Weights and biases as chains of constant nodes, which runtimes fold when they load the file.
 
-weight: packed integers -> Cast to INT8 -> Sub of the zero point -> DequantizeLinear; the runtime sees INT8
-with zero_point 0, its fast kernel. bias: INT32 -> DequantizeLinear with scale = input scale * weight scale.
+packed (ort): integers of few bits -> Cast to INT8 -> Sub of the zero point -> DequantizeLinear; the runtime sees INT8
+with zero_point 0, its fast kernel. textbook: integers [-> Clip] -> DequantizeLinear with their zero_point.
+bias: INT32 -> DequantizeLinear with scale = input scale * weight scale.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto
 
-from pdq_export.errors import ExportError
-from pdq_export.export.bias import (
-    bias_integers,
-    bias_scale,
-    channel_bias,
-    has_integer_bias,
-    smallest_weight_scale,
-)
+from pdq_export.export.constants import Bias, LayerConstants, Weight
 from pdq_export.export.storage import packed_tensor, storage_bits
 from pdq_export.export.writer import GraphWriter
-from pdq_export.graph.lookup import GraphIndex, attribute, describe
-from pdq_export.spec import Layer, Plan, QuantizedTensor, QuantizedTensors
 
-INT8 = np.iinfo(np.int8)
+WriteWeight = Callable[[GraphWriter, Weight], str]
 
 
 class LayerWriter:
     """Writes the constants of layers; layers that share a weight share its chain."""
 
-    def __init__(self, index: GraphIndex, out: GraphWriter, plan: Plan, tensors: QuantizedTensors) -> None:
-        self.index, self.out, self.plan, self.tensors = index, out, plan, tensors
-        self.weights: dict[tuple[str, bytes], str] = {}
+    def __init__(self, out: GraphWriter, write_weight: WriteWeight) -> None:
+        self._out, self._write_weight = out, write_weight
+        self._weights: dict[tuple[str, bytes], str] = {}
 
-    def constants(self, node: NodeProto, layer: Layer) -> dict[str, str]:
-        """Write the quantized weight and bias of ``node``. Returns their new float names by the old ones."""
-        if layer.weight not in self.plan.points:
-            return {}
-        weight, (alpha, beta) = self.tensors[layer.weight], _gemm_factors(node)
-        learned = np.asarray(weight.scale, np.float32) * alpha
-        bias = self._bias(layer)
-        if bias is None or layer.bias is None:
-            return {layer.weight: self._weight(weight, learned, learned)}
-        input_scale = np.float32(self.tensors[self.plan.source(layer.input) or ""].scale)
-        scale = np.maximum(learned, smallest_weight_scale(bias * beta, input_scale, learned))
-        return {
-            layer.weight: self._weight(weight, learned, scale),
-            layer.bias: self._write_bias(layer.bias, bias * beta, input_scale, scale),
-        }
+    def constants(self, constants: LayerConstants) -> dict[str, str]:
+        """Write the weight and bias of a layer. Returns their new float names by the old ones."""
+        weight = constants.weight
+        key = (weight.point.tensor, weight.scale.tobytes())
+        if key not in self._weights:
+            self._weights[key] = self._write_weight(self._out, weight)
+        names = {weight.point.tensor: self._weights[key]}
+        if constants.bias is not None:
+            names[constants.bias.tensor] = self._bias(constants.bias)
+        return names
 
-    def _bias(self, layer: Layer) -> NDArray[np.float32] | None:
-        """The bias as [C] where it is to be written as INT32; None where it stays float or there is none."""
-        bias = self.index.constant(layer.bias)
-        if bias is None or not has_integer_bias(self.plan, layer):
-            return None
-        return channel_bias(bias, self.tensors[layer.weight].scale)
+    def _bias(self, bias: Bias) -> str:
+        name = bias.tensor
+        inputs = [
+            self._out.constant(f"{name}_quantized", bias.integers),
+            self._out.constant(f"{name}_scale", bias.scale),
+        ]
+        return self._out.node(
+            "DequantizeLinear", inputs, f"{name}_dequantized", name=f"{name}/DequantizeLinear", axis=0
+        )
 
-    def _weight(self, quantized: QuantizedTensor, learned: NDArray[np.float32], scale: NDArray[np.float32]) -> str:
-        key = (quantized.point.tensor, scale.tobytes())
-        if key not in self.weights:
-            shrink = _along_axis(quantized, (learned / scale).astype(np.float64))
-            self.weights[key] = self._write_weight(quantized, shrink, scale)
-        return self.weights[key]
 
-    def _write_weight(self, quantized: QuantizedTensor, shrink: NDArray[np.float64], scale: NDArray[np.float32]) -> str:
-        """``shrink`` is below 1 where a scale was enlarged; those integers move to the coarser grid."""
-        point, name, out = quantized.point, quantized.point.tensor, self.out
-        assert quantized.integers is not None
-        zero_point = _along_axis(quantized, quantized.zero_point.astype(np.float64))
-        centered = np.rint((quantized.integers - zero_point) * shrink)
-        if max(abs(centered).max(initial=0), abs(zero_point).max()) > INT8.max:
-            raise ExportError(
-                f"weight {name!r}: integers minus zero_point leave INT8; "
-                f"expected a symmetric weight at {point.bits} bits"
-            )
-        bits = storage_bits(point.bits, self.index.opset)
-        if bits == 8:
-            tensor = out.constant(f"{name}_quantized", centered.astype(np.int8))
-        else:
-            integers = (centered + zero_point).astype(np.int16)
-            packed = packed_tensor(out.tensor_name(f"{name}_quantized"), integers, bits, signed=point.symmetric)
-            inputs = [out.initializer(packed)]
-            tensor = out.node("Cast", inputs, f"{name}_int8", name=f"{name}/Cast", to=TensorProto.INT8)
-            if zero_point.any():
-                inputs = [tensor, out.constant(f"{name}_zero_point", zero_point.astype(np.int8))]
-                tensor = out.node("Sub", inputs, f"{name}_centered", name=f"{name}/Sub")
-        # Without a zero_point that is written out, onnxruntime leaves Gemm and MatMul in float.
-        inputs = [tensor, out.constant(f"{name}_scale", scale), out.zeros(scale.shape)]
-        axis = {} if point.axis is None else {"axis": point.axis}
-        return out.node("DequantizeLinear", inputs, f"{name}_dequantized", name=f"{name}/DequantizeLinear", **axis)
+def packed_weight(out: GraphWriter, weight: Weight, opset: int) -> str:
+    """Write a weight as few bits that become INT8 with zero_point 0. Returns the name of its float."""
+    point, name = weight.point, weight.point.tensor
+    bits = storage_bits(point.bits, opset)
+    if bits == 8:
+        tensor = out.constant(f"{name}_quantized", weight.centered.astype(np.int8))
+    else:
+        packed = packed_tensor(out.tensor_name(f"{name}_quantized"), weight.integers, bits, signed=point.symmetric)
+        inputs = [out.initializer(packed)]
+        tensor = out.node("Cast", inputs, f"{name}_int8", name=f"{name}/Cast", to=TensorProto.INT8)
+        if weight.zero_point.any():
+            zero_point = weight.along_axis(weight.zero_point).astype(np.int8)
+            inputs = [tensor, out.constant(f"{name}_zero_point", zero_point)]
+            tensor = out.node("Sub", inputs, f"{name}_centered", name=f"{name}/Sub")
+    # Without a zero_point that is written out, onnxruntime leaves Gemm and MatMul in float.
+    scale = out.constant(f"{name}_scale", weight.scale)
+    return _dequantize(out, weight, [tensor, scale, out.zeros(weight.scale.shape)])
 
-    def _write_bias(
-        self, name: str, bias: NDArray[np.float32], input_scale: np.float32, weight_scale: NDArray[np.float32]
-    ) -> str:
-        integers = self.out.constant(f"{name}_quantized", bias_integers(bias, input_scale, weight_scale))
-        inputs = [integers, self.out.constant(f"{name}_scale", bias_scale(bias, input_scale, weight_scale))]
-        return self.out.node("DequantizeLinear", inputs, f"{name}_dequantized", name=f"{name}/DequantizeLinear", axis=0)
+
+def textbook_weight(out: GraphWriter, weight: Weight, bits: int, *, clip: bool) -> str:
+    """Write a weight as integers with a zero_point of the same type, of ``bits`` bits. Returns the name of its float.
+
+    ``clip``: a Clip to the learned bits says how many of the container's are used.
+    """
+    point, name = weight.point, weight.point.tensor
+    integers, zero_point = (
+        out.initializer(packed_tensor(out.tensor_name(f"{name}_{what}"), values, bits, signed=point.symmetric))
+        for what, values in (("quantized", weight.integers), ("zero_point", weight.zero_point))
+    )
+    if clip and point.bits < bits:
+        bounds = [out.integer(bound, bits, signed=point.symmetric) for bound in (point.qmin, point.qmax)]
+        integers = out.node("Clip", [integers, *bounds], f"{name}_clipped", name=f"{name}/Clip")
+    return _dequantize(out, weight, [integers, out.constant(f"{name}_scale", weight.scale), zero_point])
+
+
+def _dequantize(out: GraphWriter, weight: Weight, inputs: list[str]) -> str:
+    name, axis = weight.point.tensor, {} if weight.point.axis is None else {"axis": weight.point.axis}
+    return out.node("DequantizeLinear", inputs, f"{name}_dequantized", name=f"{name}/DequantizeLinear", **axis)
 
 
 def float_inputs(out: GraphWriter, node: NodeProto, inputs: Sequence[str]) -> list[str]:
@@ -108,51 +96,10 @@ def float_inputs(out: GraphWriter, node: NodeProto, inputs: Sequence[str]) -> li
     return [data, *inputs[1:]]
 
 
-def without_folded_factors(node: NodeProto, layer: Layer, constants: dict[str, str]) -> None:
-    """Remove from a copied Gemm the alpha and beta that `LayerWriter.constants` put into the scales."""
-    folded = {name for name, tensor in (("alpha", layer.weight), ("beta", layer.bias)) if tensor in constants}
-    if node.op_type == "Gemm" and folded:
+def without_folded_factors(node: NodeProto, constants: LayerConstants) -> None:
+    """Remove from a copied Gemm the alpha and beta that are in its scales and integers."""
+    if node.op_type == "Gemm":
+        folded = {"alpha"} if constants.bias is None else {"alpha", "beta"}
         kept = [item for item in node.attribute if item.name not in folded]
         del node.attribute[:]
         node.attribute.extend(kept)
-
-
-def check_weight(index: GraphIndex, quantized: QuantizedTensor) -> None:
-    """Raise ExportError where the learned integers do not fit the model's weight or their own bits."""
-    point, scale, integers = quantized.point, np.asarray(quantized.scale), quantized.integers
-    where, weight = f"weight {point.tensor!r}", index.constant(point.tensor)
-    if weight is None:
-        raise ExportError(f"{where}: not an initializer; expected a constant; prepare the model first")
-    if integers is None or integers.shape != weight.shape:
-        found = "missing" if integers is None else f"of shape {list(integers.shape)}"
-        raise ExportError(f"{where}: its integers are {found}; expected shape {list(weight.shape)}")
-    expected = () if point.axis is None else (weight.shape[point.axis],)
-    for what, array in (("scale", scale), ("zero_point", np.asarray(quantized.zero_point))):
-        if array.shape != expected:
-            raise ExportError(f"{where}: {what} has shape {list(array.shape)}; expected {list(expected)}")
-    if not (np.isfinite(scale) & (scale > 0)).all():
-        raise ExportError(f"{where}: its scale is {scale.min()} somewhere; expected positive numbers")
-    if integers.min(initial=0) < point.qmin or integers.max(initial=0) > point.qmax:
-        raise ExportError(
-            f"{where}: its integers span [{integers.min()}, {integers.max()}]; "
-            f"expected [{point.qmin}, {point.qmax}], {point.bits} bits"
-        )
-
-
-def _along_axis(quantized: QuantizedTensor, values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[] or [C] as [1, .., C, .., 1], ready to broadcast against the weight."""
-    assert quantized.integers is not None
-    shape = [1] * quantized.integers.ndim
-    if quantized.point.axis is not None:
-        shape[quantized.point.axis] = values.size
-    return values.reshape(shape)
-
-
-def _gemm_factors(node: NodeProto) -> tuple[np.float32, np.float32]:
-    """The factors alpha and beta, 1 for all but Gemm. Raises ExportError for an alpha that is no scale."""
-    if node.op_type != "Gemm":
-        return np.float32(1), np.float32(1)
-    alpha, beta = (np.float32(attribute(node, name, 1.0)) for name in ("alpha", "beta"))
-    if not alpha > 0:
-        raise ExportError(f"{describe(node)}: alpha is {alpha}; expected more than 0; skip this layer")
-    return alpha, beta

@@ -1,21 +1,43 @@
 """The layouts by target name: how the same learned integers are written."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import onnx
 
 from pdq_export.errors import OptionError
+from pdq_export.export.constants import LayerConstants
+from pdq_export.graph.lookup import GraphIndex
 from pdq_export.spec import Plan, QuantizedTensors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Quantized:
+    """What a layout writes, the same for every one.
+
+    ``index``: of the prepared model; what ``constants`` holds by node name may lack its data there. ``activations``:
+    the parameters of every point that is no weight.
+    """
+
+    index: GraphIndex
+    plan: Plan
+    activations: QuantizedTensors
+    constants: Mapping[str, LayerConstants]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
-    """``required_opset(plan)`` gives the opset it wants, ``write(model, plan, tensors)`` the graph."""
+    """``required_opset(plan)`` gives the opset it wants, ``write`` the graph.
+
+    ``convertible``: whether what is written can be written in the other layouts that are, without calibrating again.
+    ``tensorrt``: whether it wants `make_plan` to plan for TensorRT.
+    """
 
     name: str
     required_opset: Callable[[Plan], int]
-    write: Callable[[onnx.ModelProto, Plan, QuantizedTensors], onnx.GraphProto]
+    write: Callable[[Quantized], onnx.GraphProto]
+    convertible: bool = True
+    tensorrt: bool = False
 
 
 _LAYOUTS: dict[str, Layout] = {}

@@ -8,6 +8,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import GraphProto, NodeProto, TensorProto
 
+from pdq_export.export.storage import packed_tensor
+
 
 class GraphWriter:
     """A new graph in the making; the old one is only read."""
@@ -18,7 +20,7 @@ class GraphWriter:
         self._initializers: dict[str, TensorProto] = {t.name: t for t in graph.initializer}
         self._tensor_names = set(_tensor_names(graph))
         self._node_names = {node.name for node in graph.node}
-        self._uint8: dict[int, str] = {}
+        self._integers: dict[tuple[int, int, bool], str] = {}
         self._zeros: dict[tuple[int, ...], str] = {}
 
     def node(self, op_type: str, inputs: Sequence[str], output: str, *, name: str, **attributes: Any) -> str:
@@ -51,11 +53,13 @@ class GraphWriter:
         self._initializers[tensor.name] = tensor
         return tensor.name
 
-    def uint8(self, value: int) -> str:
-        """A UINT8 scalar that every user of the same value shares."""
-        if value not in self._uint8:
-            self._uint8[value] = self.constant(f"uint8_{value}", np.array(value, np.uint8))
-        return self._uint8[value]
+    def integer(self, value: int, bits: int, *, signed: bool = False) -> str:
+        """An integer scalar of ``bits`` bits (2, 4 or 8) that every user of the same value and type shares."""
+        key = (value, bits, signed)
+        if key not in self._integers:
+            name = self.tensor_name(f"{'int' if signed else 'uint'}{bits}_{value}")
+            self._integers[key] = self.initializer(packed_tensor(name, np.array(value), bits, signed=signed))
+        return self._integers[key]
 
     def zeros(self, shape: tuple[int, ...]) -> str:
         """INT8 zeros that every user of the same shape shares."""

@@ -21,6 +21,17 @@ def load_external_data(model: onnx.ModelProto, folder: Path) -> None:
             _load(tensor, folder)
 
 
+def external_locations(model: onnx.ModelProto) -> list[str]:
+    """The locations of external data, each once, as the model has them: unchecked."""
+    entries = (
+        entry
+        for tensor in all_tensors(model.graph)
+        if tensor.data_location == TensorProto.EXTERNAL
+        for entry in tensor.external_data
+    )
+    return list(dict.fromkeys(entry.value for entry in entries if entry.key == "location"))
+
+
 def all_tensors(graph: GraphProto) -> Iterator[TensorProto]:
     """Every tensor stored in a graph: initializers, attributes, and those of subgraphs."""
     yield from graph.initializer

@@ -8,7 +8,7 @@ from google.protobuf.message import DecodeError
 
 from pdq_export.errors import ModelError
 from pdq_export.graph import checks
-from pdq_export.graph.external import all_tensors, load_external_data
+from pdq_export.graph.external import all_tensors, external_locations, load_external_data
 from pdq_export.graph.messages import essential_line
 from pdq_export.graph.tensors import check_size
 
@@ -22,13 +22,33 @@ def load_model(path: str | Path) -> onnx.ModelProto:
     for an invalid or already quantized model and for weights that are not finite.
     """
     path = Path(path)
+    model = read_model(path)
+    try:
+        return check_model(model)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error.__cause__
+
+
+def read_model(path: str | Path) -> onnx.ModelProto:
+    """Read an ONNX file of a supported opset with its external data, quantized or not. Raises ModelError."""
+    path = Path(path)
     try:
         model = _parse(_read(path))
         checks.check_opset(model)
         load_external_data(model, path.parent)
-        return check_model(model)
+        return model
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error.__cause__
+
+
+def external_files(path: str | Path) -> list[Path]:
+    """The files beside an ONNX file that hold its external data, as it names them; none where it cannot be read."""
+    path = Path(path)
+    try:
+        model = _parse(_read(path))
+    except ModelError:
+        return []
+    return [path.parent / location for location in external_locations(model)]
 
 
 def check_model(model: onnx.ModelProto) -> onnx.ModelProto:

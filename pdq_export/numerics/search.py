@@ -60,11 +60,12 @@ def choose_weight_qparams(weight: Tensor, qmin: int, qmax: int) -> QParams:
     return search.result()
 
 
-def choose_activation_qparams(x: Tensor | Iterable[Tensor], bits: int) -> QParams:
+def choose_activation_qparams(x: Tensor | Iterable[Tensor], bits: int, *, symmetric: bool = False) -> QParams:
     """Per-tensor qparams of an activation of any shape, q in [0, 2^bits - 1].
 
-    ``x`` may come in parts, which are gone through twice. One-sided data get zero_point 0 (or qmax). Errors are summed
-    over a histogram of 8,192 bins, so that the search costs the same for any number of elements.
+    ``x`` may come in parts, which are gone through twice. ``symmetric``: q in [-2^(bits - 1), 2^(bits - 1) - 1] with
+    zero_point 0, one-sided data too. Otherwise one-sided data get zero_point 0 (or qmax). Errors are summed over a
+    histogram of 8,192 bins, so that the search costs the same for any number of elements.
     """
     parts = [x] if isinstance(x, Tensor) else x
     bounds = torch.stack([torch.stack(torch.aminmax(part)) for part in parts])
@@ -80,6 +81,14 @@ def choose_activation_qparams(x: Tensor | Iterable[Tensor], bits: int) -> QParam
     if low == 0.0:
         centers[0] = 0.0  # a rectifier's zeros, most of the data, are exact
     used = counts > 0
+    if symmetric:
+        qmax = levels // 2
+        search = _Search(centers[used][None], -qmax - 1, qmax, weights=counts[used])
+        for step in range(1, FRACTIONS + 1):
+            scale = torch.full((1,), max(-low, high) * step / FRACTIONS / qmax, device=device)
+            search.offer(scale, torch.zeros_like(scale))
+        best = search.result()
+        return QParams(scale=best.scale[0], zero_point=best.zero_point[0])
     search = _Search(centers[used][None], 0, levels, weights=counts[used])
     two_sided = low < 0.0 < high
     for step in range(1, FRACTIONS + 1):

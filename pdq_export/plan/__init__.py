@@ -10,6 +10,7 @@ from pdq_export.plan.blocks import find_blocks
 from pdq_export.plan.family import network_family
 from pdq_export.plan.options import PlanOptions
 from pdq_export.plan.points import find_layers, find_points
+from pdq_export.plan.tensorrt import points_for_tensorrt
 from pdq_export.spec import Layer, Plan
 
 __all__ = ["PlanOptions", "make_plan", "network_family"]
@@ -29,6 +30,8 @@ def make_plan(model: onnx.ModelProto, options: PlanOptions) -> Plan:
     excluded = tuple(layer for layer in found if layer.node in rules.excluded)
     _check_shared(layers, excluded)
     points, passthrough = find_points(index, found, options, rules)
+    if options.tensorrt:
+        points, passthrough = points_for_tensorrt(index, layers, points, passthrough)
     return Plan(
         bits=options.bits,
         points=points,
@@ -36,6 +39,7 @@ def make_plan(model: onnx.ModelProto, options: PlanOptions) -> Plan:
         layers=layers,
         blocks=find_blocks(index, layers, points, per_layer=options.per_layer),
         excluded=excluded,
+        integer_bias=not options.tensorrt,
     )
 
 

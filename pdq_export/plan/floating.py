@@ -11,6 +11,7 @@ from pdq_export.spec import Layer, Plan
 
 # Operators that onnxruntime fuses with the pairs around them, beyond layers, averages and what moves integers.
 _INTEGER = frozenset({"Add", "Mul", "Concat", "Sigmoid", "LeakyRelu", "Softmax", *AVERAGES})
+EXCLUDED = "excluded"
 _ONE_INPUT = frozenset({"Sigmoid", "LeakyRelu", "Softmax", *AVERAGES})
 
 
@@ -36,7 +37,7 @@ def _floating(index: GraphIndex, plan: Plan) -> Iterator[FloatNode]:
         if node.name in absorbed or node.output[0] in plan.passthrough or not _is_float(index, node):
             continue
         if node.name in excluded:
-            reason = "excluded"
+            reason = EXCLUDED
         elif node.name in layers:
             reason = _layer_reason(index, plan, layers[node.name])
         else:

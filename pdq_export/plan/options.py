@@ -20,7 +20,8 @@ class PlanOptions:
     layers' inputs (of the activation before an average); carriers, such as the network's input, keep 8.
     ``layer_bits``: regular expressions over layers' node names (`re.search`), each with bits. ``exclude``: regular
     expressions; the layers that match stay in float. ``symmetric_weights``: zero_point 0 for all weights.
-    ``per_layer``: every layer is a block of its own.
+    ``per_layer``: every layer is a block of its own. ``tensorrt``, set from the layout: symmetric points, only where
+    TensorRT's explicit quantization wants them, and float biases.
 
     What wins: ``exclude``, then ``layer_bits`` (the last one that matches), then ``first_last``, then ``bits``.
     W are the bits of a layer's weight. A are the bits of the activation that the layer ends in: behind its activation
@@ -33,6 +34,7 @@ class PlanOptions:
     exclude: tuple[str, ...] = ()
     symmetric_weights: bool = False
     per_layer: bool = False
+    tensorrt: bool = False
 
     def __post_init__(self) -> None:
         for pattern, _ in self.layer_bits:

@@ -12,7 +12,7 @@ import pdq_export
 from pdq_export.errors import ValidationError
 from pdq_export.validate.compare import Accuracy, AccuracyMeter, Agreement, AgreementMeter
 from pdq_export.validate.report import ModelInfo, OutputAgreement, Report
-from pdq_export.validate.runtime import Batch, KernelCount, Session, count_kernels
+from pdq_export.validate.runtime import Batch, KernelCount, Session, count_kernels, needed_config
 
 __all__ = [
     "Accuracy",
@@ -27,6 +27,7 @@ __all__ = [
     "Session",
     "check_loads",
     "count_kernels",
+    "needed_config",
     "validate",
 ]
 
@@ -36,8 +37,8 @@ BATCH_SIZE = 50
 
 
 def check_loads(model: onnx.ModelProto) -> None:
-    """Raise ValidationError where onnxruntime, with default session options, does not load ``model``."""
-    Session(model.SerializeToString())
+    """Raise ValidationError where onnxruntime loads ``model`` with no session options that `needed_config` knows."""
+    needed_config(model.SerializeToString())
 
 
 def validate(
@@ -64,7 +65,8 @@ def validate(
     contents = tuple(
         m if isinstance(m, bytes) else m.SerializeToString(deterministic=True) for m in (original, quantized)
     )
-    reference_session, session = (Session(content) for content in contents)
+    config = needed_config(contents[1])
+    reference_session, session = Session(contents[0]), Session(contents[1], config=config)
     meters = _Meters(session.outputs, simulated=simulate is not None, labelled=labels is not None)
     for batch in _batches(images, batch_size):
         simulated = None if simulate is None else [np.asarray(output) for output in simulate(batch)]
@@ -85,7 +87,8 @@ def validate(
         quantized_accuracy=measured,
         simulated_accuracy=simulation,
         outputs=meters.outputs(),
-        kernels=count_kernels(contents[1]),
+        kernels=count_kernels(contents[1], config),
+        session_config=config,
         settings=dict(settings or {}),
         versions=_versions(),
         layers=tuple(layers),

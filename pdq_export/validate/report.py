@@ -14,7 +14,9 @@ Schema, version 1 (null stands for "not measured", for sqnr_db for "no differenc
                     without labels
     outputs         one per graph output: {name, quantized_float, quantized_simulated, simulated_float},
                     each of the three {images, argmax_agreement, sqnr_db, relative_error, max_relative_error}
-    kernels         {integer: {op_type: count}, floating: {op_type: count}, floating_nodes: [name]}
+    kernels         {integer: {op_type: count}, floating: {op_type: count}, floating_nodes: [name],
+                    between_pairs: {op_type: count}}, see KernelCount
+    session_config  {key: value}            session options without which onnxruntime does not load the quantized file
     layers          [{...}]                 one per weighted layer: {node, op_type, weight_shape,
                                             weight_bits, input_bits, activation_bits, excluded}; null bits
                                             stand for float
@@ -71,6 +73,7 @@ class Report:
     simulated_accuracy: Accuracy | None
     outputs: tuple[OutputAgreement, ...]
     kernels: KernelCount
+    session_config: Mapping[str, str] = dataclasses.field(default_factory=dict)
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     layers: tuple[Mapping[str, Any], ...] = ()
@@ -100,7 +103,9 @@ class Report:
                 "integer": dict(self.kernels.integer),
                 "floating": dict(self.kernels.floating),
                 "floating_nodes": list(self.kernels.floating_nodes),
+                "between_pairs": dict(self.kernels.between_pairs),
             },
+            "session_config": dict(self.session_config),
             "layers": [dict(layer) for layer in self.layers],
         }
 

@@ -11,13 +11,14 @@ import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
+from onnx import TensorProto
 
 from pdq_export.errors import ValidationError
 
 Batch = NDArray[np.float32] | tuple[NDArray[np.float32], ...]
 
 PROVIDERS = ["CPUExecutionProvider"]
-_ERRORS_ONLY = 3
+_FATAL_ONLY = 4
 _LONGEST_MESSAGE = 400
 
 # Kernels that multiply by a weight, as onnxruntime's own optimization leaves them.
@@ -47,16 +48,24 @@ FLOAT_KERNELS = frozenset(
 )
 
 
+# onnxruntime's QDQ fusions know types below 8 bits only in part and leave invalid graphs; without them it runs in
+# float.
+WITHOUT_FUSION: Mapping[str, str] = {"session.disable_quant_qdq": "1"}
+_NARROW = frozenset([TensorProto.INT4, TensorProto.UINT4, TensorProto.INT2, TensorProto.UINT2])
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KernelCount:
     """How many weighted nodes run in integers and in float, by operator.
 
-    ``floating_nodes``: the float ones, under the names that onnxruntime's optimization gives them.
+    ``floating_nodes``: the float ones, under the names that onnxruntime's optimization gives them. ``between_pairs``:
+    other nodes without an integer kernel, which run in float between a DequantizeLinear and a QuantizeLinear.
     """
 
     integer: Mapping[str, int]
     floating: Mapping[str, int]
     floating_nodes: tuple[str, ...]
+    between_pairs: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def all_integer(self) -> bool:
@@ -65,14 +74,24 @@ class KernelCount:
 
 
 class Session:
-    """A model in onnxruntime with default session options on the CPU.
+    """A model in onnxruntime on the CPU, with default session options but for ``config`` (see `needed_config`).
 
-    ``model``: bytes or a path. ``threads``: of one operator; None lets onnxruntime choose. Raises
-    ValidationError where onnxruntime refuses the model.
+    ``model``: bytes or a path. ``threads``: of one operator; None lets onnxruntime choose. Without ``optimize`` the
+    graph is run as it is written. Raises ValidationError where onnxruntime refuses the model.
     """
 
-    def __init__(self, model: bytes | str | Path, *, threads: int | None = None) -> None:
-        self._session = _load(model, _options(threads))
+    def __init__(
+        self,
+        model: bytes | str | Path,
+        *,
+        threads: int | None = None,
+        config: Mapping[str, str] | None = None,
+        optimize: bool = True,
+    ) -> None:
+        options = _options(threads, config)
+        if not optimize:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        self._session = _load(model, options)
         self.inputs = tuple(value.name for value in self._session.get_inputs())
         self.outputs = tuple(output.name for output in self._session.get_outputs())
 
@@ -94,26 +113,71 @@ class Session:
         return (self.run(batch) for batch in batches)
 
 
-def count_kernels(model: bytes) -> KernelCount:
+def needed_config(model: bytes) -> Mapping[str, str]:
+    """The session options that onnxruntime needs to load ``model``: none, or `WITHOUT_FUSION`.
+
+    The latter only where QuantizeLinear or DequantizeLinear have a type below 8 bits. Raises ValidationError where
+    onnxruntime does not load the model at all.
+    """
+    try:
+        _load(model, _options(None))
+    except ValidationError:
+        if not _quantizes_below_8_bits(model):
+            raise
+        _load(model, _options(None, WITHOUT_FUSION))
+        return WITHOUT_FUSION
+    return {}
+
+
+def _quantizes_below_8_bits(model: bytes) -> bool:
+    graph = onnx.load_model_from_string(model).graph
+    narrow = {tensor.name for tensor in graph.initializer if tensor.data_type in _NARROW}
+    pairs = [node for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    return any(narrow.intersection(node.input) for node in pairs)
+
+
+def count_kernels(model: bytes, config: Mapping[str, str] | None = None) -> KernelCount:
     """Count the kernels of the graph that onnxruntime runs: optimized with default options, on the CPU."""
     with tempfile.TemporaryDirectory(prefix="pdq-export-") as folder:
         path = os.path.join(folder, "optimized.onnx")
-        options = _options(None)
+        options = _options(None, config)
         options.optimized_model_filepath = path
         _load(model, options)
-        nodes = onnx.load(path, load_external_data=False).graph.node
+        graph = onnx.load(path, load_external_data=False).graph
+    nodes = graph.node
     integer = collections.Counter(node.op_type for node in nodes if node.op_type in INTEGER_KERNELS)
     floating = [node for node in nodes if node.op_type in FLOAT_KERNELS]
     return KernelCount(
         integer=dict(sorted(integer.items())),
         floating=dict(sorted(collections.Counter(node.op_type for node in floating).items())),
         floating_nodes=tuple(node.name or node.output[0] for node in floating),
+        between_pairs=dict(sorted(collections.Counter(_between_pairs(graph)).items())),
     )
 
 
-def _options(threads: int | None) -> onnxruntime.SessionOptions:
+def _between_pairs(graph: onnx.GraphProto) -> Iterator[str]:
+    """The operators, weighted ones aside, that depend on a DequantizeLinear of no constant and lead to a pair."""
+    constants = {tensor.name for tensor in graph.initializer}
+    floats: set[str] = set()  # what was dequantized, and what float nodes made of it
+    for node in graph.node:
+        starts = node.op_type == "DequantizeLinear" and node.input[0] not in constants
+        if starts or (node.op_type != "QuantizeLinear" and floats.intersection(node.input)):
+            floats.update(node.output)
+    leading: set[str] = set()
+    for node in reversed(graph.node):
+        inside = bool(leading.intersection(node.output)) and node.op_type != "DequantizeLinear"
+        if node.op_type == "QuantizeLinear" or inside:
+            leading.update(node.input)
+        counts = node.op_type not in FLOAT_KERNELS and not node.op_type.startswith("Reorder")  # of its memory
+        if inside and counts and floats.intersection(node.output):
+            yield node.op_type
+
+
+def _options(threads: int | None, config: Mapping[str, str] | None = None) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = _ERRORS_ONLY
+    options.log_severity_level = _FATAL_ONLY  # what goes wrong comes as an exception as well
+    for key, value in (config or {}).items():
+        options.add_session_config_entry(key, value)
     if threads is not None:
         options.intra_op_num_threads = threads
     return options

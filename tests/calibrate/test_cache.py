@@ -55,9 +55,10 @@ def bits(x: torch.Tensor) -> bytes:
     return x.cpu().contiguous().numpy().tobytes()
 
 
-def quantizer_of(width: int, scale: float, zero_point: int) -> ActivationQuantizer:
+def quantizer_of(width: int, scale: float, zero_point: int, *, symmetric: bool = False) -> ActivationQuantizer:
     qparams = QParams(scale=torch.tensor(scale, dtype=torch.float32), zero_point=torch.tensor(float(zero_point)))
-    return ActivationQuantizer(Point(tensor="x", role=Role.ACTIVATION, bits=width), qparams)
+    point = Point(tensor="x", role=Role.ACTIVATION, bits=width, symmetric=symmetric)
+    return ActivationQuantizer(point, qparams)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -95,12 +96,14 @@ def test_rows_are_the_readers_own() -> None:
     st.integers(2, 8),
     st.floats(2**-40, 2**20, width=32),
     st.lists(st.floats(-1e9, 1e9, width=32), min_size=1, max_size=40),
+    st.booleans(),
     st.data(),
 )
 def test_quantized_values_are_kept_in_a_byte_each(
-    width: int, scale: float, values: list[float], data: st.DataObject
+    width: int, scale: float, values: list[float], symmetric: bool, data: st.DataObject
 ) -> None:
-    quantizer = quantizer_of(width, scale, data.draw(st.integers(0, 2**width - 1)))
+    zero_point = 0 if symmetric else data.draw(st.integers(0, 2**width - 1))
+    quantizer = quantizer_of(width, scale, zero_point, symmetric=symmetric)
     every = torch.arange(quantizer.low, quantizer.high + 1) * quantizer.scale
     with torch.no_grad():
         y = torch.cat([quantizer(torch.tensor(values, dtype=torch.float32)), quantizer(every), every])

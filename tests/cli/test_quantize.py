@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 from click.testing import Result
 from hypothesis import given
@@ -49,6 +51,7 @@ def test_defaults(run: Run, pipeline: FakePipeline, folder: Path) -> None:
         "overwrite": False,
         "target": "ort",
         "opset": None,
+        "external_data": False,
         "method": "pd-quant",
         "preset": "balanced",
         "weights": "asymmetric",
@@ -83,6 +86,29 @@ def test_every_option_arrives(run: Run, pipeline: FakePipeline, folder: Path) ->
     assert (call["device"], call["target"], call["opset"], call["overwrite"]) == ("cuda:1", "native", 21, True)
     assert json.loads((folder / "out.json").read_text())["images"] == 200
     assert "wrote out.json" in result.stdout
+
+
+def test_the_report_replaces_no_weights(run: Run, pipeline: FakePipeline, folder: Path) -> None:
+    text = '<ir_version: 8, opset_import: ["": 17]> g (float[2] x) => (float[2] y) { y = Add(x, w) }'
+    model = onnx.parser.parse_model(text)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(2, np.float32), "w"))
+    onnx.save(model, folder / "large.onnx", save_as_external_data=True, location="large.data", size_threshold=0)
+    arguments = ("quantize", "large.onnx", "--calib", "images.npy", "--overwrite", "-o", "out.onnx", "--report")
+    assert "is the same file as the input" in failure(run(*arguments, "large.data"))
+    assert "both --report and --output" in failure(run(*arguments, "out.onnx.data", "--external-data"))
+    assert not pipeline.calls
+
+
+def test_external_data_are_named(run: Run, pipeline: FakePipeline) -> None:
+    result = run("quantize", "model.onnx", "--calib", "images.npy", "--external-data")
+    assert pipeline.calls[0]["external_data"] is True
+    assert "wrote model-w4a4.onnx.data" in result.stdout
+
+
+def test_a_session_option_is_named(run: Run, pipeline: FakePipeline) -> None:
+    pipeline.report = make_report(session_config={"session.disable_quant_qdq": "1"})
+    result = run("quantize", "model.onnx", "--calib", "images.npy", "--target", "native")
+    assert "session option session.disable_quant_qdq=1" in result.stdout
 
 
 def test_the_table(run: Run, pipeline: FakePipeline) -> None:

@@ -52,14 +52,14 @@ def test_opset_below_13_is_refused():
 
 
 def test_unknown_target_names_the_known_ones():
-    with pytest.raises(OptionError, match="--target 'tpu': unknown; expected one of ort"):
+    with pytest.raises(OptionError, match="--target 'tpu': unknown; expected one of native, ort, qcdq, tensorrt"):
         required_opset(plan_at(4), "tpu")
     with pytest.raises(OptionError, match="ort"):
         export_model(*prepared(), target="tpu", metadata={})
 
 
 def test_a_layout_registers_once():
-    assert layout_names() == ("ort",)
+    assert layout_names() == ("native", "ort", "qcdq", "tensorrt")
     with pytest.raises(ValueError, match="'ort' is registered twice"):
         register_layout(dataclasses.replace(find_layout("ort")))
 
@@ -79,6 +79,7 @@ def test_metadata_is_added_to_the_users():
     onnx.helper.set_model_props(model, {"author": "someone", "pdq_export.bits": "old"})
     exported = export_model(model, plan, tensors, metadata=METADATA)
     properties = {entry.key: entry.value for entry in exported.metadata_props}
+    assert properties.pop("pdq_export.source")
     assert properties == {"author": "someone", **METADATA}
 
 

@@ -45,8 +45,11 @@ def quantize_weight(point: Point, weight: Array) -> QuantizedTensor:
 
 
 def quantize_activation(point: Point, value: Array) -> QuantizedTensor:
-    """Min-max of one tensor; a non-negative one gets zero_point 0."""
+    """Min-max of one tensor; a non-negative or a symmetric one gets zero_point 0."""
     low, high = min(float(value.min()), 0.0), max(float(value.max()), 0.0)
+    if point.symmetric:
+        scale = np.array(max(high, -low, 1e-6) / point.qmax, np.float32)
+        return QuantizedTensor(point=point, scale=scale, zero_point=np.array(0, np.int32))
     scale = np.array(max(high - low, 1e-6) / point.qmax, np.float32)
     zero_point = np.array(np.rint(-low / scale), np.int32)
     return QuantizedTensor(point=point, scale=scale, zero_point=zero_point)

@@ -78,6 +78,15 @@ def test_rectified_activations_get_zero_point_zero() -> None:
     assert choose_activation_qparams(x, 4).zero_point.item() == 0
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_symmetric_activations_get_zero_point_zero(sign: int) -> None:
+    x = sign * torch.randn(1000, generator=torch.Generator().manual_seed(0)) + 2
+    chosen = choose_activation_qparams(x, 8, symmetric=True)
+    assert chosen.zero_point.item() == 0
+    assert chosen.scale.item() == pytest.approx(x.abs().max().item() / 127, rel=0.2)
+    assert choose_activation_qparams(torch.relu(x), 8, symmetric=True).zero_point.item() == 0
+
+
 def test_a_dead_activation_gets_a_usable_scale() -> None:
     qparams = choose_activation_qparams(torch.zeros(10, 3), 4)
     assert qparams.scale.item() > 0

@@ -100,6 +100,7 @@ def test_json_follows_the_schema():
         "accuracy",
         "outputs",
         "kernels",
+        "session_config",
         "layers",
     ]
     assert read == report.to_dict()
@@ -119,6 +120,7 @@ def test_json_follows_the_schema():
         "integer": {},
         "floating": {"MatMul": 1},
         "floating_nodes": read["kernels"]["floating_nodes"],
+        "between_pairs": {},
     }
 
 

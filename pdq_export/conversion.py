@@ -1,0 +1,135 @@
+"""`convert`: a finished file in another layout, from what is written in it; nothing is calibrated again."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from pdq_export.errors import ExportError, ModelError, OptionError, PdqError, ValidationError
+from pdq_export.export import assemble, find_layout, layout_names, read_source, required_opset
+from pdq_export.export.layouts import Quantized
+from pdq_export.export.source import Source, fill_missing
+from pdq_export.graph.load import read_model
+from pdq_export.graph.lookup import GraphIndex, opset_version
+from pdq_export.graph.passes import lower_opset, raise_opset, tidy
+from pdq_export.validate import Session, check_loads
+
+_PROBE = 64  # pixels along an axis whose size the model leaves open
+
+
+def convert(model: str | Path | onnx.ModelProto, target: str, *, opset: int | None = None) -> onnx.ModelProto:
+    """Write a file that `pdq_export.quantize` wrote for ort, native or qcdq in another of these layouts.
+
+    ``opset``: as in `quantize`, the newest to write; by default what was given there. The result is what quantizing
+    for ``target`` would have written, and converting it back gives the first file again, byte for byte. Both are run
+    on a random input, without optimizations. Raises ModelError for a file that
+    pdq-export did not write or that was changed since, OptionError for tensorrt, whose calibration is another one,
+    and for an opset that cannot be had, ValidationError where outputs differ.
+    """
+    check_target(target)
+    file = read_model(model) if isinstance(model, str | Path) else model
+    where = "model" if isinstance(model, onnx.ModelProto) else str(model)
+    properties = {entry.key: entry.value for entry in file.metadata_props}
+    written_for = properties.get("pdq_export.target", "")
+    if written_for in layout_names() and not find_layout(written_for).convertible:
+        raise OptionError(
+            f"{where}: is a {written_for} file; expected one of {', '.join(_convertible())}: {written_for} is "
+            "calibrated in another way; quantize the float model again"
+        )
+    source = read_source(file)
+    _check_unchanged(file, source, written_for or "ort", where)
+    wanted = _choose_opset(source, target, opset)
+    metadata = {**properties, "pdq_export.target": target}
+    try:
+        converted = _write(source.quantized, target, wanted, metadata)
+    except ExportError as error:
+        here = source.quantized.index.opset
+        if wanted >= here:
+            raise
+        if opset is not None:
+            raise OptionError(
+                f"--opset {opset}: the graph is of opset {here} and cannot be expressed in {wanted} ({error}); "
+                f"expected {here}; quantize the float model with --target {target} --opset {opset}"
+            ) from error
+        converted = _write(source.quantized, target, here, metadata)
+    _check_equal(file, converted)
+    return converted
+
+
+def check_target(target: str) -> None:
+    """Raise OptionError for a target that is unknown or cannot be converted to."""
+    if not find_layout(target).convertible:
+        raise OptionError(
+            f"--target {target}: a finished file cannot be converted to it, since {target} is calibrated in another "
+            f"way; expected {', '.join(_convertible())}; quantize the float model with --target {target}"
+        )
+
+
+def _convertible() -> list[str]:
+    return [name for name in layout_names() if find_layout(name).convertible]
+
+
+def _choose_opset(source: Source, target: str, opset: int | None) -> int:
+    cap = source.max_opset if opset is None else opset
+    return max(required_opset(source.quantized.plan, target, cap), min(source.own_opset, cap or source.own_opset))
+
+
+def _write(quantized: Quantized, target: str, opset: int, metadata: dict[str, str]) -> onnx.ModelProto:
+    at_opset = _at_opset(quantized, opset)
+    return assemble(at_opset.index.model, find_layout(target).write(at_opset), target=target, metadata=metadata)
+
+
+def _at_opset(quantized: Quantized, opset: int) -> Quantized:
+    """The same at another opset, if there is such a graph: for a lower one the checker has to accept it."""
+    here = quantized.index.opset
+    if opset == here:
+        return quantized
+    model = fill_missing(quantized.index.model)
+    if opset > here:
+        model = raise_opset.run(tidy.infer_shapes(model), opset)
+        del model.graph.value_info[:]
+    else:
+        model = lower_opset.run(model, opset)
+    return dataclasses.replace(quantized, index=GraphIndex(model))
+
+
+def _check_unchanged(file: onnx.ModelProto, source: Source, target: str, where: str) -> None:
+    """Raise ModelError where writing the file again does not give its graph."""
+    changed = ModelError(
+        f"{where}: its graph is not the one that its metadata describes; expected a file as pdq-export wrote it; "
+        "convert it before other tools change it, or quantize the float model again"
+    )
+    try:
+        again = _write(source.quantized, target, opset_version(file), {}).graph
+    except (PdqError, LookupError, ValueError, TypeError, AssertionError) as error:
+        raise changed from error
+    found = onnx.GraphProto()
+    found.CopyFrom(file.graph)
+    del found.value_info[:]  # inferred shapes change nothing
+    if found.SerializeToString(deterministic=True) != again.SerializeToString(deterministic=True):
+        raise changed
+
+
+def _check_equal(file: onnx.ModelProto, converted: onnx.ModelProto) -> None:
+    """Run both, as the graphs say; outputs have to be equal to the bit."""
+    check_loads(converted)
+    index = GraphIndex(file)
+    shapes = [shape for name in index.inputs if (shape := index.shape(name)) is not None]
+    if len(shapes) < len(index.inputs):
+        return
+    rng = np.random.default_rng(0)
+    sizes = ([size if isinstance(size, int) else _PROBE if axis else 1 for axis, size in enumerate(s)] for s in shapes)
+    x = tuple(rng.standard_normal(size, np.float32) for size in sizes)
+    session, other = (Session(m.SerializeToString(), optimize=False) for m in (file, converted))
+    try:
+        before = session.run(x)
+    except ValidationError:
+        return  # the guessed sizes do not suit the model
+    after = other.run(x)
+    for name, a, b in zip(index.outputs, before, after, strict=True):
+        if not np.array_equal(a, b, equal_nan=a.dtype.kind == "f"):
+            raise ValidationError(
+                f"output {name!r}: the converted model differs by {np.abs(a - b).max()} on random input; expected "
+                "equal outputs; please report this as a bug"
+            )

@@ -1,0 +1,221 @@
+"""The walk that every layout shares: the plan's points become QuantizeLinear -> DequantizeLinear pairs."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+from onnx import GraphProto, NodeProto
+
+from pdq_export.errors import ExportError
+from pdq_export.export.constants import Weight
+from pdq_export.export.layers import LayerWriter, float_inputs, without_folded_factors
+from pdq_export.export.layouts import Quantized
+from pdq_export.export.ranges import integer_range
+from pdq_export.export.storage import packed_tensor
+from pdq_export.export.writer import GraphWriter, captured_tensors
+from pdq_export.graph.lookup import describe
+from pdq_export.spec import Point, QuantizedTensor, Role
+
+
+class QdqGraph:
+    """Walks the nodes in order; a tensor that carries integers has an integer name and, once read, a float one.
+
+    As it stands it writes pairs as textbooks have them; a layout says in which containers, and what is special.
+    """
+
+    signed: ClassVar[bool] = False  # whether activations are
+    absorbs: ClassVar[bool] = False  # whether the integers' range stands for a Relu or Clip
+
+    def __init__(self, quantized: Quantized) -> None:
+        self.index, self.plan, self.activations = quantized.index, quantized.plan, quantized.activations
+        self.settled = quantized.constants
+        self._excluded = {layer.node for layer in self.plan.excluded}
+        self.out = GraphWriter(self.index.graph)
+        # Who is asked for these by name gets them in float, under that name.
+        self.visible = {*self.index.outputs, *captured_tensors(self.index.graph)}
+        self.integers: dict[str, str] = {}
+        self.floats: dict[str, str] = {}
+        self._scales: dict[str, str] = {}
+        self._layers = LayerWriter(self.out, self.weight)
+
+    # What a layout decides
+
+    def container(self, point: Point) -> int:
+        """Bits of the type that holds an activation: 2, 4 or 8."""
+        raise NotImplementedError
+
+    def weight(self, out: GraphWriter, weight: Weight) -> str:
+        """Write the chain of a weight. Returns the name of its float."""
+        raise NotImplementedError
+
+    def moves_integers(self, node: NodeProto) -> bool:
+        """Whether a pass-through node is to run on the integers; others run in float between two pairs."""
+        return False
+
+    # The walk
+
+    def write(self) -> GraphProto:
+        """The quantized graph."""
+        for tensor in self.index.inputs:
+            if self._is_activation(tensor):
+                self._quantize(tensor, tensor, None)
+        for node in self.index.graph.node:
+            self._node(node)
+        return self.out.finish()
+
+    def _is_activation(self, tensor: str) -> bool:
+        return tensor in self.plan.points and self.plan.points[tensor].role is not Role.WEIGHT
+
+    def _node(self, node: NodeProto) -> None:
+        moved = [name for name in node.output if name in self.plan.passthrough and name not in self.plan.points]
+        points = [name for name in node.output if self._is_activation(name)]
+        if moved and self.moves_integers(node):
+            self._move(node, moved)
+        elif not (points and self._absorb(node, points[0])):
+            self._copy(node)
+            for tensor in moved:
+                self.integers[tensor] = self._quantize_linear(tensor, tensor, self.plan.passthrough[tensor])
+        for tensor in points:
+            if tensor not in self.integers:
+                self._quantize(tensor, tensor, None)
+
+    def _copy(self, node: NodeProto) -> None:
+        if node.name in self.settled:
+            constants = self._layers.constants(self.settled[node.name])
+            copied = self.out.copy(node, [constants.get(name) or self.read(name) for name in node.input])
+            without_folded_factors(copied, self.settled[node.name])
+        elif node.name in self._excluded and node.input[0] in self.integers:
+            self.out.copy(node, float_inputs(self.out, node, self.read_all(node)))
+        else:
+            self.out.copy(node, self.read_all(node))
+
+    def read_all(self, node: NodeProto) -> list[str]:
+        """The names under which a copied node that is no layer reads its inputs."""
+        return [self.read(name) for name in node.input]
+
+    # Activations
+
+    def _absorb(self, node: NodeProto, tensor: str) -> bool:
+        """Let the integer range stand for the activation ``node``; False where its float output is needed."""
+        absorbed = self.plan.points[tensor].absorbed
+        if absorbed is None or tensor in self.visible or not self.absorbs:
+            return False
+        if absorbed != node.name:
+            raise ExportError(
+                f"tensor {tensor!r}: is to absorb node {absorbed!r}, but {describe(node)} writes it; plan again"
+            )
+        self._quantize(tensor, self.read(node.input[0]), node)
+        return True
+
+    def _quantize(self, tensor: str, float_name: str, absorbed: NodeProto | None) -> None:
+        """QuantizeLinear and, where the integers may not fill their container, what keeps them in their range.
+
+        That is a Clip of integers where their type is known to Clip, 8 bits. Narrower ones are limited before, in
+        float: a bound (q - zero_point) * scale is quantized to q exactly, and rounding is monotone.
+        """
+        quantized, bits = self.activation(tensor), self.container(self.plan.points[tensor])
+        lo, hi = integer_range(self.index, quantized, absorbed)
+        low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if self.signed else (0, (1 << bits) - 1)
+        if bits < 8:
+            float_name = self._limit(quantized, float_name, lo if lo > low else None, hi if hi < high else None)
+        integers = self._quantize_linear(tensor, float_name, tensor)
+        if bits == 8 and (lo, hi) != (low, high):
+            inputs = [integers, *(self.out.integer(bound, 8, signed=self.signed) for bound in (lo, hi))]
+            integers = self.out.node("Clip", inputs, f"{tensor}_clipped", name=f"{tensor}/Clip")
+        self.integers[tensor] = integers
+
+    def _limit(self, quantized: QuantizedTensor, float_name: str, lo: int | None, hi: int | None) -> str:
+        """Max and Min with the bounds that there are; onnxruntime does not load a Clip before UINT4."""
+        tensor, zero_point = quantized.point.tensor, int(quantized.zero_point)
+        for op_type, bound in (("Max", lo), ("Min", hi)):
+            if bound is not None:
+                value = np.array((bound - zero_point) * np.float32(quantized.scale), np.float32)
+                inputs = [float_name, self.out.constant(f"{tensor}_{op_type.lower()}", value)]
+                float_name = self.out.node(op_type, inputs, f"{tensor}_limited", name=f"{tensor}/{op_type}")
+        return float_name
+
+    def _quantize_linear(self, tensor: str, float_name: str, point: str) -> str:
+        inputs = [float_name, *self._parameters(point)]
+        return self.out.node("QuantizeLinear", inputs, f"{tensor}_quantized", name=f"{tensor}/QuantizeLinear")
+
+    def activation(self, tensor: str) -> QuantizedTensor:
+        """The parameters of an activation, checked."""
+        quantized = self.activations[tensor]
+        scale, zero_point = np.asarray(quantized.scale), np.asarray(quantized.zero_point)
+        if scale.size != 1 or zero_point.size != 1:
+            raise ExportError(f"tensor {tensor!r}: scale has shape {list(scale.shape)}; expected one per tensor")
+        if not (np.isfinite(scale).all() and scale.item() > 0):
+            raise ExportError(f"tensor {tensor!r}: scale is {scale.item()}; expected a positive number")
+        low, high = (0, 0) if self.signed else (0, (1 << self.container(quantized.point)) - 1)
+        if quantized.point.symmetric != self.signed or not low <= zero_point.item() <= high:
+            kind = "symmetric" if quantized.point.symmetric else "asymmetric"
+            type_name = f"{'INT' if self.signed else 'UINT'}{self.container(quantized.point)}"
+            expected = "symmetric with zero_point 0" if self.signed else f"asymmetric with {low} to {high}"
+            raise ExportError(
+                f"tensor {tensor!r}: zero_point is {zero_point.item()}, {kind}; expected {expected}, {type_name}"
+            )
+        return quantized
+
+    def zero_point(self, point: str) -> str:
+        """Name of the zero_point of an activation, which every user of the same value shares."""
+        value = int(self.activation(point).zero_point)
+        return self.out.integer(value, self.container(self.plan.points[point]), signed=self.signed)
+
+    def _parameters(self, point: str) -> list[str]:
+        """Names of the scale and zero_point of an activation; one scale initializer for all who need it."""
+        if point not in self._scales:
+            scale = np.asarray(self.activation(point).scale, np.float32).reshape(())
+            self._scales[point] = self.out.constant(f"{point}_scale", scale)
+        return [self._scales[point], self.zero_point(point)]
+
+    def read(self, tensor: str) -> str:
+        """The float name under which a node reads ``tensor``: dequantized where it carries integers."""
+        if tensor in self.index.initializers and self._is_activation(tensor) and tensor not in self.integers:
+            self._constant(tensor)
+        if tensor not in self.integers:
+            return tensor
+        if tensor not in self.floats:
+            source = self.plan.source(tensor)
+            assert source is not None
+            inputs = [self.integers[tensor], *self._parameters(source)]
+            name = f"{tensor}/DequantizeLinear"
+            self.floats[tensor] = self.out.node("DequantizeLinear", inputs, f"{tensor}_dequantized", name=name)
+        return self.floats[tensor]
+
+    def _constant(self, tensor: str) -> None:
+        """A constant operand (of Add, Mul, Concat) that is a point: its integers become the initializer."""
+        quantized, value = self.activation(tensor), self.index.constant(tensor)
+        assert value is not None
+        ratio = np.rint(value.astype(np.float32) / np.float32(quantized.scale)).astype(np.float64)
+        integers = np.clip(ratio + int(quantized.zero_point), quantized.point.qmin, quantized.point.qmax)
+        name, bits = self.out.tensor_name(f"{tensor}_quantized"), self.container(quantized.point)
+        packed = packed_tensor(name, integers.astype(np.int16), bits, signed=self.signed)
+        self.integers[tensor] = self.out.initializer(packed)
+
+    # Nodes that only move integers about
+
+    def _move(self, node: NodeProto, moved: Sequence[str]) -> None:
+        """Run a node on the integers; a graph output among its own is dequantized under its name."""
+        source = self.plan.passthrough[moved[0]]
+        inputs = self.move_inputs(node, [self._integers_of(node, name, source) for name in node.input], source)
+        outputs = [self.out.tensor_name(f"{name}_quantized") if name in moved else name for name in node.output]
+        self.out.copy(node, inputs, outputs)
+        self.integers.update(zip(node.output, outputs, strict=True))
+        for tensor in moved:
+            if tensor in self.visible:
+                inputs, name = [self.integers[tensor], *self._parameters(source)], f"{tensor}/DequantizeLinear"
+                self.floats[tensor] = self.out.node_to("DequantizeLinear", inputs, tensor, name=name)
+
+    def move_inputs(self, node: NodeProto, inputs: Sequence[str], source: str) -> list[str]:
+        """The inputs of a node that runs on the integers of ``source``."""
+        return list(inputs)
+
+    def _integers_of(self, node: NodeProto, tensor: str, source: str) -> str:
+        if not tensor or self.plan.source(tensor) is None:
+            return tensor
+        if self.plan.source(tensor) != source or tensor not in self.integers:
+            raise ExportError(
+                f"tensor {tensor!r}: {describe(node)} should pass on the integers of {source!r}, but "
+                f"reads those of {self.plan.source(tensor)!r}; expected one source"
+            )
+        return self.integers[tensor]

@@ -1,0 +1,264 @@
+"""What a file needs to know about itself to be written in another layout, in one of its metadata_props.
+
+The weights lie in the graph, in any layout. The rest is the prepared float graph without its weights, the plan, and
+the activations' parameters: an ONNX model with the plan as JSON in its own metadata, compressed; about 2 kB for a
+ResNet-20. `read_source` joins both again. The text is the same for every layout of one calibration.
+"""
+
+import base64
+import dataclasses
+import json
+import math
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+from onnx import GraphProto, NodeProto, TensorProto
+
+from pdq_export.errors import ModelError, PdqError
+from pdq_export.export.constants import Bias, LayerConstants, Weight
+from pdq_export.export.layouts import Quantized
+from pdq_export.graph.lookup import GraphIndex, optional_input
+from pdq_export.spec import BitWidths, Layer, Plan, Point, QuantizedTensor, Role
+
+KEY = "pdq_export.source"
+VERSION = 1
+_PLAN_KEY = "plan"
+_SMALL = 64  # constants of up to so many elements are not looked for in the graph
+_LARGEST = 1 << 28  # bytes of the description; that of a network with 1,000 layers is a thousandth of it
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """What `read_source` finds: what was quantized, and the opsets of the user's model and of --opset."""
+
+    quantized: Quantized
+    own_opset: int
+    max_opset: int | None
+
+
+def describe_source(source: Source, written: GraphProto) -> str:
+    """The text for a file whose graph is ``written``: base 85 of a compressed ONNX model."""
+    index, plan = source.quantized.index, source.quantized.plan
+    skeleton = onnx.ModelProto()
+    skeleton.CopyFrom(_without_constants(index.model))
+    settled = {
+        name
+        for constants in source.quantized.constants.values()
+        for name in (constants.weight.point.tensor, constants.bias.tensor if constants.bias else None)
+    }
+    in_graph = {tensor.name for tensor in written.initializer}
+    for tensor in index.graph.initializer:
+        if tensor.name in settled or (tensor.name in in_graph and math.prod(tensor.dims) > _SMALL):
+            skeleton.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        else:
+            skeleton.graph.initializer.append(tensor)
+    zero_points = {
+        constants.weight.point.tensor: constants.weight.zero_point.tolist()
+        for constants in source.quantized.constants.values()
+        if constants.weight.zero_point.any()
+    }
+    content = {
+        "version": VERSION,
+        "opsets": [source.own_opset, source.max_opset],
+        "bits": str(plan.bits),
+        "points": [[p.tensor, p.role.value, p.bits, p.axis, p.symmetric, p.absorbed] for p in plan.points.values()],
+        "passthrough": dict(plan.passthrough),
+        "layers": [layer.node for layer in plan.layers],
+        "excluded": [layer.node for layer in plan.excluded],
+        "activations": {
+            name: [float(str(np.float32(known.scale))), int(known.zero_point)]  # the fewest digits that tell it
+            for name, known in source.quantized.activations.items()
+        },
+        "zero_points": zero_points,
+    }
+    onnx.helper.set_model_props(skeleton, {_PLAN_KEY: json.dumps(content, separators=(",", ":"))})
+    return base64.b85encode(zlib.compress(skeleton.SerializeToString(deterministic=True), 9)).decode()
+
+
+def read_source(file: onnx.ModelProto) -> Source:
+    """What ``file`` was written from, its weights read from its graph; raises ModelError where that is not told."""
+    properties = {entry.key: entry.value for entry in file.metadata_props}
+    if KEY not in properties:
+        raise ModelError(
+            f"model: its metadata has no {KEY!r}; expected a file that this or a newer pdq-export quantized for ort, "
+            "native or qcdq; quantize the float model again"
+        )
+    try:
+        skeleton = _unpack(properties[KEY])
+        content = json.loads({entry.key: entry.value for entry in skeleton.metadata_props}[_PLAN_KEY])
+        if content["version"] != VERSION:
+            raise ModelError(
+                f"model: {KEY!r} has version {content['version']}; expected {VERSION}; convert it with the pdq-export "
+                f"that wrote it, {properties.get('pdq_export.version', 'a newer one')}"
+            )
+        return _join(file, skeleton, content)
+    except ModelError:
+        raise
+    except (PdqError, ValueError, LookupError, TypeError, AttributeError, DecodeError) as error:
+        raise ModelError(
+            f"model: {KEY!r} in its metadata does not fit its graph ({type(error).__name__}: {error}); expected a file "
+            "as pdq-export wrote it; quantize the float model again"
+        ) from error
+
+
+def _without_constants(model: onnx.ModelProto) -> onnx.ModelProto:
+    skeleton = onnx.ModelProto(
+        ir_version=model.ir_version,
+        domain=model.domain,
+        model_version=model.model_version,
+        doc_string=model.doc_string,
+        opset_import=model.opset_import,
+        functions=model.functions,
+    )
+    graph = model.graph
+    skeleton.graph.CopyFrom(
+        GraphProto(
+            name=graph.name, doc_string=graph.doc_string, node=graph.node, input=graph.input, output=graph.output
+        )
+    )
+    return skeleton
+
+
+def _unpack(text: str) -> onnx.ModelProto:
+    try:
+        unpacker = zlib.decompressobj()
+        data = unpacker.decompress(base64.b85decode(text), _LARGEST)
+    except zlib.error as error:
+        raise ValueError(str(error)) from error
+    if not unpacker.eof:
+        raise ValueError("it is cut off or too large")
+    skeleton = onnx.ModelProto()
+    skeleton.ParseFromString(data)
+    return skeleton
+
+
+def _join(file: onnx.ModelProto, skeleton: onnx.ModelProto, content: Mapping[str, Any]) -> Source:
+    written = GraphIndex(file)
+    for tensor in skeleton.graph.initializer:
+        if _lacks_data(tensor) and tensor.name in written.initializers:
+            tensor.CopyFrom(written.initializers[tensor.name])
+    onnx.helper.set_model_props(skeleton, {})
+    index = GraphIndex(skeleton)
+    points = {
+        entry[0]: Point(
+            tensor=entry[0],
+            role=Role(entry[1]),
+            bits=entry[2],
+            axis=entry[3],
+            symmetric=entry[4],
+            absorbed=entry[5],
+        )
+        for entry in content["points"]
+    }
+    layers = tuple(_layer(index, index.nodes[name]) for name in content["layers"])
+    plan = Plan(
+        bits=BitWidths.parse(content["bits"]),
+        points=points,
+        passthrough=content["passthrough"],
+        layers=layers,
+        blocks=(),
+        excluded=tuple(_layer(index, index.nodes[name]) for name in content["excluded"]),
+    )
+    activations = {
+        name: QuantizedTensor(
+            point=points[name], scale=np.array(scale, np.float32), zero_point=np.array(zero_point, np.int32)
+        )
+        for name, (scale, zero_point) in content["activations"].items()
+    }
+    constants = {
+        layer.node: LayerConstants(
+            weight=_read_weight(written, layer, points[layer.weight], content["zero_points"].get(layer.weight, 0)),
+            bias=_read_bias(written, layer),
+        )
+        for layer in layers
+        if layer.weight in points
+    }
+    _check_complete(index, constants)
+    return Source(
+        quantized=Quantized(index=index, plan=plan, activations=activations, constants=constants),
+        own_opset=int(content["opsets"][0]),
+        max_opset=content["opsets"][1],
+    )
+
+
+def _check_complete(index: GraphIndex, constants: Mapping[str, LayerConstants]) -> None:
+    """Raise ValueError for a constant that lies neither in the graph nor, in its size, with a layer."""
+    sizes: dict[str, int] = {}
+    for settled in constants.values():
+        sizes[settled.weight.point.tensor] = settled.weight.integers.size
+        if settled.bias is not None:
+            sizes[settled.bias.tensor] = settled.bias.integers.size
+    for name, tensor in index.initializers.items():
+        if _lacks_data(tensor) and not 0 < math.prod(tensor.dims) <= sizes.get(name, 0):
+            raise ValueError(f"constant {name!r} is nowhere in the graph")
+
+
+def _layer(index: GraphIndex, node: NodeProto) -> Layer:
+    bias = optional_input(node, 2)
+    return Layer(
+        node=node.name,
+        op_type=node.op_type,
+        input=node.input[0],
+        weight=node.input[1],
+        bias=bias if index.is_constant(bias) else None,
+        output=node.output[0],
+    )
+
+
+def _read_weight(written: GraphIndex, layer: Layer, point: Point, zero_point: Any) -> Weight:
+    """The integers that the chain of constants before a layer stands for, in whichever layout it is written."""
+    dequantize = written.producer[written.nodes[layer.node].input[1]]
+    scale, offset = _value(written, dequantize.input[1]), _value(written, dequantize.input[2]).astype(np.int16)
+    tensor = dequantize.input[0]
+    while tensor in written.producer:
+        node = written.producer[tensor]
+        if node.op_type == "Sub":
+            offset = offset + _value(written, node.input[1]).astype(np.int16).reshape(offset.shape)
+        tensor = node.input[0]
+    learned = np.broadcast_to(np.asarray(zero_point, np.int16), scale.shape)
+    unshifted = Weight(
+        point=point,
+        integers=_value(written, tensor).astype(np.int16),
+        zero_point=offset,
+        scale=np.asarray(scale, np.float32),
+    )
+    integers = np.asarray(unshifted.centered + unshifted.along_axis(learned), np.int16)
+    return dataclasses.replace(unshifted, integers=integers, zero_point=learned)
+
+
+def _read_bias(written: GraphIndex, layer: Layer) -> Bias | None:
+    name = optional_input(written.nodes[layer.node], 2)
+    dequantize = written.producer.get(name or "")
+    if layer.bias is None or dequantize is None:
+        return None
+    integers, scale = (_value(written, tensor) for tensor in dequantize.input[:2])
+    return Bias(tensor=layer.bias, integers=integers, scale=scale)
+
+
+def _value(written: GraphIndex, tensor: str) -> NDArray[Any]:
+    value = written.constant(tensor)
+    if value is None:
+        raise KeyError(tensor)
+    return value
+
+
+def fill_missing(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy in which constants without data, which only settled layers read, are zeros."""
+    filled = onnx.ModelProto()
+    filled.CopyFrom(model)
+    for tensor in filled.graph.initializer:
+        if _lacks_data(tensor):
+            tensor.raw_data = bytes(
+                math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+            )
+    return filled
+
+
+def _lacks_data(tensor: TensorProto) -> bool:
+    fields = (tensor.float_data, tensor.int32_data, tensor.int64_data, tensor.double_data, tensor.uint64_data)
+    return not tensor.HasField("raw_data") and not any(fields) and math.prod(tensor.dims) > 0

@@ -1,0 +1,51 @@
+"""Layout ``tensorrt``: INT8 pairs where TensorRT's explicit quantization reads them, for building an engine.
+
+Everything is symmetric INT8 with zero_point 0, per tensor for activations and per output channel for weights, which are
+INT8 initializers before a DequantizeLinear. Biases stay float. Opset 13. The plan (`pdq_export.plan.tensorrt`) has the
+pairs where TensorRT wants them: this layout writes it as textbooks do, and `tensorrt_problems` checks the result.
+"""
+
+from onnx import GraphProto
+
+from pdq_export.errors import ExportError, OptionError
+from pdq_export.export.constants import Weight
+from pdq_export.export.layers import textbook_weight
+from pdq_export.export.layouts import Layout, Quantized, register_layout
+from pdq_export.export.qdq import QdqGraph
+from pdq_export.export.tensorrt_rules import tensorrt_problems
+from pdq_export.export.writer import GraphWriter
+from pdq_export.spec import Plan, Point
+
+
+def required_opset(plan: Plan) -> int:
+    """13. Raises OptionError where the plan has other than 8 bits."""
+    for point in plan.points.values():
+        if point.bits != 8:
+            raise OptionError(
+                f"--target tensorrt: tensor {point.tensor!r} is to have {point.bits} bits; expected 8 throughout, as "
+                "TensorRT has INT8 convolutions only; use --bits 8/8, or --target ort, native or qcdq"
+            )
+    return 13
+
+
+def write(quantized: Quantized) -> GraphProto:
+    """The quantized graph. Raises ExportError for whatever cannot be laid out and for a rule that is broken."""
+    required_opset(quantized.plan)
+    graph = _TensorrtGraph(quantized).write()
+    problems = tensorrt_problems(graph)
+    if problems:
+        raise ExportError(f"{problems[0]}; plan the model for tensorrt")
+    return graph
+
+
+class _TensorrtGraph(QdqGraph):
+    signed = True
+
+    def container(self, point: Point) -> int:
+        return 8
+
+    def weight(self, out: GraphWriter, weight: Weight) -> str:
+        return textbook_weight(out, weight, 8, clip=False)
+
+
+register_layout(Layout(name="tensorrt", required_opset=required_opset, write=write, convertible=False, tensorrt=True))

@@ -1,0 +1,69 @@
+"""`pdq-export convert`: paths, messages and exit codes, on a small file that was really written."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+from click.testing import Result
+
+from ..test_conversion import content, export
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def quantized(folder: Path) -> Path:
+    path = folder / "net.onnx"
+    path.write_bytes(content(export("chain", "2/2", "ort")))
+    return path
+
+
+def failure(result: Result) -> str:
+    assert result.exit_code == 2, result.output
+    (line,) = result.stderr.splitlines()
+    return line
+
+
+def test_there_and_back(run: Run, quantized: Path, folder: Path) -> None:
+    result = run("convert", "net.onnx", "--target", "native")
+    assert result.exit_code == 0, result.output
+    assert "wrote net-native.onnx, " in result.stdout
+    assert "session option session.disable_quant_qdq=1" in result.stdout
+    assert run("convert", "net-native.onnx", "--target", "ort", "-o", "back.onnx").exit_code == 0
+    assert (folder / "back.onnx").read_bytes() == quantized.read_bytes()
+
+
+def test_quiet_and_opset(run: Run, quantized: Path, folder: Path) -> None:
+    result = run("convert", "net.onnx", "--target", "ort", "--opset", "13", "-o", "old.onnx", "-q")
+    assert (result.exit_code, result.output) == (0, "")
+    assert onnx.load(folder / "old.onnx").opset_import[0].version == 13
+
+
+def test_external_data(run: Run, quantized: Path, folder: Path) -> None:
+    result = run("convert", "net.onnx", "--target", "qcdq", "-o", "out.onnx", "--external-data")
+    assert result.exit_code == 0, result.output
+    assert "wrote out.onnx.data, " in result.stdout
+    assert run("convert", "out.onnx", "--target", "ort", "-o", "back.onnx").exit_code == 0
+    assert (folder / "back.onnx").read_bytes() == quantized.read_bytes()
+    assert "same file" in failure(run("convert", "out.onnx", "--target", "ort", "-o", "out.onnx.data", "--overwrite"))
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("missing.onnx", "--target", "ort"), "missing.onnx: no such file"),
+        ((".", "--target", "ort"), ".: is a folder"),
+        (("model.onnx", "--target", "ort"), "model.onnx: is"),
+        (("net.onnx",), "Missing option '--target'"),
+        (("net.onnx", "--target", "tpu"), "--target 'tpu': unknown; expected one of native, ort, qcdq, tensorrt"),
+        (("net.onnx", "--target", "tensorrt"), "--target tensorrt: a finished file cannot be converted"),
+        (("net.onnx", "--target", "native", "-o", "net.onnx", "--overwrite"), "is the same file as the input"),
+        (("net.onnx", "--target", "native", "-o", "images.npy"), "exists already"),
+        (("net.onnx", "--target", "native", "--opset", "5"), "--opset 5: expected at least 13"),
+    ],
+)
+def test_errors(run: Run, quantized: Path, folder: Path, args: tuple[str, ...], message: str) -> None:
+    before = sorted(folder.iterdir())
+    assert message in failure(run("convert", *args))
+    assert sorted(folder.iterdir()) == before

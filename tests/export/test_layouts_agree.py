@@ -1,0 +1,90 @@
+"""`native` and `qcdq` hold the integers of `ort`: without optimizations, outputs are equal to the bit."""
+
+import onnx
+import pytest
+
+from pdq_export.export import export_model, required_opset
+from pdq_export.plan import PlanOptions, make_plan
+from pdq_export.spec import BitWidths
+from pdq_export.validate import Session, needed_config
+
+from . import toy_networks as nets
+from .toy_quantizer import calibrate
+
+BITS = ["8/8", "6/5", "4/4", "3/3", "2/2", "4/2", "2/4"]
+STEM = "c = Conv <pads=[1,1,1,1]> (x, w, b)"
+TAIL = "m = Conv(z, v, d) k = Relu(m) y = Conv(k, last, d)"  # first and last layer have 8 bits whatever is asked for
+WEIGHTS = {"w": (8, 3, 3, 3), "b": (8,), "v": (6, 8, 3, 3), "d": (6,), "last": (6, 6, 1, 1)}
+
+
+def network(text: str, **weights: tuple[int, ...]) -> onnx.ModelProto:
+    return nets.network(f"(float[N,3,12,12] x) => (float[N,6,A,B] y) {{ {text} {TAIL} }}", {**WEIGHTS, **weights})
+
+
+def clipped() -> onnx.ModelProto:
+    model = network(f"{STEM} r = Clip(c, low, high) z = MaxPool <kernel_shape=[2,2]> (r)")
+    for name, value in (("low", 0.0), ("high", 0.7)):
+        model.graph.initializer.append(onnx.helper.make_tensor(name, onnx.TensorProto.FLOAT, [], [value]))
+    return model
+
+
+NETS = {
+    "chain": nets.chain,
+    "residual": nets.residual,
+    "depthwise": lambda: network(f"{STEM} r = Relu(c) e = Conv <group=8> (r, g, b) z = Relu(e)", g=(8, 1, 3, 3)),
+    "transposed": lambda: network(
+        f"{STEM} r = Relu(c) z = ConvTranspose <strides=[2,2], group=2> (r, t, b)", t=(8, 4, 2, 2)
+    ),
+    "concat": lambda: network(f"{STEM} r = Relu(c) l = LeakyRelu(c) z = Concat <axis=1> (l, r)", v=(6, 16, 3, 3)),
+    "add": lambda: network(f"{STEM} e = Conv <pads=[1,1,1,1]> (c, g, b) z = Add(e, c)", g=(8, 8, 3, 3)),
+    "leaky": lambda: network(f"{STEM} z = LeakyRelu <alpha=0.2> (c)"),
+    "clipped": clipped,
+    "attention": lambda: network(f"{STEM} s = Sigmoid(c) z = Mul(c, s)"),
+}
+
+
+def export(name: str, bits: str, target: str, *, symmetric: bool = False) -> onnx.ModelProto:
+    model, widths = NETS[name](), BitWidths.parse(bits)
+    model.opset_import[0].version = required_opset(make_plan(model, PlanOptions(bits=widths)), target)
+    plan = make_plan(model, PlanOptions(bits=widths, symmetric_weights=symmetric))
+    return export_model(model, plan, calibrate(model, plan, feeds(name)), target=target, metadata={})
+
+
+def feeds(name: str):
+    return {"x": nets.images((2, 4 if name == "residual" else 3, 12, 12))}
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("name", NETS)
+def test_outputs_are_equal_to_the_bit(name: str, bits: str) -> None:
+    outputs = [
+        Session(export(name, bits, target).SerializeToString(), optimize=False).run(feeds(name)["x"])
+        for target in ("ort", "native", "qcdq")
+    ]
+    for other in outputs[1:]:
+        assert len(other) == len(outputs[0])
+        assert all((a == b).all() for a, b in zip(outputs[0], other, strict=True))
+    assert outputs[0][0].std() > 0
+
+
+@pytest.mark.parametrize("bits", ["8/8", "4/4", "2/2"])
+def test_symmetric_weights_too(bits: str) -> None:
+    first, *others = (
+        Session(export("depthwise", bits, target, symmetric=True).SerializeToString(), optimize=False)
+        for target in ("ort", "native", "qcdq")
+    )
+    x = feeds("depthwise")["x"]
+    assert all((other.run(x)[0] == first.run(x)[0]).all() for other in others)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("name", NETS)
+def test_every_layout_loads_and_says_with_which_option(name: str, bits: str) -> None:
+    assert needed_config(export(name, bits, "ort").SerializeToString()) == {}
+    assert needed_config(export(name, bits, "qcdq").SerializeToString()) == {}
+    config = needed_config(export(name, bits, "native").SerializeToString())
+    assert config in ({}, {"session.disable_quant_qdq": "1"})
+    if bits in ("8/8", "6/5"):
+        assert config == {}
+    if name == "chain" and bits in ("4/4", "2/2"):  # a MaxPool between narrow pairs
+        assert config

@@ -1,0 +1,256 @@
+"""`convert`: exact between layouts, and one clear message for what cannot be converted."""
+
+import base64
+import contextlib
+import dataclasses
+import itertools
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto
+
+from pdq_export.conversion import convert
+from pdq_export.errors import ModelError, OptionError, PdqError
+from pdq_export.export import export_model, read_source, required_opset
+from pdq_export.plan import PlanOptions, make_plan
+
+from .export import toy_networks as nets
+from .export.toy_quantizer import calibrate
+
+TARGETS = ("ort", "native", "qcdq")
+
+
+def gemm() -> onnx.ModelProto:
+    """Factors that are folded, a shared weight, a bias that enlarges a scale, a constant operand."""
+    model = nets.network(
+        """(float[N,4,6,6] x) => (float[N,5] y) {
+            c = Conv <pads=[1,1,1,1]> (x, w, b)
+            r = Relu(c)
+            e = Conv <pads=[1,1,1,1]> (r, w, b)
+            a = Add(e, k)
+            q = Relu(a)
+            g = Conv <pads=[1,1,1,1]> (q, v, d)
+            f = GlobalAveragePool(g)
+            s = Reshape(f, shape)
+            y = Gemm <alpha=0.5, beta=2.0> (s, m, n)
+        }""",
+        {"w": (4, 4, 3, 3), "b": (4,), "v": (4, 4, 3, 3), "d": (4,), "k": (1, 4, 6, 6), "m": (4, 5), "n": (5,)},
+    )
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([0, -1]), "shape"))
+    large = next(t for t in model.graph.initializer if t.name == "d")
+    large.CopyFrom(onnx.numpy_helper.from_array(np.array([1e6, 0, 1, -2], np.float32), "d"))
+    return model
+
+
+def named() -> onnx.ModelProto:
+    """Layers with weights of their own, under the names of their outputs."""
+    model = nets.network(
+        """(float[N,4,6,6] x) => (float[N,5] y) {
+            s = Conv <pads=[1,1,1,1]> (x, k, b)
+            r = Relu(s)
+            c = Conv <pads=[1,1,1,1]> (r, w, d)
+            q = Relu(c)
+            e = Conv <pads=[1,1,1,1]> (q, u)
+            a = Add(e, r)
+            z = Relu(a)
+            g = GlobalAveragePool(z)
+            f = Flatten(g)
+            y = Gemm (f, m)
+        }""",
+        {**dict.fromkeys("kwu", (4, 4, 3, 3)), "b": (4,), "d": (4,), "m": (4, 5)},
+    )
+    for node in model.graph.node:
+        node.name = node.output[0]
+    return model
+
+
+NETS: dict[str, tuple[Callable[[], onnx.ModelProto], tuple[int, ...]]] = {
+    "chain": (nets.chain, (2, 3, 12, 12)),
+    "residual": (nets.residual, (2, 4, 12, 12)),
+    "gemm": (gemm, (2, 4, 6, 6)),
+    "named": (named, (2, 4, 6, 6)),
+}
+
+
+def export(
+    name: str, bits: str, target: str, max_opset: int | None = None, exclude: Sequence[str] = ()
+) -> onnx.ModelProto:
+    make, shape = NETS[name]
+    model, options = make(), PlanOptions.of(bits, exclude=exclude)
+    model.opset_import[0].version = required_opset(make_plan(model, options), target, max_opset)
+    plan = make_plan(model, dataclasses.replace(options, tensorrt=target == "tensorrt"))
+    tensors = calibrate(model, plan, {"x": nets.images(shape)})
+    metadata = {"pdq_export.version": "1", "pdq_export.target": target}
+    onnx.helper.set_model_props(model, {"author": "someone"})
+    return export_model(model, plan, tensors, target=target, metadata=metadata, own_opset=13, max_opset=max_opset)
+
+
+def content(model: onnx.ModelProto) -> bytes:
+    return model.SerializeToString(deterministic=True)
+
+
+@pytest.mark.parametrize("max_opset", [None, 21, 13])
+@pytest.mark.parametrize("bits", ["8/8", "6/5", "4/4", "3/3", "2/2"])
+@pytest.mark.parametrize("name", NETS)
+def test_converting_gives_what_exporting_would_have_and_back_again(name: str, bits: str, max_opset: int | None) -> None:
+    files = {target: export(name, bits, target, max_opset) for target in TARGETS}
+    for source, target in itertools.permutations(TARGETS, 2):
+        converted = convert(files[source], target)
+        assert converted.graph == files[target].graph
+        assert converted.opset_import == files[target].opset_import
+        assert content(convert(converted, source)) == content(files[source])
+
+
+@pytest.mark.parametrize("exclude", ["^c$", "^e$", "^[ce]$"])
+@pytest.mark.parametrize("bits", ["4/4", "2/2"])
+def test_excluded_layers_stay_so(bits: str, exclude: str) -> None:
+    files = {target: export("named", bits, target, exclude=exclude) for target in TARGETS}
+    weights = [t for t in NETS["named"][0]().graph.initializer if t.name in {"^c$": "w", "^e$": "u"}.get(exclude, "wu")]
+    for source, target in itertools.permutations(TARGETS, 2):
+        found = read_source(files[source]).quantized.plan.excluded
+        assert [layer.node for layer in found] == [name for name in "ce" if name in exclude]
+        converted = convert(files[source], target)
+        assert converted.graph == files[target].graph
+        assert all(weight in converted.graph.initializer for weight in weights)
+        assert content(convert(converted, source)) == content(files[source])
+
+
+def test_several_inputs() -> None:
+    body = "(float[N,4,12,12] x, float[N,4,12,12] z) => (float[N,O] y)"
+    model = nets.network(
+        f"""{body} {{
+            c = Conv <pads=[1,1,1,1]> (x, w)
+            a = Add(c, z)
+            r = Relu(a)
+            e = Conv <pads=[1,1,1,1]> (r, u)
+            g = GlobalAveragePool(e)
+            f = Flatten(g)
+            y = Gemm (f, m)
+        }}""",
+        {"w": (4, 4, 3, 3), "u": (4, 4, 3, 3), "m": (4, 5)},
+    )
+    plan = make_plan(model, PlanOptions.of("4/4"))
+    tensors = calibrate(model, plan, {"x": nets.images((2, 4, 12, 12)), "z": nets.images((2, 4, 12, 12), 2)})
+    file = export_model(model, plan, tensors, metadata={"pdq_export.target": "ort"}, own_opset=13)
+    for target in ("native", "qcdq"):
+        assert content(convert(convert(file, target), "ort")) == content(file)
+
+
+def test_from_ort_to_native_to_qcdq_to_ort() -> None:
+    first = last = export("residual", "4/3", "ort")
+    for target in ("native", "qcdq", "ort"):
+        last = convert(last, target)
+    assert content(last) == content(first)
+
+
+def test_metadata_stay_and_name_the_new_target() -> None:
+    converted = convert(export("chain", "4/4", "ort"), "native")
+    properties = {entry.key: entry.value for entry in converted.metadata_props}
+    assert properties["author"] == "someone"
+    assert properties["pdq_export.target"] == "native"
+
+
+def test_another_opset() -> None:
+    file = export("residual", "2/2", "ort")
+    for target, opset in (("native", 21), ("ort", 13), ("ort", 21), ("native", 25), ("qcdq", 13)):
+        converted = convert(file, target, opset=opset)
+        assert converted.opset_import[0].version == opset
+        assert content(convert(converted, "ort")) == content(file)
+    raised = convert(export("residual", "2/2", "ort", 13), "native", opset=25)
+    assert raised.opset_import[0].version == 25
+    assert TensorProto.UINT2 in {tensor.data_type for tensor in raised.graph.initializer}
+
+
+def with_activation(op_type: str) -> onnx.ModelProto:
+    model = nets.chain()
+    model.graph.node[1].op_type = op_type
+    plan = make_plan(model, PlanOptions.of("4/4"))
+    tensors = calibrate(model, plan, {"x": nets.images((2, 3, 12, 12))})
+    return export_model(model, plan, tensors, metadata={"pdq_export.target": "ort"}, own_opset=13)
+
+
+def test_hard_swish_is_expanded_where_it_is_unknown() -> None:
+    file = with_activation("HardSwish")
+    converted = convert(file, "qcdq")
+    assert converted.opset_import[0].version == 13
+    assert {"HardSigmoid", "Mul"} <= {node.op_type for node in converted.graph.node}
+    assert content(convert(converted, "ort")) == content(file)
+
+
+def test_an_opset_that_the_graph_does_not_know() -> None:
+    file = with_activation("Mish")  # since 18
+    assert convert(file, "qcdq").opset_import[0].version == 21
+    with pytest.raises(OptionError, match="--opset 13: the graph is of opset 21 and cannot be expressed in 13"):
+        convert(file, "qcdq", opset=13)
+    with pytest.raises(OptionError, match="--opset 12: expected at least 13"):
+        convert(file, "qcdq", opset=12)
+
+
+@pytest.mark.parametrize("what", ["weight", "scale", "node", "source", "cut", "garbage", "zeros", "points"])
+def test_a_file_that_was_changed_is_refused(what: str) -> None:
+    file = export("residual", "4/4", "ort")
+    entry = next(e for e in file.metadata_props if e.key == "pdq_export.source")
+    match what:
+        case "weight":
+            tensor = next(t for t in file.graph.initializer if t.name == "w1_zero_point")
+            tensor.raw_data = bytes(len(tensor.raw_data))
+        case "scale":
+            tensor = next(t for t in file.graph.initializer if t.name == "r1_scale")
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.array(1, np.float32), "r1_scale"))
+        case "node":
+            del file.graph.node[3]
+        case "source":
+            file.metadata_props.remove(entry)
+        case "cut":
+            entry.value = entry.value[:100]
+        case "garbage":
+            entry.value = "ñ?"
+        case "zeros":
+            entry.value = ""
+        case "points":
+            other = next(e for e in export("chain", "4/4", "ort").metadata_props if e.key == "pdq_export.source")
+            entry.value = other.value
+    with pytest.raises(ModelError, match="quantize the float model again") as info:
+        convert(file, "native")
+    assert "\n" not in str(info.value)
+
+
+def test_inferred_shapes_do_not_matter() -> None:
+    file = export("chain", "4/4", "ort")
+    assert content(convert(onnx.shape_inference.infer_shapes(file), "native")) == content(convert(file, "native"))
+
+
+def test_a_float_model_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "float.onnx"
+    path.write_bytes(content(nets.chain()))
+    with pytest.raises(ModelError, match=r"expected a file that this or a newer pdq-export quantized"):
+        convert(path, "native")
+
+
+def test_tensorrt_is_another_calibration() -> None:
+    with pytest.raises(OptionError, match="--target tensorrt: a finished file cannot be converted"):
+        convert(export("chain", "8/8", "ort"), "tensorrt")
+    with pytest.raises(OptionError, match="is a tensorrt file; expected one of native, ort, qcdq"):
+        convert(export("chain", "8/8", "tensorrt"), "ort")
+
+
+def test_unknown_targets_are_named() -> None:
+    with pytest.raises(OptionError, match="--target 'tpu': unknown"):
+        convert(export("chain", "8/8", "ort"), "tpu")
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_damaged_descriptions_give_one_error(seed: int) -> None:
+    """Bytes of the description are changed after decompression, too."""
+    file, rng = export("chain", "4/4", "ort"), np.random.default_rng(seed)
+    entry = next(e for e in file.metadata_props if e.key == "pdq_export.source")
+    data = bytearray(zlib.decompress(base64.b85decode(entry.value)))
+    for position in rng.integers(0, len(data), 3):
+        data[position] = rng.integers(0, 256)
+    entry.value = base64.b85encode(zlib.compress(bytes(data))).decode()
+    with contextlib.suppress(PdqError):
+        assert convert(file, "native").graph.node
