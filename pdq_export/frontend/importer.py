@@ -220,4 +220,6 @@ def _attribute_value(attribute: onnx.AttributeProto) -> Any:
         return value.decode("utf-8", errors="replace")
     if isinstance(value, TensorProto):
         return to_torch(value)
-    return list(value) if isinstance(value, (list, tuple)) or hasattr(value, "append") else value
+    if isinstance(value, (list, tuple)) or hasattr(value, "append"):
+        return [item.decode("utf-8", errors="replace") if isinstance(item, bytes) else item for item in value]
+    return value
