@@ -17,6 +17,7 @@ from pdq_export.plan.operators import (
     is_absorbable,
     is_passthrough,
 )
+from pdq_export.plan.readers import tensors_before_layers, tensors_read_as_integers
 from pdq_export.spec import CARRIER_BITS, BitWidths, Layer, Point, Role
 
 
@@ -85,16 +86,8 @@ class _PointFinder:
         self.points: dict[str, Point] = {}
         self.passthrough: dict[str, str] = {}
         self._after_layer: set[str] = set()  # tensors that depend on a weighted layer
-        self._feeds_layer = self._tensors_before_layers()
-
-    def _tensors_before_layers(self) -> set[str]:
-        before: set[str] = set()
-        for node in reversed(self.index.graph.node):
-            if node.name in self.layers:
-                before.add(node.input[0])
-            elif any(tensor in before for tensor in node.output):
-                before.update(data_inputs(self.index, node))
-        return before
+        self._feeds_layer = tensors_before_layers(index, layers)
+        self._read_as_integers = tensors_read_as_integers(index, layers)
 
     def visit(self, node: NodeProto) -> None:
         inputs = data_inputs(self.index, node)
@@ -144,6 +137,8 @@ class _PointFinder:
     def _quantize_result(self, node: NodeProto) -> None:
         """Place the A-bit point after the node's activation, and an 8-bit one before it where it isn't absorbed."""
         output = node.output[0]
+        if not self._is_worth_quantizing(node):
+            return
         reader = self.index.sole_consumer(output)
         if reader is None:
             self._add(output, Role.CARRIER if self._only_read_by_merges(output) else Role.ACTIVATION)
@@ -159,6 +154,16 @@ class _PointFinder:
                     self._add(result, Role.ACTIVATION)
         else:
             self._add(output, Role.CARRIER if reader.op_type in MERGES else Role.ACTIVATION)
+
+    def _is_worth_quantizing(self, node: NodeProto) -> bool:
+        """Not where only float operators read the result and the network ends there (the scores before a Softmax).
+
+        Nor between the projections of attention and its products; but a convolution needs it to run in integers.
+        """
+        output = node.output[0]
+        if output in self._read_as_integers:
+            return True
+        return output in self._feeds_layer and node.op_type not in ("Gemm", "MatMul")
 
     def _only_read_by_merges(self, tensor: str) -> bool:
         """Whether merges (and, as in SiLU, activations that lead to them) are the only readers: a carrier's case."""
@@ -208,6 +213,8 @@ class _PointFinder:
     def _add(self, tensor: str, role: Role, absorbed: str | None = None) -> None:
         if tensor in self.points or (tensor in self.index.outputs and not self.index.consumers(tensor)):
             return
+        if role is Role.ACTIVATION and tensor not in self._feeds_layer:
+            role = Role.CARRIER  # behind the last layer: the network's outputs keep their precision
         bits = self.bits.activation if role is Role.ACTIVATION else CARRIER_BITS
         self.points[tensor] = Point(tensor=tensor, role=role, bits=bits, absorbed=absorbed)
 
