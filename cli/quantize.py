@@ -42,6 +42,7 @@ class Request:
     method: str
     preset: str
     weights: str
+    max_memory: str | None
     settings: dict[str, Any]
 
 
@@ -108,6 +109,11 @@ class Request:
     default="auto",
     metavar="auto|cpu|cuda[:n]",
     help="Where to calibrate.  [default: auto, a GPU where there is one]",
+)
+@click.option(
+    "--max-memory",
+    metavar="SIZE",
+    help="Keep calibration within SIZE, e.g. 4GB, with temporary files; the result is the same.  [default: no limit]",
 )
 @click.option(
     "--target", default="ort", metavar="ort", help="Layout of the file: ort, for ONNX Runtime.  [default: ort]"
@@ -236,6 +242,7 @@ def _run(request: Request, console: Console, *, quiet: bool, verbose: bool) -> "
             weights=request.weights,
             options=request.settings,
             device=request.device,
+            max_memory=request.max_memory,
             progress=progress,
         )
 

@@ -16,6 +16,7 @@ from torch import fx
 
 import pdq_export
 from pdq_export.calibrate import BlockProgress, Calibrated, calibrate
+from pdq_export.calibrate.memory import parse_size
 from pdq_export.data import ImageSet, InputSpec, load_images
 from pdq_export.errors import DataError, ModelError, OptionError
 from pdq_export.export import export_model, required_opset
@@ -79,6 +80,7 @@ def quantize(
     weights: str = "asymmetric",
     options: Mapping[str, Any] | None = None,
     device: str = "auto",
+    max_memory: int | str | None = None,
     progress: ProgressCallback | None = None,
 ) -> Result:
     """Quantize an FP32 ONNX CNN to ``bits`` (W/A) with PD-Quant and validate the result in onnxruntime.
@@ -88,7 +90,9 @@ def quantize(
     ``options``: fields of `CalibrationOptions` that win over method, preset and what the graph suggests.
     ``calib`` and ``eval``: images [N, C, H, W], as an array, an `ImageSet`, or a path to an .npz, .npy or folder.
     ``eval`` gives the figures of the report; without it agreement is measured on the calibration images and the
-    report says so. ``output``: where the model is written; None writes nothing. Raises PdqError for anything that
+    report says so. ``output``: where the model is written; None writes nothing. ``max_memory``: bytes of host memory,
+    or a size like ``4GB``, that calibration shall keep to; it moves data to temporary files and never changes the
+    result. Raises PdqError for anything that
     can be wrong with the model, the data or the options, before anything is written.
     """
     choose = functools.partial(choose_options, method=method, preset=preset, overrides=options)
@@ -98,6 +102,7 @@ def quantize(
     tell = progress or (lambda _: None)
     bits = bits if isinstance(bits, BitWidths) else BitWidths.parse(bits)
     torch_device = _device(device)
+    memory = None if max_memory is None else parse_size(max_memory)
     if output is not None:
         inputs = [Path(p) for p in (model, calib, eval) if isinstance(p, str | Path)]
         check_writable(Path(output), overwrite=overwrite, inputs=inputs)
@@ -116,7 +121,7 @@ def quantize(
     judged = _whole_batches(calibration if eval is None else _images(eval, spec, None), spec)
     check_labels(prepared.model, judged)
 
-    calibrated = _calibrate(network, prepared, plan, calibration, chosen, torch_device, tell)
+    calibrated = _calibrate(network, prepared, plan, calibration, chosen, torch_device, memory, tell)
     tell(Progress(stage="export"))
     settings = {
         "bits": str(bits),
@@ -264,6 +269,7 @@ def _calibrate(
     images: ImageSet,
     options: CalibrationOptions,
     device: torch.device,
+    max_memory: int | None,
     tell: ProgressCallback,
 ) -> Calibrated:
     def report(at: BlockProgress) -> None:
@@ -280,7 +286,9 @@ def _calibrate(
         )
 
     x = torch.from_numpy(images.array())
-    return calibrate(network, plan, prepared.statistics, [x], options, device=device, progress=report)
+    return calibrate(
+        network, plan, prepared.statistics, [x], options, device=device, max_memory=max_memory, progress=report
+    )
 
 
 def _simulator(

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, fx
 
+from pdq_export.numerics.moments import spatial_moments
 from pdq_export.options import CalibrationOptions
 from pdq_export.spec import ChannelStatistics
 
@@ -50,7 +51,7 @@ def _correct_batch(
     for _ in range(options.correction_iters):
         loss = _summed_over_channels((x_tilde - x).square()) / options.lambda_c
         for z, (mean, std, gain) in zip(layer_outputs(x_tilde), targets, strict=True):
-            z_std, z_mean = torch.std_mean(z.flatten(2), dim=2, correction=0)
+            z_mean, z_std = spatial_moments(z)
             loss = loss + (((z_mean - mean) * gain).square() + ((z_std - std) * gain).square()).sum(1).mean()
         optimizer.zero_grad()
         loss.backward()

@@ -10,9 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
+from pdq_export.calibrate.cache import Cache, Store
 from pdq_export.calibrate.correction import correct_distribution, estimate_statistics
 from pdq_export.calibrate.integer import integer_nodes
 from pdq_export.calibrate.losses import class_axis
+from pdq_export.calibrate.memory import STEP_IMAGES, step_bytes
+from pdq_export.calibrate.passes import PASS_BATCH, run_pass, run_probe
 from pdq_export.calibrate.prediction import find_prediction
 from pdq_export.calibrate.quantizers import (
     ActivationQuantizer,
@@ -24,6 +27,7 @@ from pdq_export.calibrate.quantizers import (
 )
 from pdq_export.calibrate.reconstruct import BlockProblem, reconstruct
 from pdq_export.calibrate.subgraph import extract, reachable, tensor_nodes
+from pdq_export.calibrate.watch import warn_of_collapse
 from pdq_export.errors import CalibrationError
 from pdq_export.export.bias import has_integer_bias
 from pdq_export.numerics.search import QParams, choose_activation_qparams
@@ -32,8 +36,8 @@ from pdq_export.spec import Block, ChannelStatistics, Plan, Point, QuantizedTens
 
 logger = logging.getLogger(__name__)
 
-# Batch for passes that need no gradient.
-_PASS_BATCH = 64
+# Elements at a time of a scale search.
+_SEARCH_ELEMENTS = 2**22
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,16 +72,23 @@ def calibrate(
     options: CalibrationOptions,
     *,
     device: torch.device,
+    max_memory: int | None = None,
     progress: Callable[[BlockProgress], None] | None = None,
 ) -> Calibrated:
     """Calibrate ``network`` (FP32, imported from ONNX) on ``inputs``, one tensor [N, ...] per graph input.
 
-    ``statistics`` by layer output; layers without them get estimates over the calibration set. Raises
-    CalibrationError where a loss diverges.
+    ``statistics`` by layer output; layers without them get estimates over the calibration set. ``max_memory``: bytes
+    of host memory that the whole process shall keep to; block inputs and outputs beyond it go to files, and the result
+    stays the same bit for bit. Raises CalibrationError where a loss diverges or the disk has no room, OptionError
+    where ``max_memory`` is occupied already.
     """
-    engine = _Engine(network.to(device), plan, statistics, options, device)
-    with torch.random.fork_rng(devices=[]):
-        return engine.run([x.to(device) for x in inputs], progress or (lambda _: None))
+    store = Store.of_process(device, max_memory)
+    try:
+        engine = _Engine(network.to(device), plan, statistics, options, store)
+        with torch.random.fork_rng(devices=[]):
+            return engine.run([store.adopt(x) for x in inputs], progress or (lambda _: None))
+    finally:
+        store.close()
 
 
 class _Engine:
@@ -89,31 +100,35 @@ class _Engine:
         plan: Plan,
         statistics: Mapping[str, ChannelStatistics],
         options: CalibrationOptions,
-        device: torch.device,
+        store: Store,
     ) -> None:
         self.network = network
         self.plan = plan
         self.statistics = dict(statistics)
         self.options = options
-        self.generator = torch.Generator(device).manual_seed(options.seed)
+        self.store = store
+        self.generator = torch.Generator(store.device).manual_seed(options.seed)
         self.activations: dict[str, ActivationQuantizer] = {}
         self.weights: dict[str, WeightQuantizer] = {}
         self.biases: dict[str, BiasQuantizer] = {}
-        self.full: dict[str, Tensor] = {}  # FP32 values of live tensors
-        self.quantized: dict[str, Tensor] = {}  # the same tensors in the network whose earlier blocks are quantized
-        self.predictions: dict[str, Tensor] = {}
+        self.full: dict[str, Cache] = {}  # FP32 values of live tensors
+        self.quantized: dict[str, Cache] = {}  # the same tensors in the network whose earlier blocks are quantized
+        self.predictions: dict[str, Cache] = {}
         self.graph_inputs = [n.meta["tensor"] for n in network.graph.nodes if n.op == "placeholder"]
         self.graph_outputs = _output_tensors(network)
         found = {name: find_prediction(network, name) for name in self.graph_outputs}
         self.prediction_of = {name: prediction.tensor for name, prediction in found.items()}
-        self.class_axes = {prediction.tensor: prediction.class_axis for prediction in found.values()}
+        # of two outputs with the same scores, one of them behind an ArgMax, that one knows the axis
+        by_axis = sorted(found.values(), key=lambda prediction: prediction.class_axis is not None)
+        self.class_axes = {prediction.tensor: prediction.class_axis for prediction in by_axis}
         self.constants = {
             name: getattr(network, str(node.target))
             for name, node in tensor_nodes(network).items()
             if node.op == "get_attr"
         }
 
-    def run(self, inputs: Sequence[Tensor], progress: Callable[[BlockProgress], None]) -> Calibrated:
+    def run(self, inputs: Sequence[Cache], progress: Callable[[BlockProgress], None]) -> Calibrated:
+        first = [x.slice(0, PASS_BATCH).clone() for x in inputs]
         self._begin(inputs)
         blocks = self.plan.blocks
         for position, block in enumerate(blocks):
@@ -133,19 +148,23 @@ class _Engine:
 
             self._calibrate_block(block, blocks[position + 1 :], report)
             self._advance(block, blocks[position + 1 :])
-        return Calibrated(tensors=self._tensors(), simulation=self._simulation())
+        simulation = self._simulation()
+        with torch.no_grad():
+            for name, full, quantized in zip(self.graph_outputs, self.network(*first), simulation(*first), strict=True):
+                warn_of_collapse(name, full, quantized)
+        return Calibrated(tensors=self._tensors(), simulation=simulation)
 
-    def _begin(self, inputs: Sequence[Tensor]) -> None:
+    def _begin(self, inputs: Sequence[Cache]) -> None:
         names = list(dict.fromkeys(self.prediction_of.values()))
-        values = _run(extract(self.network, self.graph_inputs, names), inputs)
-        self.predictions = {n: v for n, v in zip(names, values, strict=True) if v.is_floating_point()}
+        values = run_pass(extract(self.network, self.graph_inputs, names), inputs, names, self.store)
+        self.predictions = {n: v for n, v in values.items() if v.dtype.is_floating_point}
         if self.options.prediction_difference:
             self.class_axes = {
                 name: class_axis(self.options.output_loss, self.class_axes[name], x.shape, name)
                 for name, x in self.predictions.items()
             }
         for name, x in (*zip(self.graph_inputs, inputs, strict=True), *self.predictions.items()):
-            if not torch.isfinite(x).all():
+            if not all(torch.isfinite(batch).all() for batch in x.batches(PASS_BATCH)):
                 raise CalibrationError(
                     f"tensor {name!r}: it holds NaN or infinity on the calibration images, before any quantization; "
                     "expected finite numbers; check the images and their normalization"
@@ -154,15 +173,21 @@ class _Engine:
             self.full[name] = self.quantized[name] = x
             if name in self.plan.points:
                 point = self.plan.points[name]
-                self.activations[name] = ActivationQuantizer(point, self._search(x, point))
+                head = x.batches(PASS_BATCH, self.options.search_samples)
+                quantizer = ActivationQuantizer(point, choose_activation_qparams(head, point.bits))
+                self.activations[name] = quantizer
+                self.quantized[name] = self.store.new(x.shape, x.dtype, quantizer)
                 with torch.no_grad():
-                    self.quantized[name] = self.activations[name](x)
+                    for batch in x.batches(PASS_BATCH):
+                        self.quantized[name].append(quantizer(batch))
 
-    def _search(self, x: Tensor, point: Point) -> QParams:
-        return choose_activation_qparams(x[: self.options.search_samples], point.bits)
+    def _search(self, x: Cache, point: Point) -> QParams:
+        """Scale search over elements [numel], which are given up."""
+        qparams = choose_activation_qparams(x.batches(_SEARCH_ELEMENTS), point.bits)
+        x.close()
+        return qparams
 
     def _calibrate_block(self, block: Block, later: Sequence[Block], report: Callable[[int, float], None]) -> None:
-        full = [self.full[name] for name in block.inputs]
         quantized = [self.quantized[name] for name in block.inputs]
         points = self._points_inside(block)
         self._initialize_activations(block, points, quantized)
@@ -170,8 +195,8 @@ class _Engine:
         learned = [self.activations[p.tensor] for p in points if p.role is Role.ACTIVATION]
         scales = learned if self.options.learn_scales else []
         if self.options.iters and (soft or scales):
-            corrected = self._correct(block, full)
-            self._reconstruct(block, later, points, soft, scales, quantized, corrected, report)
+            self._reconstruct(block, later, points, soft, scales, report)
+            self.store.reserve(0)
         for name, weight in soft.items():
             self.weights[name] = weight.harden()
         self._round_biases(block)
@@ -185,10 +210,10 @@ class _Engine:
         }
         return [point for point in self.plan.points.values() if point.tensor in written]
 
-    def _initialize_activations(self, block: Block, points: Sequence[Point], quantized: Sequence[Tensor]) -> None:
+    def _initialize_activations(self, block: Block, points: Sequence[Point], quantized: Sequence[Cache]) -> None:
         probe = extract(self.network, block.inputs, [point.tensor for point in points])
-        head = [x[: self.options.search_samples] for x in quantized]
-        for point, x in zip(points, _run(probe, head), strict=True):
+        values = run_probe(probe, quantized, self.store, self.options.search_samples)
+        for point, x in zip(points, values, strict=True):
             self.activations[point.tensor] = ActivationQuantizer(point, self._search(x, point))
 
     def _initialize_weights(self, block: Block) -> dict[str, SoftRounding]:
@@ -205,20 +230,24 @@ class _Engine:
                 self.weights[layer.weight] = WeightQuantizer.nearest(point, weight, qparams)
         return soft
 
-    def _correct(self, block: Block, full: Sequence[Tensor]) -> list[Tensor]:
+    def _correct(self, block: Block, full: Sequence[Cache]) -> list[Cache]:
         """Distribution correction of the block's only input; a block with several keeps its FP32 inputs."""
         if self.options.correction_iters == 0 or len(full) != 1:
             return list(full)
         outputs = [layer.output for layer in block.layers if layer.op_type in ("Conv", "ConvTranspose")]
         missing = [name for name in outputs if name not in self.statistics]
         if missing:
-            batches = zip(*(x.split(_PASS_BATCH) for x in full), strict=True)
+            batches = zip(*(x.batches(PASS_BATCH) for x in full), strict=True)
             probe = extract(self.network, block.inputs, missing)
             self.statistics.update(zip(missing, estimate_statistics(probe, batches), strict=True))
         if not outputs:
             return list(full)
         layer_outputs = extract(self.network, block.inputs, outputs)
-        return [correct_distribution(layer_outputs, [self.statistics[name] for name in outputs], full[0], self.options)]
+        statistics = [self.statistics[name] for name in outputs]
+        corrected = self.store.new(full[0].shape, full[0].dtype)
+        for batch in full[0].batches(self.options.batch_size):
+            corrected.append(correct_distribution(layer_outputs, statistics, batch, self.options))
+        return [corrected]
 
     def _reconstruct(
         self,
@@ -227,32 +256,49 @@ class _Engine:
         points: Sequence[Point],
         soft: Mapping[str, SoftRounding],
         scales: Sequence[ActivationQuantizer],
-        quantized: Sequence[Tensor],
-        corrected: Sequence[Tensor],
         report: Callable[[int, float], None],
     ) -> None:
         outputs = self._compared(block, later)
-        targets = _run(extract(self.network, block.inputs, outputs), corrected)
         tail = None
         ends = reachable(self.network, outputs, list(self.predictions))
-        bypass = [name for name in _read_by(later) if name in self.full and name not in outputs]
+        names = [name for name in _read_by(later) if name in self.full and name not in outputs]
         if self.options.prediction_difference and ends:
-            tail = extract(self.network, [*outputs, *bypass], ends)
+            tail = extract(self.network, [*outputs, *names], ends)
         self._round_biases(block, soft)
+        student = self._student(block, outputs, points, soft)
+        quantized = [self.quantized[name] for name in block.inputs]
+        bypass = [self.full[name] for name in names]
+        self._leave_room(student, tail, quantized, bypass)
+        corrected = self._correct(block, [self.full[name] for name in block.inputs])
+        targets = run_pass(extract(self.network, block.inputs, outputs), corrected, outputs, self.store)
         problem = BlockProblem(
             name=block.name,
-            student=self._student(block, outputs, points, soft),
+            student=student,
             tail=tail,
             quantized_inputs=quantized,
             corrected_inputs=corrected,
-            targets=targets,
-            bypass=[self.full[name] for name in bypass],
+            targets=list(targets.values()),
+            bypass=bypass,
             predictions=[self.predictions[name] for name in ends],
             class_axes=[self.class_axes[name] for name in ends],
             weights=list(soft.values()),
             scales=scales,
         )
-        reconstruct(problem, self.options, self.generator, report)
+        with self.store.step([student] if tail is None else [student, tail]):
+            reconstruct(problem, self.options, self.generator, report)
+
+    def _leave_room(
+        self,
+        student: fx.GraphModule,
+        tail: fx.GraphModule | None,
+        quantized: Sequence[Cache],
+        bypass: Sequence[Cache],
+    ) -> None:
+        """Let caches make way for what a step needs, where memory is limited at all."""
+        if self.store.limited and len(quantized[0]) > STEP_IMAGES:
+            inputs, beside = ([x.slice(0, STEP_IMAGES) for x in caches] for caches in (quantized, bypass))
+            needed = step_bytes(student, tail, inputs, beside, self.options.batch_size, self.generator)
+            self.store.reserve(needed)
 
     def _compared(self, block: Block, later: Sequence[Block]) -> list[str]:
         """The outputs whose error counts; for a graph output that nobody reads, what lies before its Softmax."""
@@ -282,14 +328,14 @@ class _Engine:
                 known = soft[layer.weight].qparams if soft and layer.weight in soft else self.weights[layer.weight]
                 self.biases[layer.node] = BiasQuantizer(self.constants[layer.bias], source.scale, known.scale)
 
-    def _settle_carriers(self, block: Block, points: Sequence[Point], quantized: Sequence[Tensor]) -> None:
+    def _settle_carriers(self, block: Block, points: Sequence[Point], quantized: Sequence[Cache]) -> None:
         """Fit the 8-bit pairs to the finished block, one after the other, since each changes what the next one sees."""
         settled = {p.tensor: self.activations[p.tensor] for p in points if p.role is Role.ACTIVATION}
         for point in points:
             if point.role is not Role.CARRIER:
                 continue
             probe = self._quantized_block(block, settled, [point.tensor])
-            (x,) = _run(probe, [v[: self.options.search_samples] for v in quantized])
+            (x,) = run_probe(probe, quantized, self.store, self.options.search_samples)
             self.activations[point.tensor] = ActivationQuantizer(point, self._search(x, point))
             settled[point.tensor] = self.activations[point.tensor]
 
@@ -305,17 +351,16 @@ class _Engine:
         )
 
     def _advance(self, block: Block, later: Sequence[Block]) -> None:
-        """Compute the block's outputs in both networks and forget what no later block reads."""
-        full = [self.full[name] for name in block.inputs]
-        quantized = [self.quantized[name] for name in block.inputs]
+        """Compute the block's outputs in one network after the other and forget what no later block reads."""
         plain = extract(self.network, block.inputs, block.outputs)
         finished = self._quantized_block(block, self.activations, block.outputs)
-        self.full.update(zip(block.outputs, _run(plain, full), strict=True))
-        self.quantized.update(zip(block.outputs, _run(finished, quantized), strict=True))
         needed = _read_by(later)
-        for store in (self.full, self.quantized):
-            for name in set(store) - set(needed):
-                del store[name]
+        for live, module, quantizers in ((self.full, plain, {}), (self.quantized, finished, self.activations)):
+            inputs = [live[name] for name in block.inputs]
+            live.update(run_pass(module, inputs, block.outputs, self.store, quantizers=quantizers))
+            del inputs
+            for name in set(live) - set(needed):
+                del live[name]
 
     def _simulation(self) -> fx.GraphModule:
         return extract(
@@ -358,11 +403,3 @@ def _onnx_node(node: fx.Node) -> str:
 def _output_tensors(network: fx.GraphModule) -> list[str]:
     (output,) = (node for node in network.graph.nodes if node.op == "output")
     return [argument.meta["tensor"] for argument in output.args[0]]
-
-
-@torch.no_grad()
-def _run(module: fx.GraphModule, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Outputs of ``module`` over the whole first axis, batch by batch."""
-    batches = zip(*(x.split(_PASS_BATCH) for x in inputs), strict=True)
-    results = [module(*batch) for batch in batches]
-    return [torch.cat(parts) for parts in zip(*results, strict=True)]

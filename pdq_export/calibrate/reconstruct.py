@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, fx
 
+from pdq_export.calibrate.cache import Rows
 from pdq_export.calibrate.losses import prediction_difference, reconstruction_loss
 from pdq_export.calibrate.quantizers import ActivationQuantizer, SoftRounding
+from pdq_export.calibrate.watch import warn_of_divergence
 from pdq_export.errors import CalibrationError
 from pdq_export.numerics.affine import bernoulli_like
 from pdq_export.numerics.rounding import rounding_regularizer
@@ -33,11 +35,11 @@ class BlockProblem:
     name: str
     student: fx.GraphModule
     tail: fx.GraphModule | None
-    quantized_inputs: Sequence[Tensor]
-    corrected_inputs: Sequence[Tensor]
-    targets: Sequence[Tensor]
-    bypass: Sequence[Tensor]
-    predictions: Sequence[Tensor]
+    quantized_inputs: Sequence[Rows]
+    corrected_inputs: Sequence[Rows]
+    targets: Sequence[Rows]
+    bypass: Sequence[Rows]
+    predictions: Sequence[Rows]
     class_axes: Sequence[int | None]
     weights: Sequence[SoftRounding]
     scales: Sequence[ActivationQuantizer]
@@ -55,9 +57,11 @@ def reconstruct(problem: BlockProblem, options: CalibrationOptions, generator: t
     initial = [quantizer.scale.item() for quantizer in problem.scales]
     optimizers, schedulers = _optimizers(problem, options)
     count = len(problem.targets[0])
+    losses = []
     for step in range(options.iters):
         chosen = torch.randperm(count, generator=generator, device=generator.device)[: options.batch_size]
         loss = _reconstruction_terms(problem, chosen, step, options, generator)
+        losses.append(loss.detach())
         loss = loss + _rounding_term(problem.weights, step, options)
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
@@ -71,6 +75,7 @@ def reconstruct(problem: BlockProblem, options: CalibrationOptions, generator: t
             report(step + 1, _finite(loss, problem.name, step))
     for quantizer in problem.scales:
         quantizer.scale.requires_grad_(False)
+    warn_of_divergence(problem.name, losses)
 
 
 def _optimizers(

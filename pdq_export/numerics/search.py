@@ -1,6 +1,7 @@
 """Scale search: the scale and zero_point that minimise mean |x - x_hat|^2.4 (BRECQ's and PD-Quant's published code)."""
 
 import dataclasses
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -10,6 +11,8 @@ from pdq_export.numerics.affine import dequantize_affine, quantize_affine
 NORM = 2.4
 FRACTIONS = 100
 _BINS = 8192
+# histc counts in float32, which is exact up to here.
+_LARGEST_COUNT = 2**24
 # Enumerating every zero_point costs 2^bits candidates a fraction; from here on the range's own zero_point is as good.
 _MAX_ENUMERATED_BITS = 4
 _COARSE = 4
@@ -57,19 +60,22 @@ def choose_weight_qparams(weight: Tensor, qmin: int, qmax: int) -> QParams:
     return search.result()
 
 
-def choose_activation_qparams(x: Tensor, bits: int) -> QParams:
+def choose_activation_qparams(x: Tensor | Iterable[Tensor], bits: int) -> QParams:
     """Per-tensor qparams of an activation of any shape, q in [0, 2^bits - 1].
 
-    One-sided data get zero_point 0 (or qmax). Errors are summed over a histogram of 8,192 bins, so that the search
-    costs the same for any number of elements.
+    ``x`` may come in parts, which are gone through twice. One-sided data get zero_point 0 (or qmax). Errors are summed
+    over a histogram of 8,192 bins, so that the search costs the same for any number of elements.
     """
-    low, high = (float(bound) for bound in torch.aminmax(x))
+    parts = [x] if isinstance(x, Tensor) else x
+    bounds = torch.stack([torch.stack(torch.aminmax(part)) for part in parts])
+    low, high = float(bounds[:, 0].amin()), float(bounds[:, 1].amax())
     low, high = min(low, 0.0), max(high, 0.0)
     levels = 2**bits - 1
+    device = bounds.device
     if high == low:
-        return QParams(scale=torch.tensor(1.0 / levels, device=x.device), zero_point=torch.zeros((), device=x.device))
-    counts = torch.histc(x.float().flatten(), bins=_BINS, min=low, max=high)
-    edges = torch.linspace(low, high, _BINS + 1, device=x.device)
+        return QParams(scale=torch.tensor(1.0 / levels, device=device), zero_point=torch.zeros((), device=device))
+    counts = _histogram(parts, low, high).float()
+    edges = torch.linspace(low, high, _BINS + 1, device=device)
     centers = (edges[:-1] + edges[1:]) / 2
     if low == 0.0:
         centers[0] = 0.0  # a rectifier's zeros, most of the data, are exact
@@ -79,14 +85,24 @@ def choose_activation_qparams(x: Tensor, bits: int) -> QParams:
     for step in range(1, FRACTIONS + 1):
         fraction = step / FRACTIONS
         if two_sided and bits <= _MAX_ENUMERATED_BITS:
-            scale = torch.full((1,), (high - low) * fraction / levels, device=x.device)
+            scale = torch.full((1,), (high - low) * fraction / levels, device=device)
             for zero_point in range(levels + 1):
                 search.offer(scale, torch.full_like(scale, zero_point))
         else:
-            bounds = torch.tensor([[low], [high]], device=x.device) * fraction
+            bounds = torch.tensor([[low], [high]], device=device) * fraction
             search.offer_range(bounds[0], bounds[1])
     best = search.result()
     return QParams(scale=best.scale[0], zero_point=best.zero_point[0])
+
+
+def _histogram(parts: Iterable[Tensor], low: float, high: float) -> Tensor:
+    """How many elements fall into each of 8,192 bins of equal width, in float64."""
+    sums = [
+        torch.histc(piece, bins=_BINS, min=low, max=high).double()
+        for part in parts
+        for piece in part.flatten().float().split(_LARGEST_COUNT)
+    ]
+    return torch.stack(sums).sum(0)
 
 
 class _Search:

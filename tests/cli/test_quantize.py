@@ -54,6 +54,7 @@ def test_defaults(run: Run, pipeline: FakePipeline, folder: Path) -> None:
         "weights": "asymmetric",
         "options": {},
         "device": "auto",
+        "max_memory": None,
     }
     assert (folder / "model-w4a4.onnx").exists()
     assert "wrote model-w4a4.onnx" in result.stdout
@@ -65,11 +66,13 @@ def test_every_option_arrives(run: Run, pipeline: FakePipeline, folder: Path) ->
         *("--output", "out.onnx", "--samples", "7", "--iters", "5", "--correction-iters", "0", "--seed", "3"),
         *("--method", "qdrop", "--preset", "fast", "--weights", "symmetric", "--set", "scale-lr=0.1"),
         *("--device", "cuda:1", "--target", "native", "--opset", "21", "--report", "out.json", "--overwrite"),
+        *("--max-memory", "4GB"),
     )
     assert result.exit_code == 0, result.output
     (call,) = pipeline.calls
     assert call["options"] == {"samples": 7, "iters": 5, "correction_iters": 0, "seed": 3, "scale_lr": "0.1"}
     assert (call["method"], call["preset"], call["weights"]) == ("qdrop", "fast", "symmetric")
+    assert call["max_memory"] == "4GB"
     assert (call["bits"], call["eval"], call["output"]) == ("2/3", Path("eval.npz"), Path("out.onnx"))
     assert (call["device"], call["target"], call["opset"], call["overwrite"]) == ("cuda:1", "native", 21, True)
     assert json.loads((folder / "out.json").read_text())["images"] == 200

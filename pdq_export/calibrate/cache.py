@@ -1,0 +1,327 @@
+"""Where the block inputs and outputs of the calibration images lie: on the device, in host memory or in a file.
+
+What a value is stored as and where never changes it: the same bits come back from every tier.
+"""
+
+import dataclasses
+import itertools
+import logging
+import math
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pdq_export.calibrate.memory import device_budget, format_size, process_budget, trim_heap
+from pdq_export.calibrate.offload import Offload
+from pdq_export.calibrate.quantizers import ActivationQuantizer
+from pdq_export.calibrate.spill import SpillFile, check_room
+from pdq_export.errors import CalibrationError
+
+logger = logging.getLogger(__name__)
+
+
+class Rows(Protocol):
+    """What the reconstruction needs of a tensor [N, ...]: its length, and some of its rows as a new tensor."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, chosen: Tensor, /) -> Tensor: ...
+
+
+class _Grid:
+    """One byte instead of four for values that an activation quantizer has put out: (q - zero_point) * scale."""
+
+    def __init__(self, quantizer: ActivationQuantizer) -> None:
+        self._scale = quantizer.scale.detach().clone()
+        self._low, self._levels = quantizer.low, quantizer.high - quantizer.low
+
+    def encode(self, x: Tensor) -> Tensor:
+        q = (x / self._scale).round_().sub_(self._low)
+        low, high = torch.aminmax(q)
+        if not (low >= 0 and high <= self._levels):  # NaN included
+            raise CalibrationError(
+                "the output of a finished block is not on its quantizer's grid: it holds NaN; expected finite "
+                "numbers; leave the block's layers at more bits"
+            )
+        return q.to(torch.uint8)
+
+    def decode(self, q: Tensor) -> Tensor:
+        # The product that fake_quantize_affine forms of the same two float32 numbers.
+        return q.to(torch.float32).add_(self._low).mul_(self._scale)
+
+
+class _OneZero:
+    """Values of a quantizer as they are, but for -0.0: integers have one zero, and so has every tier."""
+
+    def encode(self, x: Tensor) -> Tensor:
+        return x + 0.0
+
+    def decode(self, x: Tensor) -> Tensor:
+        return x
+
+
+class _Memory:
+    """Rows of a tensor on one device."""
+
+    def __init__(self, data: Tensor, *, owned: bool) -> None:
+        self.data, self.owned = data, owned
+
+    @property
+    def nbytes(self) -> int:
+        return self.data.nbytes if self.owned else 0
+
+    def write(self, start: int, rows: Tensor) -> None:
+        stop = start + len(rows)
+        if stop > len(self.data):  # a tensor whose first axis does not count images can turn out longer
+            self.data = torch.cat([self.data[:start], rows.to(self.data.device)])
+        else:
+            self.data[start:stop] = rows
+
+    def rows(self, chosen: Tensor, device: torch.device) -> Tensor:
+        if self.data.device == device:
+            return self.data[chosen]
+        # Only the rows of a step are pinned: pinning whole tensors rounds each up to a power of two.
+        buffer = torch.empty((len(chosen), *self.data.shape[1:]), dtype=self.data.dtype, pin_memory=True)
+        torch.index_select(self.data, 0, chosen.cpu(), out=buffer)
+        return buffer.to(device, non_blocking=True)
+
+    def slice(self, start: int, stop: int) -> Tensor:
+        return self.data[start:stop]
+
+    def close(self) -> None:
+        self.data = self.data[:0].clone()
+
+
+class _File:
+    """Rows in a file."""
+
+    def __init__(self, shape: Sequence[int], dtype: torch.dtype) -> None:
+        self._file = SpillFile()
+        self._shape, self._dtype = tuple(shape[1:]), dtype
+        self._row = math.prod(self._shape) * dtype.itemsize
+        self._expected = shape[0] * self._row
+        self._written = 0
+
+    @property
+    def nbytes(self) -> int:
+        return max(self._expected, self._written)
+
+    @property
+    def unwritten(self) -> int:
+        return max(self._expected - self._written, 0)
+
+    def write(self, start: int, rows: Tensor) -> None:
+        self._file.write(start * self._row, rows)
+        self._written = max(self._written, (start + len(rows)) * self._row)
+
+    def rows(self, chosen: Tensor, device: torch.device) -> Tensor:
+        result = torch.empty((len(chosen), *self._shape), dtype=self._dtype, pin_memory=device.type == "cuda")
+        # Forwards through the file, each row to its place in the batch.
+        for source, target in sorted(zip(chosen.tolist(), range(len(chosen)), strict=True)):
+            self._file.read(source * self._row, result[target])
+        return result.to(device, non_blocking=True)
+
+    def slice(self, start: int, stop: int) -> Tensor:
+        result = torch.empty((stop - start, *self._shape), dtype=self._dtype)
+        self._file.read(start * self._row, result)
+        return result
+
+    def close(self) -> None:
+        self._file.close()
+        self._expected = self._written = 0
+
+
+class Cache:
+    """A tensor [N, ...] over the calibration images, made by `Store.new`; rows come back on the store's device.
+
+    `append` fills it batch by batch; ``cache[indices]`` gives rows as a new tensor, `batches` goes through it in order.
+    """
+
+    def __init__(
+        self,
+        store: "Store",
+        data: _Memory | _File,
+        shape: Sequence[int],
+        dtype: torch.dtype,
+        codec: _Grid | _OneZero | None = None,
+    ) -> None:
+        self._store, self._data, self._codec = store, data, codec
+        self._shape, self._count = tuple(shape[1:]), 0
+        self.dtype = dtype
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[N, ...] with the rows that are there so far."""
+        return self._count, *self._shape
+
+    def append(self, rows: Tensor) -> None:
+        """Add rows [n, ...]. Raises CalibrationError where the disk has no room for them."""
+        self._data.write(self._count, rows if self._codec is None else self._codec.encode(rows))
+        self._count += len(rows)
+
+    def __getitem__(self, chosen: Tensor, /) -> Tensor:
+        """The rows at the indices ``chosen`` [n], as a new tensor [n, ...]."""
+        rows = self._data.rows(chosen, self._store.device)
+        return rows if self._codec is None else self._codec.decode(rows)
+
+    def batches(self, size: int, stop: int | None = None) -> "Batches":
+        """Rows up to ``stop`` (all by default) in order, ``size`` at a time, not to be written to."""
+        return Batches(self, size, self._count if stop is None else min(stop, self._count))
+
+    def slice(self, start: int, stop: int) -> Tensor:
+        """Rows ``start`` to ``stop``, not to be written to."""
+        rows = self._data.slice(start, stop).to(self._store.device, non_blocking=True)
+        return rows if self._codec is None else self._codec.decode(rows)
+
+    @property
+    def tier(self) -> str:
+        """``device``, ``host`` or ``file``."""
+        if isinstance(self._data, _File):
+            return "file"
+        return "device" if self._data.data.device == self._store.device else "host"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it occupies in its tier; 0 for a tensor that belongs to the caller."""
+        return self._data.nbytes
+
+    @property
+    def unwritten(self) -> int:
+        """Bytes of its file that are still to come."""
+        return self._data.unwritten if isinstance(self._data, _File) else 0
+
+    def close(self) -> None:
+        """Give its memory or its file back; nothing can be read afterwards."""
+        self._data.close()
+        self._count = 0
+
+    def _move(self, data: _Memory | _File, rows: int) -> None:
+        for start in range(0, self._count, rows):
+            data.write(start, self._data.slice(start, min(start + rows, self._count)))
+        self._data.close()
+        self._data = data
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """Rows of a cache in order; can be gone through more than once."""
+
+    cache: Cache
+    size: int
+    stop: int
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for start in range(0, self.stop, self.size):
+            yield self.cache.slice(start, min(start + self.size, self.stop))
+
+
+class Store:
+    """Makes caches and keeps their sum within a budget for each tier: the device, then host memory, then files.
+
+    ``device_bytes``: for caches and the working set of a step together, of which caches get half at most; None sets
+    no limit, and then everything stays on the device as it is. ``host_bytes``: for caches in host memory, where that
+    is not the device. ``peak``: the most bytes that all caches occupied at one time.
+    """
+
+    def __init__(self, device: torch.device, *, device_bytes: int | None = None, host_bytes: int | None = None) -> None:
+        self.device = device
+        self.peak = 0
+        self._room = device_bytes
+        self._reserved = 0
+        self._host = 0 if device.type == "cpu" else host_bytes
+        self._caches: weakref.WeakSet[Cache] = weakref.WeakSet()
+
+    @classmethod
+    def of_process(cls, device: torch.device, max_memory: int | None) -> "Store":
+        """Budgets for a process that shall stay within ``max_memory`` bytes of host memory (None: no limit).
+
+        What the process holds already is subtracted. Raises OptionError where that is all.
+        """
+        left = None if max_memory is None else process_budget(max_memory)
+        if device.type == "cpu":
+            return cls(device, device_bytes=left)
+        return cls(device, device_bytes=device_budget(device), host_bytes=left)
+
+    @property
+    def limited(self) -> bool:
+        """Whether anything but the device is ever used."""
+        return self._room is not None
+
+    @property
+    def used(self) -> dict[str, int]:
+        """Bytes of all caches by tier."""
+        sums = dict.fromkeys(("device", "host", "file"), 0)
+        for cache in self._caches:
+            sums[cache.tier] += cache.nbytes
+        return sums
+
+    def new(self, shape: Sequence[int], dtype: torch.dtype, quantizer: ActivationQuantizer | None = None) -> Cache:
+        """An empty cache for ``shape`` = [N, ...] values; values that ``quantizer`` has put out take one byte each.
+
+        Raises CalibrationError where they need a file and the disk has no room.
+        """
+        codec = None if quantizer is None else _Grid(quantizer) if self.limited else _OneZero()
+        stored = torch.uint8 if isinstance(codec, _Grid) else dtype
+        cache = Cache(self, self._place(tuple(shape), stored), shape, dtype, codec)
+        self._register(cache)
+        return cache
+
+    def adopt(self, x: Tensor) -> Cache:
+        """A cache of the caller's own tensor, which is not copied unless the device has room for it and is another."""
+        owned = x.device != self.device and self._fits(x.nbytes)
+        cache = Cache(self, _Memory(x.to(self.device) if owned else x, owned=owned), x.shape, x.dtype)
+        cache._count = len(x)
+        self._register(cache)
+        return cache
+
+    def reserve(self, nbytes: int) -> None:
+        """Leave room for a working set of ``nbytes``; caches move out of the device where they must."""
+        self._reserved = nbytes
+        inside = sorted((c for c in self._caches if c.tier == "device"), key=lambda c: c.nbytes, reverse=True)
+        for cache in inside:
+            if self._fits(0) or not isinstance(cache._data, _Memory) or not cache.nbytes:
+                break
+            shape, dtype = tuple(cache._data.data.shape), cache._data.data.dtype
+            cache._move(self._place(shape, dtype), rows=max(shape[0] // 64, 1))
+        if self.limited:
+            trim_heap()
+
+    def step(self, modules: Iterable[nn.Module]) -> AbstractContextManager[object]:
+        """A context for steps of ``modules``, with what was reserved: beyond the budget they use a file as well."""
+        if self._room is None or self._reserved <= self._room or self.device.type != "cpu":
+            return nullcontext()
+        check_room(self._reserved)
+        logger.info("steps need %s: part of that goes to a file", format_size(self._reserved))
+        resident = itertools.chain.from_iterable((*m.parameters(), *m.buffers()) for m in modules)
+        return Offload(self._room // 2, resident)
+
+    def close(self) -> None:
+        """Close every cache."""
+        for cache in list(self._caches):
+            cache.close()
+
+    def _register(self, cache: Cache) -> None:
+        self._caches.add(cache)
+        self.peak = max(self.peak, sum(self.used.values()))
+
+    def _fits(self, nbytes: int) -> bool:
+        if self._room is None:
+            return True
+        budget = max(min(self._room // 2, self._room - self._reserved), 0)
+        return self.used["device"] + nbytes <= budget
+
+    def _place(self, shape: tuple[int, ...], dtype: torch.dtype) -> _Memory | _File:
+        nbytes = math.prod(shape) * dtype.itemsize
+        if self._fits(nbytes):
+            return _Memory(torch.empty(shape, dtype=dtype, device=self.device), owned=True)
+        if self._host is None or self.used["host"] + nbytes <= self._host:
+            return _Memory(torch.empty(shape, dtype=dtype), owned=True)
+        check_room(nbytes + sum(cache.unwritten for cache in self._caches))
+        return _File(shape, dtype)

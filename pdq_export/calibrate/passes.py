@@ -1,0 +1,68 @@
+"""Passes over the calibration images that need no gradient, batch by batch from cache to cache."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, fx
+
+from pdq_export.calibrate.cache import Cache, Store
+from pdq_export.calibrate.quantizers import ActivationQuantizer
+
+PASS_BATCH = 64
+
+
+def run_pass(
+    module: fx.GraphModule,
+    inputs: Sequence[Cache],
+    names: Sequence[str],
+    store: Store,
+    *,
+    quantizers: Mapping[str, ActivationQuantizer] | None = None,
+) -> dict[str, Cache]:
+    """Outputs of ``module`` over the whole first axis of ``inputs``, under their ``names``.
+
+    ``quantizers`` by name, where the output is what the quantizer has put out.
+    """
+    known = quantizers or {}
+    return dict(
+        zip(names, _run(module, inputs, store, len(inputs[0]), [known.get(name) for name in names]), strict=True)
+    )
+
+
+def run_probe(module: fx.GraphModule, inputs: Sequence[Cache], store: Store, stop: int) -> list[Cache]:
+    """Elements of ``module``'s outputs over the first ``stop`` images, whatever the outputs' shape: caches [numel]."""
+    return _run(module, inputs, store, min(len(inputs[0]), stop), None)
+
+
+@torch.no_grad()
+def _run(
+    module: fx.GraphModule,
+    inputs: Sequence[Cache],
+    store: Store,
+    count: int,
+    quantizers: Sequence[ActivationQuantizer | None] | None,
+) -> list[Cache]:
+    results: list[Cache] = []
+    for batch in zip(*(x.batches(PASS_BATCH, count) for x in inputs), strict=True):
+        outputs = module(*batch)
+        if quantizers is None:
+            outputs = tuple(y.flatten() for y in outputs)
+        if not results:
+            results = [
+                store.new(_shape(y, len(batch[0]), count), y.dtype, quantizer)
+                for y, quantizer in zip(outputs, quantizers or [None] * len(outputs), strict=True)
+            ]
+        _append(results, outputs)
+        del batch, outputs  # or they would live on beside the next batch's
+    return results
+
+
+def _append(caches: Sequence[Cache], values: Sequence[Tensor]) -> None:
+    for cache, value in zip(caches, values, strict=True):
+        cache.append(value)
+
+
+def _shape(first: Tensor, batch: int, count: int) -> tuple[int, ...]:
+    """Shape over ``count`` images of what ``first`` is over the first ``batch`` of them."""
+    return math.ceil(len(first) * count / batch), *first.shape[1:]

@@ -1,0 +1,29 @@
+import logging
+
+import pytest
+import torch
+
+from pdq_export.calibrate.watch import warn_of_collapse, warn_of_divergence
+
+
+@pytest.mark.parametrize(("last", "warned"), [(0.5, False), (1.5, False), (3.0, True)])
+def test_a_rising_loss_is_told(last: float, warned: bool, caplog: pytest.LogCaptureFixture) -> None:
+    losses = list(torch.linspace(1.0, last, 100))
+    with caplog.at_level(logging.WARNING):
+        warn_of_divergence("b1", losses)
+    assert bool(caplog.records) == warned
+    assert not warned or "block b1: its loss rose from 1.04 to 2.96" in caplog.text
+
+
+@pytest.mark.parametrize(("error", "warned"), [(0.1, False), (2.0, True), (float("nan"), True)])
+def test_a_collapsed_network_is_told(error: float, warned: bool, caplog: pytest.LogCaptureFixture) -> None:
+    full = torch.randn(16, 10, generator=torch.Generator().manual_seed(0))
+    with caplog.at_level(logging.WARNING):
+        warn_of_collapse("y", full, full + error)
+    assert ("output y: the network has collapsed" in caplog.text) == warned
+
+
+def test_outputs_that_never_change_and_integers_are_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+    warn_of_collapse("y", torch.ones(4, 3), torch.ones(4, 3))
+    warn_of_collapse("y", torch.ones(4, dtype=torch.int64), torch.zeros(4, dtype=torch.int64))
+    assert not caplog.records
