@@ -106,6 +106,13 @@ ZOO = {
     "one-dimensional": ("shape = Constant <value_ints = [0, 3, -1]> () x = Reshape(image, shape) "
                         "c1 = Conv <pads = [1, 1]> (x, l1) r1 = Relu(c1) m = MaxPool <kernel_shape = [2]> (r1) "
                         f"c2 = Conv <pads = [1, 1]> (m, l2) z = Relu(c2) {HEAD}", SCORES),
+    "mask": (f"{STEM} c1 = Conv {PAD} (r0, w) r1 = Relu(c1) c2 = Conv {PAD} (r1, u) s = Sigmoid(c2) "
+             "half = Constant <value_float = 0.5> () m = Greater(s, half) y = Cast <to = 1> (m)", IMAGE),
+    "sorted": (f"{STEM} c1 = Conv {PAD} (r0, w) z = Relu(c1) p = GlobalAveragePool(z) f = Flatten(p) "
+               "s = Gemm <transB = 1> (f, classes) k = Constant <value_ints = [2]> () y, i = TopK <axis = 1> (s, k)",
+               "float[N,2] y, int64[N,2] i"),
+    "size beside the scores": (f"{STEM} c1 = Conv {PAD} (r0, w) z = Relu(c1) {HEAD} size = Shape(y)",
+                               f"{SCORES}, int64[2] size"),
     "root of a relu": (f"{STEM} c1 = Conv {PAD} (r0, w) r1 = Relu(c1) q = Sqrt(r1) y = Conv {PAD} (q, u)", IMAGE),
     "normalized embedding": (f"{STEM} c1 = Conv {PAD} (r0, w) r1 = Relu(c1) p = GlobalAveragePool(r1) f = Flatten(p) "
                              "e = Gemm <transB = 1> (f, classes) n = ReduceL2 <axes = [1]> (e) y = Div(e, n)", SCORES),

@@ -33,7 +33,7 @@ def correct_distribution(
     corrected = [_correct_batch(layer_outputs, targets, batch, options) for batch in batches]
     left = sum(batch is x_tilde for batch, x_tilde in zip(batches, corrected, strict=True))
     if left:
-        logger.warning("distribution correction meets numbers that are not finite: %d batches stay as they are", left)
+        logger.info("distribution correction meets numbers that are not finite: %d batches stay as they are", left)
     return torch.cat(corrected)
 
 
