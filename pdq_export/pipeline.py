@@ -25,7 +25,7 @@ from pdq_export.frontend import import_model
 from pdq_export.graph.load import check_model, load_model
 from pdq_export.graph.lookup import GraphIndex
 from pdq_export.graph.passes import free_batch
-from pdq_export.graph.prepare import PreparedModel, prepare
+from pdq_export.graph.prepare import PreparedModel, float32_reference, prepare
 from pdq_export.options import CalibrationOptions, choose_options
 from pdq_export.plan import make_plan, network_family
 from pdq_export.spec import BitWidths, Plan, QuantizedTensor, QuantizedTensors, Role
@@ -117,6 +117,8 @@ def quantize(
     spec = input_spec(prepared.model)
     network = import_model(free_batch.run(prepared.model))
     dry_run(prepared, plan, target)
+    reference = float32_reference(original)
+    check_loads(reference)
     calibration = _images(calib, spec, chosen.samples)
     judged = _whole_batches(calibration if eval is None else _images(eval, spec, None), spec)
     check_labels(prepared.model, judged)
@@ -135,11 +137,11 @@ def quantize(
     quantized = export_model(prepared.model, plan, calibrated.tensors, target=target, metadata=_metadata(settings))
     tell(Progress(stage="validate"))
     report = validate(
-        original=original,
+        original=reference,
         quantized=quantized,
         images=judged.batches(spec.shape[0] or VALIDATION_BATCH),
         labels=judged.labels,
-        simulate=_simulator(calibrated, torch_device),
+        simulate=_simulator(calibrated, prepared, torch_device),
         settings={
             **settings,
             "opset": GraphIndex(quantized).opset,
@@ -285,18 +287,25 @@ def _calibrate(
             )
         )
 
-    x = torch.from_numpy(images.array())
+    x = _rounded(images.array(), prepared)
     return calibrate(
         network, plan, prepared.statistics, [x], options, device=device, max_memory=max_memory, progress=report
     )
 
 
+def _rounded(images: NDArray[np.float32], prepared: PreparedModel) -> torch.Tensor:
+    """Images in float32 as a model with a float16 input sees them."""
+    index = GraphIndex(prepared.model)
+    half = index.dtype(index.inputs[0]) == np.float16
+    return torch.from_numpy(images.astype(np.float16).astype(np.float32) if half else images)
+
+
 def _simulator(
-    calibrated: Calibrated, device: torch.device
+    calibrated: Calibrated, prepared: PreparedModel, device: torch.device
 ) -> Callable[[NDArray[np.float32]], list[NDArray[np.float32]]]:
     @torch.no_grad()
     def simulate(batch: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        outputs: Sequence[torch.Tensor] = calibrated.simulation(torch.from_numpy(batch).to(device))
+        outputs: Sequence[torch.Tensor] = calibrated.simulation(_rounded(batch, prepared).to(device))
         return [output.cpu().numpy() for output in outputs]
 
     return simulate

@@ -7,6 +7,7 @@ import onnx
 from onnx import GraphProto, TensorProto
 
 from pdq_export.errors import ModelError
+from pdq_export.graph.lookup import subgraphs
 from pdq_export.graph.tensors import byte_size
 
 
@@ -29,10 +30,8 @@ def all_tensors(graph: GraphProto) -> Iterator[TensorProto]:
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors
-            if attribute.HasField("g"):
-                yield from all_tensors(attribute.g)
-            for subgraph in attribute.graphs:
-                yield from all_tensors(subgraph)
+        for subgraph in subgraphs(node):
+            yield from all_tensors(subgraph)
 
 
 def _load(tensor: TensorProto, folder: Path) -> None:

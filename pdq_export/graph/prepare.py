@@ -16,6 +16,7 @@ from pdq_export.graph.passes import (
     raise_opset,
     simplify,
     tidy,
+    widen,
 )
 from pdq_export.spec import ChannelStatistics
 
@@ -33,6 +34,14 @@ class PreparedModel:
     statistics: Mapping[str, ChannelStatistics]
 
 
+def float32_reference(model: onnx.ModelProto) -> onnx.ModelProto:
+    """What a quantized model is compared with: the model itself, or in float32 where it computes in another type."""
+    work = onnx.ModelProto()
+    work.CopyFrom(model)
+    work = normalize.run(work)
+    return widen.run(work) if widen.is_needed(work) else model
+
+
 def prepare(model: onnx.ModelProto, *, opset: int | None = None) -> PreparedModel:
     """Bring a loaded model into the form that planning, import and export rely on; ``model`` is not changed.
 
@@ -43,6 +52,7 @@ def prepare(model: onnx.ModelProto, *, opset: int | None = None) -> PreparedMode
     work.CopyFrom(model)
     work = normalize.run(work)
     checks.check_domains(work)
+    work = widen.run(work)
     # HardSwish first: onnxsim and fold_affine take its Add(3) apart
     for clean in (constants.run, fuse_hard_swish.run, simplify.run, constants.run, fuse_hard_swish.run):
         work = clean(work)

@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from pdq_export.errors import ValidationError
 
 PROVIDERS = ["CPUExecutionProvider"]
+_FLOATS: dict[str, type[np.floating[Any]]] = {"tensor(float16)": np.float16, "tensor(double)": np.float64}
 _ERRORS_ONLY = 3
 _LONGEST_MESSAGE = 400
 
@@ -71,13 +73,15 @@ class Session:
 
     def __init__(self, model: bytes | str | Path, *, threads: int | None = None) -> None:
         self._session = _load(model, _options(threads))
-        self.input = self._session.get_inputs()[0].name
+        first = self._session.get_inputs()[0]
+        self.input, self._dtype = first.name, _FLOATS.get(first.type, np.float32)
         self.outputs = tuple(output.name for output in self._session.get_outputs())
 
     def run(self, images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        """All outputs for one batch. Raises ValidationError where onnxruntime fails on it."""
+        """All outputs for one batch, given in the input's float type. Raises ValidationError where onnxruntime fails."""
+        given = {self.input: images.astype(self._dtype, copy=False)}
         try:
-            return [np.asarray(output) for output in self._session.run(self.outputs, {self.input: images})]
+            return [np.asarray(output) for output in self._session.run(self.outputs, given)]
         except Exception as error:  # onnxruntime's errors share no base class
             raise ValidationError(
                 f"onnxruntime fails on a batch of shape {list(images.shape)}: {_shorten(error)}"
