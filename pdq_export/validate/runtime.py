@@ -78,7 +78,7 @@ class Session:
         self.outputs = tuple(output.name for output in self._session.get_outputs())
 
     def run(self, images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        """All outputs for one batch, given in the input's float type. Raises ValidationError where onnxruntime fails."""
+        """All outputs for one batch, given in the input's float type. Raises ValidationError where that fails."""
         given = {self.input: images.astype(self._dtype, copy=False)}
         try:
             return [np.asarray(output) for output in self._session.run(self.outputs, given)]

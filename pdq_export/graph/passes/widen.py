@@ -1,4 +1,4 @@
-"""float16, bfloat16 and float64 models compute in float32; their inputs and outputs keep the types that they declare."""
+"""float16, bfloat16 and float64 models compute in float32; inputs and outputs keep the types that they declare."""
 
 import logging
 from collections.abc import Iterator, Mapping
