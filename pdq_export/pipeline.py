@@ -21,7 +21,7 @@ from pdq_export.data import ImageSet, InputSpec, load_images
 from pdq_export.errors import DataError, ModelError, OptionError
 from pdq_export.export import export_model, required_opset
 from pdq_export.files import check_writable, write_atomically
-from pdq_export.frontend import import_model
+from pdq_export.frontend import check_runs, import_model
 from pdq_export.graph.load import check_model, load_model
 from pdq_export.graph.lookup import GraphIndex
 from pdq_export.graph.passes import free_batch
@@ -109,6 +109,8 @@ def quantize(
 
     tell(Progress(stage="load"))
     original = load_model(model) if isinstance(model, str | Path) else check_model(model)
+    reference = float32_reference(original)
+    check_loads(reference)
     tell(Progress(stage="plan"))
     planner = functools.partial(make_plan, bits=bits, symmetric_weights=weights == "symmetric", per_layer=per_layer)
     prepared, plan = prepare_and_plan(original, planner, target=target, opset=opset)
@@ -116,12 +118,11 @@ def quantize(
     chosen = choose(family=family)
     spec = input_spec(prepared.model)
     network = import_model(free_batch.run(prepared.model))
-    dry_run(prepared, plan, target)
-    reference = float32_reference(original)
-    check_loads(reference)
     calibration = _images(calib, spec, chosen.samples)
     judged = _whole_batches(calibration if eval is None else _images(eval, spec, None), spec)
     check_labels(prepared.model, judged)
+    check_runs(network, [_rounded(calibration.head(2).array(), prepared)])
+    dry_run(prepared, plan, target)
 
     calibrated = _calibrate(network, prepared, plan, calibration, chosen, torch_device, memory, tell)
     tell(Progress(stage="export"))

@@ -3,6 +3,7 @@
 from pdq_export.frontend import ops
 from pdq_export.frontend.importer import import_model
 from pdq_export.frontend.registry import OLDEST_OPSET, table
+from pdq_export.frontend.trial import check_runs
 
 
 def supported_operators() -> dict[str, tuple[int, ...]]:
@@ -14,4 +15,4 @@ def supported_operators() -> dict[str, tuple[int, ...]]:
     return {name: tuple(found) for name, found in versions.items()}
 
 
-__all__ = ["OLDEST_OPSET", "import_model", "supported_operators"]
+__all__ = ["OLDEST_OPSET", "check_runs", "import_model", "supported_operators"]

@@ -92,7 +92,7 @@ class _PointFinder:
     def visit(self, node: NodeProto) -> None:
         inputs = data_inputs(self.index, node)
         first = not any(tensor in self._after_layer for tensor in inputs)
-        if not self._is_float(node.output[0]):
+        if not inputs or not self._is_float(node.output[0]):
             return
         if node.name in self.layers:
             self._visit_layer(node, self.layers[node.name], first=first)

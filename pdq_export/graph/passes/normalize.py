@@ -3,6 +3,9 @@
 import onnx
 import onnx.inliner
 
+from pdq_export.errors import ModelError
+from pdq_export.graph.messages import essential_line
+
 
 def run(model: onnx.ModelProto) -> onnx.ModelProto:
     """Write the default domain as "" and unknown axes (-1, "?") as anonymous; inline functions; tell names apart.
@@ -19,7 +22,13 @@ def run(model: onnx.ModelProto) -> onnx.ModelProto:
                 dim.Clear()
     del model.graph.value_info[:]
     if model.functions:
-        model = onnx.inliner.inline_local_functions(model, convert_version=True)
+        try:
+            model = onnx.inliner.inline_local_functions(model, convert_version=True)
+        except Exception as error:  # RuntimeError, ValueError, ... of its C++ core
+            raise ModelError(
+                f"model: its functions cannot be inlined ({essential_line(error)}); expected functions that fit their "
+                "calls; export the model without functions"
+            ) from error
     _tell_names_apart(model)
     return model
 

@@ -59,7 +59,7 @@ def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     The anonymous axes of inputs, which stay as they are, are called ``x.shape[0]`` and so on in inner tensors.
     Raises ModelError where the shapes of an operator's inputs contradict each other.
     """
-    skeleton = _without_weights(model)
+    skeleton = without_weights(model)
     try:
         inferred = onnx.shape_inference.infer_shapes(skeleton, strict_mode=True, data_prop=True)
     except Exception as error:  # RuntimeError, ValueError or its own InferenceError
@@ -72,7 +72,7 @@ def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy that has large constants as inputs: inference serializes the model, and that takes time for weights."""
     skeleton = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
     graph = skeleton.graph
