@@ -237,14 +237,19 @@ ARCHITECTURES: dict[str, Callable[[int], nn.Module]] = {
 
 
 def build(name: str, *, seed: int, num_classes: int = 1000) -> nn.Module:
-    """The network in eval mode with random weights and BatchNormalization that fits them.
+    """The network of ``ARCHITECTURES``, `randomized`."""
+    return randomized(lambda: ARCHITECTURES[name](num_classes), seed=seed)
+
+
+def randomized(make: Callable[[], nn.Module], *, seed: int) -> nn.Module:
+    """A network in eval mode with random weights and BatchNormalization that fits them.
 
     Scales and shifts are drawn, and the running statistics are those of noise images, so that activations neither
     vanish nor explode and no channel's statistics are trivial. The global random state is left as it was.
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        model = ARCHITECTURES[name](num_classes)
+        model = make()
         for norm in _batch_norms(model):
             norm.weight.uniform_(0.5, 1.5)
             norm.bias.normal_(0.0, 0.3)

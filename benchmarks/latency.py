@@ -1,6 +1,6 @@
 """Latency of quantized files against FP32 and onnxruntime's own static INT8, interleaved in one run.
 
-    python benchmarks/latency.py model.onnx model_4_4.onnx [more.onnx ...] --images calib.npz --own-int8
+    python -m benchmarks.latency model.onnx model_4_4.onnx [more.onnx ...] --images calib.npz --own-int8
 
 Every round times each model once, in turn, so that whatever else the machine does meets all of them alike. A
 ratio is the median over the rounds of the ratio within a round; "spread" holds its quartiles.
@@ -12,14 +12,14 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
-from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+from benchmarks.common import Array, markdown, noise, open_session, quantize_with_onnxruntime
+from pdq_export.data import load_images
+
 OWN_INT8 = "onnxruntime INT8"
 
 
@@ -39,13 +39,6 @@ class Row:
         ratios = np.divide(self.milliseconds, other.milliseconds)
         middle, low, high = (float(value) for value in np.quantile(ratios, [0.5, 0.25, 0.75]))
         return middle, low, high
-
-
-def open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def measure(models: dict[str, Path], batch: Array, *, threads: int, rounds: int, seconds: float) -> list[Row]:
@@ -74,70 +67,25 @@ def _repeats(call: Callable[[], object], seconds: float) -> int:
     return max(1, round(seconds / max(time.perf_counter() - start, 1e-6)))
 
 
-def quantize_with_onnxruntime(model: Path, images: Array, folder: Path, batch: int = 32) -> Path:
-    """Quantize statically with onnxruntime: QDQ, per channel, INT8 weights, min-max over the images."""
-    from onnxruntime import quantization
-    from onnxruntime.quantization import shape_inference
-
-    class Images(quantization.CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self._name = open_session(model, 1).get_inputs()[0].name
-            self._batches: Iterator[int] = iter(range(0, len(images), batch))
-
-        def get_next(self) -> dict[str, Array] | None:
-            start = next(self._batches, None)
-            return None if start is None else {self._name: images[start : start + batch]}
-
-    prepared, quantized = folder / "prepared.onnx", folder / "int8.onnx"
-    shape_inference.quant_pre_process(str(model), str(prepared), skip_symbolic_shape=True)
-    quantization.quantize_static(
-        str(prepared),
-        str(quantized),
-        Images(),
-        quant_format=quantization.QuantFormat.QDQ,
-        per_channel=True,
-        activation_type=quantization.QuantType.QUInt8,
-        weight_type=quantization.QuantType.QInt8,
-    )
-    return quantized
-
-
-def read_images(path: Path, limit: int) -> Array:
-    """Images [N, C, H, W] of an .npz: float32 as they are, uint8 through its ``mean`` and ``std``."""
-    with np.load(path) as data:
-        images = data["images"][:limit]
-        if images.dtype == np.uint8:
-            mean, std = (np.reshape(data[key], (1, -1, 1, 1)) for key in ("mean", "std"))
-            images = (images / 255 - mean) / std
-    return np.ascontiguousarray(images, np.float32)
-
-
-def random_images(model: Path) -> Array:
-    """One batch of noise in the model's shape, dynamic spatial axes as 224."""
-    shape = open_session(model, 1).get_inputs()[0].shape[1:]
-    sizes = [size if isinstance(size, int) and size > 0 else 224 for size in shape]
-    return np.random.default_rng(0).standard_normal((32, *sizes), dtype=np.float32)
-
-
 def table(rows: Sequence[Row], models: dict[str, Path]) -> str:
     """The rows as a Markdown table with ratios to FP32 (the first row) and to onnxruntime's INT8."""
     references = [("FP32", rows[0]), *(("INT8", row) for row in rows if row.name == OWN_INT8)]
     head = ["model", "kB", "median ms", *(f"x {name} (spread)" for name, _ in references)]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines = []
     for row in rows:
         cells = [row.name, f"{os.path.getsize(models[row.name]) / 1000:.0f}", f"{row.median:.3f}"]
         for _, reference in references:
             middle, low, high = row.ratio(reference)
             cells.append(f"{middle:.3f} ({low:.3f}-{high:.3f})")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return markdown(head, lines)
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("float_model", type=Path, help="the FP32 ONNX file")
     parser.add_argument("quantized", type=Path, nargs="*", help="files to compare with it")
-    parser.add_argument("--images", type=Path, help=".npz with images; noise where it is missing")
+    parser.add_argument("--images", type=Path, help=".npz, .npy or folder; noise where it is missing")
     parser.add_argument("--own-int8", action="store_true", help="add onnxruntime.quantization's static INT8 file")
     parser.add_argument("--samples", type=int, default=128, help="calibration images for --own-int8")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 32], help="batch sizes")
@@ -150,9 +98,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse_arguments(arguments)
     if options.images is None:
-        images = random_images(options.float_model)
+        images = noise(options.float_model, max(options.batch)).images
     else:
-        images = read_images(options.images, options.samples)
+        images = load_images(options.images, limit=options.samples).images
     with tempfile.TemporaryDirectory() as folder:
         models = {"FP32": options.float_model}
         if options.own_int8:

@@ -11,6 +11,7 @@ import pdq_export
 from pdq_export.errors import PdqError
 
 from .example import example
+from .inspect import inspect
 from .quantize import quantize
 
 PROGRAM = "pdq-export"
@@ -83,6 +84,7 @@ def app() -> None:
 
 
 app.add_command(quantize)
+app.add_command(inspect)
 app.add_command(example)
 
 

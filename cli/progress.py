@@ -10,7 +10,10 @@ from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 
+from .render import printable
+
 if TYPE_CHECKING:
+    from pdq_export.calibrate import BlockProgress
     from pdq_export.pipeline import Progress
 
 logger = logging.getLogger("pdq_export.cli.progress")
@@ -32,7 +35,7 @@ class ProgressDisplay:
     def __init__(self, console: Console, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._stage: str | None = None
-        self._calibration_began: float | None = None
+        self._stage_began = 0.0
         self._last_line = 0.0
         self._plain = not console.is_terminal
         self._quiet = quiet
@@ -58,48 +61,43 @@ class ProgressDisplay:
 
     def __call__(self, progress: "Progress") -> None:
         now = self._clock()
-        if progress.stage != "calibrate" or self._calibration_began is None:
-            self._calibration_began = now  # the first report comes when its first block has been prepared
-        began = self._calibration_began if progress.stage == "calibrate" else None
-        detail = "" if began is None else describe(progress, now - began)
+        if progress.stage != self._stage:
+            self._stage_began = now
+        at = progress.block
+        detail = "" if at is None else describe(at, now - self._stage_began)
         if self._plain and not self._quiet:
-            self._log(progress.stage, detail, now)
+            self._log(progress, detail, now)
         self._stage = progress.stage
         self._bar.update(
             self._task,
             description=STAGES.get(progress.stage, progress.stage),
-            total=None if began is None else 1.0,
-            completed=0.0 if began is None else fraction(progress),
+            total=None if at is None else 1.0,
+            completed=0.0 if at is None else fraction(at),
             detail=detail,
         )
 
-    def _log(self, stage: str, detail: str, now: float) -> None:
-        if stage != self._stage or now - self._last_line >= _PLAIN_INTERVAL:
+    def _log(self, progress: "Progress", detail: str, now: float) -> None:
+        """A line for every stage and every finished block, and where nothing has been said for long."""
+        finished = progress.block is not None and progress.block.step >= progress.block.steps
+        if finished or progress.stage != self._stage or now - self._last_line >= _PLAIN_INTERVAL:
             self._last_line = now
-            logger.info("%s%s", STAGES.get(stage, stage), f": {detail}" if detail else "")
+            stage = STAGES.get(progress.stage, progress.stage)
+            logger.info("%s%s", stage, f": {detail}" if detail else "")
 
 
-def fraction(progress: "Progress") -> float:
+def fraction(at: "BlockProgress") -> float:
     """Share of the calibration that is done, 0 to 1, counting every block alike."""
-    within = min(progress.step / progress.step_count, 1.0) if progress.step_count else 0.0
-    return min((progress.block_index + within) / progress.block_count, 1.0) if progress.block_count else 0.0
+    within = min(at.step / at.steps, 1.0) if at.steps else 0.0
+    return min((at.index + within) / at.count, 1.0) if at.count else 0.0
 
 
-def describe(progress: "Progress", elapsed: float) -> str:
+def describe(at: "BlockProgress", elapsed: float) -> str:
     """``block 3/12, step 200/500, loss 0.0123, 1:20 left, layer1.0``: what may be cut off for its length comes last."""
-    parts = []
-    if progress.block_count:
-        parts.append(f"block {progress.block_index + 1}/{progress.block_count}")
-    if progress.step_count:
-        parts.append(f"step {progress.step}/{progress.step_count}")
-    if progress.loss is not None:
-        parts.append(f"loss {progress.loss:.4g}")
-    done = fraction(progress)
+    parts = [f"block {at.index + 1}/{at.count}", f"step {at.step}/{at.steps}", f"loss {at.loss:.4g}"]
+    done = fraction(at)
     if done >= _ENOUGH_TO_TELL:
         parts.append(f"{format_time(elapsed * (1 - done) / done)} left")
-    if progress.block:
-        parts.append(progress.block)
-    return ", ".join(parts)
+    return ", ".join([*parts, printable(at.block)])
 
 
 def format_time(seconds: float) -> str:

@@ -14,6 +14,7 @@ from pdq_export.files import check_writable, write_atomically
 from pdq_export.options import choose_options
 
 from .log import NOTES, set_up_logging
+from .options import check_plan_options, plan_options
 from .progress import ProgressDisplay
 from .render import report_table
 
@@ -27,28 +28,20 @@ _SETTINGS = ("samples", "iters", "correction_iters", "seed", "output_loss")  # f
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-    """What was asked for; ``settings``: fields of `CalibrationOptions` that were given."""
+    """What was asked for; ``arguments``: those of `pdq_export.quantize` that are not here, by name."""
 
     model: Path
-    bits: str
     calib: Path
     eval: Path | None
     output: Path
     report: Path | None
     overwrite: bool
-    target: str
-    opset: int | None
-    device: str
-    method: str
-    preset: str
-    weights: str
-    max_memory: str | None
-    settings: dict[str, Any]
+    arguments: dict[str, Any]
 
 
 @click.command(epilog="Exit codes: 0 done, 2 wrong input or options, 130 interrupted, 1 a bug in pdq-export.")
 @click.argument("model", type=_PATH, metavar="MODEL.onnx")
-@click.option("--bits", default="4/4", metavar="W/A", help="Bits of weights and activations, 2 to 8.  [default: 4/4]")
+@plan_options
 @click.option(
     "--calib",
     type=_PATH,
@@ -76,12 +69,6 @@ class Request:
     default="pd-quant",
     metavar="pd-quant|qdrop|brecq|adaround|nearest",
     help="PD-Quant, or a method that it grew from.  [default: pd-quant]",
-)
-@click.option(
-    "--weights",
-    default="asymmetric",
-    metavar="asymmetric|symmetric",
-    help="Symmetric weights have zero_point 0 and lose accuracy.  [default: asymmetric]",
 )
 @click.option(
     "--output-loss",
@@ -115,15 +102,6 @@ class Request:
     metavar="SIZE",
     help="Keep calibration within SIZE, e.g. 4GB, with temporary files; the result is the same.  [default: no limit]",
 )
-@click.option(
-    "--target", default="ort", metavar="ort", help="Layout of the file: ort, for ONNX Runtime.  [default: ort]"
-)
-@click.option(
-    "--opset",
-    type=int,
-    metavar="N",
-    help="Write no newer opset than N, for older runtimes.  [default: what the layout needs]",
-)
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but warnings and errors.")
 @click.option("-v", "--verbose", is_flag=True, help="Log everything, with tracebacks.")
 def quantize(
@@ -132,10 +110,12 @@ def quantize(
     evaluation: Path | None,
     calib: Path | None,
     output: Path | None,
+    report: Path | None,
+    overwrite: bool,
     assignments: tuple[str, ...],
     quiet: bool,
     verbose: bool,
-    **options: Any,
+    **arguments: Any,
 ) -> None:
     """Quantize an ONNX CNN to W/A bits and show how it compares with FP32.
 
@@ -154,12 +134,18 @@ def quantize(
     if not model.is_file():
         raise ModelError(f"{model}: {'is a folder' if model.is_dir() else 'no such file'}; expected an ONNX model")
     calib, evaluation = _find_images(calib, evaluation)
-    settings = {name: value for name in _SETTINGS if (value := options.pop(name)) is not None}
+    settings = {name: value for name in _SETTINGS if (value := arguments.pop(name)) is not None}
     settings |= _parse_assignments(assignments, settings)
-    choose_options(method=options["method"], preset=options["preset"], overrides=settings)
-    default_output = _default_output(model, options["bits"])
+    choose_options(method=arguments["method"], preset=arguments["preset"], overrides=settings)
+    check_plan_options(arguments)
     request = Request(
-        model=model, calib=calib, eval=evaluation, output=output or default_output, settings=settings, **options
+        model=model,
+        calib=calib,
+        eval=evaluation,
+        output=output or _default_output(model, arguments["bits"]),
+        report=report,
+        overwrite=overwrite,
+        arguments={**arguments, "options": settings},
     )
     _check_paths(request)
     result = _run(request, console, quiet=quiet, verbose=verbose)
@@ -230,20 +216,12 @@ def _run(request: Request, console: Console, *, quiet: bool, verbose: bool) -> "
             onnxruntime.set_default_logger_severity(3)  # without a GPU, its GPU build warns about missing libraries
         return run(
             request.model,
-            bits=request.bits,
             calib=request.calib,
             eval=request.eval,
             output=request.output,
             overwrite=request.overwrite,
-            target=request.target,
-            opset=request.opset,
-            method=request.method,
-            preset=request.preset,
-            weights=request.weights,
-            options=request.settings,
-            device=request.device,
-            max_memory=request.max_memory,
             progress=progress,
+            **request.arguments,
         )
 
 
@@ -251,7 +229,7 @@ def _show(request: Request, result: "Result") -> None:
     on = str(request.eval) if request.eval else f"{request.calib}, used for calibration too: --eval gives others"
     console = Console(highlight=False)
     console.print(f"{result.report.images:,} images of {on}", markup=False, soft_wrap=True)
-    console.print(report_table(result.report, bits=request.bits))
+    console.print(report_table(result.report, bits=request.arguments["bits"]))
     for path in (request.output, request.report):
         if path is not None:
             console.print(f"wrote {shlex.quote(str(path))}", markup=False, soft_wrap=True)

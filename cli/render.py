@@ -1,4 +1,4 @@
-"""The table at the end of a run."""
+"""The table at the end of a run, and names that are safe to print."""
 
 from typing import TYPE_CHECKING
 
@@ -23,12 +23,17 @@ def report_table(report: "Report", *, bits: str) -> Table:
     return table
 
 
+def printable(text: str) -> str:
+    """``text`` with control and other invisible characters written as escapes: names in files may move the cursor."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def report_rows(report: "Report") -> list[Row]:
     """Rows of the table: what, FP32, quantized, difference."""
     rows = _accuracy(report.float_accuracy, report.quantized_accuracy)
     several = len(report.outputs) > 1
     for output in report.outputs:
-        name = f" ({output.name})" if several else ""
+        name = f" ({printable(output.name)})" if several else ""
         against_float, against_simulation = output.quantized_float, output.quantized_simulated
         rows.append((f"argmax agrees with FP32{name}", "", _percent(against_float.argmax_agreement), ""))
         rows.append((f"SQNR against FP32{name}", "", _decibel(against_float.sqnr_db), ""))
@@ -37,7 +42,7 @@ def report_rows(report: "Report") -> list[Row]:
             rows.append((f"argmax agrees with simulation{name}", "", agreement, ""))
     integer, floating = (sum(counts.values()) for counts in (report.kernels.integer, report.kernels.floating))
     rows.append(("weighted layers run as integers", "", f"{integer} of {integer + floating}", ""))
-    sizes = _sizes(report.model.size, report.quantized.size)
+    sizes = format_sizes(report.model.size, report.quantized.size)
     rows.append(("size", *sizes, f"× {report.size_ratio:.3f}"))
     return [row for row in rows if row[2]]
 
@@ -63,7 +68,7 @@ def _decibel(value: float | None) -> str:
     return "equal" if value is None else f"{value:.1f} dB"
 
 
-def _sizes(floating: int, quantized: int) -> tuple[str, str]:
+def format_sizes(floating: int, quantized: int) -> tuple[str, str]:
     """Both in one unit."""
     form = "{:,.1f} MB" if floating >= 10_000_000 else "{:,.0f} kB"
     unit = 1e6 if floating >= 10_000_000 else 1e3

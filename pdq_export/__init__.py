@@ -3,18 +3,21 @@
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["CalibrationOptions", "ImageSet", "PdqError", "__version__", "quantize"]
+__all__ = ["CalibrationOptions", "ImageSet", "InputSet", "PdqError", "__version__", "inspect_model", "quantize"]
 
 if TYPE_CHECKING:
-    from pdq_export.data import ImageSet
+    from pdq_export.data import ImageSet, InputSet
     from pdq_export.errors import PdqError
+    from pdq_export.inspection import inspect_model
     from pdq_export.options import CalibrationOptions
     from pdq_export.pipeline import quantize
 
 _HOMES = {
     "CalibrationOptions": "pdq_export.options",
     "ImageSet": "pdq_export.data",
+    "InputSet": "pdq_export.data",
     "PdqError": "pdq_export.errors",
+    "inspect_model": "pdq_export.inspection",
     "quantize": "pdq_export.pipeline",
 }
 

@@ -90,9 +90,17 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
     "depthwise": {"temperature": 1.0, "lambda_c": 0.005, "lambda_r": 0.1, "rounding_weight": 0.1},
 }
 
+# Few steps need long ones: with the paper's rates most roundings are still undecided after 500 steps
+# (benchmarks/PROFILE.md). "paper" is the published budget and the published rates.
+_LONG_STEPS: Mapping[str, Any] = {
+    "rounding_lr": 0.1,
+    "scale_lr": 4e-4,
+    "correction_lr": 4e-3,
+    "prediction_interval": 2,
+}
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "fast": {"samples": 256, "iters": 200, "correction_iters": 20},
-    "balanced": {"samples": 1024, "iters": 500, "correction_iters": 100},
+    "fast": {"samples": 256, "iters": 100, "correction_iters": 10, **_LONG_STEPS},
+    "balanced": {"samples": 1024, "iters": 200, "correction_iters": 20, **_LONG_STEPS},
     "paper": {"samples": 1024, "iters": 20000, "correction_iters": 500},
 }
 

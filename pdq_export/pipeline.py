@@ -17,39 +17,35 @@ from torch import fx
 import pdq_export
 from pdq_export.calibrate import BlockProgress, Calibrated, calibrate
 from pdq_export.calibrate.memory import parse_size
-from pdq_export.data import ImageSet, InputSpec, load_images
+from pdq_export.data import ImageSet, InputSet, InputSpec, Source, read_data
 from pdq_export.errors import DataError, ModelError, OptionError
 from pdq_export.export import export_model, required_opset
 from pdq_export.files import check_writable, write_atomically
-from pdq_export.frontend import check_runs, import_model
+from pdq_export.frontend import check_batch, check_runs, import_model
 from pdq_export.graph.load import check_model, load_model
 from pdq_export.graph.lookup import GraphIndex
 from pdq_export.graph.passes import free_batch
 from pdq_export.graph.prepare import PreparedModel, float32_reference, prepare
 from pdq_export.options import CalibrationOptions, choose_options
-from pdq_export.plan import make_plan, network_family
+from pdq_export.plan import PlanOptions, make_plan, network_family
+from pdq_export.plan.summary import summarize_layers
 from pdq_export.spec import BitWidths, Plan, QuantizedTensor, QuantizedTensors, Role
-from pdq_export.validate import ModelInfo, Report, check_loads, validate
+from pdq_export.validate import Batch, ModelInfo, Report, check_loads, validate
 
 logger = logging.getLogger(__name__)
 
 VALIDATION_BATCH = 50
 WEIGHTS = ("asymmetric", "symmetric")
 
-Images = str | Path | NDArray[np.float32] | ImageSet
+Data = ImageSet | InputSet
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where `quantize` is. ``stage``: load, plan, calibrate, export or validate; the rest only while calibrating."""
+    """Where `quantize` is. ``stage``: load, plan, calibrate, export or validate; ``block`` once one is calibrated."""
 
     stage: str
-    block: str | None = None
-    block_index: int = 0
-    block_count: int = 0
-    step: int = 0
-    step_count: int = 0
-    loss: float | None = None
+    block: BlockProgress | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,8 +65,8 @@ def quantize(
     model: str | Path | onnx.ModelProto,
     *,
     bits: str | BitWidths = "4/4",
-    calib: Images,
-    eval: Images | None = None,
+    calib: Source,
+    eval: Source | None = None,
     output: str | Path | None = None,
     overwrite: bool = False,
     target: str = "ort",
@@ -78,6 +74,9 @@ def quantize(
     method: str = "pd-quant",
     preset: str = "balanced",
     weights: str = "asymmetric",
+    layer_bits: Mapping[str, str | BitWidths] | Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    first_last: str | BitWidths = "8/8",
     options: Mapping[str, Any] | None = None,
     device: str = "auto",
     max_memory: int | str | None = None,
@@ -87,8 +86,11 @@ def quantize(
 
     ``method``: pd-quant, or one of the methods that it grew from: qdrop, brecq, adaround, nearest. ``preset``: the
     budget, fast, balanced or paper. ``weights``: asymmetric, or symmetric where a runtime needs zero_point 0.
+    ``layer_bits``: bits of single layers, {REGEX: W/A} or ``REGEX=W/A``; ``exclude``: regular expressions of layers
+    that stay in float; ``first_last``: bits of the first and last layer; `plan.options.PlanOptions` says what wins.
     ``options``: fields of `CalibrationOptions` that win over method, preset and what the graph suggests.
-    ``calib`` and ``eval``: images [N, C, H, W], as an array, an `ImageSet`, or a path to an .npz, .npy or folder.
+    ``calib`` and ``eval``: images [N, C, H, W], as an array, an `ImageSet`, or a path to an .npz, .npy or folder; for
+    a model with several inputs, or one that is no image, {name: array [N, ...]}, an `InputSet` or an .npz of them.
     ``eval`` gives the figures of the report; without it agreement is measured on the calibration images and the
     report says so. ``output``: where the model is written; None writes nothing. ``max_memory``: bytes of host memory,
     or a size like ``4GB``, that calibration shall keep to; it moves data to temporary files and never changes the
@@ -100,7 +102,14 @@ def quantize(
     if weights not in WEIGHTS:
         raise OptionError(f"--weights {weights!r}: expected {' or '.join(WEIGHTS)}")
     tell = progress or (lambda _: None)
-    bits = bits if isinstance(bits, BitWidths) else BitWidths.parse(bits)
+    planning = PlanOptions.of(
+        bits,
+        layer_bits=layer_bits,
+        exclude=exclude,
+        first_last=first_last,
+        symmetric_weights=weights == "symmetric",
+        per_layer=per_layer,
+    )
     torch_device = _device(device)
     memory = None if max_memory is None else parse_size(max_memory)
     if output is not None:
@@ -112,22 +121,23 @@ def quantize(
     reference = float32_reference(original)
     check_loads(reference)
     tell(Progress(stage="plan"))
-    planner = functools.partial(make_plan, bits=bits, symmetric_weights=weights == "symmetric", per_layer=per_layer)
-    prepared, plan = prepare_and_plan(original, planner, target=target, opset=opset)
-    family = network_family(GraphIndex(prepared.model), plan.layers)
+    prepared, plan = prepare_and_plan(original, planning, target=target, opset=opset)
+    family = network_family(GraphIndex(prepared.model), (*plan.layers, *plan.excluded))
     chosen = choose(family=family)
-    spec = input_spec(prepared.model)
+    specs = input_specs(prepared.model)
+    batch = specs[0].shape[0]
     network = import_model(free_batch.run(prepared.model))
-    calibration = _images(calib, spec, chosen.samples)
-    judged = _whole_batches(calibration if eval is None else _images(eval, spec, None), spec)
+    check_batch(network, prepared.model)
+    calibration = read_data(calib, specs, limit=chosen.samples)
+    judged = _whole_batches(calibration if eval is None else read_data(eval, specs), batch or 1)
     check_labels(prepared.model, judged)
-    check_runs(network, [_rounded(calibration.head(2).array(), prepared)])
+    check_runs(network, _as_seen(calibration.head(2).inputs(), prepared))
     dry_run(prepared, plan, target)
 
     calibrated = _calibrate(network, prepared, plan, calibration, chosen, torch_device, memory, tell)
     tell(Progress(stage="export"))
     settings = {
-        "bits": str(bits),
+        **planning.settings(),
         "target": target,
         "method": method,
         "preset": preset,
@@ -140,7 +150,7 @@ def quantize(
     report = validate(
         original=reference,
         quantized=quantized,
-        images=judged.batches(spec.shape[0] or VALIDATION_BATCH),
+        images=judged.batches(batch or VALIDATION_BATCH),
         labels=judged.labels,
         simulate=_simulator(calibrated, prepared, torch_device),
         settings={
@@ -152,7 +162,7 @@ def quantize(
             "evaluated_on_calibration_images": eval is None,
         },
         model=_model_info(model, original),
-        layers=_layers(plan),
+        layers=[dataclasses.asdict(layer) for layer in summarize_layers(GraphIndex(prepared.model), plan)],
     )
     if output is not None:
         named = dataclasses.replace(report.quantized, name=Path(output).name)
@@ -163,11 +173,11 @@ def quantize(
 
 
 def prepare_and_plan(
-    model: onnx.ModelProto, planner: Callable[[onnx.ModelProto], Plan], *, target: str, opset: int | None
+    model: onnx.ModelProto, options: PlanOptions, *, target: str, opset: int | None
 ) -> tuple[PreparedModel, Plan]:
-    """Prepare the model at the opset that the layout needs for what ``planner`` plans."""
+    """Prepare the model at the opset that the layout needs for what is planned."""
     prepared = prepare(model)
-    plan = planner(prepared.model)
+    plan = make_plan(prepared.model, options)
     needed = required_opset(plan, target, opset)
     own = GraphIndex(prepared.model).opset
     if opset is not None and own > opset:
@@ -177,11 +187,11 @@ def prepare_and_plan(
         )
     if needed > own:
         prepared = prepare(model, opset=needed)
-        plan = planner(prepared.model)
+        plan = make_plan(prepared.model, options)
     return prepared, plan
 
 
-def dry_run(prepared: PreparedModel, plan: Plan, target: str) -> None:
+def dry_run(prepared: PreparedModel, plan: Plan, target: str) -> onnx.ModelProto:
     """Export and load with placeholder integers, so that nobody waits for a calibration that cannot be written."""
     index = GraphIndex(prepared.model)
     tensors = {}
@@ -196,35 +206,36 @@ def dry_run(prepared: PreparedModel, plan: Plan, target: str) -> None:
         tensors[name] = QuantizedTensor(
             point=point, scale=np.ones(shape, np.float32), zero_point=np.zeros(shape, np.int32), integers=integers
         )
-    check_loads(export_model(prepared.model, plan, tensors, target=target, metadata={}))
+    exported = export_model(prepared.model, plan, tensors, target=target, metadata={})
+    check_loads(exported)
+    return exported
 
 
-def input_spec(model: onnx.ModelProto) -> InputSpec:
-    """The image input of a model. Raises ModelError where there is more than one float input."""
+def input_specs(model: onnx.ModelProto) -> tuple[InputSpec, ...]:
+    """The inputs of a model, whose axis 0 counts samples. Raises ModelError for one that calibration cannot feed."""
     index = GraphIndex(model)
-    floats = [name for name in index.inputs if (dtype := index.dtype(name)) is not None and dtype.kind == "f"]
-    if len(index.inputs) != 1 or len(floats) != 1:
+    specs = []
+    for name in index.inputs:
+        dtype, shape = index.dtype(name), index.shape(name)
+        if dtype is None or dtype.kind != "f":
+            raise ModelError(
+                f"input {name!r}: is {dtype}; expected float32, which can be calibrated; fold the input into a constant"
+            )
+        if not shape:
+            what = "its rank is unknown" if shape is None else "is a scalar"
+            raise ModelError(f"input {name!r}: {what}; expected N x ..., for images N x C x H x W; export it so")
+        specs.append(InputSpec(name=name, shape=tuple(d if isinstance(d, int) else None for d in shape)))
+    batches = {spec.shape[0] for spec in specs}
+    if len(batches) != 1:
         raise ModelError(
-            f"model: it has {len(index.inputs)} inputs ({', '.join(map(repr, index.inputs))}); expected one float "
-            "image input, since calibration images carry no mapping to inputs; fold the others into constants first"
+            f"model: axis 0 differs between its inputs: {', '.join(map(str, specs))}; expected the same batch size for "
+            "all; export it so"
         )
-    shape = index.shape(floats[0])
-    if shape is None:
-        raise ModelError(f"input {floats[0]!r}: its rank is unknown; expected [N, C, H, W]; export it with a shape")
-    return InputSpec(name=floats[0], shape=tuple(d if isinstance(d, int) else None for d in shape))
+    return tuple(specs)
 
 
-def _images(source: Images, spec: InputSpec, limit: int | None) -> ImageSet:
-    if isinstance(source, ImageSet):
-        return source.check(spec) if limit is None else source.check(spec).head(limit)
-    if isinstance(source, np.ndarray):
-        return ImageSet.from_array(source, expected=spec, limit=limit)
-    return load_images(source, expected=spec, limit=limit)
-
-
-def _whole_batches(images: ImageSet, spec: InputSpec) -> ImageSet:
+def _whole_batches(images: Data, batch: int) -> Data:
     """Without the images that do not fill a batch, where the model fixes its size."""
-    batch = spec.shape[0] or 1
     left_over = len(images) % batch
     if left_over == len(images):
         raise DataError(f"{images.source}: {len(images)} images; expected at least {batch}, the model's batch size")
@@ -233,7 +244,7 @@ def _whole_batches(images: ImageSet, spec: InputSpec) -> ImageSet:
     return images.head(len(images) - left_over)
 
 
-def check_labels(model: onnx.ModelProto, images: ImageSet) -> None:
+def check_labels(model: onnx.ModelProto, images: Data) -> None:
     """Raise DataError for a label that the model's first output, where it is [N, K], has no class for."""
     index = GraphIndex(model)
     shape = index.shape(index.outputs[0])
@@ -252,61 +263,43 @@ def _model_info(model: str | Path | onnx.ModelProto, original: onnx.ModelProto) 
     return ModelInfo.of(name, original.SerializeToString(deterministic=True))
 
 
-def _layers(plan: Plan) -> list[dict[str, Any]]:
-    """For the report: bits of every layer's weight and input."""
-    return [
-        {
-            "node": layer.node,
-            "op_type": layer.op_type,
-            "weight_bits": plan.points[layer.weight].bits,
-            "input_bits": plan.points[source].bits if (source := plan.source(layer.input)) else None,
-        }
-        for layer in plan.layers
-    ]
-
-
 def _calibrate(
     network: fx.GraphModule,
     prepared: PreparedModel,
     plan: Plan,
-    images: ImageSet,
+    images: Data,
     options: CalibrationOptions,
     device: torch.device,
     max_memory: int | None,
     tell: ProgressCallback,
 ) -> Calibrated:
     def report(at: BlockProgress) -> None:
-        tell(
-            Progress(
-                stage="calibrate",
-                block=at.block,
-                block_index=at.index,
-                block_count=at.count,
-                step=at.step,
-                step_count=at.steps,
-                loss=at.loss,
-            )
-        )
+        tell(Progress(stage="calibrate", block=at))
 
-    x = _rounded(images.array(), prepared)
+    tell(Progress(stage="calibrate"))
+    inputs = _as_seen(images.inputs(), prepared)
     return calibrate(
-        network, plan, prepared.statistics, [x], options, device=device, max_memory=max_memory, progress=report
+        network, plan, prepared.statistics, inputs, options, device=device, max_memory=max_memory, progress=report
     )
 
 
-def _rounded(images: NDArray[np.float32], prepared: PreparedModel) -> torch.Tensor:
-    """Images in float32 as a model with a float16 input sees them."""
+def _as_seen(arrays: Sequence[NDArray[np.float32]], prepared: PreparedModel) -> list[torch.Tensor]:
+    """Samples in float32 as the model sees them, rounded where it declares a float16 input."""
     index = GraphIndex(prepared.model)
-    half = index.dtype(index.inputs[0]) == np.float16
-    return torch.from_numpy(images.astype(np.float16).astype(np.float32) if half else images)
+    halves = [index.dtype(name) == np.float16 for name in index.inputs]
+    return [
+        torch.from_numpy(x.astype(np.float16).astype(np.float32) if half else x)
+        for x, half in zip(arrays, halves, strict=True)
+    ]
 
 
 def _simulator(
     calibrated: Calibrated, prepared: PreparedModel, device: torch.device
-) -> Callable[[NDArray[np.float32]], list[NDArray[np.float32]]]:
+) -> Callable[[Batch], list[NDArray[np.float32]]]:
     @torch.no_grad()
-    def simulate(batch: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        outputs: Sequence[torch.Tensor] = calibrated.simulation(_rounded(batch, prepared).to(device))
+    def simulate(batch: Batch) -> list[NDArray[np.float32]]:
+        inputs = _as_seen(batch if isinstance(batch, tuple) else (batch,), prepared)
+        outputs: Sequence[torch.Tensor] = calibrated.simulation(*(x.to(device) for x in inputs))
         return [output.cpu().numpy() for output in outputs]
 
     return simulate

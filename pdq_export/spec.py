@@ -26,22 +26,29 @@ class BitWidths:
     activation: int
 
     def __post_init__(self) -> None:
-        for what, bits in (("weight", self.weight), ("activation", self.activation)):
-            if not MIN_BITS <= bits <= MAX_BITS:
-                raise OptionError(
-                    f"--bits {self}: {what} bits are {bits}; expected {MIN_BITS} to {MAX_BITS} for each of W/A"
-                )
+        _check_range(self.weight, self.activation, "bits")
 
     def __str__(self) -> str:
         return f"{self.weight}/{self.activation}"
 
     @classmethod
-    def parse(cls, text: str) -> "BitWidths":
-        """Read ``W/A``, e.g. ``4/4``. Raises OptionError for anything else."""
+    def parse(cls, text: str, *, option: str = "--bits") -> "BitWidths":
+        """Read ``W/A``, e.g. ``4/4``. Raises OptionError, which names ``option``, for anything else."""
         match = re.fullmatch(r"\s*(\d{1,2})\s*/\s*(\d{1,2})\s*", text, re.ASCII)
         if match is None:
-            raise OptionError(f"--bits {text!r}: expected W/A, weight and activation bits, for example 4/4")
-        return cls(int(match[1]), int(match[2]))
+            raise OptionError(f"{option} {text!r}: expected W/A, weight and activation bits, for example 4/4")
+        weight, activation = int(match[1]), int(match[2])
+        _check_range(weight, activation, option)
+        return cls(weight, activation)
+
+
+def _check_range(weight: int, activation: int, option: str) -> None:
+    for what, bits in (("weight", weight), ("activation", activation)):
+        if not MIN_BITS <= bits <= MAX_BITS:
+            raise OptionError(
+                f"{option} {weight}/{activation}: {what} bits are {bits}; expected {MIN_BITS} to {MAX_BITS} for each "
+                "of W/A"
+            )
 
 
 class Role(enum.Enum):
@@ -113,6 +120,7 @@ class Plan:
 
     ``passthrough`` maps the output tensor of a node that only moves integers about (MaxPool, Reshape, Slice, Pad with
     zero, ...) to the quantized tensor whose scale and zero_point it keeps (the point itself, not an intermediate).
+    ``excluded``: layers that stay in float because that was asked for; they are in no block's ``layers``.
     """
 
     bits: BitWidths
@@ -120,6 +128,7 @@ class Plan:
     passthrough: Mapping[str, str]
     layers: tuple[Layer, ...]
     blocks: tuple[Block, ...]
+    excluded: tuple[Layer, ...] = ()
 
     def source(self, tensor: str) -> str | None:
         """The point whose integers ``tensor`` carries: itself, or the one it is a pass-through of, or None."""

@@ -1,7 +1,10 @@
 """Shapes of networks that users bring, each through the whole pipeline with a tiny budget."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 
 from pdq_export.pipeline import quantize
@@ -15,12 +18,14 @@ def chain(count: int) -> str:
     return "\n".join(f"c{k} = Conv {P} (r{k - 1}, w) r{k} = Relu(c{k})" for k in range(1, count + 1))
 
 
-def network(body: str, outputs: str = "float[N,K] y", scale: float = 1.0) -> onnx.ModelProto:
+def network(body: str, outputs: str = "float[N,K] y", scale: float = 1.0, head: str = HEAD) -> onnx.ModelProto:
     """``body`` from ``image`` to ``outputs``; the weights that it reads are random."""
-    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> m {HEAD} => ({outputs}) {{ {body} }}')
+    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> m {head} => ({outputs}) {{ {body} }}')
     generator = np.random.default_rng(0)
-    shapes = {"w0": (4, 3, 3, 3), "w": (4, 4, 3, 3), "u": (4, 4, 3, 3), "k": (4, 8, 3, 3), "d": (4, 1, 3, 3)}
-    for name, shape in {**shapes, "v": (5, 4), "b": (4,)}.items():
+    square = dict.fromkeys(("w", "u", "w3"), (4, 4, 3, 3))
+    shapes = {"w0": (4, 3, 3, 3), **square, "k": (4, 8, 3, 3), "d": (4, 1, 3, 3)}
+    others = {"v": (5, 4), "b": (4,), "v6": (4, 6), "x0": (4, 3, 3), "x1": (4, 4, 3)}
+    for name, shape in {**shapes, **others}.items():
         value = (generator.normal(size=shape) / np.sqrt(np.prod(shape[1:])) * scale).astype(np.float32)
         if any(name in node.input for node in model.graph.node):
             model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
@@ -67,6 +72,77 @@ def test_network_is_quantized_and_agrees_with_its_simulation(name: str, bits: st
     for output in result.report.outputs:
         assert output.quantized_simulated is not None
         assert output.quantized_simulated.relative_error < 1e-3, output
+
+
+RESIDUAL = f"""{STEM} c1 = Conv {P} (r0, u) r1 = Relu(c1) c2 = Conv {P} (r1, w) s = Add(c2, r0) r2 = Relu(s)
+    c3 = Conv {P} (r2, w3) z = Relu(c3) {GAP}"""
+
+
+@pytest.mark.parametrize(
+    ("excluded", "floating"),
+    [("^c1$", {"c1"}), ("^c2$", {"c2"}), ("^c0$", {"c0"}), ("^y$", {"y"}), ("^c[123]$", {"c1", "c2", "c3"})],
+)
+def test_excluded_layers_run_in_float_and_their_neighbours_as_integers(excluded: str, floating: set[str]) -> None:
+    model = network(RESIDUAL)
+    for node in model.graph.node:
+        node.name = node.output[0]
+    images = np.random.default_rng(1).normal(size=(12, 3, 8, 8)).astype(np.float32)
+    result = quantize(
+        model,
+        bits="4/4",
+        calib=images,
+        options=TINY,
+        device="cpu",
+        exclude=[excluded],
+        layer_bits={"^c.$": "3/5"},
+        first_last="6/7",
+    )
+    report = result.report
+    assert {row["node"] for row in report.layers if row["excluded"]} == floating
+    assert all((row["weight_bits"] is None) == (row["node"] in floating) for row in report.layers)
+    assert sum(report.kernels.floating.values()) == len(floating)
+    assert sum(report.kernels.integer.values()) == 5 - len(floating)
+    assert report.settings["exclude"] == [excluded]
+    assert report.settings["layer_bits"] == ["^c.$=3/5"]
+    assert report.settings["first_last"] == "6/7"
+    assert report.outputs[0].quantized_simulated is not None
+    assert report.outputs[0].quantized_simulated.relative_error < 1e-3
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    written = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in result.model.graph.initializer}
+    weights = {node.name: node.input[1] for node in model.graph.node if node.name in floating}
+    assert all(np.array_equal(written[name], constants[name]) for name in weights.values())
+
+
+OTHERS = {
+    "two inputs": (f"{STEM} c1 = Conv {P} (r0, u) j = Add(c1, other) z = Relu(j) {GAP}",
+                   "(float[N,3,8,8] image, float[N,4,8,8] other)", {"image": (3, 8, 8), "other": (4, 8, 8)}),
+    "an input of features": (f"{STEM} p = GlobalAveragePool(r0) f = Flatten(p) g = Concat <axis = 1> (f, features) "
+                             "h = Gemm <transB = 1> (g, v6) r = Relu(h) y = Gemm <transB = 1> (r, v)",
+                             "(float[N,3,8,8] image, float[N,2] features)", {"image": (3, 8, 8), "features": (2,)}),
+    "a fixed batch": (f"{STEM} j = Add(r0, other) z = Relu(j) {GAP}",
+                      "(float[4,3,8,8] image, float[4,4,8,8] other)", {"image": (3, 8, 8), "other": (4, 8, 8)}),
+    "1-D convolutions": ("c = Conv <pads = [1, 1]> (signal, x0) r = Relu(c) c1 = Conv <pads = [1, 1]> (r, x1) "
+                         f"z = Relu(c1) {GAP}", "(float[N,3,16] signal)", {"signal": (3, 16)}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_models_that_take_other_things_than_one_image(name: str, tmp_path: Path) -> None:
+    body, head, shapes = OTHERS[name]
+    generator = np.random.default_rng(1)
+    data = {key: generator.normal(size=(12, *shape)).astype(np.float32) for key, shape in shapes.items()}
+    np.savez(tmp_path / "data.npz", **data, labels=np.arange(12) % 5)
+    outputs = "float[4,K] y" if "[4," in head else "float[N,K] y"
+    for calib in (data, tmp_path / "data.npz"):
+        result = quantize(network(body, outputs, head=head), calib=calib, options=TINY, device="cpu")
+        (output,) = result.report.outputs
+        assert output.quantized_simulated is not None
+        assert output.quantized_simulated.relative_error < 1e-3
+        assert result.report.images == 12
+    assert result.report.quantized_accuracy is not None
+    feed = {key: value[:4] for key, value in data.items()}
+    session = ort.InferenceSession(result.model.SerializeToString(), providers=["CPUExecutionProvider"])
+    assert session.run(None, feed)[0].shape == (4, 5)
 
 
 @pytest.mark.parametrize("scale", [1e-2, 1e-3])

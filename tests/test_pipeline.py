@@ -162,9 +162,10 @@ def test_the_same_call_gives_the_same_bytes(
     def progress(at: Progress) -> None:
         if stages[-1:] != [at.stage]:
             stages.append(at.stage)
-        if at.stage == "calibrate":
-            assert 0 <= at.block_index < at.block_count == len(first.plan.blocks)
-            assert 1 <= at.step <= at.step_count == TINY["iters"]
+        if at.block is not None:
+            assert at.stage == "calibrate"
+            assert 0 <= at.block.index < at.block.count == len(first.plan.blocks)
+            assert 1 <= at.block.step <= at.block.steps == TINY["iters"]
 
     output = tmp_path / "out.onnx"
     second = run_embedded(evaluation, "4/4", output=output, progress=progress)
@@ -175,6 +176,14 @@ def test_the_same_call_gives_the_same_bytes(
     assert [report["quantized"].pop("name") for report in reports] == ["", "out.onnx"]
     assert reports[0] == reports[1]
     assert stages == ["load", "plan", "calibrate", "export", "validate"]
+
+
+def test_little_memory_gives_the_same_bytes(
+    quantized: Callable[[str], Result], evaluation: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pdq_export.calibrate.memory.resident_bytes", lambda: 0)
+    limited = run_embedded(evaluation, "4/4", max_memory="2MB")
+    assert content(limited.model) == content(quantized("4/4").model)
 
 
 def test_an_older_opset_stores_two_bits_in_four(quantized: Callable[[str], Result], evaluation: ImageSet) -> None:
@@ -275,6 +284,8 @@ def test_an_array_and_an_image_set_are_the_same_images() -> None:
         (OptionError, "exists already", {"output": "images.npy", "calib": images()}),
         (OptionError, "'tpu': expected auto, cpu", {"device": "tpu"}),
         (OptionError, "--device 'cuda:99'", {"device": "cuda:99"}),
+        (OptionError, "--max-memory 'much': expected a size", {"max_memory": "much"}),
+        (OptionError, "--max-memory 1 MB: with the model and the images the process holds", {"max_memory": "1MB"}),
         (OptionError, "--opset 12: expected at least 13", {"opset": 12}),
         (OptionError, "'nowhere'", {"target": "nowhere"}),
         (
@@ -395,7 +406,10 @@ def make_folder(folder: Path) -> None:
         (make_unsupported, "node 'the_culprit' (Hardmax, opset 17): not supported"),
         (make_foreign, "the_culprit"),
         (make_quantized, "the model is already quantized"),
-        (make_two_inputs, "2 inputs ('image', 'other')"),
+        (
+            make_two_inputs,
+            "images.npy: no .npz; expected an .npz with one float32 array for each of the model's",
+        ),
         (make_other_shape, "images.npy: images are 3 x 9 x 9 (C x H x W), but the model's"),
         (make_nan, "images.npy: image 7 holds NaN or Inf"),
         (make_weights_nan, "constant 'w1' holds 1 NaN"),

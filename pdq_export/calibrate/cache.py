@@ -41,8 +41,8 @@ class _Grid:
 
     def encode(self, x: Tensor) -> Tensor:
         q = (x / self._scale).round_().sub_(self._low)
-        low, high = torch.aminmax(q)
-        if not (low >= 0 and high <= self._levels):  # NaN included
+        # Asked this way round, since NaN is neither.
+        if not ((q >= 0) & (q <= self._levels)).all():
             raise CalibrationError(
                 "the output of a finished block is not on its quantizer's grid: it holds NaN; expected finite "
                 "numbers; leave the block's layers at more bits"
@@ -67,8 +67,8 @@ class _OneZero:
 class _Memory:
     """Rows of a tensor on one device."""
 
-    def __init__(self, data: Tensor, *, owned: bool) -> None:
-        self.data, self.owned = data, owned
+    def __init__(self, data: Tensor, tier: str, *, owned: bool = True) -> None:
+        self.data, self.tier, self.owned = data, tier, owned
 
     @property
     def nbytes(self) -> int:
@@ -183,9 +183,7 @@ class Cache:
     @property
     def tier(self) -> str:
         """``device``, ``host`` or ``file``."""
-        if isinstance(self._data, _File):
-            return "file"
-        return "device" if self._data.data.device == self._store.device else "host"
+        return "file" if isinstance(self._data, _File) else self._data.tier
 
     @property
     def nbytes(self) -> int:
@@ -226,16 +224,16 @@ class Store:
     """Makes caches and keeps their sum within a budget for each tier: the device, then host memory, then files.
 
     ``device_bytes``: for caches and the working set of a step together, of which caches get half at most; None sets
-    no limit, and then everything stays on the device as it is. ``host_bytes``: for caches in host memory, where that
-    is not the device. ``peak``: the most bytes that all caches occupied at one time.
+    no limit, and then everything stays on the device as it is. ``host_bytes``: for caches in host memory where that
+    is not the device; None sets no limit. ``peak``: the most bytes that all caches occupied at one time.
     """
 
-    def __init__(self, device: torch.device, *, device_bytes: int | None = None, host_bytes: int | None = None) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, *, device_bytes: int | None = None, host_bytes: int | None = 0) -> None:
+        self.device = torch.empty(0, device=device).device  # with its index, which tensors carry
         self.peak = 0
         self._room = device_bytes
         self._reserved = 0
-        self._host = 0 if device.type == "cpu" else host_bytes
+        self._host = host_bytes
         self._caches: weakref.WeakSet[Cache] = weakref.WeakSet()
 
     @classmethod
@@ -275,8 +273,10 @@ class Store:
 
     def adopt(self, x: Tensor) -> Cache:
         """A cache of the caller's own tensor, which is not copied unless the device has room for it and is another."""
-        owned = x.device != self.device and self._fits(x.nbytes)
-        cache = Cache(self, _Memory(x.to(self.device) if owned else x, owned=owned), x.shape, x.dtype)
+        copied = x.device != self.device and self._fits(x.nbytes)
+        x = x.to(self.device) if copied else x
+        tier = "device" if x.device == self.device else "host"
+        cache = Cache(self, _Memory(x, tier, owned=copied), x.shape, x.dtype)
         cache._count = len(x)
         self._register(cache)
         return cache
@@ -320,8 +320,8 @@ class Store:
     def _place(self, shape: tuple[int, ...], dtype: torch.dtype) -> _Memory | _File:
         nbytes = math.prod(shape) * dtype.itemsize
         if self._fits(nbytes):
-            return _Memory(torch.empty(shape, dtype=dtype, device=self.device), owned=True)
+            return _Memory(torch.empty(shape, dtype=dtype, device=self.device), "device")
         if self._host is None or self.used["host"] + nbytes <= self._host:
-            return _Memory(torch.empty(shape, dtype=dtype), owned=True)
+            return _Memory(torch.empty(shape, dtype=dtype), "host")
         check_room(nbytes + sum(cache.unwritten for cache in self._caches))
         return _File(shape, dtype)

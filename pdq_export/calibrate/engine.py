@@ -4,36 +4,31 @@ import dataclasses
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from pdq_export.calibrate.cache import Cache, Store
 from pdq_export.calibrate.correction import correct_distribution, estimate_statistics
-from pdq_export.calibrate.integer import integer_nodes
 from pdq_export.calibrate.losses import class_axis
 from pdq_export.calibrate.memory import STEP_IMAGES, step_bytes
 from pdq_export.calibrate.passes import PASS_BATCH, run_pass, run_probe
 from pdq_export.calibrate.prediction import find_predictions
 from pdq_export.calibrate.quantizers import (
     ActivationQuantizer,
-    BiasQuantizer,
     DroppingQuantizer,
     SoftRounding,
     WeightQuantizer,
     weight_qparams,
 )
 from pdq_export.calibrate.reconstruct import BlockProblem, reconstruct
+from pdq_export.calibrate.state import Quantizers
 from pdq_export.calibrate.subgraph import extract, reachable, tensor_nodes
 from pdq_export.calibrate.watch import warn_of_collapse
 from pdq_export.errors import CalibrationError
-from pdq_export.export.bias import has_integer_bias
 from pdq_export.numerics.search import QParams, choose_activation_qparams
 from pdq_export.options import CalibrationOptions
-from pdq_export.spec import Block, ChannelStatistics, Plan, Point, QuantizedTensor, QuantizedTensors, Role
+from pdq_export.spec import Block, ChannelStatistics, Plan, Point, QuantizedTensors, Role
 
 logger = logging.getLogger(__name__)
 
@@ -83,9 +78,10 @@ def calibrate(
     stays the same bit for bit. Raises CalibrationError where a loss diverges or the disk has no room, OptionError
     where ``max_memory`` is occupied already.
     """
+    network = network.to(device)
     store = Store.of_process(device, max_memory)
     try:
-        engine = _Engine(network.to(device), plan, statistics, options, store)
+        engine = _Engine(network, plan, statistics, options, store)
         with torch.random.fork_rng(devices=[]):
             return engine.run([store.adopt(x) for x in inputs], progress or (lambda _: None))
     finally:
@@ -109,9 +105,7 @@ class _Engine:
         self.options = options
         self.store = store
         self.generator = torch.Generator(store.device).manual_seed(options.seed)
-        self.activations: dict[str, ActivationQuantizer] = {}
-        self.weights: dict[str, WeightQuantizer] = {}
-        self.biases: dict[str, BiasQuantizer] = {}
+        self.done = Quantizers(network, plan)
         self.full: dict[str, Cache] = {}  # FP32 values of live tensors
         self.quantized: dict[str, Cache] = {}  # the same tensors in the network whose earlier blocks are quantized
         self.predictions: dict[str, Cache] = {}
@@ -119,11 +113,6 @@ class _Engine:
         self.graph_outputs = _output_tensors(network)
         self.prediction_of: dict[str, list[str]] = {}  # by graph output
         self.class_axes: dict[str, int | None] = {}
-        self.constants = {
-            name: getattr(network, str(node.target))
-            for name, node in tensor_nodes(network).items()
-            if node.op == "get_attr"
-        }
 
     def run(self, inputs: Sequence[Cache], progress: Callable[[BlockProgress], None]) -> Calibrated:
         first = [x.slice(0, PASS_BATCH).clone() for x in inputs]
@@ -147,11 +136,11 @@ class _Engine:
 
             self._calibrate_block(block, blocks[position + 1 :], report)
             self._advance(block, blocks[position + 1 :])
-        simulation = self._simulation()
+        simulation = self.done.simulation(self.graph_inputs, self.graph_outputs)
         with torch.no_grad():
             for name, full, quantized in zip(self.graph_outputs, self.network(*first), simulation(*first), strict=True):
                 warn_of_collapse(name, full, quantized)
-        return Calibrated(tensors=self._tensors(), simulation=simulation)
+        return Calibrated(tensors=self.done.tensors(), simulation=simulation)
 
     def _find_predictions(self, first: Sequence[Tensor]) -> None:
         found = find_predictions(self.network, [x[:1] for x in first])
@@ -181,7 +170,7 @@ class _Engine:
                 point = self.plan.points[name]
                 head = x.batches(PASS_BATCH, self.options.search_samples)
                 quantizer = ActivationQuantizer(point, choose_activation_qparams(head, point.bits))
-                self.activations[name] = quantizer
+                self.done.activations[name] = quantizer
                 self.quantized[name] = self.store.new(x.shape, x.dtype, quantizer)
                 with torch.no_grad():
                     for batch in x.batches(PASS_BATCH):
@@ -198,16 +187,16 @@ class _Engine:
         points = self._points_inside(block)
         self._initialize_activations(block, points, quantized)
         soft = self._initialize_weights(block)
-        learned = [self.activations[p.tensor] for p in points if p.role is Role.ACTIVATION]
+        learned = [self.done.activations[p.tensor] for p in points if p.role is Role.ACTIVATION]
         scales = learned if self.options.learn_scales else []
         if self.options.iters and (soft or scales):
             self._reconstruct(block, later, points, soft, scales, report)
             self.store.reserve(0)
         for name, weight in soft.items():
-            self.weights[name] = weight.harden()
-        self._round_biases(block)
+            self.done.weights[name] = weight.harden()
+        self.done.round_biases(block)
         self._settle_carriers(block, points, quantized)
-        self._round_biases(block)  # a carrier may be a layer's input
+        self.done.round_biases(block)  # a carrier may be a layer's input
 
     def _points_inside(self, block: Block) -> list[Point]:
         known = tensor_nodes(self.network)
@@ -220,20 +209,20 @@ class _Engine:
         probe = extract(self.network, block.inputs, [point.tensor for point in points])
         values = run_probe(probe, quantized, self.store, self.options.search_samples)
         for point, x in zip(points, values, strict=True):
-            self.activations[point.tensor] = ActivationQuantizer(point, self._search(x, point))
+            self.done.activations[point.tensor] = ActivationQuantizer(point, self._search(x, point))
 
     def _initialize_weights(self, block: Block) -> dict[str, SoftRounding]:
         """Scale search for the block's weights; those whose rounding is to be learned are returned."""
         soft: dict[str, SoftRounding] = {}
         for layer in block.layers:
-            if layer.weight in self.weights or layer.weight in soft:
+            if layer.weight in self.done.weights or layer.weight in soft:
                 continue  # shared with an earlier layer
-            point, weight = self.plan.points[layer.weight], self.constants[layer.weight]
+            point, weight = self.plan.points[layer.weight], self.done.constants[layer.weight]
             qparams = weight_qparams(weight, point)
             if self.options.learn_rounding and self.options.iters:
                 soft[layer.weight] = SoftRounding(point, weight, qparams)
             else:
-                self.weights[layer.weight] = WeightQuantizer.nearest(point, weight, qparams)
+                self.done.weights[layer.weight] = WeightQuantizer.nearest(point, weight, qparams)
         return soft
 
     def _correct(self, block: Block, full: Sequence[Cache]) -> list[Cache]:
@@ -270,7 +259,7 @@ class _Engine:
         names = [name for name in _read_by(later) if name in self.full and name not in outputs]
         if self.options.prediction_difference and ends:
             tail = extract(self.network, [*outputs, *names], ends)
-        self._round_biases(block, soft)
+        self.done.round_biases(block, soft)
         student = self._student(block, outputs, points, soft)
         quantized = [self.quantized[name] for name in block.inputs]
         bypass = [self.full[name] for name in names]
@@ -316,89 +305,42 @@ class _Engine:
         self, block: Block, outputs: Sequence[str], points: Iterable[Point], soft: Mapping[str, SoftRounding]
     ) -> fx.GraphModule:
         """The block while it learns: soft weights, and activations that drop their quantization at random."""
-        quantizers: dict[str, nn.Module] = {**self.weights, **soft}
+        quantizers: dict[str, nn.Module] = {**self.done.weights, **soft}
         for point in points:
-            quantizer = self.activations[point.tensor]
+            quantizer = self.done.activations[point.tensor]
             drops = point.role is Role.ACTIVATION and self.options.keep_probability > 0
             quantizers[point.tensor] = (
                 DroppingQuantizer(quantizer, self.options.keep_probability, self.generator) if drops else quantizer
             )
-        return extract(self.network, block.inputs, outputs, quantizers=quantizers, biases=self.biases)
-
-    def _round_biases(self, block: Block, soft: Mapping[str, SoftRounding] | None = None) -> None:
-        for layer in block.layers:
-            if has_integer_bias(self.plan, layer):
-                assert layer.bias is not None
-                source = self.activations[str(self.plan.source(layer.input))]
-                known = soft[layer.weight].qparams if soft and layer.weight in soft else self.weights[layer.weight]
-                self.biases[layer.node] = BiasQuantizer(self.constants[layer.bias], source.scale, known.scale)
+        return extract(self.network, block.inputs, outputs, quantizers=quantizers, biases=self.done.biases)
 
     def _settle_carriers(self, block: Block, points: Sequence[Point], quantized: Sequence[Cache]) -> None:
         """Fit the 8-bit pairs to the finished block, one after the other, since each changes what the next one sees."""
-        settled = {p.tensor: self.activations[p.tensor] for p in points if p.role is Role.ACTIVATION}
+        settled = {p.tensor: self.done.activations[p.tensor] for p in points if p.role is Role.ACTIVATION}
         for point in points:
             if point.role is not Role.CARRIER:
                 continue
-            probe = self._quantized_block(block, settled, [point.tensor])
+            probe = self.done.block(block, [point.tensor], settled)
             (x,) = run_probe(probe, quantized, self.store, self.options.search_samples)
-            self.activations[point.tensor] = ActivationQuantizer(point, self._search(x, point))
-            settled[point.tensor] = self.activations[point.tensor]
-
-    def _quantized_block(
-        self, block: Block, activations: Mapping[str, nn.Module], outputs: Sequence[str]
-    ) -> fx.GraphModule:
-        return extract(
-            self.network,
-            block.inputs,
-            outputs,
-            quantizers={**self.weights, **activations},
-            biases=self.biases,
-        )
+            self.done.activations[point.tensor] = ActivationQuantizer(point, self._search(x, point))
+            settled[point.tensor] = self.done.activations[point.tensor]
 
     def _advance(self, block: Block, later: Sequence[Block]) -> None:
         """Compute the block's outputs in one network after the other and forget what no later block reads."""
         plain = extract(self.network, block.inputs, block.outputs)
-        finished = self._quantized_block(block, self.activations, block.outputs)
+        finished = self.done.block(block, block.outputs)
         needed = _read_by(later)
-        for live, module, quantizers in ((self.full, plain, {}), (self.quantized, finished, self.activations)):
+        for live, module, quantizers in ((self.full, plain, {}), (self.quantized, finished, self.done.activations)):
             inputs = [live[name] for name in block.inputs]
             live.update(run_pass(module, inputs, block.outputs, self.store, quantizers=quantizers))
             del inputs
             for name in set(live) - set(needed):
                 del live[name]
 
-    def _simulation(self) -> fx.GraphModule:
-        return extract(
-            self.network,
-            self.graph_inputs,
-            self.graph_outputs,
-            quantizers={**self.weights, **self.activations},
-            biases=self.biases,
-            nodes=integer_nodes(self.network, self.plan, self.activations, self.weights, self.biases),
-            whole=True,
-        )
-
-    def _tensors(self) -> dict[str, QuantizedTensor]:
-        result = {}
-        for name, point in self.plan.points.items():
-            owner = self.weights[name] if point.role is Role.WEIGHT else self.activations[name]
-            integers = owner.q.to(torch.int16).cpu().numpy() if isinstance(owner, WeightQuantizer) else None
-            result[name] = QuantizedTensor(
-                point=point,
-                scale=_array(owner.scale).astype(np.float32),
-                zero_point=_array(owner.zero_point).astype(np.int32),
-                integers=integers,
-            )
-        return result
-
 
 def _read_by(blocks: Sequence[Block]) -> dict[str, None]:
     """Everything that one of the blocks reads from outside, in order."""
     return dict.fromkeys(name for block in blocks for name in block.inputs)
-
-
-def _array(value: Tensor | int) -> NDArray[Any]:
-    return value.detach().cpu().numpy() if isinstance(value, Tensor) else np.array(value)
 
 
 def _onnx_node(node: fx.Node) -> str:

@@ -57,6 +57,7 @@ def trim_heap() -> None:
 
 def process_budget(max_memory: int) -> int:
     """What is left of ``max_memory`` bytes. Raises OptionError where the process occupies them already."""
+    trim_heap()
     held = resident_bytes()
     if held >= max_memory:
         raise OptionError(

@@ -1,4 +1,7 @@
-"""Files for tensors that memory has no room for. They have no name, so they are gone with the process at the latest."""
+"""Files for tensors that memory has no room for. They have no name, so they are gone with the process at the latest.
+
+They lie in Python's temporary folder, which TMPDIR sets; a folder that is itself in memory (tmpfs) saves nothing.
+"""
 
 import shutil
 import tempfile

@@ -1,7 +1,17 @@
-"""Calibration and evaluation images: arrays (.npz, .npy) and folders of image files."""
+"""Calibration and evaluation data: images as arrays (.npz, .npy) and folders; arrays for any other inputs."""
 
 from pdq_export.data.image_set import ImageSet
+from pdq_export.data.input_set import InputSet
 from pdq_export.data.input_spec import InputSpec
-from pdq_export.data.load import find_default, load_images
+from pdq_export.data.load import Source, find_default, load_images, load_inputs, read_data
 
-__all__ = ["ImageSet", "InputSpec", "find_default", "load_images"]
+__all__ = [
+    "ImageSet",
+    "InputSet",
+    "InputSpec",
+    "Source",
+    "find_default",
+    "load_images",
+    "load_inputs",
+    "read_data",
+]

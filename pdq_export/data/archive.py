@@ -10,7 +10,7 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from pdq_export.data.checks import check_bytes, check_labels, check_shape
 from pdq_export.data.image_set import ImageSet
+from pdq_export.data.input_set import InputSet, check_names
 from pdq_export.data.input_spec import InputSpec, format_shape
 from pdq_export.errors import DataError
 
@@ -38,6 +39,7 @@ _DAMAGED = (
     struct.error,
 )
 _BLOCK = 2**24
+LONGEST_LABELS = 2**24
 
 
 def load_npz(path: Path, *, expected: InputSpec | None, limit: int | None) -> ImageSet:
@@ -54,6 +56,23 @@ def load_npz(path: Path, *, expected: InputSpec | None, limit: int | None) -> Im
     if labels is not None:
         labels = check_labels(where, labels, count)[: len(images)]
     return ImageSet.from_array(images, labels=labels, mean=mean, std=std, source=where, expected=expected)
+
+
+def load_npz_inputs(path: Path, *, expected: Sequence[InputSpec], limit: int | None) -> InputSet:
+    """One array for each input, under the input's name, and ``labels``, where the archive has them."""
+    where = str(path)
+    labels = None
+    with _damage_is_an_error(where), zipfile.ZipFile(path) as archive:
+        names = {name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")}
+        check_names(where, names, expected)
+        arrays = {}
+        for spec in expected:
+            with _open_member(archive, where, spec.name) as (file, header):
+                check_bytes(f"{where}[{spec.name}]", header.shape, header.dtype.itemsize)
+                arrays[spec.name] = _read_head(file, where, header, limit)
+        if "labels" in names - arrays.keys():
+            labels = _read_small(archive, where, "labels", LONGEST_LABELS)[:limit]
+    return InputSet.from_arrays(arrays, labels=labels, source=where, expected=expected)
 
 
 def load_npy(path: Path, *, expected: InputSpec | None, limit: int | None) -> ImageSet:

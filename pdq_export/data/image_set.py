@@ -100,6 +100,10 @@ class ImageSet:
         """The first ``limit`` images (all by default), normalized: float32 (n, C, H, W)."""
         return self._normalize(self.pixels[:limit])
 
+    def inputs(self) -> tuple[NDArray[np.float32]]:
+        """All images, normalized: the one array for the model's one input."""
+        return (self.array(),)
+
     def batches(self, size: int) -> Iterator[NDArray[np.float32]]:
         """All images in order, ``size`` at a time, normalized; the last batch may be smaller."""
         for start in range(0, len(self), size):

@@ -7,7 +7,7 @@ from pdq_export.errors import DataError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InputSpec:
-    """The model's image input: its name, its shape (N, C, H, W) with None for dynamic axes, its element type."""
+    """An input of the model: its name, its shape ((N, C, H, W) for images; None is dynamic) and its element type."""
 
     name: str
     shape: tuple[int | None, ...]
@@ -18,8 +18,13 @@ class InputSpec:
 
     def check_supported(self, where: str) -> None:
         """Raise DataError where this is not a float32 image input of rank 4."""
-        if len(self.shape) != 4 or self.dtype != "float32":
+        if not self.takes_images:
             raise DataError(f"{where}: images cannot feed the model's {self}; expected N x C x H x W, float32")
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether this is a float32 input of rank 4."""
+        return len(self.shape) == 4 and self.dtype == "float32"
 
     @property
     def chw(self) -> tuple[int | None, int | None, int | None]:

@@ -1,16 +1,22 @@
 """Finds and loads images, whatever they are stored as."""
 
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pdq_export.data.archive import load_npy, load_npz
+import numpy as np
+from numpy.typing import NDArray
+
+from pdq_export.data.archive import load_npy, load_npz, load_npz_inputs
 from pdq_export.data.folder import load_folder
 from pdq_export.data.image_set import ImageSet
+from pdq_export.data.input_set import InputSet
 from pdq_export.data.input_spec import InputSpec
 from pdq_export.errors import DataError
 
 logger = logging.getLogger(__name__)
 
+Source = str | Path | NDArray[np.float32] | ImageSet | InputSet | Mapping[str, NDArray[np.float32]]
 _FORMS = ".npz, .npy or a folder of images"
 
 
@@ -37,6 +43,53 @@ def load_images(path: str | Path, *, expected: InputSpec | None = None, limit: i
     if limit is not None and len(images) < limit:
         logger.warning("%s: %d images, fewer than the %d asked for: all are taken", path, len(images), limit)
     return images
+
+
+def load_inputs(path: str | Path, *, expected: Sequence[InputSpec], limit: int | None = None) -> InputSet:
+    """Load the data of a model with several inputs, or one that is no image, from an .npz.
+
+    The archive has one float32 array (N, ...) for each input, under the input's name, as the model wants them, and
+    optionally ``labels`` (N,). With ``limit`` only the first samples are read. Raises DataError.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".npz" or not path.is_file():
+        raise DataError(
+            f"{path}: {'no .npz' if path.exists() else 'no such file'}; expected an .npz with one float32 array for "
+            f"each of the model's inputs, {_names(expected)}, since they are not one image (N x C x H x W)"
+        )
+    try:
+        return load_npz_inputs(path, expected=expected, limit=limit)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def read_data(source: Source, expected: Sequence[InputSpec], *, limit: int | None = None) -> ImageSet | InputSet:
+    """Whatever users give as calibration or evaluation data, checked against the model's inputs.
+
+    One input that takes images: a path for `load_images`, an array or an `ImageSet`. Anything else: a path for
+    `load_inputs`, a mapping of arrays by input name, an `InputSet`, or one array for one input. Raises DataError.
+    """
+    first, *others = expected
+    if first.takes_images and not others:
+        if isinstance(source, ImageSet):
+            return source.check(first) if limit is None else source.check(first).head(limit)
+        if isinstance(source, np.ndarray):
+            return ImageSet.from_array(source, expected=first, limit=limit)
+        if isinstance(source, str | Path):
+            return load_images(source, expected=first, limit=limit)
+    if isinstance(source, str | Path):
+        return load_inputs(source, expected=expected, limit=limit)
+    if isinstance(source, InputSet):
+        return source.check(expected) if limit is None else source.check(expected).head(limit)
+    if isinstance(source, np.ndarray) and not others:
+        source = {first.name: source}
+    if isinstance(source, Mapping):
+        return InputSet.from_arrays(source, expected=expected, limit=limit)
+    raise DataError(f"{type(source).__name__} given as data; expected arrays by input name: {_names(expected)}")
+
+
+def _names(expected: Sequence[InputSpec]) -> str:
+    return ", ".join(repr(spec.name) for spec in expected)
 
 
 def _load(path: Path, expected: InputSpec | None, limit: int | None) -> ImageSet:

@@ -4,6 +4,8 @@ weight: packed integers -> Cast to INT8 -> Sub of the zero point -> DequantizeLi
 with zero_point 0, its fast kernel. bias: INT32 -> DequantizeLinear with scale = input scale * weight scale.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto
@@ -94,6 +96,16 @@ class LayerWriter:
         integers = self.out.constant(f"{name}_quantized", bias_integers(bias, input_scale, weight_scale))
         inputs = [integers, self.out.constant(f"{name}_scale", bias_scale(bias, input_scale, weight_scale))]
         return self.out.node("DequantizeLinear", inputs, f"{name}_dequantized", name=f"{name}/DequantizeLinear", axis=0)
+
+
+def float_inputs(out: GraphWriter, node: NodeProto, inputs: Sequence[str]) -> list[str]:
+    """The inputs of a layer that is to stay in float, whose data come dequantized.
+
+    Between a DequantizeLinear and a QuantizeLinear, ONNX Runtime quantizes a float weight by itself, to 8 bits from its
+    range. A Sum of one tensor, which computes nothing and is not optimized away, keeps it from that.
+    """
+    data = out.node("Sum", [inputs[0]], f"{inputs[0]}_float", name=f"{node.name}/Sum")
+    return [data, *inputs[1:]]
 
 
 def without_folded_factors(node: NodeProto, layer: Layer, constants: dict[str, str]) -> None:

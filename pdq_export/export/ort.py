@@ -11,7 +11,7 @@ import onnx
 from onnx import GraphProto, NodeProto
 
 from pdq_export.errors import ExportError
-from pdq_export.export.layers import LayerWriter, check_weight, without_folded_factors
+from pdq_export.export.layers import LayerWriter, check_weight, float_inputs, without_folded_factors
 from pdq_export.export.layouts import Layout, register_layout
 from pdq_export.export.ranges import integer_range
 from pdq_export.export.storage import storage_opset
@@ -66,6 +66,7 @@ class _OrtGraph:
         # Who is asked for these by name gets them in float, under that name.
         self.visible = {*index.outputs, *captured_tensors(index.graph)}
         self.layers = {layer.node: layer for layer in plan.layers}
+        self.excluded = {layer.node for layer in plan.excluded}
         self.integers: dict[str, str] = {}
         self.floats: dict[str, str] = {}
         self.layer_writer = LayerWriter(index, self.out, plan, tensors)
@@ -113,6 +114,8 @@ class _OrtGraph:
             constants = self.layer_writer.constants(node, self.layers[node.name])
             copied = self.out.copy(node, [constants.get(name) or self._read(name) for name in node.input])
             without_folded_factors(copied, self.layers[node.name], constants)
+        elif node.name in self.excluded and node.input[0] in self.integers:
+            self.out.copy(node, float_inputs(self.out, node, [self._read(name) for name in node.input]))
         elif node.op_type in READS_ONLY_SHAPE:
             self.out.copy(node, [self.integers.get(name, name) for name in node.input])
         else:

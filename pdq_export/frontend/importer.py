@@ -11,7 +11,7 @@ from onnx import TensorProto
 from torch import fx, nn
 from torch.fx.node import map_aggregate
 
-from pdq_export.errors import ModelError
+from pdq_export.errors import ModelError, UnsupportedOperatorError
 from pdq_export.frontend import ops
 from pdq_export.frontend.constants import ELEMENT_TYPES, TORCH_DTYPES, host_constant, to_torch, type_name
 from pdq_export.frontend.names import Names
@@ -43,6 +43,17 @@ def import_model(model: onnx.ModelProto) -> fx.GraphModule:
     return _Importer(model).run()
 
 
+def find_unsupported(model: onnx.ModelProto) -> tuple[UnsupportedOperatorError, ...]:
+    """What `import_model` would refuse about single nodes, all of it, in graph order; empty for nothing.
+
+    Raises ModelError as `import_model` does.
+    """
+    ops.load()
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model)
+    return _Importer(model).find_unsupported()
+
+
 class _Importer:
     """Builds the graph; ``_fx`` holds the fx node of every tensor, ``_constants`` the values that are known."""
 
@@ -58,7 +69,19 @@ class _Importer:
         self._constant_nodes: dict[str, str] = {}  # tensor -> the node that computes this constant
         self._host: set[str] = set()  # tensors of shape arithmetic: always on the CPU
 
-    def run(self) -> fx.GraphModule:
+    def find_unsupported(self) -> tuple[UnsupportedOperatorError, ...]:
+        self._begin()
+        found = []
+        for proto in self._model.graph.node:
+            try:
+                self._node(self._decode(proto))
+            except UnsupportedOperatorError as error:
+                found.append(error)
+                for name in proto.output:
+                    self._fx[name] = self._graph.placeholder(_node_name(name))  # for those who read it
+        return tuple(found)
+
+    def _begin(self) -> None:
         graph = self._model.graph
         if graph.sparse_initializer:
             raise ModelError(
@@ -67,6 +90,10 @@ class _Importer:
         for initializer in graph.initializer:
             self._constants[initializer.name] = to_torch(initializer)
         self._placeholders()
+
+    def run(self) -> fx.GraphModule:
+        graph = self._model.graph
+        self._begin()
         for proto in graph.node:
             self._node(self._decode(proto))
         self._graph.output(tuple(self._read(output.name, host=False) for output in graph.output))

@@ -7,9 +7,8 @@ import onnx
 from onnx import NodeProto, TensorProto
 
 from pdq_export.errors import ModelError, UnsupportedOperatorError
-from pdq_export.graph.lookup import GraphIndex, attribute, describe, opset_version, subgraphs
+from pdq_export.graph.lookup import WEIGHTED, GraphIndex, attribute, describe, is_layer, opset_version, subgraphs
 
-WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 QUANTIZED = (
     "QuantizeLinear",
     "DequantizeLinear",
@@ -119,7 +118,7 @@ def _check_finite(node: NodeProto, name: str, tensor: TensorProto) -> None:
 
 def _layers(index: GraphIndex) -> Iterator[tuple[NodeProto, TensorProto]]:
     for node in index.graph.node:
-        if node.op_type in WEIGHTED and not node.domain and node.input[1] in index.initializers:
+        if is_layer(index, node):
             yield node, index.initializers[node.input[1]]
 
 

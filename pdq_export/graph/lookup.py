@@ -14,6 +14,8 @@ from pdq_export.errors import ModelError
 Default = TypeVar("Default")
 Dimension = int | str | None  # known size, named dynamic axis, anonymous dynamic axis
 
+WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+
 
 def attributes(node: NodeProto) -> dict[str, Any]:
     """The node's attributes as Python values: int, float, str, bytes for raw strings, lists, protos."""
@@ -71,6 +73,17 @@ def subgraphs(node: NodeProto) -> Iterator[onnx.GraphProto]:
         if candidate.HasField("g"):
             yield candidate.g
         yield from candidate.graphs
+
+
+def is_layer(index: "GraphIndex", node: NodeProto) -> bool:
+    """Whether a node is a weighted layer: Conv, ConvTranspose, Gemm or MatMul of data with a constant matrix or kernel.
+
+    The constant has to be an initializer already. A MatMul of a constant with data, or with a vector, is none.
+    """
+    if node.op_type not in WEIGHTED or node.domain not in ("", "ai.onnx"):
+        return False
+    weight = index.initializers.get(node.input[1])
+    return weight is not None and len(weight.dims) >= 2 and not index.is_constant(node.input[0])
 
 
 class GraphIndex:

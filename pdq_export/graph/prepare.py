@@ -15,6 +15,7 @@ from pdq_export.graph.passes import (
     normalize,
     raise_opset,
     simplify,
+    spatial_mean,
     tidy,
     widen,
 )
@@ -35,10 +36,15 @@ class PreparedModel:
 
 
 def float32_reference(model: onnx.ModelProto) -> onnx.ModelProto:
-    """What a quantized model is compared with: the model itself, with distinct node names, in float32."""
+    """What a quantized model is compared with: the model itself, with distinct node names, in float32.
+
+    Raises ModelError for an operator of a foreign domain.
+    """
     work = onnx.ModelProto()
     work.CopyFrom(model)
-    return widen.run(normalize.run(work))
+    work = normalize.run(work)
+    checks.check_domains(work)
+    return widen.run(work)
 
 
 def prepare(model: onnx.ModelProto, *, opset: int | None = None) -> PreparedModel:
@@ -58,7 +64,7 @@ def prepare(model: onnx.ModelProto, *, opset: int | None = None) -> PreparedMode
     checks.check_control_flow(work)
     checks.check_layers(work)
     checks.check_finite(work)
-    work = fold_reshape.run(tidy.infer_shapes(work))
+    work = fold_reshape.run(spatial_mean.run(tidy.infer_shapes(work)))
     work, statistics = fold_batch_norm.run(work)
     work, statistics = fold_affine.run(work, statistics)
     checks.check_finite(work)  # folding can leave the range of float32

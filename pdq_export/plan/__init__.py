@@ -1,31 +1,50 @@
 """Which tensors are quantized to what, and which nodes are reconstructed together: the plan, from the graph alone."""
 
+from collections.abc import Iterable
+
 import onnx
 
+from pdq_export.errors import OptionError
 from pdq_export.graph.lookup import GraphIndex
 from pdq_export.plan.blocks import find_blocks
 from pdq_export.plan.family import network_family
+from pdq_export.plan.options import PlanOptions
 from pdq_export.plan.points import find_layers, find_points
-from pdq_export.spec import BitWidths, Plan
+from pdq_export.spec import Layer, Plan
 
-__all__ = ["make_plan", "network_family"]
+__all__ = ["PlanOptions", "make_plan", "network_family"]
 
 
-def make_plan(
-    model: onnx.ModelProto, bits: BitWidths, *, symmetric_weights: bool = False, per_layer: bool = False
-) -> Plan:
-    """Plan the quantization of a prepared model to ``bits``; ``per_layer`` makes every layer a block of its own.
+def make_plan(model: onnx.ModelProto, options: PlanOptions) -> Plan:
+    """Plan the quantization of a prepared model.
 
-    First and last weighted layers get 8-bit weights, the last layers' input and the network's input 8 bits; the
-    network's outputs are not quantized (PD-Quant, section 4). Raises ModelError where there is nothing to quantize.
+    First and last weighted layers get 8-bit weights and the last layers' input 8 bits where ``options`` do not say
+    otherwise, the network's input 8 bits; the network's outputs are not quantized (PD-Quant, section 4). Raises
+    ModelError where there is nothing to quantize, and OptionError for a pattern that matches no layer.
     """
     index = GraphIndex(model)
-    layers = find_layers(index)
-    points, passthrough = find_points(index, layers, bits, symmetric_weights=symmetric_weights)
+    found = find_layers(index)
+    rules = options.resolve(layer.node for layer in found)
+    layers = tuple(layer for layer in found if layer.node not in rules.excluded)
+    excluded = tuple(layer for layer in found if layer.node in rules.excluded)
+    _check_shared(layers, excluded)
+    points, passthrough = find_points(index, found, options, rules)
     return Plan(
-        bits=bits,
+        bits=options.bits,
         points=points,
         passthrough=passthrough,
         layers=layers,
-        blocks=find_blocks(index, layers, points, per_layer=per_layer),
+        blocks=find_blocks(index, layers, points, per_layer=options.per_layer),
+        excluded=excluded,
     )
+
+
+def _check_shared(layers: Iterable[Layer], excluded: Iterable[Layer]) -> None:
+    """A weight is one tensor: it cannot be quantized for one layer and float for another."""
+    readers = {layer.weight: layer.node for layer in layers}
+    for layer in excluded:
+        if layer.weight in readers:
+            raise OptionError(
+                f"--exclude: node {layer.node!r} shares its weight {layer.weight!r} with {readers[layer.weight]!r}, "
+                "which is quantized; exclude both or neither"
+            )

@@ -5,8 +5,6 @@ from onnx import NodeProto
 
 from pdq_export.graph.lookup import GraphIndex, attribute, optional_input
 
-WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-
 ACTIVATIONS = frozenset(
     "Relu Clip LeakyRelu PRelu ThresholdedRelu Sigmoid HardSigmoid HardSwish Swish Tanh Elu Selu Celu Gelu Mish "
     "Softplus Softsign".split()

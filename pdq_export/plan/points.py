@@ -7,36 +7,29 @@ from collections.abc import Iterable
 from onnx import NodeProto
 
 from pdq_export.errors import ModelError
-from pdq_export.graph.lookup import GraphIndex, attribute, optional_input
+from pdq_export.graph.lookup import GraphIndex, attribute, is_layer, optional_input
 from pdq_export.plan.operators import (
     ACTIVATIONS,
     AVERAGES,
     MERGES,
-    WEIGHTED,
     data_inputs,
     is_absorbable,
     is_passthrough,
 )
+from pdq_export.plan.options import LayerRules, PlanOptions
 from pdq_export.plan.readers import tensors_before_layers, tensors_read_as_integers
-from pdq_export.spec import CARRIER_BITS, BitWidths, Layer, Point, Role
+from pdq_export.spec import CARRIER_BITS, Layer, Point, Role
 
 
 def find_layers(index: GraphIndex) -> tuple[Layer, ...]:
     """The nodes with a constant weight, in graph order. Raises ModelError where there is none."""
-    layers = tuple(_layer(index, node) for node in index.graph.node if _is_layer(index, node))
+    layers = tuple(_layer(index, node) for node in index.graph.node if is_layer(index, node))
     if not layers:
         raise ModelError(
             "model: no Conv, ConvTranspose, Gemm or MatMul with a constant weight was found; there is nothing to "
             "quantize; expected a CNN"
         )
     return layers
-
-
-def _is_layer(index: GraphIndex, node: NodeProto) -> bool:
-    if node.op_type not in WEIGHTED or node.domain not in ("", "ai.onnx"):
-        return False
-    rank = len(index.constant(node.input[1]).shape) if index.is_constant(node.input[1]) else 0  # type: ignore[union-attr]
-    return rank >= 2 and not index.is_constant(node.input[0])
 
 
 def _layer(index: GraphIndex, node: NodeProto) -> Layer:
@@ -65,27 +58,33 @@ def output_axis(index: GraphIndex, layer: Layer) -> int:
 
 
 def find_points(
-    index: GraphIndex, layers: Iterable[Layer], bits: BitWidths, *, symmetric_weights: bool = False
+    index: GraphIndex, layers: Iterable[Layer], options: PlanOptions, rules: LayerRules
 ) -> tuple[dict[str, Point], dict[str, str]]:
-    """Quantization points by tensor, in graph order, and pass-through tensors with the point they carry."""
-    finder = _PointFinder(index, {layer.node: layer for layer in layers}, bits, symmetric_weights)
+    """Quantization points by tensor, in graph order, and pass-through tensors with the point they carry.
+
+    ``layers``: all of them, those that ``rules`` excludes too; which layer is the first or the last does not depend on
+    the rules.
+    """
+    finder = _PointFinder(index, {layer.node: layer for layer in layers}, options, rules)
     for node in index.graph.node:
         finder.visit(node)
-    finder.widen_last_inputs()
+    finder.settle_last_inputs()
     return finder.points, finder.passthrough
 
 
 class _PointFinder:
     """Walks the graph once in topological order."""
 
-    def __init__(self, index: GraphIndex, layers: dict[str, Layer], bits: BitWidths, symmetric: bool) -> None:
+    def __init__(self, index: GraphIndex, layers: dict[str, Layer], options: PlanOptions, rules: LayerRules) -> None:
         self.index = index
         self.layers = layers
-        self.bits = bits
-        self.symmetric = symmetric
+        self.options = options
+        self.rules = rules
         self.points: dict[str, Point] = {}
         self.passthrough: dict[str, str] = {}
         self._after_layer: set[str] = set()  # tensors that depend on a weighted layer
+        self._wanted: dict[str, int] = {}  # A of a layer that has its own, by the carriers on the way to its activation
+        self._settled: set[str] = set()  # activations with such an A
         self._feeds_layer = tensors_before_layers(index, layers)
         self._read_as_integers = tensors_read_as_integers(index, layers)
 
@@ -94,11 +93,13 @@ class _PointFinder:
         first = not any(tensor in self._after_layer for tensor in inputs)
         if not inputs or not self._is_float(node.output[0]):
             return
-        if node.name in self.layers:
+        if node.name in self.rules.excluded:
+            pass  # like any operator without integers: what reads its output quantizes it
+        elif node.name in self.layers:
             self._visit_layer(node, self.layers[node.name], first=first)
         elif node.op_type in MERGES and len(inputs) == 2 and not first:
             self._carry(inputs)
-            self._quantize_result(node)
+            self._quantize_result(node, max(self._wanted.get(tensor, 0) for tensor in inputs))
         elif node.op_type == "Concat" and not first:
             self._carry(inputs)
             self._add(node.output[0], Role.CARRIER)
@@ -113,8 +114,10 @@ class _PointFinder:
     def _visit_layer(self, node: NodeProto, layer: Layer, *, first: bool) -> None:
         self._ensure_quantized(layer.input, first=first)
         last = not any(tensor in self._feeds_layer for tensor in node.output)
-        self._add_weight(layer, CARRIER_BITS if first or last else self.bits.weight)
-        self._quantize_result(node)
+        own = self.rules.own.get(layer.node)
+        bits = own or (self.options.first_last if first or last else self.options.bits)
+        self._add_weight(layer, bits.weight)
+        self._quantize_result(node, 0 if own is None else own.activation)
 
     def _add_weight(self, layer: Layer, bits: int) -> None:
         known = self.points.get(layer.weight)
@@ -131,29 +134,34 @@ class _PointFinder:
             role=Role.WEIGHT,
             bits=bits,
             axis=axis,
-            symmetric=self.symmetric or bits == CARRIER_BITS,
+            symmetric=self.options.symmetric_weights or bits == CARRIER_BITS,
         )
 
-    def _quantize_result(self, node: NodeProto) -> None:
-        """Place the A-bit point after the node's activation, and an 8-bit one before it where it isn't absorbed."""
+    def _quantize_result(self, node: NodeProto, wanted: int) -> None:
+        """Place the A-bit point after the node's activation, and an 8-bit one before it where it isn't absorbed.
+
+        ``wanted``: A of the layers that end here, 0 for the usual one.
+        """
         output = node.output[0]
         if not self._is_worth_quantizing(node):
             return
         reader = self.index.sole_consumer(output)
         if reader is None:
-            self._add(output, Role.CARRIER if self._only_read_by_merges(output) else Role.ACTIVATION)
+            self._add(output, Role.CARRIER if self._only_read_by_merges(output) else Role.ACTIVATION, wanted)
             return
         if reader.op_type in ACTIVATIONS and reader.input[0] == output:
             if is_absorbable(self.index, reader):
-                self._add(reader.output[0], Role.ACTIVATION, absorbed=reader.name)
+                self._add(reader.output[0], Role.ACTIVATION, wanted, absorbed=reader.name)
                 return
             result = reader.output[0]
             if result not in self.index.outputs:
                 self._add(output, Role.CARRIER)
-                if not self._only_read_by_merges(result):
-                    self._add(result, Role.ACTIVATION)
+                if self._only_read_by_merges(result):
+                    self._wanted[result] = wanted
+                else:
+                    self._add(result, Role.ACTIVATION, wanted)
         else:
-            self._add(output, Role.CARRIER if reader.op_type in MERGES else Role.ACTIVATION)
+            self._add(output, Role.CARRIER if reader.op_type in MERGES else Role.ACTIVATION, wanted)
 
     def _is_worth_quantizing(self, node: NodeProto) -> bool:
         """Not where only float operators read the result and the network ends there (the scores before a Softmax).
@@ -188,8 +196,11 @@ class _PointFinder:
         for later, earlier in reversed(list(itertools.pairwise(chain))):
             self._pass(later, earlier)
 
-    def widen_last_inputs(self) -> None:
-        """8 bits for the input of every last layer, found through averages and pass-through nodes."""
+    def settle_last_inputs(self) -> None:
+        """The bits of ``first_last`` for the input of every last layer, found through averages and pass-through nodes.
+
+        A layer's own bits come before them.
+        """
         pending = [layer.input for layer in self.layers.values() if layer.output not in self._feeds_layer]
         while pending:
             tensor = pending.pop()
@@ -197,7 +208,9 @@ class _PointFinder:
             if point is None:
                 continue
             if point.role is Role.ACTIVATION:
-                self.points[point.tensor] = dataclasses.replace(point, bits=max(point.bits, CARRIER_BITS))
+                if point.tensor not in self._settled:
+                    bits = self.options.first_last.activation
+                    self.points[point.tensor] = dataclasses.replace(point, bits=bits)
                 continue
             producer = self.index.producer.get(point.tensor)
             if producer is not None and producer.op_type in AVERAGES:
@@ -210,12 +223,17 @@ class _PointFinder:
         dtype = self.index.dtype(tensor)
         return dtype is None or dtype.kind == "f"
 
-    def _add(self, tensor: str, role: Role, absorbed: str | None = None) -> None:
+    def _add(self, tensor: str, role: Role, wanted: int = 0, absorbed: str | None = None) -> None:
         if tensor in self.points or (tensor in self.index.outputs and not self.index.consumers(tensor)):
             return
         if role is Role.ACTIVATION and tensor not in self._feeds_layer:
             role = Role.CARRIER  # behind the last layer: the network's outputs keep their precision
-        bits = self.bits.activation if role is Role.ACTIVATION else CARRIER_BITS
+        bits = CARRIER_BITS
+        if role is Role.CARRIER:
+            self._wanted[tensor] = wanted
+        else:
+            bits = wanted or self.options.bits.activation
+            self._settled.update([tensor] if wanted else [])
         self.points[tensor] = Point(tensor=tensor, role=role, bits=bits, absorbed=absorbed)
 
     def _pass(self, tensor: str, origin: str) -> None:

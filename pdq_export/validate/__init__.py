@@ -12,13 +12,14 @@ import pdq_export
 from pdq_export.errors import ValidationError
 from pdq_export.validate.compare import Accuracy, AccuracyMeter, Agreement, AgreementMeter
 from pdq_export.validate.report import ModelInfo, OutputAgreement, Report
-from pdq_export.validate.runtime import KernelCount, Session, count_kernels
+from pdq_export.validate.runtime import Batch, KernelCount, Session, count_kernels
 
 __all__ = [
     "Accuracy",
     "AccuracyMeter",
     "Agreement",
     "AgreementMeter",
+    "Batch",
     "KernelCount",
     "ModelInfo",
     "OutputAgreement",
@@ -30,7 +31,7 @@ __all__ = [
 ]
 
 Array = NDArray[np.float32]
-Simulate = Callable[[Array], Sequence[Array]]
+Simulate = Callable[[Batch], Sequence[Array]]
 BATCH_SIZE = 50
 
 
@@ -43,7 +44,7 @@ def validate(
     *,
     original: onnx.ModelProto | bytes,
     quantized: onnx.ModelProto | bytes,
-    images: Array | Iterable[Array],
+    images: Array | Iterable[Batch],
     labels: NDArray[np.integer] | None = None,
     simulate: Simulate | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -54,9 +55,9 @@ def validate(
 ) -> Report:
     """Run both models over the images and compare all outputs, one batch at a time.
 
-    ``images``: [N, C, H, W], or an iterable of such batches, taken as they are. ``labels``: [N], where the
-    first output is one vector of class scores per image. ``simulate``: all outputs of the simulated
-    quantized model for one batch. ``model``: the user's file; without it, ``original`` as serialized.
+    ``images``: [N, C, H, W], or an iterable of such batches, taken as they are; a tuple is one array for each input.
+    ``labels``: [N], where the first output is one vector of class scores per image. ``simulate``: all outputs of the
+    simulated quantized model for one batch. ``model``: the user's file; without it, ``original`` as serialized.
     ``progress`` is told how many images are done. Raises ValidationError where a model does not load or run,
     where outputs do not fit each other or the labels, and where there is no image.
     """
@@ -67,8 +68,8 @@ def validate(
     meters = _Meters(session.outputs, simulated=simulate is not None, labelled=labels is not None)
     for batch in _batches(images, batch_size):
         simulated = None if simulate is None else [np.asarray(output) for output in simulate(batch)]
-        part = None if labels is None else labels[meters.images : meters.images + len(batch)]
-        meters.update(reference_session.run(batch), session.run(batch), simulated, part)
+        part = None if labels is None else labels[meters.images : meters.images + _size(batch)]
+        meters.update(_size(batch), reference_session.run(batch), session.run(batch), simulated, part)
         if progress is not None:
             progress(meters.images)
     if not meters.images:
@@ -104,7 +105,11 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _batches(images: Array | Iterable[Array], batch_size: int) -> Iterator[Array]:
+def _size(batch: Batch) -> int:
+    return len(batch[0]) if isinstance(batch, tuple) else len(batch)
+
+
+def _batches(images: Array | Iterable[Batch], batch_size: int) -> Iterator[Batch]:
     if not isinstance(images, np.ndarray):
         yield from images
         return
@@ -124,12 +129,13 @@ class _Meters:
 
     def update(
         self,
+        size: int,
         reference: Sequence[Array],
         quantized: Sequence[Array],
         simulated: Sequence[Array] | None,
         labels: NDArray[np.integer] | None,
     ) -> None:
-        self.images += len(quantized[0])
+        self.images += size
         if len(reference) != len(self._names) or (simulated is not None and len(simulated) != len(self._names)):
             raise ValidationError(f"the models and the simulation have unequal outputs; expected {list(self._names)}")
         for position, meters in enumerate(self._agreements):

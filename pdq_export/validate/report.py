@@ -7,14 +7,17 @@ Schema, version 1 (null stands for "not measured", for sqnr_db for "no differenc
     model           {name, sha256, size}    the user's model; size in bytes
     quantized       {name, sha256, size}    the model that was written
     size_ratio      quantized.size / model.size
-    settings        {...}                   bits, target, seed and all options, as used
+    settings        {...}                   bits, first_last, layer_bits [REGEX=W/A], exclude [REGEX], target,
+                                            seed and all options, as used
     images          number of evaluated images
     accuracy        {float, quantized, simulated}, each {images, top1, top5} of the first output; null
                     without labels
     outputs         one per graph output: {name, quantized_float, quantized_simulated, simulated_float},
                     each of the three {images, argmax_agreement, sqnr_db, relative_error, max_relative_error}
     kernels         {integer: {op_type: count}, floating: {op_type: count}, floating_nodes: [name]}
-    layers          [{...}]                 one per weighted layer: {node, op_type, weight_bits, input_bits}
+    layers          [{...}]                 one per weighted layer: {node, op_type, weight_shape,
+                                            weight_bits, input_bits, activation_bits, excluded}; null bits
+                                            stand for float
 """
 
 import dataclasses

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from pdq_export.errors import ValidationError
 
+Batch = NDArray[np.float32] | tuple[NDArray[np.float32], ...]
+
 PROVIDERS = ["CPUExecutionProvider"]
 _FLOATS: dict[str, type[np.floating[Any]]] = {"tensor(float16)": np.float16, "tensor(double)": np.float64}
 _ERRORS_ONLY = 3
@@ -73,21 +75,26 @@ class Session:
 
     def __init__(self, model: bytes | str | Path, *, threads: int | None = None) -> None:
         self._session = _load(model, _options(threads))
-        first = self._session.get_inputs()[0]
-        self.input, self._dtype = first.name, _FLOATS.get(first.type, np.float32)
+        values = self._session.get_inputs()
+        self.inputs = tuple(value.name for value in values)
+        self._dtypes = [_FLOATS.get(value.type, np.float32) for value in values]
         self.outputs = tuple(output.name for output in self._session.get_outputs())
 
-    def run(self, images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        """All outputs for one batch, given in the input's float type. Raises ValidationError where that fails."""
-        given = {self.input: images.astype(self._dtype, copy=False)}
-        try:
-            return [np.asarray(output) for output in self._session.run(self.outputs, given)]
-        except Exception as error:  # onnxruntime's errors share no base class
-            raise ValidationError(
-                f"onnxruntime fails on a batch of shape {list(images.shape)}: {_shorten(error)}"
-            ) from error
+    def run(self, batch: Batch) -> list[NDArray[np.float32]]:
+        """All outputs for one batch, given in the inputs' float types; a tuple is one array for each input.
 
-    def run_batches(self, batches: Iterable[NDArray[np.float32]]) -> Iterator[list[NDArray[np.float32]]]:
+        Raises ValidationError where onnxruntime fails on it.
+        """
+        arrays = batch if isinstance(batch, tuple) else (batch,)
+        typed = (array.astype(dtype, copy=False) for array, dtype in zip(arrays, self._dtypes, strict=True))
+        feed = dict(zip(self.inputs, typed, strict=True))
+        try:
+            return [np.asarray(output) for output in self._session.run(self.outputs, feed)]
+        except Exception as error:  # onnxruntime's errors share no base class
+            shapes = ", ".join(str(list(array.shape)) for array in arrays)
+            raise ValidationError(f"onnxruntime fails on a batch of shape {shapes}: {_shorten(error)}") from error
+
+    def run_batches(self, batches: Iterable[Batch]) -> Iterator[list[NDArray[np.float32]]]:
         """All outputs for each batch, one batch at a time."""
         return (self.run(batch) for batch in batches)
 

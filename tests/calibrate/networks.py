@@ -9,8 +9,8 @@ from torch import fx
 
 from pdq_export.frontend import import_model
 from pdq_export.graph.prepare import PreparedModel, prepare
-from pdq_export.plan import make_plan
-from pdq_export.spec import BitWidths, Plan
+from pdq_export.plan import PlanOptions, make_plan
+from pdq_export.spec import Plan
 
 RESIDUAL = """<ir_version: 8, opset_import: ["": 17]>
 m (float[N,3,8,8] image) => (float[N,K] y) {
@@ -59,5 +59,25 @@ def residual(bits: str = "4/4", seed: int = 0, images: int = 64) -> Example:
     add("b4", generator.normal(size=CLASSES))
     prepared = prepare(model)
     x = generator.normal(size=(images, 3, 8, 8)).astype(np.float32)
-    plan = make_plan(prepared.model, BitWidths.parse(bits))
+    plan = make_plan(prepared.model, PlanOptions.of(bits))
+    return Example(prepared, plan, import_model(prepared.model), torch.from_numpy(x))
+
+
+def chain(depth: int, images: int = 48) -> Example:
+    """``depth`` times conv - relu at one size, then a linear layer; every conv a block, no BatchNormalization."""
+    nodes = ["c0 = Conv <pads = [1, 1, 1, 1]> (image, w0)", "a0 = Relu(c0)"]
+    for k in range(1, depth):
+        nodes += [f"c{k} = Conv <pads = [1, 1, 1, 1]> (a{k - 1}, w{k})", f"a{k} = Relu(c{k})"]
+    nodes += [f"p = GlobalAveragePool(a{depth - 1})", "f = Flatten(p)", "y = Gemm <transB = 1> (f, w)"]
+    body = "\n    ".join(nodes)
+    header = '<ir_version: 8, opset_import: ["": 17]>'
+    model = onnx.parser.parse_model(f"{header}\nm (float[N,{WIDTH},8,8] image) => (float[N,K] y) {{\n    {body}\n}}")
+    generator = np.random.default_rng(0)
+    shapes = {f"w{k}": (WIDTH, WIDTH, 3, 3) for k in range(depth)} | {"w": (CLASSES, WIDTH)}
+    for name, shape in shapes.items():
+        value = generator.normal(size=shape) * np.sqrt(2 / np.prod(shape[1:]))
+        model.graph.initializer.append(onnx.numpy_helper.from_array(value.astype(np.float32), name))
+    prepared = prepare(model)
+    plan = make_plan(prepared.model, PlanOptions.of("4/4"))
+    x = generator.normal(size=(images, WIDTH, 8, 8)).astype(np.float32)
     return Example(prepared, plan, import_model(prepared.model), torch.from_numpy(x))

@@ -22,8 +22,8 @@ from pdq_export.graph.lookup import GraphIndex
 from pdq_export.graph.prepare import prepare
 from pdq_export.numerics.search import choose_activation_qparams
 from pdq_export.options import CalibrationOptions
-from pdq_export.plan import make_plan
-from pdq_export.spec import BitWidths, QuantizedTensor, QuantizedTensors, Role
+from pdq_export.plan import PlanOptions, make_plan
+from pdq_export.spec import QuantizedTensor, QuantizedTensors, Role
 
 from .networks import CLASSES, WIDTH, Example, residual
 
@@ -371,7 +371,7 @@ def test_a_shared_weight_is_learned_once(text: str, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(engine, "SoftRounding", Recorded)
     prepared = prepare(model)
-    plan = make_plan(prepared.model, BitWidths.parse("2/4"))
+    plan = make_plan(prepared.model, PlanOptions.of("2/4"))
     images = torch.from_numpy(generator.normal(size=(32, 3, 8, 8)).astype(np.float32))
     result = calibrate(import_model(prepared.model), plan, prepared.statistics, [images], TINY, device=CPU)
     assert sorted(learned) == ["w1", "w2", "w4"]

@@ -16,12 +16,19 @@ class FakeProgress:
     """Has the fields of `pdq_export.pipeline.Progress`."""
 
     stage: str
-    block: str | None = None
-    block_index: int = 0
-    block_count: int = 0
-    step: int = 0
-    step_count: int = 0
-    loss: float | None = None
+    block: "FakeBlock | None" = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FakeBlock:
+    """Has the fields of `pdq_export.calibrate.BlockProgress`."""
+
+    block: str = "layer"
+    index: int
+    count: int
+    step: int
+    steps: int
+    loss: float = 1.0
 
 
 def agreement(argmax: float | None = 0.95, sqnr: float | None = 21.34) -> Agreement:

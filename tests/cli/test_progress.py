@@ -9,11 +9,15 @@ from rich.console import Console
 
 from pdq_export.cli.progress import ProgressDisplay, describe, format_time, fraction
 
-from .fakes import FakeProgress
+from .fakes import FakeBlock, FakeProgress
 
 
-def at(index: int, step: int, **more: object) -> FakeProgress:
-    return FakeProgress(stage="calibrate", block_index=index, block_count=4, step=step, step_count=10, **more)  # type: ignore[arg-type]
+def at(index: int, step: int, **more: object) -> FakeBlock:
+    return FakeBlock(index=index, count=4, step=step, steps=10, **more)  # type: ignore[arg-type]
+
+
+def calibrating(index: int, step: int, **more: object) -> FakeProgress:
+    return FakeProgress(stage="calibrate", block=at(index, step, **more))
 
 
 @pytest.mark.parametrize(
@@ -24,11 +28,10 @@ def test_format_time(seconds: float, text: str) -> None:
 
 
 def test_describe() -> None:
-    assert describe(at(0, 0), 0.0) == "block 1/4, step 0/10"
+    assert describe(at(0, 0), 0.0) == "block 1/4, step 0/10, loss 1, layer"
     progress = at(1, 10, block="layer1.0", loss=0.012345)
     assert describe(progress, 60.0) == "block 2/4, step 10/10, loss 0.01235, 1:00 left, layer1.0"
-    assert describe(at(0, 0, loss=1.0), 60.0) == "block 1/4, step 0/10, loss 1"
-    assert describe(FakeProgress(stage="calibrate"), 5.0) == ""
+    assert describe(at(0, 0, block="a\x1b[2J"), 60.0) == "block 1/4, step 0/10, loss 1, a\\x1b[2J"
 
 
 @given(index=st.integers(0, 3), step=st.integers(0, 12))
@@ -42,19 +45,30 @@ def test_a_terminal_gets_a_bar() -> None:
     clock = iter(range(0, 1000, 10))
     with ProgressDisplay(console, clock=lambda: next(clock)) as display:
         display(FakeProgress(stage="plan"))
-        display(at(0, 0))
-        display(at(1, 0, block="[b]layer", loss=1.5))
+        display(calibrating(0, 0))
+        display(calibrating(1, 0, block="[b]layer", loss=1.5))
     text = stream.getvalue()
     assert "calibrating" in text
-    assert "block 2/4, step 0/10, loss 1.5, 1:00 left, [b]layer" in text
+    assert "block 2/4, step 0/10, loss 1.5, 0:30 left, [b]layer" in text
 
 
-def test_without_a_terminal_lines_are_rare(caplog: pytest.LogCaptureFixture) -> None:
+def test_without_a_terminal_there_is_a_line_a_block_and_one_in_a_while(caplog: pytest.LogCaptureFixture) -> None:
     console = Console(file=io.StringIO())
     seconds = 0.0
     display = ProgressDisplay(console, clock=lambda: seconds)
     with caplog.at_level("INFO", logger="pdq_export.cli"), display:
-        for step in range(100):
-            seconds = float(step)
-            display(at(step // 25, step % 10))
-    assert 3 <= len(caplog.records) <= 5
+        display(FakeProgress(stage="calibrate"))
+        for block, duration in enumerate((4.0, 4.0, 70.0, 4.0)):
+            for step in range(1, 11):
+                seconds += duration / 10
+                display(calibrating(block, step))
+    lines = [record.getMessage() for record in caplog.records]
+    assert [line.split(", loss")[0] for line in lines] == [
+        "calibrating",
+        "calibrating: block 1/4, step 10/10",
+        "calibrating: block 2/4, step 10/10",
+        "calibrating: block 3/4, step 5/10",
+        "calibrating: block 3/4, step 10/10",
+        "calibrating: block 4/4, step 10/10",
+    ]
+    assert "0:12 left" in lines[1]  # preparing the first block counts as well

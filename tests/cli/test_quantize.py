@@ -16,7 +16,7 @@ from pdq_export.errors import CalibrationError, ModelError, OptionError
 from pdq_export.spec import BitWidths
 from pdq_export.validate import ModelInfo
 
-from .fakes import FakePipeline, FakeProgress, agreement, make_report
+from .fakes import FakeBlock, FakePipeline, FakeProgress, agreement, make_report
 
 Run = Callable[..., Result]
 
@@ -52,6 +52,9 @@ def test_defaults(run: Run, pipeline: FakePipeline, folder: Path) -> None:
         "method": "pd-quant",
         "preset": "balanced",
         "weights": "asymmetric",
+        "layer_bits": (),
+        "exclude": (),
+        "first_last": "8/8",
         "options": {},
         "device": "auto",
         "max_memory": None,
@@ -65,6 +68,7 @@ def test_every_option_arrives(run: Run, pipeline: FakePipeline, folder: Path) ->
         *("quantize", "model.onnx", "--bits", "2/3", "--calib", "images.npy", "--eval", "eval.npz"),
         *("--output", "out.onnx", "--samples", "7", "--iters", "5", "--correction-iters", "0", "--seed", "3"),
         *("--method", "qdrop", "--preset", "fast", "--weights", "symmetric", "--set", "scale-lr=0.1"),
+        *("--layer-bits", "a=2/2", "--layer-bits", "b=c=3/3", "--exclude", "x", "--first-last", "6/6"),
         *("--device", "cuda:1", "--target", "native", "--opset", "21", "--report", "out.json", "--overwrite"),
         *("--max-memory", "4GB"),
     )
@@ -74,6 +78,8 @@ def test_every_option_arrives(run: Run, pipeline: FakePipeline, folder: Path) ->
     assert (call["method"], call["preset"], call["weights"]) == ("qdrop", "fast", "symmetric")
     assert call["max_memory"] == "4GB"
     assert (call["bits"], call["eval"], call["output"]) == ("2/3", Path("eval.npz"), Path("out.onnx"))
+    assert (call["layer_bits"], call["exclude"]) == (("a=2/2", "b=c=3/3"), ("x",))
+    assert call["first_last"] == "6/6"
     assert (call["device"], call["target"], call["opset"], call["overwrite"]) == ("cuda:1", "native", 21, True)
     assert json.loads((folder / "out.json").read_text())["images"] == 200
     assert "wrote out.json" in result.stdout
@@ -165,6 +171,10 @@ def test_images_that_are_ambiguous(run: Run, folder: Path) -> None:
         (["quantize", "model.onnx", "--set", "temperature=hot"], "option temperature is 'hot'; expected a number"),
         (["quantize", "model.onnx", "--set", "temperature"], "--set 'temperature': expected NAME=VALUE"),
         (["quantize", "model.onnx", "--seed", "1", "--set", "seed=2"], "--set 'seed=2': seed is set twice"),
+        (["quantize", "model.onnx", "--layer-bits", "stem"], "--layer-bits 'stem': expected REGEX=W/A"),
+        (["quantize", "model.onnx", "--layer-bits", "stem=1/4"], "--layer-bits 'stem': 1/4: weight bits are 1"),
+        (["quantize", "model.onnx", "--exclude", "a("], "--exclude 'a(': is not a regular expression"),
+        (["quantize", "model.onnx", "--first-last", "8"], "--first-last '8': expected W/A"),
         (["quantize", "model.onnx", "--biits", "4/4"], "No such option"),
         (["quantize", "model.onnx", "--quiet", "--verbose"], "--quiet and --verbose contradict each other"),
         (["quantize", "model.onnx", "-o", "model.onnx"], "model.onnx: is the same file as the input"),
@@ -258,11 +268,12 @@ def test_a_reader_that_has_gone(run: Run, pipeline: FakePipeline) -> None:
 
 def chatter(progress: Callable[[FakeProgress], None]) -> None:
     progress(FakeProgress(stage="load"))
+    progress(FakeProgress(stage="calibrate"))
     for block in range(2):
-        for step in range(3):
+        for step in range(1, 4):
             progress(
                 FakeProgress(
-                    stage="calibrate", block=f"b{block}", block_index=block, block_count=2, step=step, step_count=3
+                    stage="calibrate", block=FakeBlock(block=f"b{block}", index=block, count=2, step=step, steps=3)
                 )
             )
     progress(FakeProgress(stage="validate"))
@@ -275,7 +286,9 @@ def test_without_a_terminal_progress_is_a_few_lines(run: Run, pipeline: FakePipe
     result = run("quantize", "model.onnx", "--calib", "images.npy")
     assert result.stderr.splitlines() == [
         "pdq-export: reading the model",
-        "pdq-export: calibrating: block 1/2, step 0/3, b0",
+        "pdq-export: calibrating",
+        "pdq-export: calibrating: block 1/2, step 3/3, loss 1, 0:00 left, b0",
+        "pdq-export: calibrating: block 2/2, step 3/3, loss 1, 0:00 left, b1",
         "pdq-export: validating in onnxruntime",
         "pdq-export: warning: a.jpg: skipped [red]damaged[/red]",
     ]

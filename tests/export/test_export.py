@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import pdq_export
 from pdq_export.errors import ExportError, OptionError
 from pdq_export.export import export_model, find_layout, layout_names, register_layout, required_opset
-from pdq_export.plan import make_plan
+from pdq_export.plan import PlanOptions, make_plan
 from pdq_export.spec import BitWidths
 
 from . import toy_networks as nets
@@ -20,12 +20,12 @@ METADATA = {"pdq_export.bits": "4/4", "pdq_export.seed": "0"}
 
 def prepared(bits: str = "4/4", opset: int = 21):
     model = nets.chain(opset)
-    plan = make_plan(model, BitWidths.parse(bits))
+    plan = make_plan(model, PlanOptions.of(bits))
     return model, plan, calibrate(model, plan, {"x": nets.images((2, 3, 12, 12))})
 
 
 def plan_at(weight: int, activation: int = 8):
-    return make_plan(nets.chain(), BitWidths(weight, activation))
+    return make_plan(nets.chain(), PlanOptions(bits=BitWidths(weight, activation)))
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_the_input_stays_as_it_is():
 @given(weight=st.integers(2, 8), activation=st.integers(2, 8))
 def test_equal_arguments_give_equal_bytes(weight, activation):
     model = nets.chain(25)
-    plan = make_plan(model, BitWidths(weight, activation))
+    plan = make_plan(model, PlanOptions(bits=BitWidths(weight, activation)))
     tensors = calibrate(model, plan, {"x": nets.images((1, 3, 12, 12))})
     shuffled = dict(reversed(list(tensors.items())))
     first, second = (

@@ -10,7 +10,7 @@ import pytest
 from pdq_export.errors import ExportError
 from pdq_export.export import export_model
 from pdq_export.graph.lookup import GraphIndex, attribute
-from pdq_export.plan import make_plan
+from pdq_export.plan import PlanOptions, make_plan
 from pdq_export.spec import BitWidths, Layer, Plan, Point, Role
 
 from . import toy_networks as nets
@@ -429,7 +429,7 @@ def test_a_branch_that_captures_a_tensor_reads_it_in_float():
 
 def test_nothing_unused_is_left():
     model = nets.residual()
-    plan = make_plan(model, BitWidths(4, 4))
+    plan = make_plan(model, PlanOptions(bits=BitWidths(4, 4)))
     index = export(model, plan, shape=(2, 4, 12, 12))
     used = {name for node in index.graph.node for name in node.input} | set(index.outputs)
     assert set(index.initializers) <= used

@@ -6,7 +6,7 @@ import onnxruntime
 import pytest
 
 from pdq_export.export import export_model, required_opset
-from pdq_export.plan import make_plan
+from pdq_export.plan import PlanOptions, make_plan
 from pdq_export.spec import BitWidths
 from pdq_export.validate import count_kernels
 
@@ -29,8 +29,8 @@ def quantize(name: str, bits: str, opset: int | None = None):
     make, shape = NETS[name]
     x = nets.images(shape)
     widths = BitWidths.parse(bits)
-    model = make(opset or required_opset(make_plan(make(), widths)))
-    plan = make_plan(model, widths)
+    model = make(opset or required_opset(make_plan(make(), PlanOptions(bits=widths))))
+    plan = make_plan(model, PlanOptions(bits=widths))
     tensors = calibrate(model, plan, {"x": x})
     return model, plan, tensors, export_model(model, plan, tensors, metadata={}), x
 

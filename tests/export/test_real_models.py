@@ -8,8 +8,7 @@ import pytest
 
 from pdq_export.export import export_model, required_opset
 from pdq_export.graph.prepare import prepare
-from pdq_export.plan import make_plan
-from pdq_export.spec import BitWidths
+from pdq_export.plan import PlanOptions, make_plan
 from pdq_export.validate import Session, count_kernels
 
 from . import toy_networks as nets
@@ -18,9 +17,9 @@ from .toy_quantizer import calibrate, simulate
 
 def quantize(path: Path, bits: str, x: np.ndarray):
     original = onnx.load(path)
-    plan = make_plan(prepare(original).model, BitWidths.parse(bits))
+    plan = make_plan(prepare(original).model, PlanOptions.of(bits))
     model = prepare(original, opset=required_opset(plan)).model
-    plan = make_plan(model, plan.bits)
+    plan = make_plan(model, PlanOptions(bits=plan.bits))
     tensors = calibrate(model, plan, {model.graph.input[0].name: x})
     return model, plan, tensors, export_model(model, plan, tensors, metadata={})
 

@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from pdq_export.errors import ModelError, UnsupportedOperatorError
-from pdq_export.frontend import import_model, supported_operators
+from pdq_export.frontend import find_unsupported, import_model, supported_operators
 from pdq_export.frontend.node import Call, OnnxNode
 from pdq_export.frontend.registry import converter, table
 
@@ -146,3 +146,14 @@ def test_registering_twice_or_a_version_that_does_not_exist() -> None:
     with pytest.raises(ValueError, match="Relu has no version 15"):
         converter("Relu", 15)(convert)
     assert table()["", "Relu", 14] is not convert
+
+
+def test_everything_that_is_unsupported_is_found() -> None:
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]> m (float[N] x) => (float[N] y)
+        { a = Acosh(x) b = Relu(a) c = Gelu(b) d, e = Unique(c) f = Cast <to = 1> (e) y = Add(d, f) }"""
+    )
+    found = [str(error).split(":")[0] for error in find_unsupported(model)]
+    places = (("a", "Acosh"), ("c", "Gelu"), ("d", "Unique"))
+    assert found == [f"the node that computes {name!r} ({op_type}, opset 17)" for name, op_type in places]
+    assert find_unsupported(model_of(helper.make_node("Relu", ["x"], ["y"]))) == ()

@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from pdq_export.graph.prepare import prepare
-from pdq_export.plan import make_plan
+from pdq_export.plan import PlanOptions, make_plan
 from pdq_export.spec import BitWidths
 
 PAD = "<pads = [1, 1, 1, 1]>"
@@ -40,7 +40,7 @@ def blocks(body: str, names: Mapping[str, str] | None = None) -> list[list[str]]
             model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
     for node in model.graph.node:
         node.name = (names or {}).get(node.output[0], node.output[0])
-    plan = make_plan(prepare(model).model, BitWidths(4, 4))
+    plan = make_plan(prepare(model).model, PlanOptions(bits=BitWidths(4, 4)))
     assert [layer for block in plan.blocks for layer in block.layers] == list(plan.layers)
     return [[layer.output for layer in block.layers] for block in plan.blocks]
 

@@ -6,8 +6,8 @@ import pytest
 
 from pdq_export.errors import ModelError
 from pdq_export.graph.prepare import prepare
-from pdq_export.plan import make_plan
-from pdq_export.spec import BitWidths, Plan, Role
+from pdq_export.plan import PlanOptions, make_plan
+from pdq_export.spec import Plan, Role
 
 
 def plan_of(body: str, weights: dict[str, tuple[int, ...]], *, bits: str = "4/2", head: str | None = None) -> Plan:
@@ -18,7 +18,7 @@ def plan_of(body: str, weights: dict[str, tuple[int, ...]], *, bits: str = "4/2"
     for name, shape in weights.items():
         value = generator.normal(size=shape).astype(np.float32)
         model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
-    return make_plan(prepare(model).model, BitWidths.parse(bits))
+    return make_plan(prepare(model).model, PlanOptions.of(bits))
 
 
 def table(plan: Plan) -> dict[str, tuple[Role, int]]:

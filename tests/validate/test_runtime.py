@@ -22,7 +22,7 @@ def test_runs_bytes_and_paths(model, tmp_path):
     onnx.save(model, path)
     for source in (model.SerializeToString(), path, str(path)):
         session = Session(source, threads=1)
-        assert (session.input, session.outputs) == ("x", ("y", "z"))
+        assert (session.inputs, session.outputs) == (("x",), ("y", "z"))
         first, second = session.run(x)
         assert (first == 2).all()
         assert (second == 2).all()

@@ -1,0 +1,200 @@
+"""One calibration, measured: seconds of every block and peak memory. `benchmarks.calibration` runs it in a process."""
+
+import contextlib
+import dataclasses
+import resource
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import pdq_export
+from benchmarks.common import StageClock, noise
+from pdq_export.data import ImageSet
+from pdq_export.options import CalibrationOptions, choose_options
+from pdq_export.pipeline import VALIDATION_BATCH, Progress
+
+MEGABYTE = 1e6
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is calibrated, and how. ``overrides``: fields of CalibrationOptions, the budget among them, as text."""
+
+    model: str
+    preset: str
+    device: str
+    bits: str
+    method: str
+    overrides: Mapping[str, str]
+    max_memory: str | None
+    threads: int
+
+    def options(self) -> CalibrationOptions:
+        """The options that are run; a network's family does not change a budget."""
+        return choose_options(method=self.method, preset=self.preset, overrides=self.overrides)
+
+    def full(self) -> CalibrationOptions:
+        """The options of the preset itself."""
+        return choose_options(method=self.method, preset=self.preset)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BlockTime:
+    """``seconds``: from the last step of the block before it to its own last step; ``step_seconds``: of one step.
+
+    What is not steps is correction, scale search and passes over all images; in the first block, reading the model
+    and planning, too.
+    """
+
+    block: str
+    seconds: float
+    steps: int
+    step_seconds: float
+
+    @property
+    def other_seconds(self) -> float:
+        """What the steps did not take."""
+        return max(self.seconds - self.steps * self.step_seconds, 0.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """A finished `Job`. Memory in bytes.
+
+    ``start_memory``: resident when quantize was called, with imports and images; ``calibration_memory``: the peak up
+    to the export; ``peak_memory``: the peak of the whole run, with export and validation; ``device_memory``: the peak
+    that torch allocated on a CUDA device. ``seconds``: from the call to the export. ``fixed_seconds``: of what does not
+    depend on images and steps (planning, scales of weights), measured where there are fewer images than the preset's.
+    """
+
+    job: Job
+    blocks: tuple[BlockTime, ...]
+    seconds: float
+    cpu_seconds: float
+    fixed_seconds: float | None
+    start_memory: int
+    calibration_memory: int
+    peak_memory: int
+    device_memory: int | None
+    model_bytes: int
+
+    @property
+    def step_seconds(self) -> float:
+        """One step in each block."""
+        return sum(block.step_seconds for block in self.blocks)
+
+    @property
+    def other_seconds(self) -> float:
+        """What the steps did not take."""
+        return max(self.seconds - sum(block.steps * block.step_seconds for block in self.blocks), 0.0)
+
+    def extrapolated(self) -> float:
+        """Seconds that the preset's own budget would take.
+
+        Steps in proportion to their number, and everything else but what is fixed to the number of images, which is
+        right for as long as correction takes the preset's steps for each batch.
+        """
+        run, full = self.job.options(), self.job.full()
+        fixed = min(self.fixed_seconds or 0.0, self.other_seconds)
+        images = (self.other_seconds - fixed) * full.samples / run.samples
+        return self.step_seconds * full.iters + fixed + images
+
+
+class BlockClock(StageClock):
+    """Notes when a block's first and last report of a step came, and memory when calibration is over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._reports: dict[str, list[tuple[float, int]]] = {}
+        self.calibration_memory = 0
+
+    def __call__(self, at: Progress) -> None:
+        """Take in one report of `pdq_export.quantize`."""
+        super().__call__(at)
+        if at.block is not None:
+            self._reports.setdefault(at.block.block, []).append((self.now()[0], at.block.step))
+        if at.stage == "export":
+            self.calibration_memory = peak_memory()
+
+    def blocks(self) -> tuple[BlockTime, ...]:
+        """All blocks that reported a step. A step's time is taken between reports, without the first of them."""
+        found, before = [], self.start[0]
+        for name, reports in self._reports.items():
+            (first, first_step), (last, last_step) = reports[0], reports[-1]
+            step = (last - first) / (last_step - first_step) if last_step > first_step else 0.0
+            found.append(BlockTime(block=name, seconds=last - before, steps=last_step, step_seconds=step))
+            before = last
+        return tuple(found)
+
+
+def measure(job: Job, path: Path) -> Measurement:
+    """Calibrate on noise of the model's shape, in this process; its peak memory is the process's own."""
+    torch.set_num_threads(job.threads)
+    images, judged = noise(path, job.options().samples, seed=0), noise(path, VALIDATION_BATCH, seed=1)
+    start_memory, clock = peak_memory(), BlockClock()
+    more: dict[str, Any] = {} if job.max_memory is None else {"max_memory": job.max_memory}
+    pdq_export.quantize(
+        path,
+        bits=job.bits,
+        calib=images,
+        eval=judged,
+        method=job.method,
+        preset=job.preset,
+        options=job.overrides,
+        device=job.device,
+        progress=clock,
+        **more,
+    )
+    seconds, cpu_seconds = clock.until("export")
+    peak = max(peak_memory(), clock.calibration_memory)  # the kernel counts in steps of some pages
+    cut = job.options().samples < job.full().samples
+    on_cuda = torch.device("cuda" if job.device == "auto" else job.device).type == "cuda" and torch.cuda.is_available()
+    device_memory = torch.cuda.max_memory_allocated() if on_cuda else None
+    return Measurement(
+        job=job,
+        blocks=clock.blocks(),
+        seconds=seconds,
+        cpu_seconds=cpu_seconds,
+        fixed_seconds=_fixed_seconds(job, path, images) if cut else None,
+        start_memory=start_memory,
+        calibration_memory=clock.calibration_memory,
+        peak_memory=peak,
+        device_memory=device_memory,
+        model_bytes=path.stat().st_size,
+    )
+
+
+class _EnoughError(Exception):
+    """Ends a run of which only the beginning is wanted."""
+
+
+def _fixed_seconds(job: Job, path: Path, images: ImageSet) -> float:
+    """What the same file takes with rounding to nearest and one image."""
+    clock = StageClock()
+
+    def watch(at: Progress) -> None:
+        clock(at)
+        if at.stage == "export":
+            raise _EnoughError
+
+    with contextlib.suppress(_EnoughError):
+        pdq_export.quantize(
+            path, bits=job.bits, calib=images.head(1), method="nearest", device=job.device, progress=watch
+        )
+    return clock.until("export")[0]
+
+
+def peak_memory() -> int:
+    """The most that was resident so far, in bytes.
+
+    On Linux from /proc: there ``ru_maxrss`` of a new process begins with what its parent held.
+    """
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return used if sys.platform == "darwin" else 1024 * used
+    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))

@@ -1,0 +1,162 @@
+"""Finished runs of `benchmarks.accuracy`: a JSON line each, and the Markdown tables made of them."""
+
+import dataclasses
+import json
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import append_line, markdown, read_lines
+
+FULL = "pd-quant"  # what the rows of the ablation are compared with
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Work:
+    """What all rows of one table share. ``iters`` and ``correction_iters`` are pd-quant's; files go by their names."""
+
+    model: str
+    model_sha256: str
+    calib: str
+    eval: str
+    eval_images: int
+    preset: str
+    weights: str
+    samples: int
+    iters: int
+    correction_iters: int
+    overrides: Mapping[str, str]
+    threads: int
+    device: str
+
+    def __str__(self) -> str:
+        shown = {name: value for name, value in self.overrides.items() if name not in ("iters", "correction_iters")}
+        extra = "".join(f", {name}={value}" for name, value in shown.items())
+        return (
+            f"{self.model}: {self.eval_images:,} images of {self.eval}; "
+            f"calibrated on {self.samples:,} of {self.calib}, preset {self.preset}, {self.iters:,} steps a block, "
+            f"{self.correction_iters} correction steps, {self.weights} weights{extra}; "
+            f"{self.device}, threads: {self.threads}"
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """One measurement. ``seed`` is None where nothing is drawn, ``bits`` for FP32."""
+
+    work: Work
+    row: str
+    bits: str | None
+    seed: int | None
+
+    @property
+    def key(self) -> str:
+        """What makes two runs the same."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a run gave. ``wall_seconds`` and ``cpu_seconds``: of calibration alone, without export and evaluation.
+
+    ``agreement``: share of images on which onnxruntime and the simulation predict the same class. ``settings``: every
+    option, as in the report of `pdq_export.quantize`.
+    """
+
+    run: Run
+    top1: float
+    wall_seconds: float | None = None
+    cpu_seconds: float | None = None
+    agreement: float | None = None
+    size_ratio: float | None = None
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def append(path: Path, outcome: Outcome) -> None:
+    """Add a finished run to the file."""
+    append_line(path, json.dumps(dataclasses.asdict(outcome), sort_keys=True, allow_nan=False))
+
+
+def read(path: Path) -> list[Outcome]:
+    """All finished runs of a file; of equal runs the last one."""
+    found: dict[str, Outcome] = {}
+    for fields in read_lines(path):
+        run = fields.pop("run")
+        outcome = Outcome(run=Run(**{**run, "work": Work(**run["work"])}), **fields)
+        found[outcome.run.key] = outcome
+    return list(found.values())
+
+
+def tables(outcomes: Sequence[Outcome], rows: Sequence[str], ablation: Sequence[str]) -> str:
+    """For every piece of work its accuracy and seconds by row and bits, and its ablation; rows in the order given."""
+    works = {json.dumps(dataclasses.asdict(o.run.work), sort_keys=True): o.run.work for o in outcomes}
+    return "\n\n".join(
+        text for work in works.values() for text in _work([o for o in outcomes if o.run.work == work], rows, ablation)
+    )
+
+
+def _work(outcomes: Sequence[Outcome], rows: Sequence[str], ablation: Sequence[str]) -> Iterator[str]:
+    seeds = sorted({o.run.seed for o in outcomes if o.run.seed is not None})
+    yield f"**{outcomes[0].run.work}; seeds {', '.join(map(str, seeds)) or 'none'}**"
+    spread = "mean (lowest–highest)" if len(seeds) > 1 else "one seed"
+    plain, removed = [o for o in outcomes if o.run.row in rows], [row for row in ablation if row != FULL]
+    parts = [o for o in outcomes if o.run.row in removed]
+    if not parts or any(o.run.row != FULL for o in plain):
+        yield f"Top-1 in %, {spread}:"
+        yield _grid(plain, rows, lambda cell: _top1(cell, len(seeds)))
+        yield "Seconds of calibration, wall / CPU, mean:"
+        yield _grid([o for o in plain if o.wall_seconds is not None], rows, _seconds)
+    if parts:
+        bits = {o.run.bits for o in parts}
+        parts += [o for o in plain if o.run.row == FULL and o.run.bits in bits]
+        yield f"Ablation: top-1 in %, {spread}; in brackets the points to {FULL} with the same seed:"
+        yield _grid(parts, ablation, lambda cell: _top1(cell, len(seeds)) + _difference(cell, parts))
+
+
+def _grid(outcomes: Sequence[Outcome], rows: Sequence[str], cell: Callable[[Sequence[Outcome]], str]) -> str:
+    columns = sorted({o.run.bits for o in outcomes if o.run.bits is not None}, key=_precision)
+    lines = []
+    for row in rows:
+        own = [o for o in outcomes if o.run.row == row]
+        if own:
+            cells = [[o for o in own if o.run.bits in (column, None)] for column in columns]
+            lines.append([row, *(cell(found) if found else "" for found in cells)])
+    return markdown(["row", *columns], lines)
+
+
+def _precision(bits: str) -> tuple[int, int]:
+    """8/8, 4/4, 2/4, 4/2, 2/2: by activations, then weights, downwards."""
+    weights, activations = (int(part) for part in bits.split("/"))
+    return -activations, -weights
+
+
+def _top1(cell: Sequence[Outcome], seeds: int) -> str:
+    values = [100 * o.top1 for o in cell]
+    drawn = cell[0].run.seed is not None
+    missing = f"; {len(values)} of {seeds} seeds" if drawn and len(values) < seeds else ""
+    spread = f"{min(values):.2f}–{max(values):.2f}" if len(values) > 1 else ""
+    detail = f" ({(spread + missing).removeprefix('; ')})" if spread or missing else ""
+    return f"{statistics.fmean(values):.2f}{detail}"
+
+
+def _seconds(cell: Sequence[Outcome]) -> str:
+    means = (_mean(o.wall_seconds for o in cell), _mean(o.cpu_seconds for o in cell))
+    return " / ".join(f"{mean:.1f}" if mean < 10 else f"{mean:.0f}" for mean in means)
+
+
+def _mean(values: Iterable[float | None]) -> float:
+    return statistics.fmean(value for value in values if value is not None)
+
+
+def _difference(cell: Sequence[Outcome], outcomes: Sequence[Outcome]) -> str:
+    if cell[0].run.row == FULL:
+        return ""
+    bits = cell[0].run.bits
+    full = {o.run.seed: o.top1 for o in outcomes if o.run.row == FULL and o.run.bits == bits}
+    points = [100 * (o.top1 - full[o.run.seed]) for o in cell if o.run.seed in full]
+    if not points:
+        return ""
+    spread = f" ({min(points):+.2f} to {max(points):+.2f})" if len(points) > 1 else ""
+    return f" [{statistics.fmean(points):+.2f}{spread}]"

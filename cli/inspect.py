@@ -1,0 +1,132 @@
+"""``pdq-export inspect``: what would be quantized to what, before any calibration."""
+
+import collections
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pdq_export.errors import ModelError
+
+from .log import set_up_logging
+from .options import check_plan_options, plan_options
+from .render import format_sizes, printable
+
+if TYPE_CHECKING:
+    from pdq_export.inspection import Inspection, TensorInfo
+    from pdq_export.plan.summary import LayerSummary
+
+_WIDE = 1000  # no folding where a program reads
+
+
+@click.command(epilog="Exit codes: 0 done, 2 wrong model or options, 1 a bug in pdq-export.")
+@click.argument("model", type=click.Path(path_type=Path), metavar="MODEL.onnx")
+@plan_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; its schema is in pdq_export/inspection.py.")
+@click.option("-v", "--verbose", is_flag=True, help="Log everything, with tracebacks.")
+def inspect(model: Path, *, as_json: bool, verbose: bool, **arguments: Any) -> None:
+    """Show what quantize would do with a model: layers, blocks, bits, what stays in float and why, expected size.
+
+    Takes no images and calibrates nothing. Node names that --layer-bits and --exclude match are those shown here.
+    """
+    set_up_logging(Console(stderr=True), quiet=False, verbose=verbose)
+    if not model.is_file():
+        raise ModelError(f"{model}: {'is a folder' if model.is_dir() else 'no such file'}; expected an ONNX model")
+    check_plan_options(arguments)
+    # Imported here, behind every check that needs no torch: it takes seconds.
+    import onnxruntime
+
+    from pdq_export.inspection import inspect_model
+
+    if not verbose:
+        onnxruntime.set_default_logger_severity(3)  # without a GPU, its GPU build warns about missing libraries
+    found = inspect_model(model, **arguments)
+    if as_json:
+        click.echo(found.to_json(), nl=False)
+    else:
+        console = Console(highlight=False)
+        if not console.is_terminal:
+            console.width = _WIDE
+        _show(found, console)
+
+
+def _show(found: "Inspection", console: Console) -> None:
+    def line(text: str) -> None:
+        console.print(printable(text), markup=False, soft_wrap=True)
+
+    for text in _head(found):
+        line(text)
+    console.print(_layers(found))
+    for text in (*_float(found), *_end(found)):
+        line(text)
+
+
+def _head(found: "Inspection") -> Iterable[str]:
+    yield f"{found.model.name}: opset {found.opset}, {len(found.layers)} layers in {len(found.plan.blocks)} blocks"
+    for what, values in (("input", found.inputs), ("output", found.outputs)):
+        yield from (f"  {what} {_tensor(value)}" for value in values)
+    yield f"  BatchNormalization: {_batch_norm(found)}"
+    numbers = ", ".join(f"{name} {number:g}" for name, number in found.to_dict()["hyper_parameters"].items())
+    yield f"  family: {found.family} convolutions ({numbers})"
+
+
+def _tensor(value: "TensorInfo") -> str:
+    shape = "of unknown rank"
+    if value.shape is not None:
+        shape = " x ".join("?" if size is None else str(size) for size in value.shape) or "scalar"
+    return f"{value.name}: {value.dtype or 'unknown type'} {shape}"
+
+
+def _batch_norm(found: "Inspection") -> str:
+    known = f"statistics known for {found.layers_with_statistics} of {len(found.layers)} layers"
+    if found.batch_norm_nodes:
+        return f"{found.batch_norm_nodes} nodes in the file; {known}"
+    return "none in the file, folded or absent; statistics are estimated from the calibration images"
+
+
+def _layers(found: "Inspection") -> Table:
+    """One row a layer; blocks are told apart by their number."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("block", "layer", "operator", "weight", "W", "input", "A"):
+        table.add_column(name, justify="left" if name in ("layer", "operator") else "right", overflow="fold")
+    number = {layer.node: n for n, block in enumerate(found.plan.blocks, 1) for layer in block.layers}
+    for layer in found.layers:
+        shape = "x".join(map(str, layer.weight_shape))
+        cells = [str(number.get(layer.node, "")), printable(layer.node), layer.op_type, shape, *_bits(layer)]
+        table.add_row(*map(Text, cells))
+    return table
+
+
+def _bits(layer: "LayerSummary") -> list[str]:
+    own = "float" if layer.excluded else str(layer.weight_bits)
+    others = [layer.input_bits, layer.activation_bits]
+    return [own, *("float" if bits is None else str(bits) for bits in others)]
+
+
+def _float(found: "Inspection") -> Iterable[str]:
+    """Nodes in float by reason; few are named."""
+    reasons = collections.Counter((node.op_type, node.reason) for node in found.floating)
+    if reasons:
+        yield "stays in float:"
+    for (op_type, reason), count in reasons.items():
+        names = [node.node for node in found.floating if (node.op_type, node.reason) == (op_type, reason)]
+        some = f"{', '.join(names[:3])}{', ...' if count > 3 else ''}"
+        yield f"  {count} {op_type}: {reason} ({some})"
+
+
+def _end(found: "Inspection") -> Iterable[str]:
+    if found.kernels is not None:
+        integer, floating = (sum(counts.values()) for counts in (found.kernels.integer, found.kernels.floating))
+        yield f"weighted layers that run as integers in onnxruntime: {integer} of {integer + floating}"
+    if found.quantized_size is not None:
+        before, after = format_sizes(found.model.size, found.quantized_size)
+        ratio = found.quantized_size / max(found.model.size, 1)
+        asked = f"target {found.settings['target']}, opset {found.settings['opset']}"
+        yield f"expected size at {found.settings['bits']}: {after} of {before}, × {ratio:.3f} ({asked})"
+    for what, messages in (("not supported", found.unsupported), ("problem", found.problems)):
+        yield from (f"{what}: {' '.join(message.split())}" for message in messages)

@@ -1,0 +1,61 @@
+"""Options that several commands share: what is to be quantized to what, and for whom."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+_OPTIONS = (
+    click.option(
+        "--bits", default="4/4", metavar="W/A", help="Bits of weights and activations, 2 to 8.  [default: 4/4]"
+    ),
+    click.option(
+        "--layer-bits",
+        multiple=True,
+        metavar="REGEX=W/A",
+        help="Other bits for layers whose node name matches; again for more, the last that matches counts.",
+    ),
+    click.option(
+        "--exclude",
+        multiple=True,
+        metavar="REGEX",
+        help="Leave layers whose node name matches in float; again for more.",
+    ),
+    click.option(
+        "--first-last",
+        default="8/8",
+        metavar="W/A",
+        help="Bits of the first and last layers' weights and the last layers' input.  [default: 8/8]",
+    ),
+    click.option(
+        "--weights",
+        default="asymmetric",
+        metavar="asymmetric|symmetric",
+        help="Symmetric weights have zero_point 0 and lose accuracy.  [default: asymmetric]",
+    ),
+    click.option(
+        "--target", default="ort", metavar="ort", help="Layout of the file: ort, for ONNX Runtime.  [default: ort]"
+    ),
+    click.option(
+        "--opset",
+        type=int,
+        metavar="N",
+        help="Write no newer opset than N, for older runtimes.  [default: what the layout needs]",
+    ),
+)
+
+
+def plan_options(command: Command) -> Command:
+    """Give a command the options of the plan and the layout; they arrive under the names of `pdq_export.quantize`."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def check_plan_options(arguments: Mapping[str, Any]) -> None:
+    """Raise OptionError for what is wrong whatever the model is."""
+    from pdq_export.plan.options import PlanOptions
+
+    PlanOptions.of(**{name: arguments[name] for name in ("bits", "layer_bits", "exclude", "first_last")})

@@ -1,0 +1,76 @@
+"""The quantizers that calibration has finished, and what follows from them: tensors, blocks, the simulation."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
+
+from pdq_export.calibrate.integer import integer_nodes
+from pdq_export.calibrate.quantizers import ActivationQuantizer, BiasQuantizer, SoftRounding, WeightQuantizer
+from pdq_export.calibrate.subgraph import extract, tensor_nodes
+from pdq_export.export.bias import has_integer_bias
+from pdq_export.spec import Block, Plan, QuantizedTensor, Role
+
+
+class Quantizers:
+    """``activations`` and ``weights`` by tensor, ``biases`` by ONNX node; ``constants``: the network's, by tensor."""
+
+    def __init__(self, network: fx.GraphModule, plan: Plan) -> None:
+        self._network, self._plan = network, plan
+        self.activations: dict[str, ActivationQuantizer] = {}
+        self.weights: dict[str, WeightQuantizer] = {}
+        self.biases: dict[str, BiasQuantizer] = {}
+        self.constants: dict[str, Tensor] = {
+            name: getattr(network, str(node.target))
+            for name, node in tensor_nodes(network).items()
+            if node.op == "get_attr"
+        }
+
+    def round_biases(self, block: Block, soft: Mapping[str, SoftRounding] | None = None) -> None:
+        """Round the block's biases for the scales as they are now; ``soft``: weights that are being learned."""
+        for layer in block.layers:
+            if has_integer_bias(self._plan, layer):
+                assert layer.bias is not None
+                source = self.activations[str(self._plan.source(layer.input))]
+                known = soft[layer.weight].qparams if soft and layer.weight in soft else self.weights[layer.weight]
+                self.biases[layer.node] = BiasQuantizer(self.constants[layer.bias], source.scale, known.scale)
+
+    def block(
+        self, block: Block, outputs: Sequence[str], activations: Mapping[str, nn.Module] | None = None
+    ) -> fx.GraphModule:
+        """The finished block up to ``outputs``, with all activations quantized or with those given."""
+        quantizers = {**self.weights, **(self.activations if activations is None else activations)}
+        return extract(self._network, block.inputs, outputs, quantizers=quantizers, biases=self.biases)
+
+    def simulation(self, inputs: Sequence[str], outputs: Sequence[str]) -> fx.GraphModule:
+        """The whole network in the runtime's integer arithmetic."""
+        return extract(
+            self._network,
+            inputs,
+            outputs,
+            quantizers={**self.weights, **self.activations},
+            biases=self.biases,
+            nodes=integer_nodes(self._network, self._plan, self.activations, self.weights, self.biases),
+            whole=True,
+        )
+
+    def tensors(self) -> dict[str, QuantizedTensor]:
+        """What was learned, for every point of the plan in its order."""
+        result = {}
+        for name, point in self._plan.points.items():
+            owner = self.weights[name] if point.role is Role.WEIGHT else self.activations[name]
+            integers = owner.q.to(torch.int16).cpu().numpy() if isinstance(owner, WeightQuantizer) else None
+            result[name] = QuantizedTensor(
+                point=point,
+                scale=_array(owner.scale).astype(np.float32),
+                zero_point=_array(owner.zero_point).astype(np.int32),
+                integers=integers,
+            )
+        return result
+
+
+def _array(value: Tensor | int) -> NDArray[Any]:
+    return value.detach().cpu().numpy() if isinstance(value, Tensor) else np.array(value)

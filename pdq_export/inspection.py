@@ -1,0 +1,209 @@
+"""`inspect_model`: what `quantize` would do with a model, before any calibration and without images.
+
+JSON schema of `Inspection.to_dict`, version 1 (null stands for "not known")::
+
+    schema_version    1
+    model             {name, sha256, size}    the file as it is; size in bytes
+    opset             of the file
+    inputs, outputs   [{name, dtype, shape}]  shape: per axis a number, the name of a dynamic axis, or null
+    settings          {bits, first_last, layer_bits, exclude, weights, target, opset}  opset: of the file to write
+    family            plain, grouped or depthwise: which of the paper's networks it is like
+    hyper_parameters  {temperature, lambda_c, lambda_r, rounding_weight} that the family gets
+    batch_norm        {in_file, statistics, layers}  nodes in the file; layers with statistics; all layers
+    layers            [{node, op_type, weight_shape, weight_bits, input_bits, activation_bits, excluded}]
+                      null bits stand for float
+    blocks            [{name, layers, inputs, outputs}]  node and tensor names; reconstructed together
+    tensors           [{tensor, role, bits}]  activations and carriers: what is quantized besides weights
+    floating          [{node, op_type, reason}]  what computes in float in onnxruntime
+    size              {float, quantized, ratio} in bytes, null where it cannot be written
+    kernels           {integer: {op_type: count}, floating: {op_type: count}} of layers, as onnxruntime chooses them
+    unsupported       [message]  nodes that calibration cannot compute
+    problems          [message]  everything else that quantize would refuse
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from pdq_export.errors import ModelError, OptionError, PdqError
+from pdq_export.frontend import check_batch, find_unsupported, import_model
+from pdq_export.graph.load import check_model, load_model
+from pdq_export.graph.lookup import Dimension, GraphIndex
+from pdq_export.graph.passes import free_batch
+from pdq_export.graph.prepare import PreparedModel
+from pdq_export.options import FAMILIES
+from pdq_export.pipeline import WEIGHTS, dry_run, input_specs, prepare_and_plan
+from pdq_export.plan import PlanOptions, network_family
+from pdq_export.plan.floating import FloatNode, find_floating
+from pdq_export.plan.options import Widths
+from pdq_export.plan.summary import LayerSummary, summarize_layers
+from pdq_export.spec import Plan, Role
+from pdq_export.validate import KernelCount, ModelInfo, count_kernels
+
+SCHEMA_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TensorInfo:
+    """An input or output: per axis a size, the name of a dynamic axis, or None; None altogether for unknown rank."""
+
+    name: str
+    dtype: str | None
+    shape: tuple[Dimension, ...] | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """What `quantize` would do; the fields are those of the JSON schema in the module's docstring."""
+
+    model: ModelInfo
+    opset: int
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    settings: Mapping[str, Any]
+    family: str
+    batch_norm_nodes: int
+    layers_with_statistics: int
+    layers: tuple[LayerSummary, ...]
+    plan: Plan
+    floating: tuple[FloatNode, ...]
+    quantized_size: int | None
+    kernels: KernelCount | None
+    unsupported: tuple[str, ...]
+    problems: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result in plain types, as the schema has it."""
+        size, kernels = None, None
+        if self.quantized_size is not None:
+            ratio = self.quantized_size / max(self.model.size, 1)
+            size = {"float": self.model.size, "quantized": self.quantized_size, "ratio": ratio}
+        if self.kernels is not None:
+            kernels = {"integer": dict(self.kernels.integer), "floating": dict(self.kernels.floating)}
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "model": dataclasses.asdict(self.model),
+            "opset": self.opset,
+            "inputs": [dataclasses.asdict(value) for value in self.inputs],
+            "outputs": [dataclasses.asdict(value) for value in self.outputs],
+            "settings": dict(self.settings),
+            "family": self.family,
+            "hyper_parameters": dict(FAMILIES[self.family]),
+            "batch_norm": {
+                "in_file": self.batch_norm_nodes,
+                "statistics": self.layers_with_statistics,
+                "layers": len(self.layers),
+            },
+            "layers": [dataclasses.asdict(layer) for layer in self.layers],
+            "blocks": [
+                {
+                    "name": block.name,
+                    "layers": [layer.node for layer in block.layers],
+                    "inputs": list(block.inputs),
+                    "outputs": list(block.outputs),
+                }
+                for block in self.plan.blocks
+            ],
+            "tensors": [
+                {"tensor": point.tensor, "role": point.role.value, "bits": point.bits}
+                for point in self.plan.points.values()
+                if point.role is not Role.WEIGHT
+            ],
+            "floating": [dataclasses.asdict(node) for node in self.floating],
+            "size": size,
+            "kernels": kernels,
+            "unsupported": list(self.unsupported),
+            "problems": list(self.problems),
+        }
+
+    def to_json(self) -> str:
+        """The result as JSON text in ASCII: names of tensors may hold any character."""
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
+
+
+def inspect_model(
+    model: str | Path | onnx.ModelProto,
+    *,
+    bits: Widths = "4/4",
+    layer_bits: Mapping[str, Widths] | Iterable[str] = (),
+    exclude: str | Iterable[str] = (),
+    first_last: Widths = "8/8",
+    weights: str = "asymmetric",
+    target: str = "ort",
+    opset: int | None = None,
+) -> Inspection:
+    """Plan a model and write it with placeholder integers; arguments as in `pdq_export.quantize`.
+
+    The size is that of a file without the metadata that `quantize` adds, about a kilobyte. Raises PdqError where the
+    model cannot be read or planned; what would only stop the later stages is in ``unsupported`` and ``problems``.
+    """
+    if weights not in WEIGHTS:
+        raise OptionError(f"--weights {weights!r}: expected {' or '.join(WEIGHTS)}")
+    options = PlanOptions.of(
+        bits, layer_bits=layer_bits, exclude=exclude, first_last=first_last, symmetric_weights=weights == "symmetric"
+    )
+    original = load_model(model) if isinstance(model, str | Path) else check_model(model)
+    prepared, plan = prepare_and_plan(original, options, target=target, opset=opset)
+    index, prepared_index = GraphIndex(original), GraphIndex(prepared.model)
+    layers = (*plan.layers, *plan.excluded)
+    trial = _try(prepared, plan, target)
+    name = "" if isinstance(model, onnx.ModelProto) else Path(model).name
+    return Inspection(
+        model=ModelInfo.of(name, original.SerializeToString(deterministic=True)),
+        opset=index.opset,
+        inputs=tuple(_tensor(index, name) for name in index.inputs if not index.is_constant(name)),
+        outputs=tuple(_tensor(index, name) for name in index.outputs),
+        settings={**options.settings(), "weights": weights, "target": target, "opset": prepared_index.opset},
+        family=network_family(prepared_index, layers),
+        batch_norm_nodes=sum(node.op_type == "BatchNormalization" for node in original.graph.node),
+        layers_with_statistics=sum(layer.output in prepared.statistics for layer in layers),
+        layers=summarize_layers(prepared_index, plan),
+        plan=plan,
+        floating=find_floating(prepared_index, plan),
+        quantized_size=trial.quantized_size,
+        kernels=trial.kernels,
+        unsupported=trial.unsupported,
+        problems=trial.problems,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Trial:
+    """What calibration would refuse, what else is wrong, and size and kernels of the file with placeholders."""
+
+    unsupported: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+    quantized_size: int | None = None
+    kernels: KernelCount | None = None
+
+
+def _try(prepared: PreparedModel, plan: Plan, target: str) -> _Trial:
+    unsupported: tuple[str, ...] = ()
+    problems = []
+    size = kernels = None
+    try:
+        freed = free_batch.run(prepared.model)
+        unsupported = tuple(map(str, find_unsupported(freed)))
+        if not unsupported:
+            check_batch(import_model(freed), prepared.model)
+    except ModelError as error:
+        problems.append(str(error))
+    try:
+        input_specs(prepared.model)
+    except ModelError as error:
+        problems.append(str(error))
+    try:
+        content = dry_run(prepared, plan, target).SerializeToString(deterministic=True)
+        size, kernels = len(content), count_kernels(content)
+    except PdqError as error:
+        problems.append(str(error))
+    return _Trial(unsupported=unsupported, problems=tuple(problems), quantized_size=size, kernels=kernels)
+
+
+def _tensor(index: GraphIndex, name: str) -> TensorInfo:
+    dtype = index.dtype(name)
+    return TensorInfo(name=name, dtype=None if dtype is None else str(dtype), shape=index.shape(name))

@@ -1,0 +1,87 @@
+"""What stays in float under a plan, and why: from the graph, by what onnxruntime has integer kernels for."""
+
+import dataclasses
+from collections.abc import Iterator
+
+from onnx import NodeProto
+
+from pdq_export.graph.lookup import WEIGHTED, GraphIndex, optional_input
+from pdq_export.plan.operators import AVERAGES, data_inputs, is_absorbable
+from pdq_export.spec import Layer, Plan
+
+# Operators that onnxruntime fuses with the pairs around them, beyond layers, averages and what moves integers.
+_INTEGER = frozenset({"Add", "Mul", "Concat", "Sigmoid", "LeakyRelu", "Softmax", *AVERAGES})
+_ONE_INPUT = frozenset({"Sigmoid", "LeakyRelu", "Softmax", *AVERAGES})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FloatNode:
+    """A node that computes in float, and the reason in words."""
+
+    node: str
+    op_type: str
+    reason: str
+
+
+def find_floating(index: GraphIndex, plan: Plan) -> tuple[FloatNode, ...]:
+    """The nodes that compute in float, in graph order; what computes integers such as shapes is none of them."""
+    return tuple(_floating(index, plan))
+
+
+def _floating(index: GraphIndex, plan: Plan) -> Iterator[FloatNode]:
+    layers = {layer.node: layer for layer in plan.layers}
+    excluded = {layer.node for layer in plan.excluded}
+    absorbed = {point.absorbed for point in plan.points.values()}
+    for node in index.graph.node:
+        if node.name in absorbed or node.output[0] in plan.passthrough or not _is_float(index, node):
+            continue
+        if node.name in excluded:
+            reason = "excluded"
+        elif node.name in layers:
+            reason = _layer_reason(index, plan, layers[node.name])
+        else:
+            reason = _reason(index, plan, node)
+        if reason:
+            yield FloatNode(node=node.name, op_type=node.op_type, reason=reason)
+
+
+def _is_float(index: GraphIndex, node: NodeProto) -> bool:
+    dtype = index.dtype(node.output[0])
+    return dtype is None or dtype.kind == "f"
+
+
+def _layer_reason(index: GraphIndex, plan: Plan, layer: Layer) -> str:
+    node = index.nodes[layer.node]
+    if layer.op_type == "ConvTranspose":
+        return "onnxruntime has no integer kernel for ConvTranspose; its weight is quantized"
+    bias = optional_input(node, 2)
+    if bias is not None and layer.bias is None:
+        return "its bias is computed; its weight is quantized"
+    if layer.op_type == "Conv" and not _is_quantized(index, plan, layer.output):
+        return "its output is not quantized, as the network's outputs are not; its weight is quantized"
+    return ""
+
+
+def _reason(index: GraphIndex, plan: Plan, node: NodeProto) -> str:
+    if node.op_type in WEIGHTED:
+        return "no operand is a constant matrix or kernel" if node.op_type == "MatMul" else "its weight is computed"
+    if node.op_type == "BatchNormalization":
+        return "no layer before it to fold it into"
+    if is_absorbable(index, node):
+        return "no integer layer before it that would absorb it"
+    if node.op_type not in _INTEGER:
+        return f"onnxruntime has no integer kernel for {node.op_type}"
+    if not _is_quantized(index, plan, node.output[0]):
+        return "its output is not quantized"
+    inputs = data_inputs(index, node)[: 1 if node.op_type in _ONE_INPUT else None]
+    return "" if all(plan.source(tensor) for tensor in inputs) else "an input of it is not quantized"
+
+
+def _is_quantized(index: GraphIndex, plan: Plan, tensor: str) -> bool:
+    """Whether a tensor has integers, or an activation that absorbs into them reads it alone."""
+    if plan.source(tensor) is not None:
+        return True
+    reader = index.sole_consumer(tensor)
+    return reader is not None and any(
+        point.absorbed == reader.name for point in (plan.points.get(name) for name in reader.output) if point
+    )

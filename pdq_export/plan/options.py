@@ -1,0 +1,110 @@
+"""What is asked of a plan: bits, and which layers get others or none."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pdq_export.errors import OptionError
+from pdq_export.plan.patterns import check_pattern, find_matches
+from pdq_export.spec import CARRIER_BITS, BitWidths
+
+Widths = str | BitWidths
+_EIGHT = BitWidths(CARRIER_BITS, CARRIER_BITS)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """How a model is to be quantized; `PlanOptions.of` reads it from what users write.
+
+    ``bits``: of weights and activations. ``first_last``: of the weights of the first and last layers, and of the last
+    layers' inputs (of the activation before an average); carriers, such as the network's input, keep 8.
+    ``layer_bits``: regular expressions over layers' node names (`re.search`), each with bits. ``exclude``: regular
+    expressions; the layers that match stay in float. ``symmetric_weights``: zero_point 0 for all weights.
+    ``per_layer``: every layer is a block of its own.
+
+    What wins: ``exclude``, then ``layer_bits`` (the last one that matches), then ``first_last``, then ``bits``.
+    W are the bits of a layer's weight. A are the bits of the activation that the layer ends in: behind its activation
+    function, or behind the Add that it leads to (of two layers that lead to one Add, the larger A).
+    """
+
+    bits: BitWidths
+    first_last: BitWidths = _EIGHT
+    layer_bits: tuple[tuple[str, BitWidths], ...] = ()
+    exclude: tuple[str, ...] = ()
+    symmetric_weights: bool = False
+    per_layer: bool = False
+
+    def __post_init__(self) -> None:
+        for pattern, _ in self.layer_bits:
+            check_pattern(pattern, "--layer-bits")
+        for pattern in self.exclude:
+            check_pattern(pattern, "--exclude")
+
+    @classmethod
+    def of(
+        cls,
+        bits: Widths,
+        *,
+        first_last: Widths = "8/8",
+        layer_bits: Mapping[str, Widths] | Iterable[str] = (),
+        exclude: str | Iterable[str] = (),
+        symmetric_weights: bool = False,
+        per_layer: bool = False,
+    ) -> "PlanOptions":
+        """From texts: ``W/A``, and ``layer_bits`` as {REGEX: W/A} or as texts ``REGEX=W/A``. Raises OptionError."""
+        if isinstance(layer_bits, Mapping):
+            rules = tuple(layer_bits.items())
+        else:
+            rules = tuple(map(_split, [layer_bits] if isinstance(layer_bits, str) else layer_bits))
+        return cls(
+            bits=_widths(bits, "--bits"),
+            first_last=_widths(first_last, "--first-last"),
+            layer_bits=tuple((pattern, _widths(text, f"--layer-bits {pattern!r}:")) for pattern, text in rules),
+            exclude=(exclude,) if isinstance(exclude, str) else tuple(exclude),
+            symmetric_weights=symmetric_weights,
+            per_layer=per_layer,
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """For the report, in plain types: bits, first_last, layer_bits (REGEX=W/A, in order) and exclude."""
+        return {
+            "bits": str(self.bits),
+            "first_last": str(self.first_last),
+            "layer_bits": [f"{pattern}={bits}" for pattern, bits in self.layer_bits],
+            "exclude": list(self.exclude),
+        }
+
+    def resolve(self, names: Iterable[str]) -> "LayerRules":
+        """Apply the patterns to the names of a model's layers. Raises OptionError for one that matches nothing."""
+        names = list(names)
+        excluded: set[str] = set()
+        for pattern in self.exclude:
+            excluded |= find_matches(pattern, names, "--exclude")
+        if names and excluded.issuperset(names):
+            raise OptionError(
+                f"--exclude {' '.join(map(repr, self.exclude))}: matches all {len(names)} layers; expected some that "
+                "are left to quantize"
+            )
+        own: dict[str, BitWidths] = {}
+        for pattern, bits in self.layer_bits:
+            own |= dict.fromkeys(find_matches(pattern, names, "--layer-bits"), bits)
+        return LayerRules(own=own, excluded=frozenset(excluded))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerRules:
+    """`PlanOptions` applied to a model, by node name: bits of ``own`` and layers that stay in float."""
+
+    own: Mapping[str, BitWidths]
+    excluded: frozenset[str]
+
+
+def _split(text: str) -> tuple[str, str]:
+    pattern, equals, bits = text.rpartition("=")
+    if not equals or not pattern:
+        raise OptionError(f"--layer-bits {text!r}: expected REGEX=W/A, for example '/layer1/=8/8'")
+    return pattern, bits
+
+
+def _widths(bits: Widths, option: str) -> BitWidths:
+    return bits if isinstance(bits, BitWidths) else BitWidths.parse(bits, option=option)

@@ -1,0 +1,84 @@
+"""Regular expressions over node names: the names come from files of strangers, and matching must end in time."""
+
+import difflib
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+
+from pdq_export.errors import OptionError
+
+MATCH_SECONDS = 10.0
+LONGEST_PATTERN = 1000
+# With one of these at most, and names of moderate length, backtracking cannot take long.
+_BRANCHING = re.compile(r"[*+?|}]")
+_LONG_NAME = 1000
+_MATCH = """
+import json, re, sys
+pattern, names = json.load(sys.stdin)
+json.dump([name for name in names if re.search(pattern, name)], sys.stdout)
+"""
+
+
+def check_pattern(pattern: str, option: str) -> None:
+    """Raise OptionError, which names ``option``, where ``pattern`` is no regular expression of Python's `re`."""
+    where = f"{option} {_shorten(pattern)!r}"
+    if not pattern or len(pattern) > LONGEST_PATTERN:
+        raise OptionError(f"{where}: has {len(pattern)} characters; expected a regular expression of 1 to 1000")
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise OptionError(
+            f"{where}: is not a regular expression ({error}); expected one over node names, for example '/layer1/'; "
+            "escape special characters with a backslash"
+        ) from error
+
+
+def find_matches(pattern: str, names: Sequence[str], option: str) -> frozenset[str]:
+    """The names in which ``pattern`` is found (`re.search`: anywhere; ^ and $ bind it to the ends).
+
+    Raises OptionError where there is none, with the names that are nearest, and where matching takes too long.
+    """
+    found = _search(pattern, names, option)
+    if not found:
+        near = _nearest(pattern, names)
+        raise OptionError(
+            f"{option} {_shorten(pattern)!r}: matches none of the {len(names)} layers' names; near names are "
+            f"{', '.join(map(repr, map(_shorten, near)))}; pdq-export inspect lists all"
+        )
+    return found
+
+
+def _search(pattern: str, names: Sequence[str], option: str) -> frozenset[str]:
+    simple = len(_BRANCHING.findall(pattern)) < 2 and all(len(name) <= _LONG_NAME for name in names)
+    if simple or not sys.executable:
+        return frozenset(name for name in names if re.search(pattern, name))
+    # Python's matcher cannot be interrupted but from outside: (a+)+$ takes years on a name of 50 letters.
+    try:
+        process = subprocess.run(
+            [sys.executable, "-I", "-c", _MATCH],
+            input=json.dumps([pattern, list(names)]),
+            capture_output=True,
+            text=True,
+            timeout=MATCH_SECONDS,
+            check=True,
+        )
+    except subprocess.TimeoutExpired:
+        raise OptionError(
+            f"{option} {_shorten(pattern)!r}: takes more than {MATCH_SECONDS:.0f} seconds on the node names; expected "
+            "a pattern without repeats inside repeats; write a simpler one"
+        ) from None
+    return frozenset(json.loads(process.stdout))
+
+
+def _nearest(pattern: str, names: Iterable[str]) -> list[str]:
+    """Up to three names like the pattern's plain text; names that share a part with it count too."""
+    plain = re.sub(r"\\(.)|[\^$.*+?()\[\]{}|]", r"\1", pattern)
+    by_part = {part: name for name in names for part in (*reversed(name.split("/")), name) if part}
+    near = difflib.get_close_matches(plain, by_part, n=12, cutoff=0.5) or sorted(by_part.values())
+    return list(dict.fromkeys(by_part.get(part, part) for part in near))[:3]
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:79]}…"

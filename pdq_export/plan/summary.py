@@ -1,0 +1,60 @@
+"""A plan in words and plain types: what every layer gets."""
+
+import dataclasses
+
+from pdq_export.graph.lookup import GraphIndex
+from pdq_export.plan.operators import ACTIVATIONS, MERGES
+from pdq_export.spec import Layer, Plan, Role
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerSummary:
+    """Bits of a layer; None stands for float. ``input_bits``: as the layer reads it.
+
+    ``activation_bits``: of the learned activation that the layer ends in, behind its activation function or the Add
+    that it leads to.
+    """
+
+    node: str
+    op_type: str
+    weight_shape: tuple[int, ...]
+    weight_bits: int | None
+    input_bits: int | None
+    activation_bits: int | None
+    excluded: bool
+
+
+def summarize_layers(index: GraphIndex, plan: Plan) -> tuple[LayerSummary, ...]:
+    """One entry for every weighted layer, excluded ones among them, in graph order."""
+    quantized = {layer.node: layer for layer in plan.layers}
+    excluded = {layer.node: layer for layer in plan.excluded}
+    known = {**quantized, **excluded}
+    return tuple(_summary(index, plan, known[n.name], n.name in excluded) for n in index.graph.node if n.name in known)
+
+
+def _summary(index: GraphIndex, plan: Plan, layer: Layer, excluded: bool) -> LayerSummary:
+    source = plan.source(layer.input)
+    return LayerSummary(
+        node=layer.node,
+        op_type=layer.op_type,
+        weight_shape=tuple(index.initializers[layer.weight].dims),
+        weight_bits=None if excluded else plan.points[layer.weight].bits,
+        input_bits=None if source is None else plan.points[source].bits,
+        activation_bits=_activation_bits(index, plan, layer.output),
+        excluded=excluded,
+    )
+
+
+def _activation_bits(index: GraphIndex, plan: Plan, tensor: str) -> int | None:
+    """Bits of the first learned point behind ``tensor``, past carriers, activation functions and merges."""
+    pending, seen = [tensor], {tensor}
+    while pending:
+        current = pending.pop(0)
+        point = plan.points.get(current)
+        if point is not None and point.role is Role.ACTIVATION:
+            return point.bits
+        for reader in index.consumers(current):
+            if reader.op_type in ACTIVATIONS | MERGES and reader.output[0] not in seen:
+                seen.add(reader.output[0])
+                pending.append(reader.output[0])
+    return None

@@ -1,0 +1,132 @@
+"""The accuracy benchmark on a few images: what is run, what a row leaves out, and that nothing is run twice."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from benchmarks import accuracy
+from benchmarks.accuracy import ABLATION, ROWS, main, overrides, parse_arguments, plan_runs, prepare
+from benchmarks.results import Run, Work, read
+from pdq_export.errors import CalibrationError, OptionError
+from pdq_export.options import METHODS, choose_options
+
+BUDGET = ["--samples", "8", "--set", "iters=1", "correction_iters=1", "batch_size=4"]
+
+
+def work(**values: str) -> Work:
+    return Work(
+        model="m.onnx",
+        model_sha256="0",
+        calib="calib.npz",
+        eval="eval.npz",
+        eval_images=20,
+        preset="fast",
+        weights="asymmetric",
+        samples=8,
+        iters=1,
+        correction_iters=1,
+        overrides=values,
+        threads=1,
+        device="cpu",
+    )
+
+
+def arguments(model: Path, images: tuple[Path, Path], output: Path, *more: str) -> list[str]:
+    calib, judged = images
+    return [str(model), "--calib", str(calib), "--eval", str(judged), "--output", str(output), *BUDGET, *more]
+
+
+def test_what_is_deterministic_comes_once() -> None:
+    runs = list(plan_runs(work(), ROWS, ["8/8", "2/2"], [0, 1]))
+    assert len({run.key for run in runs}) == len(runs)
+    assert [(r.bits, r.seed) for r in runs if r.row == "fp32"] == [(None, None)]
+    assert [(r.bits, r.seed) for r in runs if r.row == "onnxruntime"] == [("8/8", None)]
+    assert [(r.bits, r.seed) for r in runs if r.row == "nearest"] == [("8/8", None), ("2/2", None)]
+    assert sorted((r.bits, r.seed) for r in runs if r.row == "qdrop") == [
+        ("2/2", 0),
+        ("2/2", 1),
+        ("8/8", 0),
+        ("8/8", 1),
+    ]
+
+
+@pytest.mark.parametrize("row", [*METHODS, *list(ABLATION)[1:]])
+def test_options_of_all_rows_do_not_switch_on_what_one_leaves_out(row: str) -> None:
+    run = Run(work=work(iters="7", temperature="2", lambda_c="0.5", correction_iters="3"), row=row, bits="2/2", seed=1)
+    method, parts = ("pd-quant", ABLATION[row]) if row in ABLATION else (row, {})
+    without, chosen = (
+        choose_options(method=method, preset="fast", overrides=given)
+        for given in (parts, overrides(run, method, parts))
+    )
+    for name in ("prediction_difference", "keep_probability", "mix_probability", "learn_scales", "learn_rounding"):
+        assert getattr(chosen, name) == getattr(without, name)
+    assert (chosen.correction_iters > 0) is (without.correction_iters > 0)
+    assert chosen.iters == (0 if row == "nearest" else 7)
+    assert (chosen.samples, chosen.seed) == (8, 1)
+
+
+def test_every_part_of_the_ablation_is_off_alone() -> None:
+    full = dataclasses.asdict(choose_options())
+    for row, parts in ABLATION.items():
+        chosen = dataclasses.asdict(choose_options(overrides=parts))
+        assert {name for name in full if full[name] != chosen[name]} == set(parts), row
+
+
+def test_runs_and_goes_on_where_it_was(
+    model: Path,
+    images: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    output = tmp_path / "results.jsonl"
+    command = arguments(model, images, output, "--bits", "8/8", "--seeds", "0", "--methods")
+    assert main([*command, "fp32", "onnxruntime", "nearest"]) == 0
+    first = output.read_text()
+    assert first.count("\n") == 3
+    output.write_text(first + '{"run": ')  # an interrupted write
+
+    assert main([*command, "fp32", "pd-quant"]) == 0
+    assert output.read_text().startswith(first)
+    found = {outcome.run.row: outcome for outcome in read(output)}
+    assert list(found) == ["fp32", "onnxruntime", "nearest", "pd-quant"]
+    assert found["fp32"].top1 > 0.8
+    assert found["pd-quant"].top1 > 0.8
+    assert found["pd-quant"].agreement == 1.0
+    assert found["pd-quant"].settings["iters"] == 1
+    assert found["pd-quant"].wall_seconds is not None
+    assert str(tmp_path) not in output.read_text()
+    assert "fp32  seed None: there already" in capsys.readouterr().out
+
+    monkeypatch.setattr(accuracy, "perform", lambda task, run: pytest.fail("it was run again"))
+    assert main([*command, "fp32", "onnxruntime", "nearest", "pd-quant"]) == 0
+    assert main(["--output", str(output), "--table"]) == 0
+    assert f"| pd-quant | {100 * found['pd-quant'].top1:.2f} |" in capsys.readouterr().out
+
+
+def test_a_failed_run_does_not_stop_the_others(
+    model: Path, images: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    perform = accuracy.perform
+
+    def fail_at_two_bits(task: accuracy.Task, run: Run) -> accuracy.Outcome:
+        if run.bits == "2/2":
+            raise CalibrationError("the loss is nan")
+        return perform(task, run)
+
+    monkeypatch.setattr(accuracy, "perform", fail_at_two_bits)
+    output = tmp_path / "results.jsonl"
+    assert main(arguments(model, images, output, "--bits", "2/2", "4/4", "--methods", "nearest")) == 1
+    assert [outcome.run.bits for outcome in read(output)] == ["4/4"]
+
+
+def test_what_cannot_be_measured_is_refused(model: Path, images: tuple[Path, Path], tmp_path: Path) -> None:
+    output = tmp_path / "results.jsonl"
+    with pytest.raises(OptionError, match="the same"):
+        prepare(parse_arguments(arguments(model, (images[1], images[1]), output)))
+    with pytest.raises(OptionError, match="is unknown"):
+        prepare(parse_arguments(arguments(model, images, output, "--set", "itres=2")))
+    assert main(arguments(model, images, output, "--set", "itres=2")) == 2
+    with pytest.raises(SystemExit):
+        parse_arguments(["--output", str(output)])

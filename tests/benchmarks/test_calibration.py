@@ -1,0 +1,112 @@
+"""The calibration benchmark with a budget of a step or two."""
+
+import dataclasses
+from pathlib import Path
+
+import onnx
+import pytest
+
+from benchmarks import calibration
+from benchmarks.calibration import main, make_model, parse_arguments, plan_rows
+from benchmarks.measure import BlockClock, BlockTime, Job, Measurement, measure, peak_memory
+from pdq_export.pipeline import Progress
+
+JOB = Job(
+    model="m.onnx",
+    preset="fast",
+    device="cpu",
+    bits="4/4",
+    method="pd-quant",
+    overrides={"samples": "8", "iters": "2", "correction_iters": "1", "batch_size": "4"},
+    max_memory=None,
+    threads=1,
+)
+FOUND = Measurement(
+    job=JOB,
+    blocks=(BlockTime(block="a", seconds=2.0, steps=2, step_seconds=0.5),),
+    seconds=5.0,
+    cpu_seconds=5.0,
+    fixed_seconds=1.0,
+    start_memory=1,
+    calibration_memory=2,
+    peak_memory=3_000_000,
+    device_memory=None,
+    model_bytes=4,
+)
+
+
+def test_a_calibration_is_measured(model: Path) -> None:
+    found = measure(JOB, model)
+    assert len(found.blocks) == 6
+    assert all(block.steps == 2 and block.step_seconds > 0.0 for block in found.blocks)
+    assert 0.0 < sum(block.seconds for block in found.blocks) <= found.seconds
+    assert found.fixed_seconds is not None
+    assert found.fixed_seconds > 0.0
+    assert 50e6 < 0.99 * found.start_memory <= found.calibration_memory <= found.peak_memory <= 1.01 * peak_memory()
+    assert found.device_memory is None
+    assert found.extrapolated() > found.step_seconds * 200
+
+
+def test_times_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0.0, 1.0, 1.0, 3.0, 3.0, 7.0, 7.0, 8.0, 8.0])
+    monkeypatch.setattr(BlockClock, "now", staticmethod(lambda: (next(times), 0.0)))
+    clock = BlockClock()
+    for block, step in (("a", 1), ("a", 5), ("b", 1)):
+        clock(Progress(stage="calibrate", block=block, step=step))
+    a, b = clock.blocks()
+    assert a == BlockTime(block="a", seconds=3.0, steps=5, step_seconds=0.5)
+    assert b == BlockTime(block="b", seconds=4.0, steps=1, step_seconds=0.0)
+    assert a.other_seconds == 0.5
+
+
+def test_a_cut_budget_is_extrapolated() -> None:
+    steps, fixed, images = 200 * 0.5, 1.0, (5.0 - 2 * 0.5 - 1.0) * 256 / 8
+    assert FOUND.extrapolated() == pytest.approx(steps + fixed + images)
+    whole = dataclasses.replace(FOUND, job=dataclasses.replace(JOB, overrides={}), fixed_seconds=None)
+    assert whole.extrapolated() == pytest.approx(steps + 4.0)
+
+
+def test_rows_of_presets_and_sweeps(model: Path, tmp_path: Path) -> None:
+    command = [str(model), "--presets", "fast", "balanced", "--iters", "3", "--set", "batch_size=4"]
+    rows = plan_rows(parse_arguments([*command, "--max-memory", "4GB"]), tmp_path)
+    assert [row.job.preset for row in rows] == ["fast", "balanced"]
+    assert all(row.job.max_memory == "4GB" and row.path == model for row in rows)
+    assert rows[1].job.options().iters == 3
+    assert rows[1].job.options().samples == rows[1].job.full().samples
+
+    swept = plan_rows(parse_arguments([*command, "--sweep", "images", "--values", "4", "6"]), tmp_path)
+    assert [row.job.options().samples for row in swept] == [4, 6]
+    swept = plan_rows(parse_arguments([*command, "--sweep", "iters"]), tmp_path)
+    assert [row.job.options().iters for row in swept] == [10, 20, 40]
+
+
+def test_networks_of_any_depth_and_resolution(tmp_path: Path) -> None:
+    rows = plan_rows(parse_arguments(["--sweep", "depth", "--values", "1", "2", "--resolution", "32"]), tmp_path)
+    graphs = [onnx.load(row.path).graph for row in rows]
+    convolutions = [sum(node.op_type == "Conv" for node in graph.node) for graph in graphs]
+    assert convolutions == [1 + 4 * 2 + 3, 1 + 8 * 2 + 3]
+    assert graphs[0].input[0].type.tensor_type.shape.dim[2].dim_value == 32
+    with pytest.raises(FileNotFoundError, match="resnet18"):
+        make_model("resnet19", tmp_path, resolution=32)
+
+
+def test_a_command_is_run_in_a_process_of_its_own_and_not_twice(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "rows.jsonl"
+    settings = ["correction_iters=1", "batch_size=4", "search_samples=4"]
+    command = [str(model), "--samples", "4", "--iters", "2", "--set", *settings, "--output", str(output), "--blocks"]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "| fashion_resnet.onnx, balanced, cpu | 0.6 | 6 | 4 | 2 |" in printed
+    assert "| /fc/Gemm |" in printed
+    monkeypatch.setattr(calibration, "ProcessPoolExecutor", lambda *_, **__: pytest.fail("it was run again"))
+    assert main(command) == 0
+    assert capsys.readouterr().out == printed
+
+
+def test_what_cannot_be_measured_is_refused(model: Path) -> None:
+    for wrong in ([], [str(model), "--sweep", "resolution"], [str(model), "--presets", "slow"]):
+        with pytest.raises(SystemExit):
+            parse_arguments(wrong)
+    assert main(["resnet19"]) == 2

@@ -1,0 +1,87 @@
+"""Tables of made-up runs."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from benchmarks.results import Outcome, Run, Work, append, read, tables
+
+WORK = Work(
+    model="m.onnx",
+    model_sha256="0",
+    calib="calib.npz",
+    eval="eval.npz",
+    eval_images=10_000,
+    preset="fast",
+    weights="asymmetric",
+    samples=256,
+    iters=200,
+    correction_iters=20,
+    overrides={"iters": "200", "temperature": "2"},
+    threads=1,
+    device="cpu",
+)
+ROWS, ABLATION = ("fp32", "nearest", "pd-quant"), ("pd-quant", "drops off")
+
+
+def outcome(row: str, bits: str | None, seed: int | None, top1: float, seconds: float | None = None) -> Outcome:
+    run = Run(work=WORK, row=row, bits=bits, seed=seed)
+    return Outcome(run=run, top1=top1, wall_seconds=seconds, cpu_seconds=seconds)
+
+
+@pytest.fixture
+def outcomes() -> list[Outcome]:
+    return [
+        outcome("fp32", None, None, 0.9),
+        outcome("nearest", "2/2", None, 0.3, 4.0),
+        outcome("pd-quant", "2/2", 0, 0.69, 100.0),
+        outcome("pd-quant", "2/2", 1, 0.67, 120.0),
+        outcome("pd-quant", "8/8", 0, 0.9, 110.0),
+        outcome("drops off", "2/2", 0, 0.68, 99.0),
+        outcome("drops off", "2/2", 1, 0.68, 99.0),
+    ]
+
+
+def test_tables(outcomes: list[Outcome]) -> None:
+    title, _, accuracy, _, seconds, _, ablation = tables(outcomes, ROWS, ABLATION).split("\n\n")
+    assert "m.onnx: 10,000 images of eval.npz; calibrated on 256 of calib.npz, preset fast, 200 steps" in title
+    assert "temperature=2" in title
+    assert "iters=" not in title
+    assert title.endswith("seeds 0, 1**")
+    assert accuracy.splitlines() == [
+        "| row | 8/8 | 2/2 |",
+        "|---|---|---|",
+        "| fp32 | 90.00 | 90.00 |",
+        "| nearest |  | 30.00 |",
+        "| pd-quant | 90.00 (1 of 2 seeds) | 68.00 (67.00–69.00) |",
+    ]
+    assert seconds.splitlines()[2:] == ["| nearest |  | 4.0 / 4.0 |", "| pd-quant | 110 / 110 | 110 / 110 |"]
+    assert ablation.splitlines()[2:] == [
+        "| pd-quant | 68.00 (67.00–69.00) |",
+        "| drops off | 68.00 (68.00–68.00) [+0.00 (-1.00 to +1.00)] |",
+    ]
+
+
+def test_an_ablation_alone_has_no_table_of_methods(outcomes: list[Outcome]) -> None:
+    assert len(tables(outcomes[5:], ROWS, ABLATION).split("\n\n")) == 3
+    (_, _, ablation) = tables([outcomes[2], outcomes[5]], ROWS, ABLATION).split("\n\n")
+    assert ablation.splitlines()[2:] == ["| pd-quant | 69.00 |", "| drops off | 68.00 [-1.00] |"]
+
+
+def test_pieces_of_work_are_told_apart(outcomes: list[Outcome]) -> None:
+    other = dataclasses.replace(WORK, weights="symmetric")
+    moved = [dataclasses.replace(o, run=dataclasses.replace(o.run, work=other)) for o in outcomes]
+    assert tables([*outcomes, *moved], ROWS, ABLATION).count("Top-1") == 2
+    assert tables([], ROWS, ABLATION) == ""
+
+
+def test_lines(outcomes: list[Outcome], tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    assert read(path) == []
+    for o in outcomes:
+        append(path, o)
+    assert read(path) == outcomes
+    again = dataclasses.replace(outcomes[0], top1=0.5)
+    append(path, again)
+    assert read(path) == [again, *outcomes[1:]]

@@ -1,0 +1,198 @@
+"""A budget for calibration: the same result bit for bit, no growth with depth, nothing left behind."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pdq_export.calibrate import Calibrated, calibrate, memory, spill
+from pdq_export.calibrate.cache import Store
+from pdq_export.calibrate.memory import STEP_IMAGES, step_bytes
+from pdq_export.calibrate.offload import Offload
+from pdq_export.calibrate.subgraph import extract
+from pdq_export.errors import CalibrationError, OptionError
+
+from .networks import Example, chain, residual
+from .test_cache import open_files
+from .test_engine import CPU, TINY, same
+
+
+@pytest.fixture
+def stores(monkeypatch: pytest.MonkeyPatch) -> list[Store]:
+    """Every store that calibration makes; a budget is counted from zero, whatever the test process holds."""
+    made: list[Store] = []
+    original = Store.of_process.__func__
+
+    def of_process(cls: type[Store], *args: Any) -> Store:
+        made.append(original(cls, *args))
+        return made[-1]
+
+    monkeypatch.setattr(Store, "of_process", classmethod(of_process))
+    monkeypatch.setattr(memory, "resident_bytes", lambda: 0)
+    return made
+
+
+def run(example: Example, max_memory: int | None, **changes: Any) -> Calibrated:
+    options = dataclasses.replace(TINY, **{"iters": 4, **changes})
+    return calibrate(
+        example.network,
+        example.plan,
+        example.prepared.statistics,
+        [example.images],
+        options,
+        device=CPU,
+        max_memory=max_memory,
+    )
+
+
+@pytest.mark.usefixtures("small_tensors_count")
+@pytest.mark.parametrize("bits", ["4/4", "2/8"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"correction_iters": 0},
+        {"prediction_difference": False},
+        {"iters": 0},
+        {"learn_rounding": False},
+        {"search_samples": 30},
+    ],
+    ids=str,
+)
+def test_the_result_does_not_depend_on_the_budget(
+    bits: str, changes: dict[str, Any], stores: list[Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = []
+    original = Store.new
+
+    def new(self: Store, *args: Any) -> Any:
+        cache = original(self, *args)
+        used.append(cache.tier)
+        return cache
+
+    monkeypatch.setattr(Store, "new", new)
+    example = residual(bits, images=61)
+    unlimited = run(example, None, **changes)
+    assert set(used) == {"device"}
+    assert not stores[0].limited
+    for max_memory, tiers in ((1, {"file"}), (400_000, {"device", "file"}), (10**12, {"device"})):
+        used.clear()
+        limited = run(example, max_memory, **changes)
+        assert same(unlimited.tensors, limited.tensors)
+        with torch.no_grad():
+            first, second = (result.simulation(example.images)[0] for result in (unlimited, limited))
+        assert torch.equal(first, second)
+        assert set(used) == tiers
+
+
+def test_host_memory_gives_the_same_result(stores: list[Store], monkeypatch: pytest.MonkeyPatch) -> None:
+    example = residual()
+    unlimited = run(example, None)
+    monkeypatch.setattr(Store, "of_process", lambda *_: Store(CPU, device_bytes=0, host_bytes=None))
+    assert same(unlimited.tensors, run(example, None).tensors)
+
+
+def test_steps_use_a_file_only_where_they_must(stores: list[Store], monkeypatch: pytest.MonkeyPatch) -> None:
+    rooms = []
+    original = Offload.__init__
+
+    def init(self: Offload, room: int, *args: Any) -> None:
+        rooms.append(room)
+        original(self, room, *args)
+
+    monkeypatch.setattr(Offload, "__init__", init)
+    run(residual(), None)
+    run(residual(), 10**12)
+    assert rooms == []
+    run(residual(), 1000)
+    assert set(rooms) == {500}
+
+
+@pytest.mark.parametrize("max_memory", [None, 10**12])
+def test_memory_does_not_grow_with_depth(max_memory: int | None, stores: list[Store]) -> None:
+    for depth in (4, 12):
+        run(chain(depth), max_memory, iters=1, correction_iters=1)
+    shallow, deep = stores
+    assert shallow.peak == deep.peak > 0
+
+
+def test_a_budget_takes_the_place_of_memory(stores: list[Store], monkeypatch: pytest.MonkeyPatch) -> None:
+    """At no time do the caches in memory exceed half of it."""
+    highest = []
+    original = Store._register
+
+    def register(self: Store, *args: Any) -> None:
+        original(self, *args)
+        highest.append(self.used["device"])
+
+    monkeypatch.setattr(Store, "_register", register)
+    run(chain(4), 600_000, correction_iters=1)
+    assert 0 < max(highest) <= 300_000
+
+
+class Interrupted(BaseException):
+    """As KeyboardInterrupt, which would end the test run."""
+
+
+@pytest.mark.parametrize("error", [None, Interrupted, RuntimeError])
+def test_nothing_is_left_behind(error: type[BaseException] | None, folder: Path, stores: list[Store]) -> None:
+    seen = []
+
+    def progress(at: Any) -> None:
+        seen.append(open_files(folder))
+        assert list(folder.iterdir()) == []  # the files have no name
+        if error is not None and at.index == 1:
+            raise error
+
+    def start() -> None:
+        example = residual()
+        calibrate(
+            *(example.network, example.plan, example.prepared.statistics, [example.images], TINY),
+            device=CPU,
+            max_memory=1,
+            progress=progress,
+        )
+
+    if error is None:
+        start()
+    else:
+        with pytest.raises(error) as caught:
+            start()
+        assert caught.traceback  # which holds the frames of the engine
+    assert min(seen) > 0
+    assert open_files(folder) == 0
+    assert sum(stores[0].used.values()) == 0
+
+
+def test_a_full_disk(stores: list[Store], monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    usage = spill.shutil.disk_usage(folder)
+    monkeypatch.setattr(spill.shutil, "disk_usage", lambda _: usage._replace(free=10))
+    with pytest.raises(CalibrationError, match=r"no room .* --max-memory.*TMPDIR"):
+        run(residual(), 1)
+
+
+def test_a_budget_below_what_the_process_holds() -> None:
+    with pytest.raises(OptionError, match="the process holds"):
+        run(residual(), 10**6)
+
+
+def test_the_need_of_a_step() -> None:
+    example = residual()
+    (block, *_) = example.plan.blocks
+    student = extract(example.network, block.inputs, block.outputs)
+    generator = torch.Generator().manual_seed(3)
+    state = generator.get_state()
+    images = [example.images[:STEP_IMAGES]]
+    needs = [step_bytes(student, None, images, [], batch, generator) for batch in (16, 32)]
+    assert needs[1] == 2 * needs[0] > 16 * images[0][0].nbytes
+    assert torch.equal(generator.get_state(), state)
+    np.testing.assert_array_equal(images[0], example.images[:STEP_IMAGES])
+    assert not images[0].requires_grad
+
+
+def test_fewer_images_than_the_measurement_takes(stores: list[Store]) -> None:
+    example = residual(images=2)
+    assert same(run(example, None).tensors, run(example, 1).tensors)

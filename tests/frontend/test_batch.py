@@ -1,0 +1,37 @@
+"""A model with a fixed batch size that cannot run at another is refused before calibration."""
+
+import numpy as np
+import onnx
+import pytest
+
+from pdq_export.errors import ModelError
+from pdq_export.frontend import check_batch, import_model
+from pdq_export.graph.passes import free_batch
+
+
+def checked(body: str, shapes: str, **constants: list) -> None:
+    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> m {shapes} {{ {body} }}')
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(np.array(v), name) for name, v in constants.items())
+    model = onnx.shape_inference.infer_shapes(model)
+    check_batch(import_model(free_batch.run(model)), model)
+
+
+def test_models_that_run_at_any_batch_size() -> None:
+    checked("y = Relu(x)", "(float[1,3] x) => (float[1,3] y)")
+    checked("y = Reshape(x, s)", "(float[2,3,2] x) => (float[2,6] y)", s=[2, 6])
+    checked("y = Reshape(x, s)", "(float[N,3,2] x) => (float[N,6] y)", s=[-1, 6])
+    checked("y = Reshape(x, s)", "(float[1,3,H] x) => (float[1,K] y)", s=[1, -1])  # not known well enough to try
+
+
+@pytest.mark.parametrize(
+    ("body", "constants", "reason"),
+    [
+        ("y = Concat <axis = 1> (x, c)", {"c": [[[1.0]], [[2.0]]]}, "does not run at 3 ("),
+        ("y = Slice(x, a, b, a)", {"a": [0], "b": [2]}, "output 'y' keeps 2 images"),
+    ],
+)
+def test_models_that_do_not(body: str, constants: dict[str, list], reason: str) -> None:
+    arrays = {name: np.float32(value) if name == "c" else value for name, value in constants.items()}
+    with pytest.raises(ModelError, match=r"its batch size is fixed at 2, .* export it with a dynamic batch axis") as e:
+        checked(body, "(float[2,3,1] x) => (float[2,K,1] y)", **arrays)  # type: ignore[arg-type]
+    assert reason in str(e.value)

@@ -1,0 +1,116 @@
+"""`inspect_model`: what it says is what `quantize` then does."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+
+from pdq_export import calib_data
+from pdq_export.errors import ModelError, OptionError
+from pdq_export.inspection import Inspection, inspect_model
+from pdq_export.pipeline import quantize
+
+P = "<pads = [1, 1, 1, 1]>"
+
+
+def model_of(body: str, head: str = "float[N,3,8,8] image", outputs: str = "float[N,K] y") -> onnx.ModelProto:
+    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> m ({head}) => ({outputs}) {{ {body} }}')
+    generator = np.random.default_rng(0)
+    for name, shape in {"w0": (4, 3, 3, 3), "w": (4, 4, 3, 3), "t": (4, 4, 3, 3), "v": (5, 4)}.items():
+        value = generator.normal(size=shape).astype(np.float32)
+        if any(name in node.input for node in model.graph.node):
+            model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    for node in model.graph.node:
+        node.name = node.output[0]
+    return model
+
+
+HEAD = "p = GlobalAveragePool(z) f = Flatten(p) y = Gemm <transB = 1> (f, v)"
+MIXED = f"""c0 = Conv {P} (image, w0) r0 = Relu(c0) c1 = Conv {P} (r0, w) r1 = HardSwish(c1)
+    c2 = ConvTranspose {P} (r1, t) z = Relu(c2) {HEAD}"""
+
+
+def floating(found: Inspection) -> dict[str, str]:
+    return {node.node: node.reason for node in found.floating}
+
+
+def test_the_embedded_model() -> None:
+    path = calib_data.path("fashion_resnet.onnx")
+    found = inspect_model(path, bits="2/2")
+    told = json.loads(found.to_json())
+    assert told["schema_version"] == 1
+    assert told["model"]["size"] == path.stat().st_size
+    assert told["inputs"] == [{"name": "image", "dtype": "float32", "shape": ["N", 1, 28, 28]}]
+    assert told["outputs"] == [{"name": "logits", "dtype": "float32", "shape": ["N", 10]}]
+    assert (told["opset"], told["settings"]["opset"]) == (17, 25)
+    assert told["family"] == "plain"
+    assert told["hyper_parameters"]["temperature"] == 4
+    assert told["batch_norm"] == {"in_file": 11, "statistics": 11, "layers": 12}
+    assert len(told["layers"]) == 12
+    assert [layer for block in told["blocks"] for layer in block["layers"]] == [x["node"] for x in told["layers"]]
+    assert told["kernels"] == {"integer": {"QGemm": 1, "QLinearConv": 11}, "floating": {}}
+    assert told["floating"] == told["unsupported"] == told["problems"] == []
+
+
+def test_layers_size_and_kernels_are_those_of_the_quantized_file() -> None:
+    model = model_of(MIXED)
+    rules = {"layer_bits": ["^c1$=3/5"], "exclude": ["y"], "first_last": "6/6"}
+    found = inspect_model(model, bits="4/4", **rules)
+    images = np.random.default_rng(1).normal(size=(8, 3, 8, 8)).astype(np.float32)
+    options = {"samples": 8, "iters": 2, "correction_iters": 0, "batch_size": 4}
+    result = quantize(model, bits="4/4", calib=images, options=options, device="cpu", **rules)  # type: ignore[arg-type]
+    told, report = found.to_dict(), result.report
+    assert told["layers"] == report.to_dict()["layers"]
+    assert {name: report.settings[name] for name in told["settings"]} == told["settings"]
+    assert found.kernels is not None
+    assert (found.kernels.integer, found.kernels.floating) == (report.kernels.integer, report.kernels.floating)
+    assert found.quantized_size is not None
+    metadata = onnx.ModelProto(metadata_props=result.model.metadata_props).ByteSize()
+    assert abs(found.quantized_size - (report.quantized.size - metadata)) < 400  # zero_points and a Clip more
+
+
+def test_what_stays_in_float_and_why() -> None:
+    assert floating(inspect_model(model_of(MIXED), exclude="y")) == {
+        "r1": "onnxruntime has no integer kernel for HardSwish",
+        "c2": "onnxruntime has no integer kernel for ConvTranspose; its weight is quantized",
+        "y": "excluded",
+    }
+    body = f"c0 = Conv {P} (image, w0) r0 = Relu(c0) k = MatMul(r0, r0) d = Div(k, r0) y = Conv {P} (d, w)"
+    assert floating(inspect_model(model_of(body, outputs="float[N,4,8,8] y"))) == {
+        "k": "no operand is a constant matrix or kernel",
+        "d": "onnxruntime has no integer kernel for Div",
+        "y": "its output is not quantized, as the network's outputs are not; its weight is quantized",
+    }
+
+
+def test_every_unsupported_node_is_named() -> None:
+    found = inspect_model(model_of(f"c0 = Conv {P} (image, w0) a = Acosh(c0) b = Asinh(a) z = Acosh(b) {HEAD}"))
+    supported = [message for message in found.unsupported if "Asinh" in message]
+    assert [message.split(":")[0] for message in found.unsupported if message not in supported] == [
+        "node 'a' (Acosh, opset 17)",
+        "node 'z' (Acosh, opset 17)",
+    ]
+    assert found.quantized_size is not None
+
+
+def test_what_would_stop_later_stages_is_a_problem() -> None:
+    body = f"k = Cast <to = 1> (index) s = Mul(image, k) c0 = Conv {P} (s, w0) z = Relu(c0) {HEAD}"
+    found = inspect_model(model_of(body, head="float[N,3,8,8] image, int64 index"))
+    assert len(found.problems) == 1
+    assert "input 'index': is int64; expected float32" in found.problems[0]
+    body = f"s = Slice(image, a, b, a) c0 = Conv {P} (s, w0) z = Relu(c0) {HEAD}"
+    model = model_of(body, head="float[2,3,8,8] image", outputs="float[2,K] y")
+    for name, value in {"a": 0, "b": 2}.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([value]), name))
+    (problem,) = inspect_model(model).problems
+    assert "its batch size is fixed at 2" in problem
+
+
+def test_what_is_refused() -> None:
+    with pytest.raises(OptionError, match="--weights 'signed': expected asymmetric or symmetric"):
+        inspect_model(model_of(MIXED), weights="signed")
+    with pytest.raises(OptionError, match="matches none of the 4 layers' names"):
+        inspect_model(model_of(MIXED), exclude="layer9")
+    with pytest.raises(ModelError, match="nothing to quantize"):
+        inspect_model(model_of("y = Relu(image)", outputs="float[N,3,8,8] y"))
