@@ -24,8 +24,8 @@ from pdq_export.graph.lookup import GraphIndex
 from pdq_export.graph.passes import free_batch
 from pdq_export.graph.prepare import prepare
 from pdq_export.options import choose_options
-from pdq_export.pipeline import input_specs
 from pdq_export.plan import PlanOptions, make_plan, network_family
+from pdq_export.stages import input_specs
 
 # The first family whose word is in the operator's name gets its time.
 FAMILIES: Mapping[str, Sequence[str]] = {

@@ -38,12 +38,13 @@ from pdq_export.graph.lookup import Dimension, GraphIndex
 from pdq_export.graph.passes import free_batch
 from pdq_export.graph.prepare import PreparedModel
 from pdq_export.options import FAMILIES
-from pdq_export.pipeline import WEIGHTS, dry_run, input_specs, prepare_and_plan
+from pdq_export.pipeline import WEIGHTS
 from pdq_export.plan import PlanOptions, network_family
 from pdq_export.plan.floating import EXCLUDED, FloatNode, find_floating
 from pdq_export.plan.options import Widths
 from pdq_export.plan.summary import LayerSummary, summarize_layers
 from pdq_export.spec import Plan, Role
+from pdq_export.stages import dry_run, input_specs, prepare_and_plan
 from pdq_export.validate import KernelCount, ModelInfo, count_kernels, needed_config
 
 SCHEMA_VERSION = 1

@@ -17,19 +17,20 @@ from torch import fx
 import pdq_export
 from pdq_export.calibrate import BlockProgress, Calibrated, calibrate
 from pdq_export.calibrate.memory import parse_size
-from pdq_export.data import ImageSet, InputSet, InputSpec, Source, read_data
-from pdq_export.errors import DataError, ModelError, OptionError
-from pdq_export.export import MIN_OPSET, export_model, find_layout, required_opset
-from pdq_export.frontend import check_batch, import_model
+from pdq_export.data import ImageSet, InputSet, Source, read_data
+from pdq_export.errors import DataError, OptionError
+from pdq_export.export import MIN_OPSET, export_model, find_layout
+from pdq_export.frontend import check_batch, check_runs, import_model
 from pdq_export.graph.load import check_model, load_model
 from pdq_export.graph.lookup import GraphIndex, opset_version
 from pdq_export.graph.passes import free_batch
-from pdq_export.graph.prepare import PreparedModel, prepare
+from pdq_export.graph.prepare import PreparedModel, float32_reference
 from pdq_export.graph.save import check_output, save_model
 from pdq_export.options import CalibrationOptions, choose_options
-from pdq_export.plan import PlanOptions, make_plan, network_family
+from pdq_export.plan import PlanOptions, network_family
 from pdq_export.plan.summary import summarize_layers
-from pdq_export.spec import BitWidths, Plan, QuantizedTensor, QuantizedTensors, Role
+from pdq_export.spec import BitWidths, Plan, QuantizedTensors
+from pdq_export.stages import dry_run, input_specs, prepare_and_plan
 from pdq_export.validate import Batch, ModelInfo, Report, check_loads, validate
 
 logger = logging.getLogger(__name__)
@@ -122,6 +123,8 @@ def quantize(
 
     tell(Progress(stage="load"))
     original = load_model(model) if isinstance(model, str | Path) else check_model(model)
+    reference = float32_reference(original)
+    check_loads(reference)
     tell(Progress(stage="plan"))
     prepared, plan = prepare_and_plan(original, planning, target=target, opset=opset)
     family = network_family(GraphIndex(prepared.model), (*plan.layers, *plan.excluded))
@@ -130,10 +133,11 @@ def quantize(
     batch = specs[0].shape[0]
     network = import_model(free_batch.run(prepared.model))
     check_batch(network, prepared.model)
-    dry_run(prepared, plan, target)
     calibration = read_data(calib, specs, limit=chosen.samples)
     judged = _whole_batches(calibration if eval is None else read_data(eval, specs), batch or 1)
     check_labels(prepared.model, judged)
+    check_runs(network, _as_seen(calibration.head(2).inputs(), prepared))
+    dry_run(prepared, plan, target)
 
     calibrated = _calibrate(network, prepared, plan, calibration, chosen, torch_device, memory, tell)
     tell(Progress(stage="export"))
@@ -157,11 +161,11 @@ def quantize(
     )
     tell(Progress(stage="validate"))
     report = validate(
-        original=original,
+        original=reference,
         quantized=quantized,
         images=judged.batches(batch or VALIDATION_BATCH),
         labels=judged.labels,
-        simulate=_simulator(calibrated, torch_device),
+        simulate=_simulator(calibrated, prepared, torch_device),
         settings={
             **settings,
             "opset": GraphIndex(quantized).opset,
@@ -177,69 +181,6 @@ def quantize(
         written = save_model(output, quantized, external=external_data)
         report = dataclasses.replace(report, quantized=ModelInfo.of(Path(output).name, *written))
     return Result(model=quantized, plan=plan, tensors=calibrated.tensors, report=report)
-
-
-def prepare_and_plan(
-    model: onnx.ModelProto, options: PlanOptions, *, target: str, opset: int | None
-) -> tuple[PreparedModel, Plan]:
-    """Prepare the model at the opset that the layout needs for what is planned, in the way that the layout wants."""
-    options = dataclasses.replace(options, tensorrt=find_layout(target).tensorrt)
-    prepared = prepare(model)
-    plan = make_plan(prepared.model, options)
-    needed = required_opset(plan, target, opset)
-    own = GraphIndex(prepared.model).opset
-    if opset is not None and own > opset:
-        raise OptionError(
-            f"--opset {opset}: the model's own opset is {own} already; expected {own} or more; export the model with "
-            f"opset {opset}"
-        )
-    if needed > own:
-        prepared = prepare(model, opset=needed)
-        plan = make_plan(prepared.model, options)
-    return prepared, plan
-
-
-def dry_run(prepared: PreparedModel, plan: Plan, target: str) -> onnx.ModelProto:
-    """Export and load with placeholder integers, so that nobody waits for a calibration that cannot be written."""
-    index = GraphIndex(prepared.model)
-    tensors = {}
-    for name, point in plan.points.items():
-        integers = None
-        shape: tuple[int, ...] = ()
-        if point.role is Role.WEIGHT:
-            weight = index.constant(name)
-            assert weight is not None
-            assert point.axis is not None
-            integers, shape = np.zeros(weight.shape, np.int16), (weight.shape[point.axis],)
-        tensors[name] = QuantizedTensor(
-            point=point, scale=np.ones(shape, np.float32), zero_point=np.zeros(shape, np.int32), integers=integers
-        )
-    exported = export_model(prepared.model, plan, tensors, target=target, metadata={})
-    check_loads(exported)
-    return exported
-
-
-def input_specs(model: onnx.ModelProto) -> tuple[InputSpec, ...]:
-    """The inputs of a model, whose axis 0 counts samples. Raises ModelError for one that calibration cannot feed."""
-    index = GraphIndex(model)
-    specs = []
-    for name in index.inputs:
-        dtype, shape = index.dtype(name), index.shape(name)
-        if dtype != np.float32:
-            raise ModelError(
-                f"input {name!r}: is {dtype}; expected float32, which can be calibrated; fold the input into a constant"
-            )
-        if not shape:
-            what = "its rank is unknown" if shape is None else "is a scalar"
-            raise ModelError(f"input {name!r}: {what}; expected N x ..., for images N x C x H x W; export it so")
-        specs.append(InputSpec(name=name, shape=tuple(d if isinstance(d, int) else None for d in shape)))
-    batches = {spec.shape[0] for spec in specs}
-    if len(batches) != 1:
-        raise ModelError(
-            f"model: axis 0 differs between its inputs: {', '.join(map(str, specs))}; expected the same batch size for "
-            "all; export it so"
-        )
-    return tuple(specs)
 
 
 def _whole_batches(images: Data, batch: int) -> Data:
@@ -285,17 +226,29 @@ def _calibrate(
         tell(Progress(stage="calibrate", block=at))
 
     tell(Progress(stage="calibrate"))
-    inputs = [torch.from_numpy(x) for x in images.inputs()]
+    inputs = _as_seen(images.inputs(), prepared)
     return calibrate(
         network, plan, prepared.statistics, inputs, options, device=device, max_memory=max_memory, progress=report
     )
 
 
-def _simulator(calibrated: Calibrated, device: torch.device) -> Callable[[Batch], list[NDArray[np.float32]]]:
+def _as_seen(arrays: Sequence[NDArray[np.float32]], prepared: PreparedModel) -> list[torch.Tensor]:
+    """Samples in float32 as the model sees them, rounded where it declares a float16 input."""
+    index = GraphIndex(prepared.model)
+    halves = [index.dtype(name) == np.float16 for name in index.inputs]
+    return [
+        torch.from_numpy(x.astype(np.float16).astype(np.float32) if half else x)
+        for x, half in zip(arrays, halves, strict=True)
+    ]
+
+
+def _simulator(
+    calibrated: Calibrated, prepared: PreparedModel, device: torch.device
+) -> Callable[[Batch], list[NDArray[np.float32]]]:
     @torch.no_grad()
     def simulate(batch: Batch) -> list[NDArray[np.float32]]:
-        inputs = batch if isinstance(batch, tuple) else (batch,)
-        outputs: Sequence[torch.Tensor] = calibrated.simulation(*(torch.from_numpy(x).to(device) for x in inputs))
+        inputs = _as_seen(batch if isinstance(batch, tuple) else (batch,), prepared)
+        outputs: Sequence[torch.Tensor] = calibrated.simulation(*(x.to(device) for x in inputs))
         return [output.cpu().numpy() for output in outputs]
 
     return simulate

@@ -1,5 +1,6 @@
 """Distribution correction: move a block's inputs until its activations have the statistics of the training data."""
 
+import logging
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -8,6 +9,8 @@ from torch import Tensor, fx
 from pdq_export.numerics.moments import spatial_moments
 from pdq_export.options import CalibrationOptions
 from pdq_export.spec import ChannelStatistics
+
+logger = logging.getLogger(__name__)
 
 _PATIENCE, _FACTOR, _LOWEST_LR = 100, 0.1, 1e-5
 
@@ -22,10 +25,15 @@ def correct_distribution(
 
     PD-Quant, section 3.3. ``layer_outputs`` maps the block's input [N, C, ...] to the layer outputs that
     ``statistics`` describe, one each; z is such an output in the units of the BatchNormalization's input. Squares are
-    summed over channels and averaged over the rest. Returns x_tilde, of the shape of ``x``.
+    summed over channels and averaged over the rest. Returns x_tilde, of the shape of ``x``; a batch that leaves the
+    domain of a function in the block (Sqrt of a Relu's output moved below 0) stays x.
     """
     targets = [tuple(torch.from_numpy(v.copy()).to(x.device) for v in (s.mean, s.std, s.gain)) for s in statistics]
-    corrected = [_correct_batch(layer_outputs, targets, batch, options) for batch in x.split(options.batch_size)]
+    batches = x.split(options.batch_size)
+    corrected = [_correct_batch(layer_outputs, targets, batch, options) for batch in batches]
+    left = sum(batch is x_tilde for batch, x_tilde in zip(batches, corrected, strict=True))
+    if left:
+        logger.info("distribution correction meets numbers that are not finite: %d batches stay as they are", left)
     return torch.cat(corrected)
 
 
@@ -49,7 +57,10 @@ def _correct_batch(
         loss.backward()
         optimizer.step()
         scheduler.step(loss.item())
-    return x_tilde.detach()
+    corrected = x_tilde.detach()
+    with torch.no_grad():
+        finite = all(torch.isfinite(z).all() for z in layer_outputs(corrected))
+    return corrected if finite else x
 
 
 def _summed_over_channels(squares: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """PD-Quant over a whole network: scale search, correction, reconstruction, block by block."""
 
 import dataclasses
+import itertools
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -12,7 +13,7 @@ from pdq_export.calibrate.correction import correct_distribution, estimate_stati
 from pdq_export.calibrate.losses import class_axis
 from pdq_export.calibrate.memory import STEP_IMAGES, step_bytes
 from pdq_export.calibrate.passes import PASS_BATCH, run_pass, run_probe
-from pdq_export.calibrate.prediction import find_prediction
+from pdq_export.calibrate.prediction import find_predictions
 from pdq_export.calibrate.quantizers import (
     ActivationQuantizer,
     DroppingQuantizer,
@@ -110,14 +111,12 @@ class _Engine:
         self.predictions: dict[str, Cache] = {}
         self.graph_inputs = [n.meta["tensor"] for n in network.graph.nodes if n.op == "placeholder"]
         self.graph_outputs = _output_tensors(network)
-        found = {name: find_prediction(network, name) for name in self.graph_outputs}
-        self.prediction_of = {name: prediction.tensor for name, prediction in found.items()}
-        # of two outputs with the same scores, one of them behind an ArgMax, that one knows the axis
-        by_axis = sorted(found.values(), key=lambda prediction: prediction.class_axis is not None)
-        self.class_axes = {prediction.tensor: prediction.class_axis for prediction in by_axis}
+        self.prediction_of: dict[str, list[str]] = {}  # by graph output
+        self.class_axes: dict[str, int | None] = {}
 
     def run(self, inputs: Sequence[Cache], progress: Callable[[BlockProgress], None]) -> Calibrated:
         first = [x.slice(0, PASS_BATCH).clone() for x in inputs]
+        self._find_predictions(first)
         self._begin(inputs)
         blocks = self.plan.blocks
         for position, block in enumerate(blocks):
@@ -143,10 +142,17 @@ class _Engine:
                 warn_of_collapse(name, full, quantized)
         return Calibrated(tensors=self.done.tensors(), simulation=simulation)
 
+    def _find_predictions(self, first: Sequence[Tensor]) -> None:
+        found = find_predictions(self.network, [x[:1] for x in first])
+        self.prediction_of = {name: [p.tensor for p in predictions] for name, predictions in found.items()}
+        # of two outputs with the same scores, one of them behind an ArgMax, that one knows the axis
+        by_axis = sorted(itertools.chain.from_iterable(found.values()), key=lambda p: p.class_axis is not None)
+        self.class_axes = {prediction.tensor: prediction.class_axis for prediction in by_axis}
+
     def _begin(self, inputs: Sequence[Cache]) -> None:
-        names = list(dict.fromkeys(self.prediction_of.values()))
+        names = list(dict.fromkeys(itertools.chain.from_iterable(self.prediction_of.values())))
         values = run_pass(extract(self.network, self.graph_inputs, names), inputs, names, self.store)
-        self.predictions = {n: v for n, v in values.items() if v.dtype.is_floating_point}
+        self.predictions = values
         if self.options.prediction_difference:
             self.class_axes = {
                 name: class_axis(self.options.output_loss, self.class_axes[name], x.shape, name)
@@ -294,9 +300,8 @@ class _Engine:
     def _compared(self, block: Block, later: Sequence[Block]) -> list[str]:
         """The outputs whose error counts; for a graph output that nobody reads, what lies before its Softmax."""
         read = _read_by(later)
-        return list(
-            dict.fromkeys(name if name in read else self.prediction_of.get(name, name) for name in block.outputs)
-        )
+        names = ([name] if name in read else self.prediction_of.get(name, [name]) for name in block.outputs)
+        return list(dict.fromkeys(itertools.chain.from_iterable(names)))
 
     def _student(
         self, block: Block, outputs: Sequence[str], points: Iterable[Point], soft: Mapping[str, SoftRounding]

@@ -1,10 +1,16 @@
 """What a network predicts: the tensor of scores behind each output, and its class axis."""
 
 import dataclasses
+import logging
+from collections.abc import Sequence
+from typing import Any
 
-from torch import fx
+import torch
+from torch import Tensor, fx
 
 from pdq_export.calibrate.subgraph import tensor_nodes
+
+logger = logging.getLogger(__name__)
 
 # What networks put behind their scores: monotone or without a gradient, so that differences are seen before it.
 _HEADS = frozenset("softmax log_softmax softmax_flat arg_extreme cast identity".split())
@@ -18,10 +24,60 @@ class Prediction:
     class_axis: int | None
 
 
-def find_prediction(module: fx.GraphModule, output: str) -> Prediction:
-    """The scores behind the graph output ``output``: what its Softmax, LogSoftmax or ArgMax was applied to."""
+def find_predictions(module: fx.GraphModule, inputs: Sequence[Tensor]) -> dict[str, list[Prediction]]:
+    """By graph output: the scores behind it, what its Softmax, LogSoftmax or ArgMax was applied to.
+
+    Where these have no gradient (a comparison, rounding, indices), the last tensors before them that have, said so in
+    a warning; an empty list where nothing before the output depends on the inputs. ``inputs``: one image each.
+    """
+    alive = _differentiable(module, inputs)
+    (end,) = (node for node in module.graph.nodes if node.op == "output")
+    return {argument.meta["tensor"]: _predictions(module, argument.meta["tensor"], alive) for argument in end.args[0]}
+
+
+def _predictions(module: fx.GraphModule, output: str, alive: set[fx.Node]) -> list[Prediction]:
     node, axis = tensor_nodes(module)[output], None
     while getattr(node.target, "__name__", "") in _HEADS and len(node.all_input_nodes) == 1:
         axis = node.kwargs.get("dim", node.kwargs.get("axis", axis))
         (node,) = node.all_input_nodes
-    return Prediction(str(node.meta.get("tensor", output)), axis if isinstance(axis, int) else None)
+    if node in alive:
+        return [Prediction(str(node.meta.get("tensor", output)), axis if isinstance(axis, int) else None)]
+    points = _last_alive(node, alive)
+    if points:
+        logger.warning(
+            "output %r cannot be differentiated: the prediction difference is measured at %s, the last point that can",
+            output,
+            " and ".join(map(repr, points)),
+        )
+    return [Prediction(tensor, None) for tensor in points]
+
+
+def _last_alive(node: fx.Node, alive: set[fx.Node]) -> list[str]:
+    """The differentiable tensors that ``node`` is computed from without a gradient; not the graph's inputs."""
+    found: dict[str, None] = {}
+    pending, seen = [node], {node}
+    while pending:
+        for argument in pending.pop().all_input_nodes:
+            if argument in alive and argument.op != "placeholder":
+                found[str(argument.meta["tensor"])] = None
+            elif argument not in seen and argument not in alive:
+                pending.append(argument)
+            seen.add(argument)
+    return list(found)
+
+
+def _differentiable(module: fx.GraphModule, inputs: Sequence[Tensor]) -> set[fx.Node]:
+    """The fx nodes through whose result a gradient flows back to the inputs."""
+    found: set[fx.Node] = set()
+
+    class Probe(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            result = super().run_node(n)
+            if isinstance(result, Tensor) and result.requires_grad:
+                found.add(n)
+            return result
+
+    leaves = [x.detach().requires_grad_(x.is_floating_point()) for x in inputs]
+    with torch.enable_grad():
+        Probe(module).run(*leaves)
+    return found

@@ -6,6 +6,8 @@ kilobytes may declare terabytes. Pickled objects are never loaded.
 
 import dataclasses
 import math
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -29,8 +31,12 @@ _DAMAGED = (
     EOFError,
     ValueError,
     NotImplementedError,
-    RuntimeError,
+    RuntimeError,  # RecursionError among them
     OverflowError,
+    SyntaxError,
+    tokenize.TokenError,  # headers are Python literals
+    TypeError,
+    struct.error,
 )
 _BLOCK = 2**24
 LONGEST_LABELS = 2**24

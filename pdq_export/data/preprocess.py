@@ -72,8 +72,8 @@ def read_preprocess(path: Path) -> Preprocess:
     """Read ``preprocess.toml``. Raises DataError, also for a key that is not known."""
     try:
         settings = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not valid TOML: {error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise DataError(f"{path}: not valid TOML: {str(error)[:200]}") from error
     for key in settings:
         if key not in _KEYS:
             near = difflib.get_close_matches(key, _KEYS, n=1)

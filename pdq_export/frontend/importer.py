@@ -15,8 +15,9 @@ from pdq_export.errors import ModelError, UnsupportedOperatorError
 from pdq_export.frontend import ops
 from pdq_export.frontend.constants import ELEMENT_TYPES, TORCH_DTYPES, host_constant, to_torch, type_name
 from pdq_export.frontend.names import Names
-from pdq_export.frontend.node import Call, OnnxNode, Ref
+from pdq_export.frontend.node import Call, OnnxNode, Ref, describe
 from pdq_export.frontend.registry import OLDEST_OPSET, find_converter, find_schema
+from pdq_export.graph.messages import essential_line
 
 _SHAPE_OPERATORS = frozenset({"Shape", "Size"})
 # Results of constant nodes are computed at import time up to this many elements: parameters are far smaller, and
@@ -165,7 +166,13 @@ class _Importer:
             (tuple(call.args), dict(call.kwargs)),
             lambda value: self._constants[value.tensor] if isinstance(value, Ref) else value,
         )
-        result = call.function(*args, **kwargs)
+        try:
+            result = call.function(*args, **kwargs)
+        except Exception as error:  # whatever torch raises for shapes that do not fit
+            raise ModelError(
+                f"{describe(node)}: its constant inputs do not fit each other ({essential_line(error)}); expected a "
+                "node that can be computed; check the file in onnxruntime"
+            ) from error
         for name, value in zip(node.outputs, result if call.outputs else [result], strict=False):
             if name:
                 self._constants[name] = value
@@ -247,4 +254,6 @@ def _attribute_value(attribute: onnx.AttributeProto) -> Any:
         return value.decode("utf-8", errors="replace")
     if isinstance(value, TensorProto):
         return to_torch(value)
-    return list(value) if isinstance(value, (list, tuple)) or hasattr(value, "append") else value
+    if isinstance(value, (list, tuple)) or hasattr(value, "append"):
+        return [item.decode("utf-8", errors="replace") if isinstance(item, bytes) else item for item in value]
+    return value

@@ -7,7 +7,7 @@ import onnx
 from onnx import NodeProto, TensorProto
 
 from pdq_export.errors import ModelError, UnsupportedOperatorError
-from pdq_export.graph.lookup import WEIGHTED, GraphIndex, attribute, describe, is_layer, opset_version
+from pdq_export.graph.lookup import WEIGHTED, GraphIndex, attribute, describe, is_layer, opset_version, subgraphs
 
 QUANTIZED = (
     "QuantizeLinear",
@@ -65,7 +65,7 @@ def check_domains(model: onnx.ModelProto) -> None:
 def check_control_flow(model: onnx.ModelProto) -> None:
     """No node with a subgraph (If, Loop, Scan)."""
     for node in model.graph.node:
-        if any(a.HasField("g") or a.graphs for a in node.attribute):
+        if next(subgraphs(node), None) is not None:
             raise ModelError(
                 f"{describe(node)}: control flow is not supported; expected a graph without subgraphs; "
                 "export the model with fixed conditions and loop counts"
@@ -125,6 +125,5 @@ def _layers(index: GraphIndex) -> Iterator[tuple[NodeProto, TensorProto]]:
 def _all_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
     for node in nodes:
         yield node
-        for candidate in node.attribute:
-            for subgraph in (*([candidate.g] if candidate.HasField("g") else []), *candidate.graphs):
-                yield from _all_nodes(subgraph.node)
+        for subgraph in subgraphs(node):
+            yield from _all_nodes(subgraph.node)

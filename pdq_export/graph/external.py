@@ -7,6 +7,7 @@ import onnx
 from onnx import GraphProto, TensorProto
 
 from pdq_export.errors import ModelError
+from pdq_export.graph.lookup import subgraphs
 from pdq_export.graph.tensors import byte_size
 
 
@@ -40,10 +41,8 @@ def all_tensors(graph: GraphProto) -> Iterator[TensorProto]:
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors
-            if attribute.HasField("g"):
-                yield from all_tensors(attribute.g)
-            for subgraph in attribute.graphs:
-                yield from all_tensors(subgraph)
+        for subgraph in subgraphs(node):
+            yield from all_tensors(subgraph)
 
 
 def _load(tensor: TensorProto, folder: Path) -> None:
@@ -80,7 +79,7 @@ def _data_file(where: str, location: str, folder: Path) -> Path:
     absolute = PurePosixPath(location).is_absolute() or PureWindowsPath(location).anchor
     if not location or "\0" in location or absolute or ".." in parts:
         raise ModelError(
-            f"{where}: external data lies at {location!r}; expected a path below the model's folder, "
+            f"{where}: external data lies at {location[:100]!r}; expected a path below the model's folder, "
             "without '..'; save the model with its data next to it"
         )
     path = folder.joinpath(*PurePosixPath(location).parts)
@@ -88,7 +87,7 @@ def _data_file(where: str, location: str, folder: Path) -> Path:
         resolved = path.resolve(strict=True)
     except (OSError, RuntimeError) as error:
         raise ModelError(
-            f"{where}: external data file {path} is missing; expected it next to the model; copy both files"
+            f"{where}: external data file {str(path)[:300]} is missing; expected it next to the model; copy both files"
         ) from error
     if not resolved.is_relative_to(folder.resolve()):
         raise ModelError(

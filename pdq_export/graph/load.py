@@ -10,6 +10,7 @@ from pdq_export.errors import ModelError
 from pdq_export.graph import checks
 from pdq_export.graph.external import all_tensors, external_locations, load_external_data
 from pdq_export.graph.messages import essential_line
+from pdq_export.graph.sizes import check_tensor_sizes
 from pdq_export.graph.tensors import check_size
 
 LIMIT = 2**31 - 1  # protobuf serializes no more
@@ -62,6 +63,7 @@ def check_model(model: onnx.ModelProto) -> onnx.ModelProto:
     _check_valid(model)
     checks.check_not_quantized(model)
     checks.check_finite(model)
+    check_tensor_sizes(model)
     return model
 
 

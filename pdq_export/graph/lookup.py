@@ -67,6 +67,14 @@ def describe(node: NodeProto) -> str:
     return f"unnamed {node.op_type} node writing {node.output[0] if node.output else '?'!r}"
 
 
+def subgraphs(node: NodeProto) -> Iterator[onnx.GraphProto]:
+    """The graphs in a node's attributes: the branches of If, the body of Loop or Scan."""
+    for candidate in node.attribute:
+        if candidate.HasField("g"):
+            yield candidate.g
+        yield from candidate.graphs
+
+
 def is_layer(index: "GraphIndex", node: NodeProto) -> bool:
     """Whether a node is a weighted layer: Conv, ConvTranspose, Gemm or MatMul of data with a constant matrix or kernel.
 
@@ -177,12 +185,11 @@ class GraphIndex:
 
 def _captured(node: NodeProto) -> Iterator[str]:
     """Every tensor name that the node's subgraphs read, those of this graph among them."""
-    for candidate in node.attribute:
-        for subgraph in (*([candidate.g] if candidate.HasField("g") else []), *candidate.graphs):
-            yield from (value.name for value in subgraph.output)
-            for inner in subgraph.node:
-                yield from inner.input
-                yield from _captured(inner)
+    for subgraph in subgraphs(node):
+        yield from (value.name for value in subgraph.output)
+        for inner in subgraph.node:
+            yield from inner.input
+            yield from _captured(inner)
 
 
 def _dimension(dim: onnx.TensorShapeProto.Dimension) -> Dimension:

@@ -17,6 +17,7 @@ from pdq_export.graph.passes import (
     simplify,
     spatial_mean,
     tidy,
+    widen,
 )
 from pdq_export.spec import ChannelStatistics
 
@@ -34,6 +35,18 @@ class PreparedModel:
     statistics: Mapping[str, ChannelStatistics]
 
 
+def float32_reference(model: onnx.ModelProto) -> onnx.ModelProto:
+    """What a quantized model is compared with: the model itself, with distinct node names, in float32.
+
+    Raises ModelError for an operator of a foreign domain.
+    """
+    work = onnx.ModelProto()
+    work.CopyFrom(model)
+    work = normalize.run(work)
+    checks.check_domains(work)
+    return widen.run(work)
+
+
 def prepare(model: onnx.ModelProto, *, opset: int | None = None) -> PreparedModel:
     """Bring a loaded model into the form that planning, import and export rely on; ``model`` is not changed.
 
@@ -44,6 +57,7 @@ def prepare(model: onnx.ModelProto, *, opset: int | None = None) -> PreparedMode
     work.CopyFrom(model)
     work = normalize.run(work)
     checks.check_domains(work)
+    work = widen.run(work)
     # HardSwish first: onnxsim and fold_affine take its Add(3) apart
     for clean in (constants.run, fuse_hard_swish.run, simplify.run, constants.run, fuse_hard_swish.run):
         work = clean(work)

@@ -70,7 +70,10 @@ def _begins_with_batch(index: GraphIndex, tensor: str) -> bool:
     shape, image = index.shape(tensor), index.shape(index.inputs[0])
     if not shape or not image:
         return True
-    return len(shape) > 2 if shape[0] is None or image[0] is None else shape[0] == image[0]
+    batch = f"{index.inputs[0]}.shape[0]" if image[0] is None else image[0]
+    if isinstance(batch, str) and batch in shape[1:]:  # [T, N, C] around a recurrent layer
+        return False
+    return len(shape) > 2 if shape[0] is None else shape[0] == batch
 
 
 def _split(nodes: Sequence[NodeProto], cuts: Sequence[int]) -> list[list[NodeProto]]:

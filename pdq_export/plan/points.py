@@ -17,6 +17,7 @@ from pdq_export.plan.operators import (
     is_passthrough,
 )
 from pdq_export.plan.options import LayerRules, PlanOptions
+from pdq_export.plan.readers import tensors_before_layers, tensors_read_as_integers
 from pdq_export.spec import CARRIER_BITS, Layer, Point, Role
 
 
@@ -84,21 +85,13 @@ class _PointFinder:
         self._after_layer: set[str] = set()  # tensors that depend on a weighted layer
         self._wanted: dict[str, int] = {}  # A of a layer that has its own, by the carriers on the way to its activation
         self._settled: set[str] = set()  # activations with such an A
-        self._feeds_layer = self._tensors_before_layers()
-
-    def _tensors_before_layers(self) -> set[str]:
-        before: set[str] = set()
-        for node in reversed(self.index.graph.node):
-            if node.name in self.layers:
-                before.add(node.input[0])
-            elif any(tensor in before for tensor in node.output):
-                before.update(data_inputs(self.index, node))
-        return before
+        self._feeds_layer = tensors_before_layers(index, layers)
+        self._read_as_integers = tensors_read_as_integers(index, layers)
 
     def visit(self, node: NodeProto) -> None:
         inputs = data_inputs(self.index, node)
         first = not any(tensor in self._after_layer for tensor in inputs)
-        if not self._is_float(node.output[0]):
+        if not inputs or not self._is_float(node.output[0]):
             return
         if node.name in self.rules.excluded:
             pass  # like any operator without integers: what reads its output quantizes it
@@ -150,6 +143,8 @@ class _PointFinder:
         ``wanted``: A of the layers that end here, 0 for the usual one.
         """
         output = node.output[0]
+        if not self._is_worth_quantizing(node):
+            return
         reader = self.index.sole_consumer(output)
         if reader is None:
             self._add(output, Role.CARRIER if self._only_read_by_merges(output) else Role.ACTIVATION, wanted)
@@ -167,6 +162,16 @@ class _PointFinder:
                     self._add(result, Role.ACTIVATION, wanted)
         else:
             self._add(output, Role.CARRIER if reader.op_type in MERGES else Role.ACTIVATION, wanted)
+
+    def _is_worth_quantizing(self, node: NodeProto) -> bool:
+        """Not where only float operators read the result and the network ends there (the scores before a Softmax).
+
+        Nor between the projections of attention and its products; but a convolution needs it to run in integers.
+        """
+        output = node.output[0]
+        if output in self._read_as_integers:
+            return True
+        return output in self._feeds_layer and node.op_type not in ("Gemm", "MatMul")
 
     def _only_read_by_merges(self, tensor: str) -> bool:
         """Whether merges (and, as in SiLU, activations that lead to them) are the only readers: a carrier's case."""
@@ -221,6 +226,8 @@ class _PointFinder:
     def _add(self, tensor: str, role: Role, wanted: int = 0, absorbed: str | None = None) -> None:
         if tensor in self.points or (tensor in self.index.outputs and not self.index.consumers(tensor)):
             return
+        if role is Role.ACTIVATION and tensor not in self._feeds_layer:
+            role = Role.CARRIER  # behind the last layer: the network's outputs keep their precision
         bits = CARRIER_BITS
         if role is Role.CARRIER:
             self._wanted[tensor] = wanted

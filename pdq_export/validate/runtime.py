@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,6 +20,7 @@ Batch = NDArray[np.float32] | tuple[NDArray[np.float32], ...]
 
 PROVIDERS = ["CPUExecutionProvider"]
 _FATAL_ONLY = 4
+_FLOATS: dict[str, type[np.floating[Any]]] = {"tensor(float16)": np.float16, "tensor(double)": np.float64}
 _LONGEST_MESSAGE = 400
 
 # Kernels that multiply by a weight, as onnxruntime's own optimization leaves them.
@@ -92,16 +94,19 @@ class Session:
         if not optimize:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         self._session = _load(model, options)
-        self.inputs = tuple(value.name for value in self._session.get_inputs())
+        values = self._session.get_inputs()
+        self.inputs = tuple(value.name for value in values)
+        self._dtypes = [_FLOATS.get(value.type, np.float32) for value in values]
         self.outputs = tuple(output.name for output in self._session.get_outputs())
 
     def run(self, batch: Batch) -> list[NDArray[np.float32]]:
-        """All outputs for one batch; a tuple is one array for each input.
+        """All outputs for one batch, given in the inputs' float types; a tuple is one array for each input.
 
         Raises ValidationError where onnxruntime fails on it.
         """
         arrays = batch if isinstance(batch, tuple) else (batch,)
-        feed = dict(zip(self.inputs, arrays, strict=True))
+        typed = (array.astype(dtype, copy=False) for array, dtype in zip(arrays, self._dtypes, strict=True))
+        feed = dict(zip(self.inputs, typed, strict=True))
         try:
             return [np.asarray(output) for output in self._session.run(self.outputs, feed)]
         except Exception as error:  # onnxruntime's errors share no base class

@@ -245,3 +245,11 @@ def test_cifar(shared_data: Path) -> None:
     images = load_images(shared_data / "cifar10_calib.npz", expected=InputSpec(name="x", shape=(None, 3, 32, 32)))
     assert (len(images), images.image_shape) == (2048, (3, 32, 32))
     assert abs(images.array(256).mean()) < 0.3
+
+
+@pytest.mark.parametrize("header", ["{'descr': '<f4', 'shape': (3,", "{'descr': " + "(" * 500, "{'descr': 3}", ""])
+def test_headers_that_are_no_python_literals(tmp_path: Path, header: str) -> None:
+    path = tmp_path / "images.npy"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode())
+    with pytest.raises(DataError, match="not a readable NumPy file"):
+        load_images(path)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pdq_export.data import InputSpec, find_default, load_images
-from pdq_export.data.preprocess import Preprocess
+from pdq_export.data.preprocess import Preprocess, read_preprocess
 from pdq_export.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -281,3 +281,10 @@ def test_find_default(tmp_path: Path) -> None:
     (tmp_path / "calib.npy").touch()
     with pytest.raises(DataError, match=r"calib\.npz, calib\.npy: expected one of them; say which with --calib"):
         find_default(tmp_path)
+
+
+def test_toml_that_is_nested_too_deeply(tmp_path: Path) -> None:
+    path = tmp_path / "preprocess.toml"
+    path.write_text("mean = " + "[" * 5000 + "]" * 5000)
+    with pytest.raises(DataError, match="not valid TOML"):
+        read_preprocess(path)

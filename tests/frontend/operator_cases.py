@@ -48,6 +48,21 @@ def weighted_cases() -> Iterator[Case]:
     yield case("Gemm", f64(4, 3), f64(4, 5), f64(3, 1), transA=1, alpha=0.5, beta=1.5)
     yield case("MatMul", f64(2, 3, 4), f64(4, 2))
     yield case("Einsum", f64(2, 3), f64(3, 4), equation="ij,jk->ik")
+    yield from recurrent_cases()
+
+
+def recurrent_cases() -> Iterator[Case]:
+    x = f64(3, 2, 4)
+    for kind, gates in (("LSTM", 4), ("GRU", 3), ("RNN", 1)):
+        for directions, name in ((1, "forward"), (1, "reverse"), (2, "bidirectional")):
+            weights = f64(directions, gates * 3, 4), f64(directions, gates * 3, 3), f64(directions, gates * 6)
+            lengths, state = np.array([3, 1], np.int32), f64(directions, 2, 3)
+            states = [state, f64(directions, 2, 3), f64(directions, 9)] if kind == "LSTM" else [state]
+            options = {"direction": name, "hidden_size": 3, "outputs": 3 if kind == "LSTM" else 2, "opset": 22}
+            yield case(kind, x, *weights[:2], **options)
+            yield case(kind, x, *weights, lengths, *states, **options)
+        if kind == "GRU":
+            yield case(kind, x, *weights, linear_before_reset=1, **options)
 
 
 def image_cases() -> Iterator[Case]:

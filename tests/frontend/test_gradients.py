@@ -2,12 +2,13 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from pdq_export.frontend import import_model, supported_operators
 
-from .models import one_node
+from .models import Array, one_node
 from .operator_cases import Case, cases, f64, inputs_of, model_of
 
 # Piecewise constant, or of whole numbers, truth values and shapes.
@@ -47,6 +48,31 @@ def test_weights_that_are_constants_get_gradients() -> None:
         setattr(module, name, buffers[name].requires_grad_())
     module(torch.from_numpy(inputs[0]))[0].sum().backward()
     assert all(getattr(module, name).grad is not None for name in buffers)
+
+
+ROOTS = [
+    ("Sqrt", [f64(4, 4)], {}),
+    ("Pow", [f64(4, 4), np.array(0.5)], {}),
+    ("Pow", [f64(4, 4), np.full((4, 4), 0.3)], {}),
+    ("ReduceL2", [f64(4, 4), np.array([1], np.int64)], {}),
+    ("LpNormalization", [f64(4, 4)], {"axis": 1}),
+    ("LpPool", [f64(1, 1, 4, 4)], {"kernel_shape": [2, 2]}),
+    ("GlobalLpPool", [f64(1, 4, 1, 1)], {}),
+]
+
+
+@pytest.mark.parametrize(("op_type", "inputs", "attributes"), ROOTS)
+def test_a_slope_that_is_infinite_at_zero_counts_as_zero(
+    op_type: str, inputs: list[Array], attributes: dict[str, Any]
+) -> None:
+    """What a Relu in front of a root or a norm makes common; the infinite slope times 0 was NaN, and the end."""
+    opset = 19 if op_type == "ReduceL2" else 17
+    module = import_model(one_node(op_type, inputs, opset, attributes, constants=range(1, len(inputs))))
+    x = torch.zeros(inputs[0].shape, dtype=torch.float64, requires_grad=True)
+    (y,) = module(torch.relu(x))
+    assert torch.equal(y, torch.zeros_like(y))
+    y.sum().backward()
+    assert torch.equal(x.grad, torch.zeros_like(x))
 
 
 def test_every_operator_is_checked_or_has_no_gradient() -> None:

@@ -50,6 +50,7 @@ def cases() -> Iterator[Case]:
     yield from image_cases()
     yield from reduction_cases()
     yield from arithmetic_cases()
+    yield from recurrent_cases()
     yield from index_cases()
 
 
@@ -204,6 +205,20 @@ def arithmetic_cases() -> Iterator[Case]:
     yield Case("IsInf", (10,), [special], {"detect_negative": 0})
     for to in (6, 7, 9, 10, 11):  # int32, int64, bool, float16, double
         yield Case("Cast", (9, 13, 19), [x * 5], {"to": to})
+
+
+def recurrent_cases() -> Iterator[Case]:
+    lengths = np.array([4, 2], np.int32)
+    for kind, gates in (("LSTM", 4), ("GRU", 3), ("RNN", 1)):
+        for directions, name in ((1, "forward"), (1, "reverse"), (2, "bidirectional")):
+            weights = f32(directions, gates * 3, 5), f32(directions, gates * 3, 3), f32(directions, gates * 6)
+            states = [f32(directions, 2, 3), f32(directions, 2, 3), f32(directions, 9)][: 3 if kind == "LSTM" else 1]
+            options, outputs = {"direction": name, "hidden_size": 3}, 3 if kind == "LSTM" else 2
+            yield Case(kind, (9, 14), [f32(4, 2, 5), *weights[:2]], options, (), outputs)
+            yield Case(kind, (9, 14), [f32(4, 2, 5), *weights, lengths, *states], options, (1, 5), outputs)
+            if kind == "GRU":
+                reset = {**options, "linear_before_reset": 1}
+                yield Case(kind, (9, 14), [f32(4, 2, 5), *weights], reset, (), outputs)
 
 
 def index_cases() -> Iterator[Case]:

@@ -230,6 +230,24 @@ def test_sparse_weights_are_refused(tmp_path: Path) -> None:
     refused(saved(tmp_path / "m.onnx", model), "tensor 'sparse': is sparse")
 
 
+@pytest.mark.parametrize(
+    ("body", "tensor"),
+    [
+        ("p = Conv <pads = [99999, 99999, 99999, 99999]> (x, w) y = MaxPool <kernel_shape = [2, 2]> (p)", "p"),
+        ("s = Constant <value_ints = [1, 3, 99999, 99999]> () p = ConstantOfShape(s) y = Add(x, p)", "p"),
+        ("s = Constant <value_ints = [1, 1, 99999, 99999]> () p = Tile(x, s) y = Conv(p, w)", "p"),
+        ("s = Constant <value_ints = [1, 3, 99999, 99999]> () e = Constant <value_float = 1.0> () p = Expand(e, s) "
+         "y = Add(p, x)", "p"),
+    ],
+)  # fmt: skip
+def test_tensors_that_no_memory_holds(tmp_path: Path, body: str, tensor: str) -> None:
+    model = onnx.parser.parse_model(
+        f'<ir_version: 8, opset_import: ["": 17]> g (float[1,3,8,8] x) => (float[A,B,C,D] y) {{ {body} }}'
+    )
+    model.graph.initializer.append(onnx.numpy_helper.from_array(random(4, 3, 3, 3), "w"))
+    refused(saved(tmp_path / "m.onnx", model), f"tensor {tensor!r}: has shape .*, more than")
+
+
 class TestExternalData:
     """``folder/m.onnx`` with its weight, 24 bytes at offset 8, in ``folder/m.data``."""
 

@@ -325,3 +325,23 @@ class TestTidy:
         )
         with pytest.raises(ModelError, match="shapes cannot be inferred"):
             tidy.infer_shapes(model)
+
+
+def test_functions_that_do_not_fit_their_calls_are_refused() -> None:
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17, "local": 1]>
+        g (float[2] x) => (float[2] y) { y = local.f(x, x, x) }
+        <domain: "local", opset_import: ["": 17]> f (a) => (b) { b = Relu(a) }"""
+    )
+    with pytest.raises(ModelError, match="its functions cannot be inlined"):
+        normalize.run(model)
+
+
+def test_nodes_of_one_name_are_told_apart_and_unnamed_ones_stay() -> None:
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (float[2] x) => (float[2] y) {
+            [n] a = Relu(x) [n] b = Relu(a) [n_1] c = Relu(b) d = Relu(c) [n] y = Relu(d)
+        }"""
+    )
+    assert [item.name for item in normalize.run(model).graph.node] == ["n", "n_2", "n_1", "", "n_3"]

@@ -161,3 +161,36 @@ def test_a_u_net_falls_apart_into_units_when_it_is_large() -> None:
 def test_nothing_to_quantize() -> None:
     with pytest.raises(ModelError, match="nothing to quantize"):
         plan_of("r = Relu(image) y = Flatten(r)", {})
+
+
+def test_the_scores_before_a_softmax_are_the_network_s_output() -> None:
+    plan = plan_of(
+        f"""c1 = Conv {PAD} (image, w1)  a1 = Relu(c1)  p = GlobalAveragePool(a1)  f = Flatten(p)
+            l = Gemm <transB = 1> (f, w4)  y = Softmax(l)""",
+        {name: WEIGHTS[name] for name in ("w1", "w4")},
+    )
+    assert "l" not in plan.points
+
+
+def test_behind_the_last_layers_there_are_no_narrow_tensors() -> None:
+    plan = plan_of(
+        f"""c1 = Conv {PAD} (image, w1)  a1 = Relu(c1)  c2 = Conv {PAD} (a1, w2)  c3 = Conv {PAD} (a1, w3)
+            f2 = Flatten(c2)  f3 = Flatten(c3)  k = Concat <axis = 1> (f2, f3)  y = Sigmoid(k)""",
+        {name: WEIGHTS[name] for name in ("w1", "w2", "w3")},
+    )
+    points = table(plan)
+    assert {points[name] for name in ("c2", "c3", "k")} == {(Role.CARRIER, 8)}
+    assert points["a1"] == (Role.ACTIVATION, 8)
+
+
+def test_attention_stays_float_between_quantized_projections() -> None:
+    plan = plan_of(
+        f"""c1 = Conv {PAD} (image, w1)  rows = Constant <value_ints = [0, 4, -1]> ()  f = Reshape(c1, rows)
+            tokens = Transpose <perm = [0, 2, 1]> (f)  q = MatMul(tokens, wq)  k = MatMul(tokens, wk)
+            kt = Transpose <perm = [0, 2, 1]> (k)  s = MatMul(q, kt)  a = Softmax <axis = -1> (s)
+            v = MatMul(tokens, wv)  o = MatMul(a, v)  y = MatMul(o, wo)""",
+        {"w1": WEIGHTS["w1"], **dict.fromkeys(("wq", "wk", "wv", "wo"), (4, 4))},
+        head="m (float[N,3,8,8] image) => (float[N,64,4] y)",
+    )
+    activations = {name: bits for name, (role, bits) in table(plan).items() if role is not Role.WEIGHT}
+    assert activations == {"image": 8, "c1": 2, "o": 8}

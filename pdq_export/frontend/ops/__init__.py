@@ -13,6 +13,7 @@ FAMILIES = (
     "normalize",
     "pad",
     "pool",
+    "recurrent",
     "reduce",
     "resize",
     "shape",

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pdq_export.frontend.node import Call, OnnxNode
-from pdq_export.frontend.ops.common import same_device, simple, widened
+from pdq_export.frontend.ops.common import root, same_device, simple, widened
 from pdq_export.frontend.registry import converter
 
 
@@ -36,10 +36,14 @@ def div(a: Tensor, b: Tensor) -> Tensor:
 def power(a: Tensor, b: Tensor | float) -> Tensor:
     """ONNX Pow: a ** b in a's type."""
     if not isinstance(b, Tensor):
+        if 0 < b < 1 and a.is_floating_point():
+            return root(a, float(b))
         return torch.pow(a, b).to(a.dtype)
     a, b = same_device(a, b)
     exponent = b if b.is_floating_point() or b.is_signed() else b.to(torch.int64)
     base = a if a.is_floating_point() or a.is_signed() else a.to(torch.int64)
+    if base.is_floating_point() and exponent.is_floating_point():
+        return root(base, exponent).to(a.dtype)
     return torch.pow(base, exponent).to(a.dtype)
 
 
@@ -109,7 +113,7 @@ simple("Sign", (9, 13), sign)
 simple("Reciprocal", (6, 13), torch.reciprocal)
 simple("Exp", (6, 13), torch.exp)
 simple("Log", (6, 13), torch.log)
-simple("Sqrt", (6, 13), torch.sqrt)
+simple("Sqrt", (6, 13), root)
 simple("Erf", (9, 13), torch.erf)
 simple("Sin", (7, 22), torch.sin)
 simple("Cos", (7, 22), torch.cos)

@@ -53,6 +53,17 @@ def widened(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     return result.to(dtype) if result.dtype == torch.int64 else result
 
 
+def root(x: Tensor, power: float | Tensor = 0.5) -> Tensor:
+    """X ** power; where x is 0 and the slope infinite the gradient is 0, since infinity times 0 ends all learning.
+
+    Zeros are common where a Relu comes before. A norm has 0 among its subgradients there.
+    """
+    steep = (x == 0) & (power < torch.ones_like(x)) & (power > torch.zeros_like(x))
+    safe = torch.where(steep, torch.ones_like(x), x)
+    slopes = safe.sqrt() if isinstance(power, float) and power == 0.5 else torch.pow(safe, power)
+    return torch.where(steep, torch.zeros_like(x), slopes)
+
+
 def simple(op_type: str, since_version: int | tuple[int, ...], function: Callable[..., Any]) -> None:
     """Register an operator that is ``function(*inputs)``, without attributes."""
 

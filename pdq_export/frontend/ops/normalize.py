@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pdq_export.frontend.node import Call, OnnxNode
-from pdq_export.frontend.ops.common import positive_axis, same_device, with_attributes
+from pdq_export.frontend.ops.common import positive_axis, root, same_device, with_attributes
 from pdq_export.frontend.registry import converter
 
 
@@ -102,12 +102,12 @@ def rms_norm(x: Tensor, scale: Tensor, *, axis: int, epsilon: float) -> Tensor:
 def mean_variance_norm(x: Tensor, *, axes: Sequence[int]) -> Tensor:
     """ONNX MeanVarianceNormalization: (x - mean) / (standard deviation + 1e-9) over ``axes``."""
     centred = x - x.mean(list(axes), keepdim=True)
-    return centred / (centred.square().mean(list(axes), keepdim=True).sqrt() + 1e-9)
+    return centred / (root(centred.square().mean(list(axes), keepdim=True)) + 1e-9)
 
 
 def lp_norm(x: Tensor, *, axis: int, p: int) -> Tensor:
     """ONNX LpNormalization: x / ||x||_p along ``axis``; 0 where the norm is 0."""
-    size = x.abs().sum(axis, keepdim=True) if p == 1 else x.square().sum(axis, keepdim=True).sqrt()
+    size = x.abs().sum(axis, keepdim=True) if p == 1 else root(x.square().sum(axis, keepdim=True))
     return torch.where(size == 0, torch.zeros_like(x), x / torch.where(size == 0, torch.ones_like(size), size))
 
 

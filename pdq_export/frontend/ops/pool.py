@@ -11,6 +11,7 @@ from torch import Tensor
 from pdq_export.frontend.node import Call, OnnxNode
 from pdq_export.frontend.ops.common import (
     per_axis,
+    root,
     simple,
     spatial_rank,
     torch_pads,
@@ -171,7 +172,7 @@ def _window_sums(padded: Tensor, windows: _Windows) -> Tensor:
 def lp_pool(x: Tensor, *, p: int, **options: Any) -> Tensor:
     """ONNX LpPool: (sum of |x|^p)^(1/p) over each window. x [N, C, spatial]."""
     windows = _windows(x, **options)
-    return _window_sums(windows.pad(x.abs() ** p, 0.0), windows) ** (1 / p)
+    return root(_window_sums(windows.pad(x.abs() ** p, 0.0), windows), 1 / p)
 
 
 def _spatial(x: Tensor) -> list[int]:
@@ -190,7 +191,7 @@ def global_max_pool(x: Tensor) -> Tensor:
 
 def global_lp_pool(x: Tensor, *, p: int) -> Tensor:
     """ONNX GlobalLpPool: (sum of |x|^p)^(1/p), [N, C, spatial] -> [N, C, 1, ...]."""
-    return (x.abs() ** p).sum(_spatial(x), keepdim=True) ** (1 / p)
+    return root((x.abs() ** p).sum(_spatial(x), keepdim=True), 1 / p)
 
 
 simple("GlobalAveragePool", (1, 22), global_average_pool)

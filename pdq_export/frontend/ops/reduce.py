@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pdq_export.frontend.node import Call, OnnxNode
-from pdq_export.frontend.ops.common import Ints, as_ints, widened
+from pdq_export.frontend.ops.common import Ints, as_ints, root, widened
 from pdq_export.frontend.registry import converter
 
 Reduction = Callable[[Tensor, list[int], bool], Tensor]
@@ -51,7 +51,7 @@ def _l1(x: Tensor, axes: list[int], keepdims: bool) -> Tensor:
 def _l2(x: Tensor, axes: list[int], keepdims: bool) -> Tensor:
     if not x.is_floating_point():
         return _sum(x * x, axes, keepdims).to(torch.float64).sqrt().to(x.dtype)
-    return _sum(x * x, axes, keepdims).sqrt()
+    return root(_sum(x * x, axes, keepdims))
 
 
 def _sum_square(x: Tensor, axes: list[int], keepdims: bool) -> Tensor:

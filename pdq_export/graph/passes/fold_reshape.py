@@ -22,10 +22,8 @@ def run(model: onnx.ModelProto) -> onnx.ModelProto:
     if not any(node.op_type == "Reshape" and not node.domain for node in model.graph.node):
         return model
     interface = [value.type.SerializeToString() for value in model.graph.input]
-    for value in model.graph.input:  # anonymous axes need a name so that inference can tell which are equal
-        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
-            if not dim.HasField("dim_value") and not dim.dim_param:
-                dim.dim_param = f"{value.name}.shape[{axis}]"
+    for value in model.graph.input:
+        tidy.name_axes(value)
     model = tidy.infer_shapes(model)
     index = GraphIndex(model)
     for node in model.graph.node:

@@ -46,12 +46,20 @@ def name_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
+def name_axes(value: onnx.ValueInfoProto) -> None:
+    """Give anonymous dynamic axes a name, ``x.shape[0]``, so that inference can tell which are equal."""
+    for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+        if not dim.HasField("dim_value") and not dim.dim_param:
+            dim.dim_param = f"{value.name}.shape[{axis}]"
+
+
 def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     """Write shape and type of every inner tensor where they can be inferred; what stood there before is dropped.
 
+    The anonymous axes of inputs, which stay as they are, are called ``x.shape[0]`` and so on in inner tensors.
     Raises ModelError where the shapes of an operator's inputs contradict each other.
     """
-    skeleton = _without_weights(model)
+    skeleton = without_weights(model)
     try:
         inferred = onnx.shape_inference.infer_shapes(skeleton, strict_mode=True, data_prop=True)
     except Exception as error:  # RuntimeError, ValueError or its own InferenceError
@@ -64,13 +72,15 @@ def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy that has large constants as inputs: inference serializes the model, and that takes time for weights."""
     skeleton = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
     graph = skeleton.graph
     graph.name = model.graph.name
     graph.node.extend(model.graph.node)
     graph.input.extend(model.graph.input)
+    for value in graph.input:
+        name_axes(value)
     for value in model.graph.output:  # without its shape: what files declare is now and then wrong
         graph.output.append(onnx.helper.make_tensor_value_info(value.name, value.type.tensor_type.elem_type, None))
     for tensor in model.graph.initializer:

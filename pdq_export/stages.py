@@ -1,0 +1,78 @@
+"""The stages before calibration that `quantize` and `inspect_model` share."""
+
+import dataclasses
+
+import numpy as np
+import onnx
+
+from pdq_export.data import InputSpec
+from pdq_export.errors import ModelError, OptionError
+from pdq_export.export import export_model, find_layout, required_opset
+from pdq_export.graph.lookup import GraphIndex
+from pdq_export.graph.prepare import PreparedModel, prepare
+from pdq_export.plan import PlanOptions, make_plan
+from pdq_export.spec import Plan, QuantizedTensor, Role
+from pdq_export.validate import check_loads
+
+
+def prepare_and_plan(
+    model: onnx.ModelProto, options: PlanOptions, *, target: str, opset: int | None
+) -> tuple[PreparedModel, Plan]:
+    """Prepare the model at the opset that the layout needs for what is planned, in the way that the layout wants."""
+    options = dataclasses.replace(options, tensorrt=find_layout(target).tensorrt)
+    prepared = prepare(model)
+    plan = make_plan(prepared.model, options)
+    needed = required_opset(plan, target, opset)
+    own = GraphIndex(prepared.model).opset
+    if opset is not None and own > opset:
+        raise OptionError(
+            f"--opset {opset}: the model's own opset is {own} already; expected {own} or more; export the model with "
+            f"opset {opset}"
+        )
+    if needed > own:
+        prepared = prepare(model, opset=needed)
+        plan = make_plan(prepared.model, options)
+    return prepared, plan
+
+
+def dry_run(prepared: PreparedModel, plan: Plan, target: str) -> onnx.ModelProto:
+    """Export and load with placeholder integers, so that nobody waits for a calibration that cannot be written."""
+    index = GraphIndex(prepared.model)
+    tensors = {}
+    for name, point in plan.points.items():
+        integers = None
+        shape: tuple[int, ...] = ()
+        if point.role is Role.WEIGHT:
+            weight = index.constant(name)
+            assert weight is not None
+            assert point.axis is not None
+            integers, shape = np.zeros(weight.shape, np.int16), (weight.shape[point.axis],)
+        tensors[name] = QuantizedTensor(
+            point=point, scale=np.ones(shape, np.float32), zero_point=np.zeros(shape, np.int32), integers=integers
+        )
+    exported = export_model(prepared.model, plan, tensors, target=target, metadata={})
+    check_loads(exported)
+    return exported
+
+
+def input_specs(model: onnx.ModelProto) -> tuple[InputSpec, ...]:
+    """The inputs of a model, whose axis 0 counts samples. Raises ModelError for one that calibration cannot feed."""
+    index = GraphIndex(model)
+    specs = []
+    for name in index.inputs:
+        dtype, shape = index.dtype(name), index.shape(name)
+        if dtype is None or dtype.kind != "f":
+            raise ModelError(
+                f"input {name!r}: is {dtype}; expected float32, which can be calibrated; fold the input into a constant"
+            )
+        if not shape:
+            what = "its rank is unknown" if shape is None else "is a scalar"
+            raise ModelError(f"input {name!r}: {what}; expected N x ..., for images N x C x H x W; export it so")
+        specs.append(InputSpec(name=name, shape=tuple(d if isinstance(d, int) else None for d in shape)))
+    batches = {spec.shape[0] for spec in specs}
+    if len(batches) != 1:
+        raise ModelError(
+            f"model: axis 0 differs between its inputs: {', '.join(map(str, specs))}; expected the same batch size for "
+            "all; export it so"
+        )
+    return tuple(specs)

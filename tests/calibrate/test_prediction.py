@@ -1,0 +1,46 @@
+"""Where the prediction difference is measured."""
+
+import logging
+
+import onnx
+import pytest
+import torch
+
+from pdq_export.calibrate.prediction import Prediction, find_predictions
+from pdq_export.frontend import import_model
+
+
+def found(body: str, outputs: str) -> dict[str, list[Prediction]]:
+    model = onnx.parser.parse_model(
+        f'<ir_version: 8, opset_import: ["": 17]> m (float[N,4] x) => ({outputs}) {{ {body} }}'
+    )
+    return find_predictions(import_model(model), [torch.zeros(1, 4)])
+
+
+def test_scores_are_what_a_softmax_or_an_arg_max_was_applied_to(caplog: pytest.LogCaptureFixture) -> None:
+    body = "l = Tanh(x)  y = Softmax <axis = 1> (l)  i = ArgMax <axis = 1, keepdims = 0> (l)  z = Identity(l)"
+    assert found(body, "float[N,4] y, int64[N] i, float[N,4] z") == {
+        "y": [Prediction("l", 1)],
+        "i": [Prediction("l", 1)],
+        "z": [Prediction("l", None)],
+    }
+    assert not caplog.records
+
+
+def test_the_last_points_that_can_be_differentiated(caplog: pytest.LogCaptureFixture) -> None:
+    body = """a = Tanh(x)  b = Sigmoid(x)  m = Greater(a, b)  y = Cast <to = 1> (m)
+              k = Constant <value_ints = [2]> ()  values, places = TopK <axis = 1> (a, k)"""
+    with caplog.at_level(logging.WARNING):
+        result = found(body, "float[N,4] y, float[N,2] values, int64[N,2] places")
+    assert result == {
+        "y": [Prediction("a", None), Prediction("b", None)],
+        "values": [Prediction("values", None)],
+        "places": [Prediction("a", None)],
+    }
+    assert [record.args[:2] for record in caplog.records] == [("y", "'a' and 'b'"), ("places", "'a'")]
+
+
+def test_an_output_that_does_not_depend_on_the_image(caplog: pytest.LogCaptureFixture) -> None:
+    body = "y = Tanh(x)  s = Shape(x)  c = Constant <value_float = 1.0> ()"
+    assert found(body, "float[N,4] y, int64[2] s, float c") == {"y": [Prediction("y", None)], "s": [], "c": []}
+    assert not caplog.records

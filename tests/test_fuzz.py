@@ -1,0 +1,34 @@
+"""2,000 broken models and data sets: only the project's own errors, within bounds of time and memory.
+
+The inputs are the same every time. They run in processes of their own (`tests/fuzz/worker.py`), which a crash in native
+code would end; the message of a failure names its seed, and ``worker.py KIND SEED 1`` runs it again.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+WORKER = Path(__file__).parent / "fuzz" / "worker.py"
+MODELS, DATA, CHUNK = 1500, 500, 250
+
+
+@pytest.mark.parametrize(
+    ("kind", "first"),
+    [*(("models", first) for first in range(0, MODELS, CHUNK)), *(("data", first) for first in range(0, DATA, CHUNK))],
+)
+def test_only_errors_of_our_own(kind: str, first: int, tmp_path: Path) -> None:
+    command = [sys.executable, str(WORKER), kind, str(first), str(CHUNK)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    with (tmp_path / "log").open("w+", errors="replace") as log:
+        found = subprocess.run(
+            command, cwd=tmp_path, env=environment, stdout=log, stderr=subprocess.STDOUT, timeout=300, check=False
+        )
+        log.seek(0)
+        text = log.read()
+    seeds = [line for line in text.splitlines() if line.startswith(f"{kind} seed ")]
+    wrong = [part for part in text.split(f"\n{kind} seed ") if "FAILED" in part]
+    assert found.returncode == 0, f"exit code {found.returncode}; last: {seeds[-1:]}\n" + "\n".join(wrong)[:5000]
+    assert len(seeds) == CHUNK

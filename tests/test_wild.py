@@ -1,0 +1,371 @@
+"""Files as they are found in the wild, each through import, quantization and export."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+from pdq_export.errors import ModelError, ValidationError
+from pdq_export.pipeline import Result, quantize
+
+from .graph.models import build, node, norm_constants, random
+
+TINY = {"samples": 8, "iters": 4, "correction_iters": 1, "batch_size": 4}
+PAD = {"pads": [1, 1, 1, 1]}
+INPUT, SCORES = {"x": ["N", 3, 8, 8]}, {"y": ["N", 5]}
+CONSTANTS = {"w1": random(4, 3, 3, 3), "w2": random(4, 4, 3, 3, seed=1), "w3": random(5, 4), "b3": random(5)}
+
+
+def stem() -> list[onnx.NodeProto]:
+    return [node("Conv", "x w1", "c1", **PAD), node("Relu", "c1", "r1")]
+
+
+def head(tensor: str = "r1") -> list[onnx.NodeProto]:
+    return [
+        node("GlobalAveragePool", tensor, "p"),
+        node("Flatten", "p", "f"),
+        node("Gemm", "f w3 b3", "y", transB=1),
+    ]
+
+
+def small(opset: int = 17) -> onnx.ModelProto:
+    """Two convolutions and a classifier."""
+    nodes = [*stem(), node("Conv", "r1 w2", "c2", **PAD), node("Relu", "c2", "r2"), *head("r2")]
+    return build(nodes, inputs=INPUT, outputs=SCORES, constants=CONSTANTS, opset=opset)
+
+
+def images(*shape: int) -> np.ndarray:
+    return random(*(shape or (8, 3, 8, 8)))
+
+
+def survives(model: onnx.ModelProto | Path, calib: np.ndarray | dict[str, np.ndarray] | None = None) -> Result:
+    """Quantized, and the file agrees with its simulation, with names, types and axes of inputs and outputs kept."""
+    result = quantize(model, bits="4/4", calib=images() if calib is None else calib, options=TINY, device="cpu")
+    for output in result.report.outputs:
+        assert output.quantized_simulated is not None
+        assert output.quantized_simulated.relative_error < 1e-3, output
+    if isinstance(model, onnx.ModelProto):
+        constant = {tensor.name for tensor in model.graph.initializer}
+        assert list(result.model.graph.input) == [v for v in model.graph.input if v.name not in constant]
+        assert result.model.graph.output == model.graph.output
+    return result
+
+
+def run(result: Result, *inputs: np.ndarray) -> list[np.ndarray]:
+    session = onnxruntime.InferenceSession(result.model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {value.name: x for value, x in zip(session.get_inputs(), inputs, strict=True)})
+
+
+def layers(result: Result) -> list[str]:
+    return [layer.op_type for layer in result.plan.layers]
+
+
+def test_dynamic_batch_and_spatial_axes_are_kept() -> None:
+    nodes = [*stem(), node("Conv", "r1 w2", "c2", **PAD), node("Relu", "c2", "y")]
+    shapes = {"inputs": {"x": ["N", 3, "height", None]}, "outputs": {"y": ["N", 4, "height", None]}}
+    result = survives(build(nodes, constants={k: CONSTANTS[k] for k in ("w1", "w2")}, **shapes))
+    for shape in ((1, 3, 8, 8), (5, 3, 6, 10), (2, 3, 32, 16)):
+        (y,) = run(result, images(*shape))
+        assert y.shape == (shape[0], 4, *shape[2:])
+
+
+@pytest.mark.parametrize("opset", [*range(9, onnx.defs.onnx_opset_version() + 1)])
+def test_opsets(opset: int) -> None:
+    try:
+        onnxruntime.InferenceSession(small(opset).SerializeToString(), providers=["CPUExecutionProvider"])
+    except Exception:  # the installed onnx may be ahead of the installed onnxruntime
+        assert opset > 21
+        with pytest.raises(ValidationError, match="does not load the model"):
+            survives(small(opset))
+    else:
+        assert layers(survives(small(opset))) == ["Conv", "Conv", "Gemm"]
+
+
+def test_constant_nodes_hold_all_weights() -> None:
+    model = small()
+    constants = [helper.make_node("Constant", [], [tensor.name], value=tensor) for tensor in model.graph.initializer]
+    nodes = [*constants, *model.graph.node]
+    del model.graph.initializer[:], model.graph.node[:]
+    model.graph.node.extend(nodes)
+    assert layers(survives(model)) == ["Conv", "Conv", "Gemm"]
+
+
+def test_initializers_are_listed_as_inputs() -> None:
+    model = small()
+    for tensor in model.graph.initializer:
+        model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    result = survives(model)
+    assert [value.name for value in result.model.graph.input] == ["x"]
+
+
+def test_one_initializer_is_weight_and_operand_and_another_serves_two_biases() -> None:
+    nodes = [
+        node("Conv", "x w1 b", "c1", **PAD),
+        node("Relu", "c1", "r1"),
+        node("Conv", "r1 w2 b", "c2", **PAD),
+        node("Relu", "c2", "r2"),
+        node("ReduceMean", "w2", "m", axes=[1, 2, 3], keepdims=0),
+        node("Reshape", "m s", "shift"),
+        node("Add", "r2 shift", "a"),
+        *head("a"),
+    ]
+    constants = {**CONSTANTS, "b": random(4), "s": np.array([1, 4, 1, 1])}
+    survives(build(nodes, inputs=INPUT, outputs=SCORES, constants=constants))
+
+
+def test_one_weight_in_two_layers_is_one_point() -> None:
+    nodes = [*stem(), node("Conv", "r1 w2", "c2", **PAD), node("Relu", "c2", "r2")]
+    nodes += [node("Conv", "r2 w2", "c3", **PAD), node("Relu", "c3", "r3"), *head("r3")]
+    result = survives(build(nodes, inputs=INPUT, outputs=SCORES, constants=CONSTANTS))
+    assert [layer.weight for layer in result.plan.layers] == ["w1", "w2", "w2", "w3"]
+
+
+def test_one_weight_with_two_normalizations_is_two_weights() -> None:
+    nodes = [*stem(), node("Conv", "r1 w2", "c2", **PAD), node("BatchNormalization", "c2 n.g n.b n.m n.v", "n2")]
+    nodes += [node("Relu", "n2", "r2"), node("Conv", "r2 w2", "c3", **PAD)]
+    nodes += [node("BatchNormalization", "c3 m.g m.b m.m m.v", "n3"), node("Relu", "n3", "r3"), *head("r3")]
+    constants = {**CONSTANTS, **norm_constants(4), **norm_constants(4, "m", seed=5)}
+    result = survives(build(nodes, inputs=INPUT, outputs=SCORES, constants=constants))
+    assert len({layer.weight for layer in result.plan.layers}) == 4
+
+
+def test_unnamed_and_equally_named_nodes() -> None:
+    model = small()
+    for item in model.graph.node[:3]:
+        item.name = ""
+    for item in model.graph.node[3:]:
+        item.name = "node"
+    result = survives(model)
+    names = [item.name for item in result.model.graph.node]
+    assert len(set(names)) == len(names)
+
+
+ODD = [" ", "a b", "/a/b:0", "层.权重", 'it\'s "so"', "\\", "a\tb", "-", "0", "é" * 5, "x" * 3000, "self", "%s{}"]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=range(len(ODD)))
+def test_names_with_odd_characters(odd: str) -> None:
+    model = small()
+    for item in model.graph.node:
+        item.name = odd
+        item.input[:] = [f"{odd}{name}" for name in item.input]
+        item.output[:] = [f"{odd}{name}" for name in item.output]
+    for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
+        value.name = f"{odd}{value.name}"
+    survives(model)
+
+
+def test_names_that_differ_by_characters_that_python_has_no_names_for() -> None:
+    model = small()
+    names = {"c1": "a.b", "r1": "a/b", "c2": "a:b", "r2": "a_b", "p": "a b", "f": "a-b"}
+    for item in model.graph.node:
+        item.input[:] = [names.get(name, name) for name in item.input]
+        item.output[:] = [names.get(name, name) for name in item.output]
+    survives(model)
+
+
+def test_names_that_the_exporter_would_give_itself() -> None:
+    model = small()
+    names = {"c1": "w2_quantized", "r2": "r1_quantized", "p": "r1_clipped", "f": "x_scale", "c2": "uint8_0"}
+    for item in model.graph.node:
+        item.name = f"{item.output[0]}/QuantizeLinear"
+        item.input[:] = [names.get(name, name) for name in item.input]
+        item.output[:] = [names.get(name, name) for name in item.output]
+    survives(model)
+
+
+def test_functions_are_inlined() -> None:
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17, "local": 1]>
+        g (float[N,3,8,8] x) => (float[N,5] y) {
+            r1 = local.unit <group = 1> (x, w1)  r2 = local.unit <group = 1> (r1, w2)
+            p = GlobalAveragePool(r2)  f = Flatten(p)  y = Gemm <transB = 1> (f, w3, b3)
+        }
+        <domain: "local", opset_import: ["": 17]> unit <group> (x, w) => (y) {
+            c = Conv <pads = [1, 1, 1, 1], group: int = @group> (x, w)  y = Relu(c)
+        }"""
+    )
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in CONSTANTS.items())
+    assert layers(survives(model)) == ["Conv", "Conv", "Gemm"]
+
+
+def test_outputs_and_nodes_that_nobody_reads() -> None:
+    nodes = [*stem(), node("MaxPool", "r1", "m indices", kernel_shape=[2, 2]), node("Exp", "r1", "dead")]
+    nodes += [node("Split", "m halves", "s1 s2", axis=1), node("Conv", "s1 half", "c2"), *head("c2")]
+    constants = {**CONSTANTS, "halves": np.array([2, 2]), "half": random(4, 2, 1, 1)}
+    survives(build(nodes, inputs=INPUT, outputs=SCORES, constants=constants))
+
+
+def test_several_outputs_one_of_them_twice_read_and_one_of_whole_numbers() -> None:
+    model = small()
+    model.graph.node.append(node("ArgMax", "y", "best", axis=1, keepdims=0))
+    for name, kind, shape in (("r1", 1, ["N", 4, 8, 8]), ("c2", 1, ["N", 4, 8, 8]), ("best", 7, ["N"])):
+        model.graph.output.append(helper.make_tensor_value_info(name, kind, shape))
+    result = survives(model)
+    assert [output.name for output in result.report.outputs] == ["y", "r1", "c2", "best"]
+
+
+def test_a_convolution_whose_output_is_a_graph_output_and_is_read_as_well() -> None:
+    nodes = [node("Conv", "x w1", "c1", **PAD), node("Conv", "c1 w2", "c2", **PAD), node("Relu", "c2", "r2")]
+    outputs = {**SCORES, "c1": ["N", 4, 8, 8], "c2": ["N", 4, 8, 8]}
+    survives(build([*nodes, *head("r2")], inputs=INPUT, outputs=outputs, constants=CONSTANTS))
+
+
+def test_external_data(tmp_path: Path) -> None:
+    onnx.save(small(), tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    assert (tmp_path / "m.data").stat().st_size > 0
+    assert layers(survives(tmp_path / "m.onnx")) == ["Conv", "Conv", "Gemm"]
+
+
+def as_type(model: onnx.ModelProto, kind: int, *, interface: bool = True) -> onnx.ModelProto:
+    dtype = helper.tensor_dtype_to_np_dtype(kind)
+    for tensor in model.graph.initializer:
+        value = onnx.numpy_helper.to_array(tensor)
+        if value.dtype == np.float32:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(value.astype(dtype), tensor.name))
+    for value in (*model.graph.input, *model.graph.output):
+        if interface:
+            value.type.tensor_type.elem_type = kind
+    return model
+
+
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.DOUBLE])
+def test_other_float_types(kind: int) -> None:
+    result = survives(as_type(small(), kind))
+    (y,) = run(result, images().astype(helper.tensor_dtype_to_np_dtype(kind)))
+    assert y.dtype == helper.tensor_dtype_to_np_dtype(kind)
+    assert result.report.kernels.all_integer
+
+
+def test_weights_stored_in_float16() -> None:
+    model = as_type(small(), TensorProto.FLOAT16, interface=False)
+    casts = [node("Cast", name, f"{name}.wide", to=1) for name in CONSTANTS]
+    for item in model.graph.node:
+        item.input[:] = [f"{name}.wide" if name in CONSTANTS else name for name in item.input]
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    assert layers(survives(model)) == ["Conv", "Conv", "Gemm"]
+
+
+def test_shape_and_gather_arithmetic() -> None:
+    """``x.view(x.size(0), -1)`` and ``x[:, :, : h // 2]`` as an exporter without constant folding writes them."""
+    nodes = [*stem(), node("Shape", "r1", "s"), node("Gather", "s two", "h", axis=0), node("Div", "h two", "half")]
+    nodes += [node("Unsqueeze", "half zero", "end"), node("Slice", "r1 zero end axis", "top")]
+    nodes += [node("GlobalAveragePool", "top", "p"), node("Shape", "p", "ps"), node("Gather", "ps first", "n", axis=0)]
+    nodes += [node("Unsqueeze", "n zero", "n1"), node("Concat", "n1 rest", "to", axis=0), node("Reshape", "p to", "f")]
+    nodes += [node("Gemm", "f w3 b3", "y", transB=1)]
+    numbers = {"two": 2, "zero": [0], "axis": [2], "first": 0, "rest": [-1]}
+    constants = {**CONSTANTS, **{name: np.array(value) for name, value in numbers.items()}}
+    model = build(nodes, inputs={"x": ["N", 3, "H", "W"]}, outputs=SCORES, constants=constants)
+    result = survives(model)
+    assert run(result, images(3, 3, 6, 10))[0].shape == (3, 5)
+
+
+def test_normalization_that_follows_no_convolution() -> None:
+    nodes = [node("BatchNormalization", "x n.g n.b n.m n.v", "n0"), node("Conv", "n0 w1", "c1", **PAD)]
+    nodes += [node("Relu", "c1", "r1"), node("BatchNormalization", "r1 m.g m.b m.m m.v", "n1"), *head("n1")]
+    constants = {**CONSTANTS, **norm_constants(3), **norm_constants(4, "m")}
+    survives(build(nodes, inputs=INPUT, outputs=SCORES, constants=constants))
+
+
+def test_a_weight_that_is_computed_from_constants() -> None:
+    """Weight normalization: g v / |v|."""
+    nodes = [*stem(), node("ReduceL2", "v", "size", axes=[1, 2, 3]), node("Div", "v size", "direction")]
+    nodes += [node("Mul", "direction g", "w2"), node("Conv", "r1 w2", "c2", **PAD), *head("c2")]
+    constants = {**{k: CONSTANTS[k] for k in ("w1", "w3", "b3")}, "v": CONSTANTS["w2"], "g": random(4, 1, 1, 1)}
+    assert layers(survives(build(nodes, inputs=INPUT, outputs=SCORES, constants=constants))) == ["Conv", "Conv", "Gemm"]
+
+
+def test_a_weight_that_depends_on_the_image_stays_float() -> None:
+    nodes = [*stem(), node("ReduceMean", "r1", "m", axes=[0, 1, 2, 3]), node("Sigmoid", "m", "s")]
+    nodes += [node("Mul", "w2 s", "w"), node("Conv", "r1 w", "c2", **PAD), *head("c2")]
+    result = survives(build(nodes, inputs={"x": [1, 3, 8, 8]}, outputs={"y": [1, 5]}, constants=CONSTANTS))
+    assert layers(result) == ["Conv", "Gemm"]
+    assert sum(result.report.kernels.floating.values()) == 1
+
+
+BRANCHES = """y = If (p) < then_branch = a () => (float[N, 5] t) { t = Relu(l) },
+                           else_branch = b () => (float[N, 5] e) { e = Neg(l) } >"""
+LOOP = """y = Loop (n, p, l) < body = a (int64 i, bool c, float[N, 5] l0) => (bool d, float[N, 5] l1) {
+              d = Identity(c) l1 = Mul(l0, l0) } >"""
+
+
+@pytest.mark.parametrize(("name", "end"), [("If", BRANCHES), ("Loop", LOOP)])
+def test_subgraphs_are_refused(name: str, end: str) -> None:
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["": 17]>
+        g (float[N,3,8,8] x) => (float[N,5] y) {{
+            c1 = Conv <pads = [1, 1, 1, 1]> (x, w1)  r1 = Relu(c1)  q = GlobalAveragePool(r1)  f = Flatten(q)
+            l = Gemm <transB = 1> (f, w3, b3)  s = ReduceMax <keepdims = 0> (l)  o = Constant <value_float = 0.0> ()
+            p = Greater(s, o)  n = Constant <value_int = 2> ()
+            {end}
+        }}"""
+    )
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(CONSTANTS[name], name) for name in ("w1", "w3", "b3"))
+    with pytest.raises(ModelError, match=rf"\({name}\): control flow is not supported"):
+        survives(model)
+
+
+def test_two_images() -> None:
+    nodes = [*stem(), node("Conv", "other w1", "c2", **PAD), node("Relu", "c2", "r2"), node("Add", "r1 r2", "a")]
+    inputs = {**INPUT, "other": ["N", 3, 8, 8]}
+    model = build([*nodes, *head("a")], inputs=inputs, outputs=SCORES, constants=CONSTANTS)
+    calib = {"x": images(), "other": random(8, 3, 8, 8, seed=1)}
+    result = survives(model, calib)
+    assert layers(result) == ["Conv", "Conv", "Gemm"]
+    assert run(result, *calib.values())[0].shape == (8, 5)
+
+
+def sequence(nodes: Sequence[onnx.NodeProto], width: int | None, outputs: dict[str, list]) -> onnx.ModelProto:
+    """A text recognizer: the image's columns as steps [T, N, C]."""
+    first = [
+        *stem(),
+        node("ReduceMax", "r1", "m", axes=[2], keepdims=0),
+        node("Transpose", "m", "steps", perm=[2, 0, 1]),
+    ]
+    constants = {
+        "w1": CONSTANTS["w1"],
+        "lw": random(2, 16, 4),
+        "lr": random(2, 16, 4),
+        "lb": random(2, 32),
+        "w5": random(8, 6),
+        "b5": random(6),
+        "w6": random(6, 6),
+        "to": np.array([0, 0, -1]),
+    }
+    inputs = {"x": [None, 3, 8, width]}
+    return build([*first, *nodes], inputs=inputs, outputs=outputs, constants=constants)
+
+
+@pytest.mark.parametrize("width", [8, None])
+def test_a_recurrent_head_of_several_layers(width: int | None) -> None:
+    nodes = [
+        node("LSTM", "steps lw lr lb", "t", hidden_size=4, direction="bidirectional"),
+        node("Transpose", "t", "t1", perm=[0, 2, 1, 3]),
+        node("Reshape", "t1 to", "t2"),
+        node("MatMul", "t2 w5", "t3"),
+        node("Add", "t3 b5", "t4"),
+        node("Relu", "t4", "t5"),
+        node("MatMul", "t5 w6", "t6"),
+        node("Transpose", "t6", "t7", perm=[1, 0, 2]),
+        node("Softmax", "t7", "y", axis=2),
+    ]
+    result = survives(sequence(nodes, width, {"y": [None, width, 6]}))
+    assert len(layers(result)) == 3
+    assert run(result, images(3, 3, 8, 8))[0].shape == (3, 8, 6)
+
+
+def test_an_output_without_a_gradient_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    model = small()
+    model.graph.node.extend([node("Greater", "y zero", "g"), node("Cast", "g", "mask", to=1)])
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(1, np.float32), "zero"))
+    model.graph.output[0].name = "mask"
+    with caplog.at_level(logging.WARNING, logger="pdq_export"):
+        survives(model)
+    assert "the prediction difference is measured at 'y'" in caplog.text
