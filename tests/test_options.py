@@ -10,7 +10,12 @@ from pdq_export.options import FAMILIES, METHODS, PRESETS, CalibrationOptions, c
 
 
 def test_overrides_win_over_method_preset_and_family() -> None:
-    options = choose_options(method="qdrop", preset="paper", family="depthwise", overrides={"iters": 7, "lambda_r": 1, "prediction_difference": True})
+    options = choose_options(
+        method="qdrop",
+        preset="paper",
+        family="depthwise",
+        overrides={"iters": 7, "lambda_r": 1, "prediction_difference": True},
+    )
     assert options.iters == 7
     assert options.samples == PRESETS["paper"]["samples"]
     assert options.rounding_weight == FAMILIES["depthwise"]["rounding_weight"]
