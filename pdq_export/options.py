@@ -139,8 +139,8 @@ def choose_options(
     for name, part in _NEEDS.items():
         if name in overrides and not part(chosen):
             raise OptionError(
-                f"{name} is given, but it has no effect with method {method!r} and these options; leave it out or "
-                "switch on the part that it belongs to"
+                f"{name} is given, but it has no effect with method {method!r}, iters={chosen.iters} and the other "
+                "options; leave it out or switch on the part that it belongs to"
             )
     return chosen
 
@@ -172,7 +172,8 @@ _NEEDS: Mapping[str, Callable[[CalibrationOptions], bool]] = {
     **dict.fromkeys(("rounding_lr", "warmup", "exponent_start", "exponent_end"), _rounds),
     "rounding_weight": lambda o: _rounds(o) and o.warmup < 1.0,
     "scale_lr": lambda o: _steps(o) and o.learn_scales,
-    **dict.fromkeys(("prediction_interval", "temperature", "lambda_r", "output_loss"), _predicts),
+    **dict.fromkeys(("prediction_interval", "lambda_r", "output_loss"), _predicts),
+    "temperature": lambda o: _predicts(o) and o.output_loss != "mse",
     **dict.fromkeys(("lambda_c", "correction_lr"), _corrects),
     "search_samples": lambda o: o.search_samples <= o.samples,
 }

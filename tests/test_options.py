@@ -51,6 +51,7 @@ def test_texts_are_read_as_the_field_wants_them() -> None:
         ("pd-quant", {"learn_rounding": False, "learn_scales": False, "iters": 9}),
         ("pd-quant", {"correction_iters": 0, "correction_lr": 0.1}),
         ("pd-quant", {"prediction_difference": False, "output_loss": "kl"}),
+        ("pd-quant", {"output_loss": "mse", "temperature": 2.0}),
         ("pd-quant", {"samples": 8, "search_samples": 9}),
     ],
 )
