@@ -42,7 +42,7 @@ def load_images(path: str | Path, *, expected: InputSpec | None = None, limit: i
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     if limit is not None and len(images) < limit:
         logger.warning(
-            "%s: %d images, fewer than the %d that preset or options name: all are taken", path, len(images), limit
+            "%s: %d images, fewer than the %d of the preset or the options: all are taken", path, len(images), limit
         )
     return images
 
