@@ -2,12 +2,17 @@
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pdq_export.errors import OptionError
 
 OUTPUT_LOSSES = ("auto", "kl", "mse")
+_POSITIVE = (
+    *("temperature", "lambda_c", "lambda_r", "rounding_lr", "scale_lr", "correction_lr"),
+    *("exponent_start", "exponent_end"),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,7 +26,8 @@ class CalibrationOptions:
     ``mix_probability``: of an element of a block's input to come from the quantized network. ``correction_iters``:
     steps of distribution correction per batch (0 switches it off). ``temperature``, ``lambda_c``, ``lambda_r``,
     ``rounding_weight``: the paper's T, lambda_c, lambda_r and w (table 6). ``output_loss``: how predictions are
-    compared (`losses.prediction_difference`).
+    compared (`losses.prediction_difference`). ``scale_lr`` is at most a hundredth of the scale that it changes, and a
+    learned scale stays within a factor of 2 of the searched one.
     """
 
     samples: int = 1024
@@ -60,9 +66,11 @@ class CalibrationOptions:
         for name in ("keep_probability", "mix_probability", "warmup"):
             if not 0.0 <= (value := getattr(self, name)) <= 1.0:
                 raise OptionError(f"{name} is {value}; expected a number from 0 to 1")
-        for name in ("temperature", "lambda_c", "lambda_r", "rounding_lr", "scale_lr", "correction_lr"):
-            if not (value := getattr(self, name)) > 0.0:
+        for name in _POSITIVE:
+            if not (value := getattr(self, name)) > 0.0 or not math.isfinite(value):
                 raise OptionError(f"{name} is {value}; expected a number above 0")
+        if not 0.0 <= self.rounding_weight < math.inf:
+            raise OptionError(f"rounding_weight is {self.rounding_weight}; expected 0 or a number above")
         if self.output_loss not in OUTPUT_LOSSES:
             raise OptionError(f"output_loss is {self.output_loss!r}; expected one of {', '.join(OUTPUT_LOSSES)}")
 
@@ -117,9 +125,12 @@ def choose_options(
     ``overrides``: fields of `CalibrationOptions` that win over all three. Raises OptionError for an unknown name, a
     value of the wrong type, or an override that the method would have to ignore.
     """
+    if overrides is not None and not isinstance(overrides, Mapping):
+        raise OptionError(f"options are {type(overrides).__name__}; expected a mapping of names to values")
     overrides = dict(overrides or {})
     _check_name("method", method, METHODS)
     _check_name("preset", preset, PRESETS)
+    _check_name("family", family, FAMILIES)
     fields = {field.name: field for field in dataclasses.fields(CalibrationOptions)}
     for name, value in overrides.items():
         _check_name("option", name, fields)
@@ -128,35 +139,43 @@ def choose_options(
     for name, part in _NEEDS.items():
         if name in overrides and not part(chosen):
             raise OptionError(
-                f"{name} is given, but it has no effect with method {method!r} and these options; leave it out or "
-                "switch on the part that it belongs to"
+                f"{name} is given, but it has no effect with method {method!r}, iters={chosen.iters} and the other "
+                "options; leave it out or switch on the part that it belongs to"
             )
     return chosen
 
 
-def _learns(options: CalibrationOptions) -> bool:
-    return options.learn_rounding or options.learn_scales
+def _steps(options: CalibrationOptions) -> bool:
+    return options.iters > 0 and (options.learn_rounding or options.learn_scales)
 
 
-# What must be switched on for an option to have an effect.
+def _rounds(options: CalibrationOptions) -> bool:
+    return _steps(options) and options.learn_rounding
+
+
+def _predicts(options: CalibrationOptions) -> bool:
+    return _steps(options) and options.prediction_difference
+
+
+def _corrects(options: CalibrationOptions) -> bool:
+    return _steps(options) and options.correction_iters > 0
+
+
+# What must hold for an option to have an effect; switching a part off that is off already does no harm.
 _NEEDS: Mapping[str, Callable[[CalibrationOptions], bool]] = {
-    "iters": _learns,
-    "correction_iters": lambda o: o.correction_iters == 0 or (_learns(o) and o.iters > 0),
-    "batch_size": lambda o: _learns(o) or o.correction_iters > 0,
-    "rounding_lr": lambda o: o.learn_rounding,
-    "rounding_weight": lambda o: o.learn_rounding,
-    "warmup": lambda o: o.learn_rounding,
-    "exponent_start": lambda o: o.learn_rounding,
-    "exponent_end": lambda o: o.learn_rounding,
-    "scale_lr": lambda o: o.learn_scales,
-    "keep_probability": _learns,
-    "mix_probability": _learns,
-    "prediction_interval": lambda o: o.prediction_difference,
-    "temperature": lambda o: o.prediction_difference,
-    "lambda_r": lambda o: o.prediction_difference,
-    "output_loss": lambda o: o.prediction_difference,
-    "lambda_c": lambda o: o.correction_iters > 0,
-    "correction_lr": lambda o: o.correction_iters > 0,
+    "iters": lambda o: o.iters == 0 or o.learn_rounding or o.learn_scales,
+    "learn_rounding": lambda o: not o.learn_rounding or o.iters > 0,
+    "learn_scales": lambda o: not o.learn_scales or o.iters > 0,
+    "prediction_difference": lambda o: not o.prediction_difference or _steps(o),
+    "correction_iters": lambda o: o.correction_iters == 0 or _steps(o),
+    **dict.fromkeys(("seed", "batch_size", "keep_probability", "mix_probability"), _steps),
+    **dict.fromkeys(("rounding_lr", "warmup", "exponent_start", "exponent_end"), _rounds),
+    "rounding_weight": lambda o: _rounds(o) and o.warmup < 1.0,
+    "scale_lr": lambda o: _steps(o) and o.learn_scales,
+    **dict.fromkeys(("prediction_interval", "lambda_r", "output_loss"), _predicts),
+    "temperature": lambda o: _predicts(o) and o.output_loss != "mse",
+    **dict.fromkeys(("lambda_c", "correction_lr"), _corrects),
+    "search_samples": lambda o: o.search_samples <= o.samples,
 }
 
 

@@ -34,7 +34,7 @@ class BitWidths:
     @classmethod
     def parse(cls, text: str, *, option: str = "--bits") -> "BitWidths":
         """Read ``W/A``, e.g. ``4/4``. Raises OptionError, which names ``option``, for anything else."""
-        match = re.fullmatch(r"\s*(\d{1,2})\s*/\s*(\d{1,2})\s*", text, re.ASCII)
+        match = re.fullmatch(r"\s*(\d{1,2})\s*/\s*(\d{1,2})\s*", text, re.ASCII) if isinstance(text, str) else None
         if match is None:
             raise OptionError(f"{option} {text!r}: expected W/A, weight and activation bits, for example 4/4")
         weight, activation = int(match[1]), int(match[2])

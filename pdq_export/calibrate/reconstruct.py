@@ -21,6 +21,8 @@ Report = Callable[[int, float], None]
 # Adam's step is absolute: on a network with small activations the paper's rate would carry a scale below zero.
 _LARGEST_STEP = 0.01
 _LARGEST_CHANGE = 2.0
+# Steps between reports, which give the mean reconstruction error since the last.
+_REPORTED = 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,11 +59,13 @@ def reconstruct(problem: BlockProblem, options: CalibrationOptions, generator: t
     initial = [quantizer.scale.item() for quantizer in problem.scales]
     optimizers, schedulers = _optimizers(problem, options)
     count = len(problem.targets[0])
-    losses = []
+    errors: list[Tensor] = []
+    powers: list[Tensor] = []
     for step in range(options.iters):
         chosen = torch.randperm(count, generator=generator, device=generator.device)[: options.batch_size]
-        loss = _reconstruction_terms(problem, chosen, step, options, generator)
-        losses.append(loss.detach())
+        error, power, loss = _reconstruction_terms(problem, chosen, step, options, generator)
+        errors.append(error.detach())
+        powers.append(power)
         loss = loss + _rounding_term(problem.weights, step, options)
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
@@ -71,11 +75,13 @@ def reconstruct(problem: BlockProblem, options: CalibrationOptions, generator: t
         _bound(problem.scales, initial)
         for scheduler in schedulers:
             scheduler.step()
-        if step % 20 == 0 or step + 1 == options.iters:
-            report(step + 1, _finite(loss, problem.name, step))
+        if step % _REPORTED == 0 or step + 1 == options.iters:
+            _check_finite(loss, problem.name, step)
+            report(step + 1, torch.stack(errors[-_REPORTED:]).mean().item())
     for quantizer in problem.scales:
         quantizer.scale.requires_grad_(False)
-    warn_of_divergence(problem.name, losses)
+    if errors:
+        warn_of_divergence(problem.name, errors, powers)
 
 
 def _optimizers(
@@ -102,7 +108,8 @@ def _bound(scales: Sequence[ActivationQuantizer], initial: Sequence[float]) -> N
 
 def _reconstruction_terms(
     problem: BlockProblem, chosen: Tensor, step: int, options: CalibrationOptions, generator: torch.Generator
-) -> Tensor:
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Error of the reconstruction, the mean square of its target, and the error with the prediction difference."""
     tail = problem.tail if step % options.prediction_interval == 0 else None
     inputs = []
     for quantized, corrected in zip(problem.quantized_inputs, problem.corrected_inputs, strict=True):
@@ -111,18 +118,17 @@ def _reconstruction_terms(
         inputs.append(mixed if tail is None else torch.cat([mixed, x_q]))
     outputs = problem.student(*inputs)
     count = len(chosen)
-    loss = torch.stack(
-        [
-            reconstruction_loss(output[:count], target[chosen])
-            for output, target in zip(outputs, problem.targets, strict=True)
-        ]
-    ).sum()
+    targets = [target[chosen] for target in problem.targets]
+    pairs = zip(outputs, targets, strict=True)
+    error = torch.stack([reconstruction_loss(output[:count], target) for output, target in pairs]).sum()
+    power = torch.stack([reconstruction_loss(target, torch.zeros_like(target)) for target in targets]).sum()
+    loss = error
     if tail is not None:
         predictions = tail(*(output[count:] for output in outputs), *(x[chosen] for x in problem.bypass))
         wanted = [prediction[chosen] for prediction in problem.predictions]
         difference = prediction_difference(predictions, wanted, problem.class_axes, options.temperature)
         loss = loss + difference * (options.prediction_interval / options.lambda_r)
-    return loss
+    return error, power, loss
 
 
 def _rounding_term(weights: Sequence[SoftRounding], step: int, options: CalibrationOptions) -> Tensor | float:
@@ -135,11 +141,10 @@ def _rounding_term(weights: Sequence[SoftRounding], step: int, options: Calibrat
     return options.rounding_weight * torch.stack(terms).sum() if terms else 0.0
 
 
-def _finite(loss: Tensor, name: str, step: int) -> float:
+def _check_finite(loss: Tensor, name: str, step: int) -> None:
     value = loss.item()
     if not math.isfinite(value):
         raise CalibrationError(
             f"block {name!r}: the loss is {value} at step {step + 1}; expected a finite number; lower the learning "
             "rates or leave the block's layers at more bits"
         )
-    return value

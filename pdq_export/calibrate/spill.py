@@ -20,7 +20,10 @@ class SpillFile:
     """
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile(prefix="pdq-export-", buffering=0)  # noqa: SIM115  (closed by close())
+        try:
+            self._file = tempfile.TemporaryFile(prefix="pdq-export-", buffering=0)  # noqa: SIM115  (closed by close())
+        except OSError as error:
+            raise _no_room(f"no file can be made there ({error.strerror})") from error
 
     def write(self, start: int, x: Tensor) -> None:
         """Write a tensor from byte ``start`` on. Raises CalibrationError where the disk has no room."""
@@ -47,7 +50,8 @@ class SpillFile:
         self._file.close()
 
     def __del__(self) -> None:
-        self.close()
+        if hasattr(self, "_file"):  # not where __init__ failed
+            self.close()
 
 
 def check_room(nbytes: int) -> None:
@@ -62,7 +66,11 @@ def _bytes_of(x: Tensor) -> memoryview:
 
 
 def _no_room(found: str) -> CalibrationError:
+    try:
+        folder = tempfile.gettempdir()
+    except OSError:
+        folder = "temporary files"
     return CalibrationError(
-        f"{tempfile.gettempdir()}: no room for what --max-memory keeps out of memory: {found}; set TMPDIR to a folder "
+        f"{folder}: no room for what --max-memory keeps out of memory: {found}; set TMPDIR to a folder "
         "with room, raise --max-memory or lower --samples"
     )

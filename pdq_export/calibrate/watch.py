@@ -8,24 +8,22 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-_FEWEST_STEPS = 40  # below, the losses of single batches say little
-_SHARE = 20
-_RISE = 2.0
+_WINDOW = 20
 
 
-def warn_of_divergence(block: str, losses: Sequence[Tensor]) -> None:
-    """Log a warning where the last twentieth of a block's ``losses`` (scalars, one a step) is twice the first."""
-    if len(losses) < _FEWEST_STEPS:
-        return
-    window = max(len(losses) // _SHARE, 2)
-    first, last = (float(torch.stack(list(part)).mean()) for part in (losses[:window], losses[-window:]))
-    if last > _RISE * first:
+def warn_of_divergence(block: str, errors: Sequence[Tensor], powers: Sequence[Tensor]) -> None:
+    """Log a warning where a block's reconstruction error is above the mean square of what it is to reconstruct.
+
+    ``errors`` and ``powers``: scalars, one a step; the last twenty count.
+    """
+    error, power = (float(torch.stack(list(part[-_WINDOW:])).mean()) for part in (errors, powers))
+    if error > power:
         logger.warning(
-            "block %s: its loss rose from %.3g to %.3g while it learned; lower rounding_lr and scale_lr "
-            "(--set rounding_lr=...), or give its layers more bits",
+            "block %s: its loss diverged: the error of its output, %.3g, is above the output's own mean square, %.3g; "
+            "lower rounding_lr and scale_lr (--set rounding_lr=...), or give its layers more bits",
             block,
-            first,
-            last,
+            error,
+            power,
         )
 
 

@@ -41,7 +41,9 @@ def load_images(path: str | Path, *, expected: InputSpec | None = None, limit: i
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     if limit is not None and len(images) < limit:
-        logger.warning("%s: %d images, fewer than the %d asked for: all are taken", path, len(images), limit)
+        logger.warning(
+            "%s: %d images, fewer than the %d of the preset or the options: all are taken", path, len(images), limit
+        )
     return images
 
 

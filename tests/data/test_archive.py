@@ -238,7 +238,7 @@ def test_limits_below_one(tmp_path: Path, limit: int) -> None:
 def test_fewer_images_than_asked_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         assert len(load_images(npz(tmp_path, images=FLOATS), limit=1024)) == 6
-    assert "6 images, fewer than the 1024 asked for: all are taken" in caplog.text
+    assert "6 images, fewer than the 1024 of the preset or the options: all are taken" in caplog.text
 
 
 def test_cifar(shared_data: Path) -> None:

@@ -1,0 +1,91 @@
+"""How a set of options is chosen, and what is refused."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from pdq_export.errors import OptionError
+from pdq_export.options import FAMILIES, METHODS, PRESETS, CalibrationOptions, choose_options
+
+
+def test_overrides_win_over_method_preset_and_family() -> None:
+    options = choose_options(
+        method="qdrop",
+        preset="paper",
+        family="depthwise",
+        overrides={"iters": 7, "lambda_r": 1, "prediction_difference": True},
+    )
+    assert options.iters == 7
+    assert options.samples == PRESETS["paper"]["samples"]
+    assert options.rounding_weight == FAMILIES["depthwise"]["rounding_weight"]
+    assert options.correction_iters == 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_method_goes_with_every_preset(method: str, preset: str) -> None:
+    options = choose_options(method=method, preset=preset)
+    assert (options.iters == 0) == (method == "nearest")
+    assert options.per_layer == (method == "adaround")
+
+
+def test_texts_are_read_as_the_field_wants_them() -> None:
+    options = choose_options(overrides={"temperature": "2", "iters": "30", "learn_scales": "False", "lambda_r": 1})
+    assert (options.temperature, options.iters, options.learn_scales, options.lambda_r) == (2.0, 30, False, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("method", "overrides"),
+    [
+        ("nearest", {"iters": 5}),
+        ("nearest", {"seed": 1}),
+        ("nearest", {"learn_rounding": True}),
+        ("nearest", {"prediction_difference": True}),
+        ("qdrop", {"temperature": 2.0}),
+        ("qdrop", {"lambda_c": 0.1}),
+        ("brecq", {"scale_lr": 1e-3}),
+        ("pd-quant", {"iters": 0, "rounding_lr": 0.1}),
+        ("pd-quant", {"iters": 0, "correction_iters": 5}),
+        ("pd-quant", {"learn_rounding": False, "rounding_weight": 0.1}),
+        ("pd-quant", {"learn_rounding": False, "learn_scales": False, "iters": 9}),
+        ("pd-quant", {"correction_iters": 0, "correction_lr": 0.1}),
+        ("pd-quant", {"prediction_difference": False, "output_loss": "kl"}),
+        ("pd-quant", {"output_loss": "mse", "temperature": 2.0}),
+        ("pd-quant", {"samples": 8, "search_samples": 9}),
+    ],
+)
+def test_an_option_without_effect_is_refused(method: str, overrides: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match="has no effect"):
+        choose_options(method=method, overrides=overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"rounding_weight": -1.0}, "rounding_weight is -1.0; expected 0 or a number above"),
+        ({"rounding_weight": float("nan")}, "rounding_weight is nan"),
+        ({"temperature": float("inf")}, "temperature is inf; expected a number above 0"),
+        ({"exponent_end": -3.0}, "exponent_end is -3.0"),
+        ({"warmup": 1.5}, "warmup is 1.5; expected a number from 0 to 1"),
+        ({"iters": 2.5}, "option iters is 2.5; expected a whole number"),
+        ({"learn_scales": 1}, "option learn_scales is 1; expected true or false"),
+        ({"temprature": 1}, "did you mean temperature"),
+    ],
+)
+def test_wrong_values_are_refused(overrides: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        choose_options(overrides=overrides)
+
+
+def test_an_unknown_name_or_kind_is_refused() -> None:
+    for arguments in ({"method": "gptq"}, {"preset": "best"}, {"family": "vit"}, {"overrides": CalibrationOptions()}):
+        with pytest.raises(OptionError, match="expected"):
+            choose_options(**arguments)  # type: ignore[arg-type]
+
+
+def test_every_field_has_an_effect_or_a_rule() -> None:
+    always = {"samples", "per_layer"}
+    from pdq_export.options import _NEEDS
+
+    assert {field.name for field in dataclasses.fields(CalibrationOptions)} == always | set(_NEEDS)
