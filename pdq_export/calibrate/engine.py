@@ -115,8 +115,10 @@ class _Engine:
         self.class_axes: dict[str, int | None] = {}
 
     def run(self, inputs: Sequence[Cache], progress: Callable[[BlockProgress], None]) -> Calibrated:
-        first = [x.slice(0, PASS_BATCH).clone() for x in inputs]
-        self._find_predictions(first)
+        # Spread over the set: images that are sorted by class would all be of the first.
+        spread = torch.linspace(0, len(inputs[0]) - 1, min(PASS_BATCH, len(inputs[0]))).round().long()
+        some = [x[spread.to(self.store.device)] for x in inputs]
+        self._find_predictions(some)
         self._begin(inputs)
         blocks = self.plan.blocks
         for position, block in enumerate(blocks):
@@ -138,12 +140,12 @@ class _Engine:
             self._advance(block, blocks[position + 1 :])
         simulation = self.done.simulation(self.graph_inputs, self.graph_outputs)
         with torch.no_grad():
-            for name, full, quantized in zip(self.graph_outputs, self.network(*first), simulation(*first), strict=True):
+            for name, full, quantized in zip(self.graph_outputs, self.network(*some), simulation(*some), strict=True):
                 warn_of_collapse(name, full, quantized)
         return Calibrated(tensors=self.done.tensors(), simulation=simulation)
 
-    def _find_predictions(self, first: Sequence[Tensor]) -> None:
-        found = find_predictions(self.network, [x[:1] for x in first])
+    def _find_predictions(self, some: Sequence[Tensor]) -> None:
+        found = find_predictions(self.network, [x[:1] for x in some])
         self.prediction_of = {name: [p.tensor for p in predictions] for name, predictions in found.items()}
         # of two outputs with the same scores, one of them behind an ArgMax, that one knows the axis
         by_axis = sorted(itertools.chain.from_iterable(found.values()), key=lambda p: p.class_axis is not None)
@@ -164,6 +166,11 @@ class _Engine:
                     f"tensor {name!r}: it holds NaN or infinity on the calibration images, before any quantization; "
                     "expected finite numbers; check the images and their normalization"
                 )
+            if len(x) != len(inputs[0]):
+                raise CalibrationError(
+                    f"tensor {name!r}: its first axis has {len(x)} rows for {len(inputs[0])} images; expected one an "
+                    "image; cut the model before the node that merges images with other axes"
+                )
         for name, x in zip(self.graph_inputs, inputs, strict=True):
             self.full[name] = self.quantized[name] = x
             if name in self.plan.points:
@@ -180,6 +187,11 @@ class _Engine:
 
     def _search(self, x: Cache, point: Point) -> QParams:
         """Scale search over elements [numel], which are given up."""
+        if not all(torch.isfinite(part).all() for part in x.batches(_SEARCH_ELEMENTS)):
+            raise CalibrationError(
+                f"tensor {point.tensor!r}: it holds NaN or infinity once the blocks before it are quantized; expected "
+                "finite numbers; give these blocks more bits"
+            )
         qparams = choose_activation_qparams(x.batches(_SEARCH_ELEMENTS), point.bits, symmetric=point.symmetric)
         x.close()
         return qparams
@@ -228,10 +240,19 @@ class _Engine:
         return soft
 
     def _correct(self, block: Block, full: Sequence[Cache]) -> list[Cache]:
-        """Distribution correction of the block's only input; a block with several keeps its FP32 inputs."""
-        if self.options.correction_iters == 0 or len(full) != 1:
+        """Distribution correction of the block's only input; a block with several keeps its FP32 inputs.
+
+        What has one position an image (the layers of squeeze and excitation) has no distribution over positions.
+        """
+        if self.options.correction_iters == 0:
+            return list(full)
+        if len(full) != 1:
+            logger.info("block %s: it has %d inputs, so none is corrected", block.name, len(full))
             return list(full)
         outputs = [layer.output for layer in block.layers if layer.op_type in ("Conv", "ConvTranspose")]
+        with torch.no_grad():
+            probed = extract(self.network, block.inputs, outputs)(full[0].slice(0, 1)) if outputs else ()
+        outputs = [name for name, z in zip(outputs, probed, strict=True) if z.ndim > 2 and z[0, 0].numel() > 1]
         missing = [name for name in outputs if name not in self.statistics]
         if missing:
             batches = zip(*(x.batches(PASS_BATCH) for x in full), strict=True)
@@ -328,13 +349,15 @@ class _Engine:
             settled[point.tensor] = self.done.activations[point.tensor]
 
     def _advance(self, block: Block, later: Sequence[Block]) -> None:
-        """Compute the block's outputs in one network after the other and forget what no later block reads."""
-        plain = extract(self.network, block.inputs, block.outputs)
-        finished = self.done.block(block, block.outputs)
+        """Compute what later blocks read of the outputs, in one network after the other, and forget the rest."""
         needed = _read_by(later)
+        outputs = [name for name in block.outputs if name in needed]
+        plain = extract(self.network, block.inputs, outputs)
+        finished = self.done.block(block, outputs)
         for live, module, quantizers in ((self.full, plain, {}), (self.quantized, finished, self.done.activations)):
             inputs = [live[name] for name in block.inputs]
-            live.update(run_pass(module, inputs, block.outputs, self.store, quantizers=quantizers))
+            if outputs:
+                live.update(run_pass(module, inputs, outputs, self.store, quantizers=quantizers))
             del inputs
             for name in set(live) - set(needed):
                 del live[name]

@@ -21,7 +21,7 @@ class Prediction:
     """``tensor``: the scores behind a graph output. ``class_axis``: the axis its Softmax or ArgMax ran over, if any."""
 
     tensor: str
-    class_axis: int | None
+    class_axis: int | None  # 0 where it is known that there is none
 
 
 def find_predictions(module: fx.GraphModule, inputs: Sequence[Tensor]) -> dict[str, list[Prediction]]:
@@ -40,6 +40,8 @@ def _predictions(module: fx.GraphModule, output: str, alive: set[fx.Node]) -> li
     while getattr(node.target, "__name__", "") in _HEADS and len(node.all_input_nodes) == 1:
         axis = node.kwargs.get("dim", node.kwargs.get("axis", axis))
         (node,) = node.all_input_nodes
+    if getattr(node.target, "__name__", "") == "sigmoid":
+        axis = 0  # probabilities that do not add up to 1: no axis of classes
     if node in alive:
         return [Prediction(str(node.meta.get("tensor", output)), axis if isinstance(axis, int) else None)]
     points = _last_alive(node, alive)

@@ -381,3 +381,44 @@ def test_a_shared_weight_is_learned_once(text: str, monkeypatch: pytest.MonkeyPa
     assert len({id(module) for module in used}) == 3
     (shared,) = (module for module in used if module.point.tensor == "w2")
     torch.testing.assert_close(shared(), value, rtol=0, atol=0)
+
+
+def small(body: str, output: str) -> onnx.ModelProto:
+    """A 3x3 convolution with ``body`` behind its Relu ``r``; weights for ``body``: u [4, 4, 1, 1], v [5, 4]."""
+    graph = f"m (float[N,3,8,8] x) => ({output}) {{ c = Conv (x, w) r = Relu(c) {body} }}"
+    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> {graph}')
+    generator = np.random.default_rng(0)
+    for name, shape in {"w": (4, 3, 3, 3), "u": (4, 4, 1, 1), "v": (5, 4)}.items():
+        if any(name in node.input for node in model.graph.node):
+            value = generator.normal(size=shape).astype(np.float32) / 3
+            model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    return model
+
+
+def calibrate_small(model: onnx.ModelProto, **changes: Any) -> Calibrated:
+    prepared = prepare(model)
+    plan = make_plan(prepared.model, PlanOptions.of("4/4"))
+    images = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    options = dataclasses.replace(TINY, samples=16, **changes)
+    return calibrate(import_model(prepared.model), plan, prepared.statistics, [images], options, device=CPU)
+
+
+def test_a_prediction_that_merges_images_with_positions_is_refused() -> None:
+    rows = "t = Transpose <perm = [0, 2, 3, 1]> (r) s = Constant <value_ints = [-1, 4]> () f = Reshape(t, s)"
+    body = f"{rows} y = Gemm <transB = 1> (f, v)"
+    with pytest.raises(CalibrationError, match="its first axis has 576 rows for 16 images; expected one an image"):
+        calibrate_small(small(body, "float[M,5] y"))
+
+
+def test_gates_of_squeeze_and_excitation_are_not_corrected(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def correct(outputs: Any, statistics: Any, x: torch.Tensor, options: CalibrationOptions) -> torch.Tensor:
+        seen.extend(z.shape[2] for z in outputs(x))
+        return x
+
+    monkeypatch.setattr(engine, "correct_distribution", correct)
+    body = "g = GlobalAveragePool(r) h = Conv(g, u) t = Sigmoid(h) m = Mul(r, t) y = Conv(m, u)"
+    calibrate_small(small(body, "float[N,4,6,6] y"), iters=1, correction_iters=1)
+    assert seen
+    assert 1 not in seen
