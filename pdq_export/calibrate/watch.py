@@ -36,7 +36,7 @@ def warn_of_collapse(name: str, full: Tensor, quantized: Tensor) -> None:
     if signal > 0 and not error < 1.0:
         logger.warning(
             "output %s: the network has collapsed: its error is %.2g times the spread of FP32's outputs; use more "
-            "bits, --samples or --iters (--preset paper)",
+            "bits, images or steps (--samples, --iters), or --method pd-quant where that was another",
             name,
             error,
         )
