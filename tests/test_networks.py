@@ -184,9 +184,9 @@ def test_small_activations_keep_positive_scales_near_the_searched_ones(scale: fl
             bits="4/4",
             calib=images,
             device="cpu",
-            options={"samples": 12, "iters": iters, "batch_size": 4, "scale_lr": 1e-3, "correction_iters": 0},
+            options={"samples": 12, "correction_iters": 0, **learning},
         ).tensors
-        for iters in (0, 60)
+        for learning in ({"iters": 0}, {"iters": 60, "batch_size": 4, "scale_lr": 1e-3})
     )
     for tensor in ("r0", "z"):
         ratio = learned[tensor].scale / searched[tensor].scale

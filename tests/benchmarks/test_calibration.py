@@ -9,6 +9,8 @@ import pytest
 from benchmarks import calibration
 from benchmarks.calibration import main, make_model, parse_arguments, plan_rows
 from benchmarks.measure import BlockClock, BlockTime, Job, Measurement, measure, peak_memory
+from pdq_export.calibrate import BlockProgress
+from pdq_export.options import PRESETS
 from pdq_export.pipeline import Progress
 
 JOB = Job(
@@ -44,7 +46,7 @@ def test_a_calibration_is_measured(model: Path) -> None:
     assert found.fixed_seconds > 0.0
     assert 50e6 < 0.99 * found.start_memory <= found.calibration_memory <= found.peak_memory <= 1.01 * peak_memory()
     assert found.device_memory is None
-    assert found.extrapolated() > found.step_seconds * 200
+    assert found.extrapolated() > found.step_seconds * PRESETS[JOB.preset]["iters"]
 
 
 def test_times_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,7 +54,8 @@ def test_times_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(BlockClock, "now", staticmethod(lambda: (next(times), 0.0)))
     clock = BlockClock()
     for block, step in (("a", 1), ("a", 5), ("b", 1)):
-        clock(Progress(stage="calibrate", block=block, step=step))
+        at = BlockProgress(block=block, index=0, count=2, step=step, steps=5, loss=0.0)
+        clock(Progress(stage="calibrate", block=at))
     a, b = clock.blocks()
     assert a == BlockTime(block="a", seconds=3.0, steps=5, step_seconds=0.5)
     assert b == BlockTime(block="b", seconds=4.0, steps=1, step_seconds=0.0)
@@ -60,7 +63,7 @@ def test_times_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_cut_budget_is_extrapolated() -> None:
-    steps, fixed, images = 200 * 0.5, 1.0, (5.0 - 2 * 0.5 - 1.0) * 256 / 8
+    steps, fixed, images = PRESETS[JOB.preset]["iters"] * 0.5, 1.0, (5.0 - 2 * 0.5 - 1.0) * 256 / 8
     assert FOUND.extrapolated() == pytest.approx(steps + fixed + images)
     whole = dataclasses.replace(FOUND, job=dataclasses.replace(JOB, overrides={}), fixed_seconds=None)
     assert whole.extrapolated() == pytest.approx(steps + 4.0)
