@@ -97,8 +97,7 @@ def quantize(
     report says so. ``output``: where the model is written; None writes nothing. ``external_data``: the weights go to
     ``output.data``, as they do over 2 GB. ``max_memory``: bytes of host memory, or a size like ``4GB``, that
     calibration shall keep to; it moves data to temporary files and never changes the result. Raises PdqError for
-    anything that
-    can be wrong with the model, the data or the options, before anything is written.
+    anything that can be wrong with the model, the data or the options, before anything is written.
     """
     choose = functools.partial(choose_options, method=method, preset=preset, overrides=options)
     per_layer = choose().per_layer  # and wrong options are told before any work
