@@ -29,7 +29,7 @@ from benchmarks.results import FULL, Outcome, Run, Work, append, read, tables
 from pdq_export.data import ImageSet, load_images
 from pdq_export.errors import OptionError, PdqError
 from pdq_export.options import METHODS, PRESETS, choose_options
-from pdq_export.pipeline import WEIGHTS
+from pdq_export.plan.options import WEIGHTS
 from pdq_export.validate import Accuracy, AccuracyMeter
 
 FLOAT = "fp32"

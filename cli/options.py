@@ -62,4 +62,4 @@ def check_plan_options(arguments: Mapping[str, Any]) -> None:
     """Raise OptionError for what is wrong whatever the model is."""
     from pdq_export.plan.options import PlanOptions
 
-    PlanOptions.of(**{name: arguments[name] for name in ("bits", "layer_bits", "exclude", "first_last")})
+    PlanOptions.of(**{name: arguments[name] for name in ("bits", "layer_bits", "exclude", "first_last", "weights")})

@@ -30,7 +30,7 @@ from typing import Any
 
 import onnx
 
-from pdq_export.errors import ModelError, OptionError, PdqError
+from pdq_export.errors import ModelError, PdqError
 from pdq_export.export import find_layout
 from pdq_export.frontend import check_batch, find_unsupported, import_model
 from pdq_export.graph.load import check_model, load_model
@@ -38,7 +38,6 @@ from pdq_export.graph.lookup import Dimension, GraphIndex
 from pdq_export.graph.passes import free_batch
 from pdq_export.graph.prepare import PreparedModel
 from pdq_export.options import FAMILIES
-from pdq_export.pipeline import WEIGHTS
 from pdq_export.plan import PlanOptions, network_family
 from pdq_export.plan.floating import EXCLUDED, FloatNode, find_floating
 from pdq_export.plan.options import Widths
@@ -145,11 +144,7 @@ def inspect_model(
     PdqError where the model cannot be read or planned; what would only stop the later stages is in ``unsupported`` and
     ``problems``.
     """
-    if weights not in WEIGHTS:
-        raise OptionError(f"--weights {weights!r}: expected {' or '.join(WEIGHTS)}")
-    options = PlanOptions.of(
-        bits, layer_bits=layer_bits, exclude=exclude, first_last=first_last, symmetric_weights=weights == "symmetric"
-    )
+    options = PlanOptions.of(bits, layer_bits=layer_bits, exclude=exclude, first_last=first_last, weights=weights)
     original = load_model(model) if isinstance(model, str | Path) else check_model(model)
     prepared, plan = prepare_and_plan(original, options, target=target, opset=opset)
     index, prepared_index = GraphIndex(original), GraphIndex(prepared.model)

@@ -36,7 +36,6 @@ from pdq_export.validate import Batch, ModelInfo, Report, check_loads, validate
 logger = logging.getLogger(__name__)
 
 VALIDATION_BATCH = 50
-WEIGHTS = ("asymmetric", "symmetric")
 
 Data = ImageSet | InputSet
 
@@ -101,8 +100,6 @@ def quantize(
     """
     choose = functools.partial(choose_options, method=method, preset=preset, overrides=options)
     per_layer = choose().per_layer  # and wrong options are told before any work
-    if weights not in WEIGHTS:
-        raise OptionError(f"--weights {weights!r}: expected {' or '.join(WEIGHTS)}")
     find_layout(target)
     tell = progress or (lambda _: None)
     planning = PlanOptions.of(
@@ -110,7 +107,7 @@ def quantize(
         layer_bits=layer_bits,
         exclude=exclude,
         first_last=first_last,
-        symmetric_weights=weights == "symmetric",
+        weights=weights,
         per_layer=per_layer,
     )
     torch_device = _device(device)

@@ -1,6 +1,8 @@
 """What all tests share: one torch thread a worker, and the models and data that are not part of the project."""
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -43,3 +45,15 @@ def shared_models(shared_dir: Path) -> Path:
 def shared_data(shared_dir: Path) -> Path:
     """``shared/data``."""
     return shared_dir / "data"
+
+
+@pytest.fixture
+def logging_as_before() -> Iterator[None]:
+    """A command sets up logging for its process; other tests of this process need it as it was."""
+    loggers = [logging.getLogger(name) for name in ("pdq_export", "pdq_export.cli", "py.warnings")]
+    before = [(logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
+    yield
+    logging.captureWarnings(False)
+    for logger, (level, propagate, handlers) in zip(loggers, before, strict=True):
+        logger.setLevel(level)
+        logger.propagate, logger.handlers = propagate, handlers

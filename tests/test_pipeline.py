@@ -1,9 +1,8 @@
 """`quantize` from file to file on the embedded model, and what it does with models and data that are wrong."""
 
 import json
-import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -370,18 +369,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def _logging_as_before() -> Iterator[None]:
-    """The command sets up logging for its process; other tests need it as it was."""
-    loggers = [logging.getLogger(name) for name in ("pdq_export", "pdq_export.cli", "py.warnings")]
-    before = [(logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
-    yield
-    logging.captureWarnings(False)
-    for logger, (level, propagate, handlers) in zip(loggers, before, strict=True):
-        logger.setLevel(level)
-        logger.propagate, logger.handlers = propagate, handlers
-
-
 def command(model: str = "model.onnx", calib: str = "images.npy", output: str = "out.onnx") -> Finished:
     budget = ["--samples", "8", "--iters", "2", "--correction-iters", "1", "--device", "cpu", "--quiet"]
     args = ["quantize", model, "--calib", calib, "-o", output, "--report", "report.json", *budget]
@@ -450,7 +437,7 @@ def make_folder(folder: Path) -> None:
     (folder / "images.npy").mkdir()
 
 
-@pytest.mark.usefixtures("_logging_as_before")
+@pytest.mark.usefixtures("logging_as_before")
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -487,7 +474,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert {path.name for path in folder.iterdir()} == {"model.onnx", "images.npy"}
 
 
-@pytest.mark.usefixtures("_logging_as_before")
+@pytest.mark.usefixtures("logging_as_before")
 def test_an_output_below_a_file(folder: Path) -> None:
     result = command(output="images.npy/out.onnx")
     assert result.exit_code == 2
@@ -495,7 +482,7 @@ def test_an_output_below_a_file(folder: Path) -> None:
     assert len(result.stderr.splitlines()) == 1
 
 
-@pytest.mark.usefixtures("_logging_as_before")
+@pytest.mark.usefixtures("logging_as_before")
 def test_a_corrupt_jpeg_among_good_ones(folder: Path) -> None:
     (folder / "photos").mkdir()
     (folder / "photos" / "preprocess.toml").write_text("mean = [0.5, 0.5, 0.5]\nstd = [0.25, 0.25, 0.25]\n")

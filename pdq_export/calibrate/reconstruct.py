@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from pdq_export.calibrate.cache import Rows
 from pdq_export.calibrate.losses import prediction_difference, reconstruction_loss
 from pdq_export.calibrate.quantizers import ActivationQuantizer, SoftRounding
-from pdq_export.calibrate.watch import warn_of_divergence
+from pdq_export.calibrate.watch import WATCHED, warn_of_divergence
 from pdq_export.errors import CalibrationError
 from pdq_export.numerics.affine import bernoulli_like
 from pdq_export.numerics.rounding import rounding_regularizer
@@ -63,9 +63,10 @@ def reconstruct(problem: BlockProblem, options: CalibrationOptions, generator: t
     powers: list[Tensor] = []
     for step in range(options.iters):
         chosen = torch.randperm(count, generator=generator, device=generator.device)[: options.batch_size]
-        error, power, loss = _reconstruction_terms(problem, chosen, step, options, generator)
+        error, loss = _reconstruction_terms(problem, chosen, step, options, generator)
         errors.append(error.detach())
-        powers.append(power)
+        if step >= options.iters - WATCHED:
+            powers.append(_power(problem, chosen))
         loss = loss + _rounding_term(problem.weights, step, options)
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
@@ -108,8 +109,8 @@ def _bound(scales: Sequence[ActivationQuantizer], initial: Sequence[float]) -> N
 
 def _reconstruction_terms(
     problem: BlockProblem, chosen: Tensor, step: int, options: CalibrationOptions, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Error of the reconstruction, the mean square of its target, and the error with the prediction difference."""
+) -> tuple[Tensor, Tensor]:
+    """Error of the reconstruction, and the same with the prediction difference."""
     tail = problem.tail if step % options.prediction_interval == 0 else None
     inputs = []
     for quantized, corrected in zip(problem.quantized_inputs, problem.corrected_inputs, strict=True):
@@ -118,17 +119,21 @@ def _reconstruction_terms(
         inputs.append(mixed if tail is None else torch.cat([mixed, x_q]))
     outputs = problem.student(*inputs)
     count = len(chosen)
-    targets = [target[chosen] for target in problem.targets]
-    pairs = zip(outputs, targets, strict=True)
-    error = torch.stack([reconstruction_loss(output[:count], target) for output, target in pairs]).sum()
-    power = torch.stack([reconstruction_loss(target, torch.zeros_like(target)) for target in targets]).sum()
+    pairs = zip(outputs, problem.targets, strict=True)
+    error = torch.stack([reconstruction_loss(output[:count], target[chosen]) for output, target in pairs]).sum()
     loss = error
     if tail is not None:
         predictions = tail(*(output[count:] for output in outputs), *(x[chosen] for x in problem.bypass))
         wanted = [prediction[chosen] for prediction in problem.predictions]
         difference = prediction_difference(predictions, wanted, problem.class_axes, options.temperature)
         loss = loss + difference * (options.prediction_interval / options.lambda_r)
-    return error, power, loss
+    return error, loss
+
+
+def _power(problem: BlockProblem, chosen: Tensor) -> Tensor:
+    """The mean square of the targets, counted as the error is."""
+    targets = [target[chosen] for target in problem.targets]
+    return torch.stack([reconstruction_loss(target, torch.zeros_like(target)) for target in targets]).sum()
 
 
 def _rounding_term(weights: Sequence[SoftRounding], step: int, options: CalibrationOptions) -> Tensor | float:

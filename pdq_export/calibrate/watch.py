@@ -8,7 +8,7 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-_WINDOW = 20
+WATCHED = 20  # the last steps of a block, which its warning is about
 
 
 def warn_of_divergence(block: str, errors: Sequence[Tensor], powers: Sequence[Tensor]) -> None:
@@ -16,7 +16,7 @@ def warn_of_divergence(block: str, errors: Sequence[Tensor], powers: Sequence[Te
 
     ``errors`` and ``powers``: scalars, one a step; the last twenty count.
     """
-    error, power = (float(torch.stack(list(part[-_WINDOW:])).mean()) for part in (errors, powers))
+    error, power = (float(torch.stack(list(part[-WATCHED:])).mean()) for part in (errors, powers))
     if error > power:
         logger.warning(
             "block %s: its loss diverged: the error of its output, %.3g, is above the output's own mean square, %.3g; "

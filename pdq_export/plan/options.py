@@ -12,6 +12,9 @@ Widths = str | BitWidths
 _EIGHT = BitWidths(CARRIER_BITS, CARRIER_BITS)
 
 
+WEIGHTS = ("asymmetric", "symmetric")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlanOptions:
     """How a model is to be quantized; `PlanOptions.of` reads it from what users write.
@@ -50,10 +53,12 @@ class PlanOptions:
         first_last: Widths = "8/8",
         layer_bits: Mapping[str, Widths] | Iterable[str] = (),
         exclude: str | Iterable[str] = (),
-        symmetric_weights: bool = False,
+        weights: str = WEIGHTS[0],
         per_layer: bool = False,
     ) -> "PlanOptions":
         """From texts: ``W/A``, and ``layer_bits`` as {REGEX: W/A} or as texts ``REGEX=W/A``. Raises OptionError."""
+        if weights not in WEIGHTS:
+            raise OptionError(f"--weights {weights!r}: expected {' or '.join(WEIGHTS)}")
         if isinstance(layer_bits, Mapping):
             rules = tuple(layer_bits.items())
         else:
@@ -63,7 +68,7 @@ class PlanOptions:
             first_last=_widths(first_last, "--first-last"),
             layer_bits=tuple((pattern, _widths(text, f"--layer-bits {pattern!r}:")) for pattern, text in rules),
             exclude=(exclude,) if isinstance(exclude, str) else tuple(exclude),
-            symmetric_weights=symmetric_weights,
+            symmetric_weights=weights == "symmetric",
             per_layer=per_layer,
         )
 

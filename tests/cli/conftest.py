@@ -1,9 +1,8 @@
 """Fixtures of the command line: a folder to work in, a runner, and a stand-in for the pipeline."""
 
-import logging
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +15,8 @@ from .fakes import FakePipeline
 
 
 @pytest.fixture(autouse=True)
-def _logging_as_before() -> Iterator[None]:
-    """A command sets up logging for its process; other tests of this process need it as it was."""
-    loggers = [logging.getLogger(name) for name in ("pdq_export", "pdq_export.cli", "py.warnings")]
-    before = [(logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
-    yield
-    logging.captureWarnings(False)
-    for logger, (level, propagate, handlers) in zip(loggers, before, strict=True):
-        logger.setLevel(level)
-        logger.propagate, logger.handlers = propagate, handlers
+def _logging_as_before(logging_as_before: None) -> None:
+    """Every test here may run a command."""
 
 
 @pytest.fixture
