@@ -21,7 +21,9 @@ class CalibrationOptions:
 
     ``samples``: calibration images used. ``iters``: optimizer steps per block. ``batch_size``: images per step.
     ``per_layer``: every layer is a block of its own (AdaRound). ``learn_rounding``, ``learn_scales``,
-    ``prediction_difference``: parts of the method. ``prediction_interval``: the prediction difference is taken every
+    ``prediction_difference``: parts of the method. ``compensate_rounding``: what is undecided after the last step is
+    rounded with error compensation instead of one by one (`calibrate.hardening`; not in the paper).
+    ``prediction_interval``: the prediction difference is taken every
     so many steps, and then weighs as much more. ``keep_probability``: QDrop's, for elements of activations;
     ``mix_probability``: of an element of a block's input to come from the quantized network. ``correction_iters``:
     steps of distribution correction per batch (0 switches it off). ``temperature``, ``lambda_c``, ``lambda_r``,
@@ -38,6 +40,7 @@ class CalibrationOptions:
     per_layer: bool = False
     learn_rounding: bool = True
     learn_scales: bool = True
+    compensate_rounding: bool = False
     prediction_difference: bool = True
     prediction_interval: int = 1
     output_loss: str = "auto"
@@ -88,7 +91,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "qdrop": {"prediction_difference": False, "correction_iters": 0},
     "brecq": _BRECQ,
     "adaround": {**_BRECQ, "per_layer": True},
-    "nearest": {**_BRECQ, "learn_rounding": False, "iters": 0},
+    "nearest": {**_BRECQ, "learn_rounding": False, "compensate_rounding": False, "iters": 0},
 }
 
 # PD-Quant, table 6: ResNet, RegNet and MobileNetV2 stand for the families.
@@ -105,6 +108,7 @@ _LONG_STEPS: Mapping[str, Any] = {
     "scale_lr": 4e-4,
     "correction_lr": 4e-3,
     "prediction_interval": 2,
+    "compensate_rounding": True,
 }
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "fast": {"samples": 256, "iters": 100, "correction_iters": 10, **_LONG_STEPS},
@@ -169,6 +173,7 @@ _NEEDS: Mapping[str, Callable[[CalibrationOptions], bool]] = {
     "prediction_difference": lambda o: not o.prediction_difference or _steps(o),
     "correction_iters": lambda o: o.correction_iters == 0 or _steps(o),
     **dict.fromkeys(("seed", "batch_size", "keep_probability", "mix_probability"), _steps),
+    "compensate_rounding": lambda o: not o.compensate_rounding or _rounds(o),
     **dict.fromkeys(("rounding_lr", "warmup", "exponent_start", "exponent_end"), _rounds),
     "rounding_weight": lambda o: _rounds(o) and o.warmup < 1.0,
     "scale_lr": lambda o: _steps(o) and o.learn_scales,

@@ -21,6 +21,7 @@ from pdq_export.data import ImageSet, InputSet, Source, read_data
 from pdq_export.errors import DataError, OptionError
 from pdq_export.export import MIN_OPSET, export_model, find_layout
 from pdq_export.frontend import check_batch, check_runs, import_model
+from pdq_export.graph.edit import with_constants
 from pdq_export.graph.load import check_model, load_model
 from pdq_export.graph.lookup import GraphIndex, opset_version
 from pdq_export.graph.passes import free_batch
@@ -147,7 +148,7 @@ def quantize(
         **dataclasses.asdict(chosen),
     }
     quantized = export_model(
-        prepared.model,
+        with_constants(prepared.model, calibrated.biases),
         plan,
         calibrated.tensors,
         target=target,

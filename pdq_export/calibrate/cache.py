@@ -161,6 +161,11 @@ class Cache:
         """[N, ...] with the rows that are there so far."""
         return self._count, *self._shape
 
+    @property
+    def device(self) -> torch.device:
+        """Where rows come back."""
+        return self._store.device
+
     def append(self, rows: Tensor) -> None:
         """Add rows [n, ...]. Raises CalibrationError where the disk has no room for them."""
         self._data.write(self._count, rows if self._codec is None else self._codec.encode(rows))

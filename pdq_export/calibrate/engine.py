@@ -5,13 +5,16 @@ import itertools
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from pdq_export.calibrate.cache import Cache, Store
 from pdq_export.calibrate.correction import correct_distribution, estimate_statistics
+from pdq_export.calibrate.hardening import harden_block
 from pdq_export.calibrate.losses import class_axis
-from pdq_export.calibrate.memory import STEP_IMAGES, step_bytes
+from pdq_export.calibrate.memory import STEP_IMAGES, keep_heap, step_bytes, trim_heap
 from pdq_export.calibrate.passes import PASS_BATCH, run_pass, run_probe
 from pdq_export.calibrate.prediction import find_predictions
 from pdq_export.calibrate.quantizers import (
@@ -52,11 +55,12 @@ class BlockProgress:
 class Calibrated:
     """What calibration gives.
 
-    ``tensors``: what was learned. ``simulation``: the quantized network in torch, in the runtime's integer arithmetic;
-    returns the graph's outputs in order.
+    ``tensors``: what was learned. ``biases``: those that it has changed, by tensor. ``simulation``: the quantized
+    network in torch, in the runtime's integer arithmetic; returns the graph's outputs in order.
     """
 
     tensors: QuantizedTensors
+    biases: Mapping[str, NDArray[np.float32]]
     simulation: fx.GraphModule
 
 
@@ -78,6 +82,7 @@ def calibrate(
     stays the same bit for bit. Raises CalibrationError where a loss diverges or the disk has no room, OptionError
     where ``max_memory`` is occupied already.
     """
+    keep_heap()
     network = network.to(device)
     store = Store.of_process(device, max_memory)
     try:
@@ -86,6 +91,7 @@ def calibrate(
             return engine.run([store.adopt(x) for x in inputs], progress or (lambda _: None))
     finally:
         store.close()
+        trim_heap()
 
 
 class _Engine:
@@ -142,7 +148,8 @@ class _Engine:
         with torch.no_grad():
             for name, full, quantized in zip(self.graph_outputs, self.network(*some), simulation(*some), strict=True):
                 warn_of_collapse(name, full, quantized)
-        return Calibrated(tensors=self.done.tensors(), simulation=simulation)
+        biases = {name: bias.cpu().numpy() for name, bias in self.done.shifted.items()}
+        return Calibrated(tensors=self.done.tensors(), biases=biases, simulation=simulation)
 
     def _find_predictions(self, some: Sequence[Tensor]) -> None:
         found = find_predictions(self.network, [x[:1] for x in some])
@@ -206,8 +213,11 @@ class _Engine:
         if self.options.iters and (soft or scales):
             self._reconstruct(block, later, points, soft, scales, report)
             self.store.reserve(0)
-        for name, weight in soft.items():
-            self.done.weights[name] = weight.harden()
+        if self.options.compensate_rounding:
+            self.done.round_biases(block, soft)
+            harden_block(self.network, self.done, block, soft, quantized)
+        else:
+            self.done.weights.update((name, weight.harden()) for name, weight in soft.items())
         self.done.round_biases(block)
         self._settle_carriers(block, points, quantized)
         self.done.round_biases(block)  # a carrier may be a layer's input

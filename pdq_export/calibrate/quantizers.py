@@ -91,18 +91,23 @@ class SoftRounding(nn.Module):
         """The soft rounding, in [0, 1], of the weight's shape."""
         return rectified_sigmoid(self.alpha)
 
-    def soften(self, h: Tensor) -> Tensor:
-        """The weight for a given ``h``."""
-        return torch.clamp(self._floor + h, self._low, self._high) * self._scale
+    def relaxed(self) -> Tensor:
+        """The soft weight in units of its scale, q - zero_point where ``h`` is 0 or 1; of the weight's shape."""
+        return torch.clamp(self._floor + self.h(), self._low, self._high)
 
     def forward(self) -> Tensor:
-        return self.soften(self.h())
+        return self.relaxed() * self._scale
+
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """The two integers between which ``relaxed`` lies, of its shape."""
+        return tuple(torch.clamp(self._floor + h, self._low, self._high) for h in (0, 1))  # type: ignore[return-value]
 
     @torch.no_grad()
-    def harden(self) -> WeightQuantizer:
-        """Round ``h`` to 0 or 1."""
-        q = torch.clamp(self._floor + (self.alpha >= 0), self._low, self._high) + self._zero_point
-        return WeightQuantizer(self.point, q, self.qparams)
+    def harden(self, rounded: Tensor | None = None) -> WeightQuantizer:
+        """The finished weight for integers q - zero_point; without them ``h`` is rounded to 0 or 1."""
+        if rounded is None:
+            rounded = torch.clamp(self._floor + (self.alpha >= 0), self._low, self._high)
+        return WeightQuantizer(self.point, rounded + self._zero_point, self.qparams)
 
 
 class BiasQuantizer(nn.Module):

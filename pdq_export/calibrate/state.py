@@ -12,17 +12,21 @@ from pdq_export.calibrate.integer import integer_nodes
 from pdq_export.calibrate.quantizers import ActivationQuantizer, BiasQuantizer, SoftRounding, WeightQuantizer
 from pdq_export.calibrate.subgraph import extract, tensor_nodes
 from pdq_export.export.bias import has_integer_bias
-from pdq_export.spec import Block, Plan, QuantizedTensor, Role
+from pdq_export.spec import Block, Layer, Plan, QuantizedTensor, Role
 
 
 class Quantizers:
-    """``activations`` and ``weights`` by tensor, ``biases`` by ONNX node; ``constants``: the network's, by tensor."""
+    """``activations`` and ``weights`` by tensor, ``biases`` by ONNX node; ``constants``: the network's, by tensor.
+
+    ``shifted``: biases that calibration has changed, in float32, by tensor; they are in ``constants`` too.
+    """
 
     def __init__(self, network: fx.GraphModule, plan: Plan) -> None:
         self._network, self._plan = network, plan
         self.activations: dict[str, ActivationQuantizer] = {}
         self.weights: dict[str, WeightQuantizer] = {}
         self.biases: dict[str, BiasQuantizer] = {}
+        self.shifted: dict[str, Tensor] = {}
         self.constants: dict[str, Tensor] = {
             name: getattr(network, str(node.target))
             for name, node in tensor_nodes(network).items()
@@ -37,6 +41,20 @@ class Quantizers:
                 source = self.activations[str(self._plan.source(layer.input))]
                 known = soft[layer.weight].qparams if soft and layer.weight in soft else self.weights[layer.weight]
                 self.biases[layer.node] = BiasQuantizer(self.constants[layer.bias], source.scale, known.scale)
+
+    def can_shift_bias(self, layer: Layer) -> bool:
+        """Whether the layer has an INT32 bias per channel that no other layer reads."""
+        if not has_integer_bias(self._plan, layer) or layer.bias is None:
+            return False
+        channels = self.constants[layer.weight].shape[self._plan.points[layer.weight].axis or 0]
+        one_reader = sum(other.bias == layer.bias for other in (*self._plan.layers, *self._plan.excluded)) == 1
+        return one_reader and self.constants[layer.bias].numel() == channels
+
+    def shift_bias(self, layer: Layer, shift: Tensor) -> None:
+        """Add ``shift`` [C] to the layer's bias, which `round_biases` then rounds."""
+        assert layer.bias is not None
+        bias = self.constants[layer.bias].detach()
+        self.shifted[layer.bias] = self.constants[layer.bias] = bias + shift.view(bias.shape)
 
     def block(
         self, block: Block, outputs: Sequence[str], activations: Mapping[str, nn.Module] | None = None

@@ -1,6 +1,6 @@
 """Small changes to a graph that several passes share."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,16 @@ def add_constant(index: GraphIndex, wish: str, value: NDArray[Any]) -> str:
     index.graph.initializer.append(onnx.numpy_helper.from_array(np.ascontiguousarray(value), name))
     index.initializers[name] = index.graph.initializer[-1]
     return name
+
+
+def with_constants(model: onnx.ModelProto, values: Mapping[str, NDArray[Any]]) -> onnx.ModelProto:
+    """A copy of ``model`` with other values for some of its initializers, by name."""
+    work = onnx.ModelProto()
+    work.CopyFrom(model)
+    for tensor in work.graph.initializer:
+        if tensor.name in values:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(values[tensor.name]), tensor.name))
+    return work
 
 
 def drop_attribute(node: NodeProto, name: str) -> None:

@@ -1,8 +1,17 @@
 """Soft rounding starts at the FP32 weight and its regularizer ends at 0 or 1."""
 
+import itertools
+
+import pytest
 import torch
 
-from pdq_export.numerics.rounding import initial_alpha, rectified_sigmoid, rounding_regularizer
+from pdq_export.numerics import rounding
+from pdq_export.numerics.rounding import (
+    initial_alpha,
+    rectified_sigmoid,
+    round_compensated,
+    rounding_regularizer,
+)
 
 
 def test_initial_alpha_inverts_the_rectified_sigmoid() -> None:
@@ -19,3 +28,51 @@ def test_regularizer_is_zero_only_at_the_ends() -> None:
     assert rounding_regularizer(torch.tensor([0.0, 1.0]), 2.0).item() == 0.0
     assert rounding_regularizer(torch.tensor([0.5]), 2.0).item() == 1.0
     assert rounding_regularizer(torch.tensor([0.1]), 20.0) > rounding_regularizer(torch.tensor([0.1]), 2.0)
+
+
+def _problem(groups: int, outputs: int, k: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights in [0, 5] and the second moments of correlated inputs with a mean, as behind a Relu."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(groups, 50, k, generator=generator).cumsum(2).relu().double()
+    return torch.rand(groups, outputs, k, generator=generator).double() * 5, x.transpose(1, 2) @ x / 50
+
+
+def _error(q: torch.Tensor, weight: torch.Tensor, moments: torch.Tensor) -> torch.Tensor:
+    return (((q - weight) @ moments) * (q - weight)).sum(2)
+
+
+@pytest.mark.parametrize("k", [1, 5, 300])
+def test_compensated_rounding_beats_rounding_to_nearest_within_its_bounds(k: int) -> None:
+    weight, moments = _problem(2, 3, k, seed=k)
+    low, high = weight.floor(), weight.ceil()
+    q = round_compensated(weight, low, high, moments)
+    assert torch.equal(q, q.round())
+    assert ((low <= q) & (q <= high)).all()
+    nearest, compensated = (_error(r, weight, moments) for r in (weight.round(), q))
+    assert (compensated <= nearest * 1.01).all()  # damping lets it lose a little
+    assert k < 100 or compensated.sum() < 0.5 * nearest.sum()
+
+
+def test_compensated_rounding_is_near_the_best_of_all_roundings() -> None:
+    weight, moments = _problem(1, 16, 8, seed=3)
+    ups = torch.tensor(list(itertools.product((0.0, 1.0), repeat=8)), dtype=torch.float64)
+    every = weight.floor() + ups[:, None]  # [256, 16, 8]
+    best = _error(every, weight, moments).amin(0)
+    found = _error(round_compensated(weight, weight.floor(), weight.ceil(), moments), weight, moments)[0]
+    nearest = _error(weight.round(), weight, moments)[0]
+    assert found.sum() - best.sum() < 0.2 * (nearest.sum() - best.sum())
+
+
+def test_decided_weights_stay_and_columns_without_input_do_no_harm() -> None:
+    weight, moments = _problem(1, 3, 4, seed=1)
+    decided = weight.round()
+    assert torch.equal(round_compensated(decided, decided - 1, decided + 1, moments), decided)
+    q = round_compensated(weight, weight.floor(), weight.ceil(), torch.zeros_like(moments))
+    assert torch.equal(q, weight.round())
+
+
+def test_blocks_of_columns_do_not_change_the_descent(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, moments = _problem(2, 3, 20, seed=2)
+    whole = round_compensated(weight, weight.floor(), weight.ceil(), moments)
+    monkeypatch.setattr(rounding, "_COLUMNS", 3)
+    assert torch.equal(round_compensated(weight, weight.floor(), weight.ceil(), moments), whole)

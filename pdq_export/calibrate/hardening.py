@@ -1,0 +1,122 @@
+"""From soft weights to integers: what learning has left undecided is rounded so that the layer's outputs hardly change.
+
+A few hundred steps leave half of the roundings in a network with depthwise layers undecided; cutting each at one half
+gives such a layer up to forty times the error that its weights allow (benchmarks/PROFILE.md). Not in the paper.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from pdq_export.calibrate.cache import Cache
+from pdq_export.calibrate.quantizers import SoftRounding
+from pdq_export.calibrate.state import Quantizers
+from pdq_export.calibrate.subgraph import tensor_nodes
+from pdq_export.numerics.rounding import round_compensated
+from pdq_export.spec import Block, Layer
+
+# Positions of a layer's output whose inputs are looked at, the most images they come from, and images of one pass.
+_ROWS = 2**15
+_IMAGES = 256
+_BATCH = 16
+
+
+@torch.no_grad()
+def harden_block(
+    network: fx.GraphModule,
+    done: Quantizers,
+    block: Block,
+    soft: Mapping[str, SoftRounding],
+    inputs: Sequence[Cache],
+) -> None:
+    """Finish the block's ``soft`` weights (by tensor) layer by layer, each on what the quantized ones before it give.
+
+    ``inputs``: the block's, in the quantized network. An INT32 bias that only this layer reads takes up the mean
+    error. A layer that is no product of a weight [O, K] with its inputs (a grouped ConvTranspose, a stack of matrices)
+    is rounded weight by weight, and so is one that shares its weight with another.
+    """
+    nodes = tensor_nodes(network)
+    readers = [layer.weight for layer in block.layers]
+    for layer in block.layers:
+        if layer.weight not in soft or layer.weight in done.weights:
+            continue
+        weight, node = soft[layer.weight], nodes[layer.output]
+        if readers.count(layer.weight) > 1 or not _is_product(layer, node, weight):
+            done.weights[layer.weight] = weight.harden()
+            continue
+        product = _Product(node, weight)
+        moments, means = product.moments(_inputs_of(done, block, layer, inputs))
+        absorbs = done.can_shift_bias(layer) and node.kwargs.get("beta", 1.0) == 1.0
+        if absorbs:
+            moments = moments - means[:, :, None] * means[:, None, :]
+        relaxed = product.rows(weight.relaxed())
+        low, high = map(product.rows, weight.bounds())
+        rounded = round_compensated(relaxed, low, high, moments)
+        done.weights[layer.weight] = weight.harden(product.weight(rounded))
+        if absorbs:
+            mean_error = ((rounded - relaxed) @ means[:, :, None]).flatten() * weight.qparams.scale
+            done.shift_bias(layer, -mean_error.float())
+            done.round_biases(block, soft)
+
+
+def _inputs_of(done: Quantizers, block: Block, layer: Layer, inputs: Sequence[Cache]) -> Iterator[Tensor]:
+    """The layer's input in the quantized network, a few images at a time, spread over the calibration set."""
+    count = len(inputs[0])
+    before = done.block(block, [layer.input])
+    for chosen in torch.linspace(0, count - 1, min(count, _IMAGES)).round().long().split(_BATCH):
+        (x,) = before(*(cache[chosen.to(cache.device)] for cache in inputs))
+        yield x
+
+
+def _is_product(layer: Layer, node: fx.Node, weight: SoftRounding) -> bool:
+    if layer.op_type == "ConvTranspose":
+        return bool(node.kwargs.get("group", 1) == 1)
+    return layer.op_type == "Conv" or weight.alpha.ndim == 2
+
+
+class _Product:
+    """A layer as a product of its weight [G, O, K], G groups, with rows of inputs [G, K].
+
+    The rows come from the layer's own operator: given a weight of K output channels, each of which picks one element,
+    it puts out what it would multiply, whatever its strides, pads and dilations.
+    """
+
+    def __init__(self, node: fx.Node, weight: SoftRounding) -> None:
+        assert weight.point.axis is not None
+        self._node, self._axis = node, weight.point.axis
+        first = weight.alpha.detach().movedim(self._axis, 0)
+        self._shape, self._k = first.shape, first[0].numel()
+        group: Any = node.kwargs.get("group", 1)
+        self._groups = int(group)
+        picks = torch.eye(self._k, device=first.device).view(self._k, *first.shape[1:])
+        self._picks = picks.repeat(self._groups, *[1] * (first.ndim - 1)).movedim(0, self._axis).contiguous()
+        self._channels = 1 if first.ndim > 2 else -1  # the axis of a Conv's output, of a Gemm's or MatMul's
+
+    def rows(self, weight: Tensor) -> Tensor:
+        """[G, O, K] in float64 from the weight's shape."""
+        return weight.movedim(self._axis, 0).reshape(self._groups, -1, self._k).double()
+
+    def weight(self, rows: Tensor) -> Tensor:
+        """The weight's shape in float32 from [G, O, K]."""
+        return rows.float().reshape(self._shape).movedim(0, self._axis).contiguous()
+
+    def moments(self, inputs: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
+        """Second [G, K, K] and first [G, K] moments of the rows, float64, over random positions of ``inputs``."""
+        generator = torch.Generator().manual_seed(0)
+        first: Tensor | None = None
+        second: Tensor | None = None
+        count = 0
+        for x in inputs:
+            picked = self._node.target(x, self._picks, **self._node.kwargs)  # type: ignore[operator]
+            rows = picked.movedim(self._channels, 0).flatten(1)
+            some = torch.randperm(rows.shape[1], generator=generator)[: _ROWS * _BATCH // _IMAGES]
+            part = rows[:, some.to(rows.device)].view(self._groups, self._k, -1)
+            squares, sums = (part @ part.transpose(1, 2)).double(), part.sum(2).double()
+            second = squares if second is None else second + squares
+            first = sums if first is None else first + sums
+            count += part.shape[2]
+        assert first is not None
+        assert second is not None
+        return second / count, first / count

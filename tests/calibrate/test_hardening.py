@@ -1,0 +1,92 @@
+"""Soft weights become integers layer by layer, with errors that make up for each other."""
+
+import dataclasses
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from pdq_export.calibrate import calibrate
+from pdq_export.calibrate.hardening import _Product
+from pdq_export.calibrate.quantizers import SoftRounding, weight_qparams
+from pdq_export.calibrate.subgraph import tensor_nodes
+from pdq_export.frontend import import_model
+from pdq_export.options import CalibrationOptions
+from pdq_export.spec import Point, Role
+from tests.calibrate.networks import Example, residual
+
+OPTIONS = CalibrationOptions(
+    samples=64, iters=20, batch_size=16, correction_iters=2, rounding_lr=0.1, compensate_rounding=True
+)
+PRODUCTS = {
+    "conv": ("Conv <strides = [2, 1], pads = [1, 0, 2, 1], dilations = [1, 2]>", [2, 6, 9, 8], [5, 6, 3, 2], 0),
+    "grouped": ("Conv <group = 3>", [2, 6, 5, 5], [9, 2, 3, 3], 0),
+    "depthwise": ('Conv <group = 6, auto_pad = "SAME_UPPER">', [2, 6, 5, 5], [6, 1, 3, 3], 0),
+    "1-D": ("Conv <pads = [1, 1]>", [2, 4, 7], [5, 4, 3], 0),
+    "3-D": ("Conv", [1, 2, 4, 4, 4], [3, 2, 2, 2, 2], 0),
+    "transposed": ("ConvTranspose <strides = [2, 2], output_padding = [1, 0]>", [2, 4, 5, 5], [4, 3, 3, 3], 1),
+    "gemm": ("Gemm <transB = 1, alpha = 0.5>", [7, 4], [3, 4], 0),
+    "matmul": ("MatMul", [2, 7, 4], [4, 3], 1),
+}
+
+
+@pytest.mark.parametrize("case", PRODUCTS)
+def test_a_layer_is_the_product_of_its_rows(case: str) -> None:
+    operator, x_shape, w_shape, axis = PRODUCTS[case]
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(shape, generator=generator) for shape in (x_shape, w_shape))
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]>'
+        f"m (float[{','.join(map(str, x_shape))}] x) => (float[{','.join('abcde'[: len(x_shape)])}] y) "
+        f"{{ y = {operator} (x, w) }}"
+    )
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weight.numpy(), "w"))
+    network = import_model(model)
+    point = Point(tensor="w", role=Role.WEIGHT, bits=4, axis=axis)
+    product = _Product(tensor_nodes(network)["y"], SoftRounding(point, weight, weight_qparams(weight, point)))
+    assert torch.equal(product.weight(product.rows(weight)), weight)
+
+    (y,) = network(x)
+    channels = 1 if len(w_shape) > 2 else -1
+    outputs = y.movedim(channels, 0).flatten(1).double()
+    second, first = product.moments(iter([x]))
+    by_rows = product.rows(weight)
+    torch.testing.assert_close((by_rows @ first[:, :, None]).flatten(), outputs.mean(1), rtol=1e-4, atol=1e-5)
+    squares = ((by_rows @ second) * by_rows).sum(2).flatten()
+    torch.testing.assert_close(squares, outputs.square().mean(1), rtol=1e-4, atol=1e-5)
+
+
+def _calibrated(example: Example, options: CalibrationOptions) -> torch.Tensor:
+    result = calibrate(
+        example.network,
+        example.plan,
+        example.prepared.statistics,
+        [example.images],
+        options,
+        device=torch.device("cpu"),
+    )
+    with torch.no_grad():
+        return (result.simulation(example.images)[0] - example.network(example.images)[0]).square().mean()
+
+
+def test_compensation_brings_the_quantized_network_nearer() -> None:
+    errors = torch.tensor(
+        [
+            [
+                _calibrated(residual("2/8", seed=seed), dataclasses.replace(OPTIONS, compensate_rounding=on))
+                for on in (0, 1)
+            ]
+            for seed in range(4)
+        ]
+    )
+    assert errors[:, 1].sum() < errors[:, 0].sum()
+
+
+def test_biases_take_up_the_mean_error() -> None:
+    example = residual("2/8")
+    result = calibrate(example.network, example.plan, {}, [example.images], OPTIONS, device=torch.device("cpu"))
+    assert set(result.biases) == {layer.bias for layer in example.plan.layers}
+    assert all(bias.dtype == np.float32 and np.isfinite(bias).all() for bias in result.biases.values())
+    plain = dataclasses.replace(OPTIONS, compensate_rounding=False)
+    assert not calibrate(example.network, example.plan, {}, [example.images], plain, device=torch.device("cpu")).biases
