@@ -60,10 +60,17 @@ def test_layers_size_and_kernels_are_those_of_the_quantized_file() -> None:
     assert {name: report.settings[name] for name in told["settings"]} == told["settings"]
     assert found.kernels is not None
     assert (found.kernels.integer, found.kernels.floating) == (report.kernels.integer, report.kernels.floating)
-    assert found.quantized_size is not None
-    settings = [entry for entry in result.model.metadata_props if entry.key != "pdq_export.source"]
-    metadata = onnx.ModelProto(metadata_props=settings).ByteSize()
-    assert abs(found.quantized_size - (report.quantized.size - metadata)) < 400  # zero_points and a Clip more
+    assert found.quantized_size == pytest.approx(report.quantized.size, rel=0.02)
+
+
+@pytest.mark.parametrize(("bits", "target"), [("4/4", "ort"), ("2/2", "native"), ("8/8", "qcdq"), ("8/8", "tensorrt")])
+def test_the_size_of_the_embedded_model(bits: str, target: str) -> None:
+    path = calib_data.path("fashion_resnet.onnx")
+    images = np.random.default_rng(1).normal(size=(8, 1, 28, 28)).astype(np.float32)
+    result = quantize(path, bits=bits, target=target, calib=images, method="nearest", device="cpu")
+    assert inspect_model(path, bits=bits, target=target).quantized_size == pytest.approx(
+        result.report.quantized.size, rel=0.01
+    )
 
 
 def test_what_stays_in_float_and_why() -> None:
