@@ -101,5 +101,5 @@ def test_the_entry_point_is_the_command_line() -> None:
 
 def test_no_module_named_cli_is_installed(tmp_path: Path) -> None:
     code = "import importlib.util as u, sys; sys.exit(bool(u.find_spec('cli') or u.find_spec('calib_data')))"
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False)
+    result = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, check=False)
     assert result.returncode == 0
