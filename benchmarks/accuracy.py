@@ -5,7 +5,8 @@
     python -m benchmarks.accuracy --output results.jsonl --table
 
 Every finished run becomes a line of the output at once, and a run that is there already is skipped: an interrupted
-benchmark goes on where it was, and several processes may share the work by seed. The time of a calibration runs from
+benchmark goes on where it was, and several processes may share the work by seed. A run that fails is a line that says
+why; the others go on, and the next command tries it again. The time of a calibration runs from
 the call to the export (load, plan, calibrate), without reading images and without evaluation.
 """
 
@@ -16,10 +17,13 @@ import importlib.metadata
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import onnxruntime
 import torch
 
@@ -27,9 +31,14 @@ import pdq_export
 from benchmarks.common import StageClock, open_session, parse_setting, quantize_with_onnxruntime
 from benchmarks.results import FULL, Outcome, Run, Work, append, read, tables
 from pdq_export.data import ImageSet, load_images
-from pdq_export.errors import OptionError, PdqError
+from pdq_export.errors import DataError, OptionError, PdqError
+from pdq_export.graph.load import load_model
+from pdq_export.graph.lookup import GraphIndex
+from pdq_export.graph.prepare import prepare as prepare_model
 from pdq_export.options import METHODS, PRESETS, choose_options
+from pdq_export.plan import network_family
 from pdq_export.plan.options import WEIGHTS
+from pdq_export.plan.points import find_layers
 from pdq_export.validate import Accuracy, AccuracyMeter
 
 FLOAT = "fp32"
@@ -60,7 +69,7 @@ class Task:
 
 
 def prepare(options: argparse.Namespace) -> Task:
-    """Read the images and settle what all runs share. Raises PdqError for what cannot be run."""
+    """Read model and images and settle what all runs share. Raises PdqError for what cannot be run."""
     if options.calib.resolve() == options.eval.resolve():
         raise OptionError("--calib and --eval are the same; expected evaluation images that calibration never sees")
     given = {**options.set, **({} if options.samples is None else {"samples": options.samples})}
@@ -68,11 +77,21 @@ def prepare(options: argparse.Namespace) -> Task:
     calib, judged = load_images(options.calib, limit=chosen.samples), load_images(options.eval)
     if judged.labels is None:
         raise OptionError(f"--eval {options.eval}: it has no labels; expected one an image, for accuracy")
+    seen, unseen = _digests(calib, judged)
+    if shared := sum(map(set(seen).__contains__, unseen)):
+        raise DataError(
+            f"--eval {options.eval}: {shared:,} of its {len(judged):,} images are among the {len(calib):,} of --calib "
+            f"{options.calib}, pixel for pixel; expected images that calibration never sees; leave them out"
+        )
+    model = load_model(options.model)
     work = Work(
         model=options.model.name,
-        model_sha256=hashlib.sha256(options.model.read_bytes()).hexdigest()[:12],
+        model_sha256=_short(model.SerializeToString(deterministic=True)),
+        family=_family(model),
         calib=options.calib.name,
+        calib_sha256=_short(*seen),
         eval=options.eval.name,
+        eval_sha256=_short(*unseen, judged.labels.tobytes()),
         eval_images=len(judged),
         preset=options.preset,
         weights=options.weights,
@@ -82,8 +101,31 @@ def prepare(options: argparse.Namespace) -> Task:
         overrides={name: value for name, value in sorted(options.set.items()) if name != "samples"},
         threads=options.threads,
         device=options.device,
+        versions=_versions(),
     )
     return Task(work=work, model=options.model, calib=calib, eval=judged)
+
+
+def _digests(*sets: ImageSet) -> list[list[bytes]]:
+    """One a image: of its bytes where all have bytes, so that mean and std do not matter, else as the model sees it."""
+    stored = all(images.pixels.dtype == np.uint8 for images in sets)
+    return [
+        [
+            hashlib.sha256(image.tobytes()).digest()
+            for batch in ([images.pixels] if stored else images.batches(BATCH))
+            for image in batch
+        ]
+        for images in sets
+    ]
+
+
+def _short(*contents: bytes) -> str:
+    return hashlib.sha256(b"".join(contents)).hexdigest()[:12]
+
+
+def _family(model: onnx.ModelProto) -> str:
+    index = GraphIndex(prepare_model(model).model)
+    return network_family(index, find_layers(index))
 
 
 def plan_runs(work: Work, rows: Sequence[str], bits: Sequence[str], seeds: Sequence[int]) -> Iterator[Run]:
@@ -96,13 +138,22 @@ def plan_runs(work: Work, rows: Sequence[str], bits: Sequence[str], seeds: Seque
                 if (row == FLOAT and pair != bits[0]) or (row == OWN_INT8 and pair != "8/8"):
                     continue
                 drawn = None if row in DETERMINISTIC else seed
-                yield Run(work=work, row=row, bits=None if row == FLOAT else pair, seed=drawn)
+                settled = {} if row in (FLOAT, OWN_INT8) else _settled(work, row, drawn)
+                yield Run(work=work, row=row, bits=None if row == FLOAT else pair, seed=drawn, options=settled)
+
+
+def _settled(work: Work, row: str, seed: int | None) -> dict[str, Any]:
+    """Every number of `CalibrationOptions` that the row comes to."""
+    chosen = choose_options(
+        method=method_of(row), preset=work.preset, family=work.family, overrides=overrides(work, row, seed)
+    )
+    return dataclasses.asdict(chosen)
 
 
 def perform(task: Task, run: Run) -> Outcome:
     """Do one run."""
     if run.row == FLOAT:
-        return Outcome(run=run, top1=evaluate(task.model, task).top1, versions=_versions())
+        return Outcome(run=run, top1=evaluate(task.model, task).top1)
     with tempfile.TemporaryDirectory() as folder:
         if run.row == OWN_INT8:
             return _own_int8(task, run, Path(folder))
@@ -114,13 +165,11 @@ def _own_int8(task: Task, run: Run, folder: Path) -> Outcome:
     wall, cpu = time.perf_counter(), time.process_time()
     path = quantize_with_onnxruntime(task.model, images, folder)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    top1 = evaluate(path, task).top1
-    return Outcome(run=run, top1=top1, wall_seconds=wall, cpu_seconds=cpu, versions=_versions())
+    return Outcome(run=run, top1=evaluate(path, task).top1, wall_seconds=wall, cpu_seconds=cpu)
 
 
 def _quantize(task: Task, run: Run, path: Path) -> Outcome:
     assert run.bits is not None
-    method, parts = (FULL, ABLATION[run.row]) if run.row in ABLATION else (run.row, {})
     clock = StageClock()
     result = pdq_export.quantize(
         task.model,
@@ -128,10 +177,10 @@ def _quantize(task: Task, run: Run, path: Path) -> Outcome:
         calib=task.calib,
         eval=task.eval.head(COMPARED),
         output=path,
-        method=method,
+        method=method_of(run.row),
         preset=run.work.preset,
         weights=run.work.weights,
-        options=overrides(run, method, parts),
+        options=overrides(run.work, run.row, run.seed),
         device=run.work.device,
         progress=clock,
     )
@@ -144,20 +193,24 @@ def _quantize(task: Task, run: Run, path: Path) -> Outcome:
         cpu_seconds=cpu,
         agreement=None if simulated is None else simulated.argmax_agreement,
         size_ratio=result.report.size_ratio,
-        settings={k: v for k, v in result.report.settings.items() if k not in ("calibration", "evaluation")},  # paths
-        versions=_versions(),
     )
 
 
-def overrides(run: Run, method: str, parts: Mapping[str, Any]) -> dict[str, Any]:
+def method_of(row: str) -> str:
+    """The method of a row; those of the ablation are pd-quant."""
+    return FULL if row in ABLATION else row
+
+
+def overrides(work: Work, row: str, seed: int | None) -> dict[str, Any]:
     """The options of a run: those set for all rows, without those that this row switches off or has no use for."""
+    method, parts = method_of(row), ABLATION.get(row, {})
     fixed = {**METHODS[method], **parts}
-    found = {**parts, "samples": run.work.samples, **({} if run.seed is None else {"seed": run.seed})}
-    for name, value in run.work.overrides.items():
+    found = {**parts, "samples": work.samples, **({} if seed is None else {"seed": seed})}
+    for name, value in work.overrides.items():
         if name in fixed:
             continue
         try:
-            choose_options(method=method, preset=run.work.preset, overrides={**parts, name: value})
+            choose_options(method=method, preset=work.preset, overrides={**parts, name: value})
         except OptionError:
             continue  # it was right for pd-quant, so this row lacks the part that it belongs to
         found[name] = value
@@ -211,11 +264,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is missing; 1 where a run failed, which does not stop the others, and 2 where none can be tried."""
     options = parse_arguments(arguments)
-    if options.table:
-        print(tables(read(options.output), ROWS, list(ABLATION)))
-        return 0
     torch.set_num_threads(options.threads)
     try:
+        found = read(options.output)
+        if options.table:
+            print(tables(found, ROWS, list(ABLATION)))
+            return 0
         task = prepare(options)
     except (PdqError, OSError) as error:
         print(error, file=sys.stderr)
@@ -225,16 +279,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         task.work, list(ABLATION) if options.ablation else options.methods, options.bits, options.seeds
     ):
         label = f"{run.row} {run.bits or ''} seed {run.seed}"
-        if run.key in {outcome.run.key for outcome in read(options.output)}:
+        if run.key in {outcome.run.key for outcome in read(options.output) if outcome.error is None}:
             print(f"{label}: there already", flush=True)
             continue
         try:
             outcome = perform(task, run)
-        except PdqError as error:
+        except Exception as error:  # other tools raise what they like
             failed += 1
-            print(f"{label}: {error}", file=sys.stderr, flush=True)
+            append(options.output, Outcome(run=run, error=f"{type(error).__name__}: {error}"))
+            details = str(error) if isinstance(error, PdqError) else traceback.format_exc()
+            print(f"{label}: {details}", file=sys.stderr, flush=True)
             continue
         append(options.output, outcome)
+        assert outcome.top1 is not None
         print(f"{label}: {100 * outcome.top1:.2f} %, {outcome.wall_seconds or 0:.0f} s", flush=True)
     return 1 if failed else 0
 

@@ -1,7 +1,7 @@
 """Seconds and peak memory of calibration, by block and in total, and how they grow.
 
-    python -m benchmarks.calibration resnet20.onnx resnet18 resnet50 --presets fast balanced --samples 64 --iters 20
-    python -m benchmarks.calibration resnet18 --sweep images --samples 64 --iters 20
+    python -m benchmarks.calibration resnet20.onnx resnet18 resnet50 --presets fast balanced --samples 64 --iters 21
+    python -m benchmarks.calibration resnet18 --sweep images --samples 64 --iters 21
 
 A model is an ONNX file or the name of a network in `benchmarks/architectures.py`, with random weights. Images are
 noise; every row runs in a process of its own. ``--samples`` and ``--iters`` cut the preset's budget to what the
@@ -27,7 +27,7 @@ from pdq_export.errors import PdqError
 from pdq_export.options import METHODS, PRESETS
 
 # What --sweep varies where --values does not say: images, steps a block, side of the image, units in each stage.
-SWEEPS = {"images": (32, 64, 128), "iters": (10, 20, 40), "resolution": (64, 128, 224), "depth": (1, 2, 4)}
+SWEEPS = {"images": (32, 64, 128), "iters": (11, 21, 41), "resolution": (64, 128, 224), "depth": (1, 2, 4)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,6 +116,14 @@ def run(row: Row, output: Path | None) -> Measurement:
     return found
 
 
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else 1e3 * seconds
+
+
 # Head and cell of every column of the table of totals.
 COLUMNS: dict[str, Callable[[Measurement], str]] = {
     "model MB": lambda m: f"{m.model_bytes / MEGABYTE:.1f}",
@@ -124,10 +132,10 @@ COLUMNS: dict[str, Callable[[Measurement], str]] = {
     "steps a block": lambda m: str(m.job.options().iters),
     "seconds": lambda m: f"{m.seconds:.1f}",
     "CPU s": lambda m: f"{m.cpu_seconds:.1f}",
-    "ms a step, all blocks": lambda m: f"{1e3 * m.step_seconds:.1f}",
-    "s besides steps": lambda m: f"{m.other_seconds:.1f}",
-    "of it fixed": lambda m: "" if m.fixed_seconds is None else f"{m.fixed_seconds:.1f}",
-    "extrapolated to the preset, s": lambda m: f"{m.extrapolated():,.0f}",
+    "ms a step, all blocks": lambda m: _number(_milliseconds(m.step_seconds), ".1f"),
+    "s besides steps": lambda m: _number(m.other_seconds, ".1f"),
+    "of it fixed": lambda m: _number(m.fixed_seconds, ".1f"),
+    "extrapolated to the preset, s": lambda m: _number(m.extrapolated(), ",.0f"),
     "peak MB": lambda m: f"{m.peak_memory / MEGABYTE:,.0f}",
     "of it until export": lambda m: f"{m.calibration_memory / MEGABYTE:,.0f}",
     "before the call": lambda m: f"{m.start_memory / MEGABYTE:,.0f}",
@@ -143,7 +151,10 @@ def table(head: str, found: Sequence[tuple[str, Measurement]]) -> str:
 def block_table(found: Measurement) -> str:
     """A row a block."""
     rows = [
-        [b.block, f"{b.seconds:.2f}", str(b.steps), f"{1e3 * b.step_seconds:.2f}", f"{b.other_seconds:.2f}"]
+        [
+            *(b.block, f"{b.seconds:.2f}", str(b.steps)),
+            *(_number(_milliseconds(b.step_seconds), ".2f"), _number(b.other_seconds, ".2f")),
+        ]
         for b in found.blocks
     ]
     return markdown(["block", "seconds", "steps", "ms a step", "s besides steps"], rows)

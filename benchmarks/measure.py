@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,9 @@ class Job:
         return choose_options(method=self.method, preset=self.preset, overrides=self.overrides)
 
     def full(self) -> CalibrationOptions:
-        """The options of the preset itself."""
-        return choose_options(method=self.method, preset=self.preset)
+        """The same with the preset's number of images and steps."""
+        others = {name: value for name, value in self.overrides.items() if name not in ("samples", "iters")}
+        return choose_options(method=self.method, preset=self.preset, overrides=others)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,18 +47,18 @@ class BlockTime:
     """``seconds``: from the last step of the block before it to its own last step; ``step_seconds``: of one step.
 
     What is not steps is correction, scale search and passes over all images; in the first block, reading the model
-    and planning, too.
+    and planning, too. None where too few steps were made to know the time of one.
     """
 
     block: str
     seconds: float
     steps: int
-    step_seconds: float
+    step_seconds: float | None
 
     @property
-    def other_seconds(self) -> float:
+    def other_seconds(self) -> float | None:
         """What the steps did not take."""
-        return max(self.seconds - self.steps * self.step_seconds, 0.0)
+        return None if self.step_seconds is None else max(self.seconds - self.steps * self.step_seconds, 0.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,8 +67,9 @@ class Measurement:
 
     ``start_memory``: resident when quantize was called, with imports and images; ``calibration_memory``: the peak up
     to the export; ``peak_memory``: the peak of the whole run, with export and validation; ``device_memory``: the peak
-    that torch allocated on a CUDA device. ``seconds``: from the call to the export. ``fixed_seconds``: of what does not
-    depend on images and steps (planning, scales of weights), measured where there are fewer images than the preset's.
+    that torch allocated on a CUDA device. ``seconds``: from the call to the export. Where there are fewer images than
+    the preset's: ``fixed_seconds``, of what does not depend on images and steps (planning, scales of weights), and
+    ``search_seconds``, of what the images for scale search take.
     """
 
     job: Job
@@ -75,6 +77,7 @@ class Measurement:
     seconds: float
     cpu_seconds: float
     fixed_seconds: float | None
+    search_seconds: float | None
     start_memory: int
     calibration_memory: int
     peak_memory: int
@@ -82,32 +85,43 @@ class Measurement:
     model_bytes: int
 
     @property
-    def step_seconds(self) -> float:
-        """One step in each block."""
-        return sum(block.step_seconds for block in self.blocks)
+    def step_seconds(self) -> float | None:
+        """One step in each block; None where it is not known of one."""
+        known = [block.step_seconds for block in self.blocks if block.step_seconds is not None]
+        return sum(known) if len(known) == len(self.blocks) else None
 
     @property
-    def other_seconds(self) -> float:
+    def other_seconds(self) -> float | None:
         """What the steps did not take."""
-        return max(self.seconds - sum(block.steps * block.step_seconds for block in self.blocks), 0.0)
+        if self.step_seconds is None:
+            return None
+        return max(self.seconds - sum(block.steps * (block.step_seconds or 0.0) for block in self.blocks), 0.0)
 
-    def extrapolated(self) -> float:
-        """Seconds that the preset's own budget would take.
+    def extrapolated(self) -> float | None:
+        """Seconds that the preset's own budget would take; None where the time of a step is not known.
 
-        Steps in proportion to their number, and everything else but what is fixed to the number of images, which is
-        right for as long as correction takes the preset's steps for each batch.
+        Steps in proportion to their number, scale search to its images, and everything else but what is fixed to the
+        number of images.
         """
+        if self.step_seconds is None or self.other_seconds is None:
+            return None
         run, full = self.job.options(), self.job.full()
-        fixed = min(self.fixed_seconds or 0.0, self.other_seconds)
-        images = (self.other_seconds - fixed) * full.samples / run.samples
-        return self.step_seconds * full.iters + fixed + images
+        fixed, search = self.fixed_seconds or 0.0, self.search_seconds or 0.0
+        images = max(self.other_seconds - fixed - search, 0.0)
+        search *= min(full.samples, full.search_samples) / min(run.samples, run.search_samples)
+        images *= full.samples / run.samples
+        return self.step_seconds * full.iters + fixed + search + images
 
 
 class BlockClock(StageClock):
-    """Notes when a block's first and last report of a step came, and memory when calibration is over."""
+    """Notes when the reports of a block's steps came, and memory when calibration is over.
 
-    def __init__(self) -> None:
+    ``interval``: after how many steps the kinds of steps repeat.
+    """
+
+    def __init__(self, interval: int = 1) -> None:
         super().__init__()
+        self._interval = interval
         self._reports: dict[str, list[tuple[float, int]]] = {}
         self.calibration_memory = 0
 
@@ -120,21 +134,30 @@ class BlockClock(StageClock):
             self.calibration_memory = peak_memory()
 
     def blocks(self) -> tuple[BlockTime, ...]:
-        """All blocks that reported a step. A step's time is taken between reports, without the first of them."""
+        """All blocks that reported a step."""
         found, before = [], self.start[0]
         for name, reports in self._reports.items():
-            (first, first_step), (last, last_step) = reports[0], reports[-1]
-            step = (last - first) / (last_step - first_step) if last_step > first_step else 0.0
-            found.append(BlockTime(block=name, seconds=last - before, steps=last_step, step_seconds=step))
+            last, steps = reports[-1]
+            found.append(BlockTime(block=name, seconds=last - before, steps=steps, step_seconds=self._step(reports)))
             before = last
         return tuple(found)
+
+    def _step(self, reports: Sequence[tuple[float, int]]) -> float | None:
+        """The mean of the steps after the first, up to the last report a whole number of intervals later if any."""
+        first, first_step = reports[0]
+        later = [(time, step) for time, step in reports if step - first_step >= self._interval]
+        whole = [(time, step) for time, step in later if (step - first_step) % self._interval == 0]
+        if not later:
+            return None
+        last, last_step = (whole or later)[-1]
+        return (last - first) / (last_step - first_step)
 
 
 def measure(job: Job, path: Path) -> Measurement:
     """Calibrate on noise of the model's shape, in this process; its peak memory is the process's own."""
     torch.set_num_threads(job.threads)
     images, judged = noise(path, job.options().samples, seed=0), noise(path, VALIDATION_BATCH, seed=1)
-    start_memory, clock = peak_memory(), BlockClock()
+    start_memory, clock = peak_memory(), BlockClock(job.options().prediction_interval)
     more: dict[str, Any] = {} if job.max_memory is None else {"max_memory": job.max_memory}
     pdq_export.quantize(
         path,
@@ -151,6 +174,7 @@ def measure(job: Job, path: Path) -> Measurement:
     seconds, cpu_seconds = clock.until("export")
     peak = max(peak_memory(), clock.calibration_memory)  # the kernel counts in steps of some pages
     cut = job.options().samples < job.full().samples
+    fixed, nearest = (_nearest_seconds(job, path, part) for part in (images.head(1), images)) if cut else (None, None)
     on_cuda = torch.device("cuda" if job.device == "auto" else job.device).type == "cuda" and torch.cuda.is_available()
     device_memory = torch.cuda.max_memory_allocated() if on_cuda else None
     return Measurement(
@@ -158,7 +182,8 @@ def measure(job: Job, path: Path) -> Measurement:
         blocks=clock.blocks(),
         seconds=seconds,
         cpu_seconds=cpu_seconds,
-        fixed_seconds=_fixed_seconds(job, path, images) if cut else None,
+        fixed_seconds=fixed,
+        search_seconds=None if fixed is None or nearest is None else max(nearest - fixed, 0.0),
         start_memory=start_memory,
         calibration_memory=clock.calibration_memory,
         peak_memory=peak,
@@ -171,8 +196,9 @@ class _EnoughError(Exception):
     """Ends a run of which only the beginning is wanted."""
 
 
-def _fixed_seconds(job: Job, path: Path, images: ImageSet) -> float:
-    """What the same file takes with rounding to nearest and one image."""
+def _nearest_seconds(job: Job, path: Path, images: ImageSet) -> float:
+    """What the same file takes with rounding to nearest."""
+    given = {name: value for name, value in job.overrides.items() if name in ("samples", "search_samples")}
     clock = StageClock()
 
     def watch(at: Progress) -> None:
@@ -182,7 +208,14 @@ def _fixed_seconds(job: Job, path: Path, images: ImageSet) -> float:
 
     with contextlib.suppress(_EnoughError):
         pdq_export.quantize(
-            path, bits=job.bits, calib=images.head(1), method="nearest", device=job.device, progress=watch
+            path,
+            bits=job.bits,
+            calib=images,
+            method="nearest",
+            preset=job.preset,
+            options=given,
+            device=job.device,
+            progress=watch,
         )
     return clock.until("export")[0]
 

@@ -8,18 +8,26 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import append_line, markdown, read_lines
+from pdq_export.errors import DataError
 
 FULL = "pd-quant"  # what the rows of the ablation are compared with
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Work:
-    """What all rows of one table share. ``iters`` and ``correction_iters`` are pd-quant's; files go by their names."""
+    """What all rows of one table share. ``iters`` and ``correction_iters`` are pd-quant's.
+
+    Files go by name and digest: of the model with its weights, and of the images that are used. ``family``: whose
+    hyper-parameters the model gets. ``versions``: of what decides the result.
+    """
 
     model: str
     model_sha256: str
+    family: str
     calib: str
+    calib_sha256: str
     eval: str
+    eval_sha256: str
     eval_images: int
     preset: str
     weights: str
@@ -29,6 +37,7 @@ class Work:
     overrides: Mapping[str, str]
     threads: int
     device: str
+    versions: Mapping[str, str]
 
     def __str__(self) -> str:
         shown = {name: value for name, value in self.overrides.items() if name not in ("iters", "correction_iters")}
@@ -37,18 +46,23 @@ class Work:
             f"{self.model}: {self.eval_images:,} images of {self.eval}; "
             f"calibrated on {self.samples:,} of {self.calib}, preset {self.preset}, {self.iters:,} steps a block, "
             f"{self.correction_iters} correction steps, {self.weights} weights{extra}; "
-            f"{self.device}, threads: {self.threads}"
+            f"{self.device}, threads: {self.threads}; "
+            f"{', '.join(f'{package} {version}' for package, version in self.versions.items())}"
         )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """One measurement. ``seed`` is None where nothing is drawn, ``bits`` for FP32."""
+    """One measurement. ``seed`` is None where nothing is drawn, ``bits`` for FP32.
+
+    ``options``: the settled `CalibrationOptions`, none for FP32 and for other tools.
+    """
 
     work: Work
     row: str
     bits: str | None
     seed: int | None
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -60,18 +74,17 @@ class Run:
 class Outcome:
     """What a run gave. ``wall_seconds`` and ``cpu_seconds``: of calibration alone, without export and evaluation.
 
-    ``agreement``: share of images on which onnxruntime and the simulation predict the same class. ``settings``: every
-    option, as in the report of `pdq_export.quantize`.
+    ``agreement``: share of images on which onnxruntime and the simulation predict the same class. ``error``: why there
+    is nothing else.
     """
 
     run: Run
-    top1: float
+    top1: float | None = None
     wall_seconds: float | None = None
     cpu_seconds: float | None = None
     agreement: float | None = None
     size_ratio: float | None = None
-    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    error: str | None = None
 
 
 def append(path: Path, outcome: Outcome) -> None:
@@ -80,11 +93,16 @@ def append(path: Path, outcome: Outcome) -> None:
 
 
 def read(path: Path) -> list[Outcome]:
-    """All finished runs of a file; of equal runs the last one."""
+    """All runs of a file; of equal runs the last one. Raises DataError for lines with other fields."""
     found: dict[str, Outcome] = {}
     for fields in read_lines(path):
-        run = fields.pop("run")
-        outcome = Outcome(run=Run(**{**run, "work": Work(**run["work"])}), **fields)
+        try:
+            run = fields.pop("run")
+            outcome = Outcome(run=Run(**{**run, "work": Work(**run["work"])}), **fields)
+        except (TypeError, KeyError) as error:
+            raise DataError(
+                f"{path}: a line is not of this version of the benchmark ({error}); write to another file"
+            ) from error
         found[outcome.run.key] = outcome
     return list(found.values())
 
@@ -133,7 +151,9 @@ def _precision(bits: str) -> tuple[int, int]:
 
 
 def _top1(cell: Sequence[Outcome], seeds: int) -> str:
-    values = [100 * o.top1 for o in cell]
+    values = [100 * o.top1 for o in cell if o.top1 is not None]
+    if not values:
+        return "failed"
     drawn = cell[0].run.seed is not None
     missing = f"; {len(values)} of {seeds} seeds" if drawn and len(values) < seeds else ""
     spread = f"{min(values):.2f}–{max(values):.2f}" if len(values) > 1 else ""
@@ -154,8 +174,8 @@ def _difference(cell: Sequence[Outcome], outcomes: Sequence[Outcome]) -> str:
     if cell[0].run.row == FULL:
         return ""
     bits = cell[0].run.bits
-    full = {o.run.seed: o.top1 for o in outcomes if o.run.row == FULL and o.run.bits == bits}
-    points = [100 * (o.top1 - full[o.run.seed]) for o in cell if o.run.seed in full]
+    full = {o.run.seed: o.top1 for o in outcomes if o.run.row == FULL and o.run.bits == bits and o.top1 is not None}
+    points = [100 * (o.top1 - full[o.run.seed]) for o in cell if o.run.seed in full and o.top1 is not None]
     if not points:
         return ""
     spread = f" ({min(points):+.2f} to {max(points):+.2f})" if len(points) > 1 else ""

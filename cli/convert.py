@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from pdq_export.errors import ModelError
+from pdq_export.errors import ModelError, OptionError
 
 from .log import set_up_logging
 from .render import session_note
@@ -14,7 +14,10 @@ from .render import session_note
 _PATH = click.Path(path_type=Path)
 
 
-@click.command(epilog="Exit codes: 0 done, 2 wrong input or options, 130 interrupted, 1 a bug in pdq-export.")
+@click.command(
+    short_help="Write a quantized file in another layout.",
+    epilog="Exit codes: 0 done, 2 wrong input or options, 130 interrupted, 1 a bug in pdq-export.",
+)
 @click.argument("model", type=_PATH, metavar="QUANT.onnx")
 @click.option("--target", required=True, metavar="ort|native|qcdq", help="The layout to write.")
 @click.option(
@@ -28,6 +31,7 @@ _PATH = click.Path(path_type=Path)
     "--external-data", is_flag=True, help="Write the weights to OUT.onnx.data.  [default: for files over 2 GB]"
 )
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but warnings and errors.")
+@click.option("-v", "--verbose", is_flag=True, help="Log everything, with tracebacks.")
 def convert(
     model: Path,
     *,
@@ -37,12 +41,15 @@ def convert(
     opset: int | None,
     external_data: bool,
     quiet: bool,
+    verbose: bool,
 ) -> None:
     """Write a file that pdq-export quantized for ort, native or qcdq in another of these layouts.
 
     Nothing is calibrated again: the integers are the same, and so are the outputs.
     """
-    set_up_logging(Console(stderr=True), quiet=quiet, verbose=False)
+    if quiet and verbose:
+        raise OptionError("--quiet and --verbose contradict each other; give one of them")
+    set_up_logging(Console(stderr=True), quiet=quiet, verbose=verbose)
     if not model.is_file():
         raise ModelError(f"{model}: {'is a folder' if model.is_dir() else 'no such file'}; expected a quantized model")
     # Imported here: torch is not needed, but onnx takes a second.

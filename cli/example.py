@@ -11,7 +11,7 @@ from pdq_export.files import check_writable, write_atomically
 FOLDER = "calib_data"
 
 
-@click.command()
+@click.command(short_help="Copy the embedded model and images here.")
 @click.argument("directory", default=".", type=click.Path(path_type=Path))
 def example(directory: Path) -> None:
     """Copy the embedded model, calibration and evaluation images to DIRECTORY/calib_data.

@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 _WIDE = 1000  # no folding where a program reads
 
 
-@click.command(epilog="Exit codes: 0 done, 2 wrong model or options, 1 a bug in pdq-export.")
+@click.command(
+    short_help="Show what quantize would do, without calibration.",
+    epilog="Exit codes: 0 done, also where problems are listed that quantize would refuse; 2 wrong model or options, "
+    "130 interrupted, 1 a bug in pdq-export.",
+)
 @click.argument("model", type=click.Path(path_type=Path), metavar="MODEL.onnx")
 @plan_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; its schema is in pdq_export/inspection.py.")

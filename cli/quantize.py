@@ -39,7 +39,10 @@ class Request:
     arguments: dict[str, Any]
 
 
-@click.command(epilog="Exit codes: 0 done, 2 wrong input or options, 130 interrupted, 1 a bug in pdq-export.")
+@click.command(
+    short_help="Quantize an ONNX CNN and compare it with FP32.",
+    epilog="Exit codes: 0 done, 2 wrong input or options, 130 interrupted, 1 a bug in pdq-export.",
+)
 @click.argument("model", type=_PATH, metavar="MODEL.onnx")
 @plan_options
 @click.option(

@@ -16,7 +16,7 @@ JSON schema of `Inspection.to_dict`, version 1 (null stands for "not known")::
     tensors           [{tensor, role, bits}]  activations and carriers: what is quantized besides weights
     floating          [{node, op_type, reason}]  what computes in float in onnxruntime with target ort; with tensorrt
                       only what is excluded, since TensorRT's builder decides on the rest
-    size              {float, quantized, ratio} in bytes, null where it cannot be written
+    size              {float, quantized, ratio} in bytes, quantized to about a percent; null where it cannot be written
     kernels           {integer: {op_type: count}, floating: {op_type: count}} of layers, as onnxruntime chooses them
     unsupported       [message]  nodes that calibration cannot compute
     problems          [message]  everything else that quantize would refuse
@@ -37,13 +37,13 @@ from pdq_export.graph.load import check_model, load_model
 from pdq_export.graph.lookup import Dimension, GraphIndex
 from pdq_export.graph.passes import free_batch
 from pdq_export.graph.prepare import PreparedModel
-from pdq_export.options import FAMILIES
+from pdq_export.options import FAMILIES, choose_options
 from pdq_export.plan import PlanOptions, network_family
 from pdq_export.plan.floating import EXCLUDED, FloatNode, find_floating
 from pdq_export.plan.options import Widths
 from pdq_export.plan.summary import LayerSummary, summarize_layers
 from pdq_export.spec import Plan, Role
-from pdq_export.stages import dry_run, input_specs, prepare_and_plan
+from pdq_export.stages import collect_settings, dry_run, file_metadata, input_specs, prepare_and_plan
 from pdq_export.validate import KernelCount, ModelInfo, count_kernels, needed_config
 
 SCHEMA_VERSION = 1
@@ -140,16 +140,17 @@ def inspect_model(
 ) -> Inspection:
     """Plan a model and write it with placeholder integers; arguments as in `pdq_export.quantize`.
 
-    The size is that of a file without the settings that `quantize` adds to its metadata, about a kilobyte. Raises
-    PdqError where the model cannot be read or planned; what would only stop the later stages is in ``unsupported`` and
-    ``problems``.
+    Raises PdqError where the model cannot be read or planned; what would only stop the later stages is in
+    ``unsupported`` and ``problems``.
     """
     options = PlanOptions.of(bits, layer_bits=layer_bits, exclude=exclude, first_last=first_last, weights=weights)
     original = load_model(model) if isinstance(model, str | Path) else check_model(model)
     prepared, plan = prepare_and_plan(original, options, target=target, opset=opset)
     index, prepared_index = GraphIndex(original), GraphIndex(prepared.model)
     layers = (*plan.layers, *plan.excluded)
-    trial = _try(prepared, plan, target)
+    family = network_family(prepared_index, layers)
+    settings = collect_settings(options, choose_options(family=family), target=target, weights=weights, family=family)
+    trial = _try(prepared, plan, target, file_metadata(settings))
     name = "" if isinstance(model, onnx.ModelProto) else Path(model).name
     return Inspection(
         model=ModelInfo.of(name, original.SerializeToString(deterministic=True)),
@@ -157,7 +158,7 @@ def inspect_model(
         inputs=tuple(_tensor(index, name) for name in index.inputs if not index.is_constant(name)),
         outputs=tuple(_tensor(index, name) for name in index.outputs),
         settings={**options.settings(), "weights": weights, "target": target, "opset": prepared_index.opset},
-        family=network_family(prepared_index, layers),
+        family=family,
         batch_norm_nodes=sum(node.op_type == "BatchNormalization" for node in original.graph.node),
         layers_with_statistics=sum(layer.output in prepared.statistics for layer in layers),
         layers=summarize_layers(prepared_index, plan),
@@ -180,7 +181,7 @@ class _Trial:
     kernels: KernelCount | None = None
 
 
-def _try(prepared: PreparedModel, plan: Plan, target: str) -> _Trial:
+def _try(prepared: PreparedModel, plan: Plan, target: str, metadata: Mapping[str, str]) -> _Trial:
     unsupported: tuple[str, ...] = ()
     problems = []
     size = kernels = None
@@ -196,7 +197,7 @@ def _try(prepared: PreparedModel, plan: Plan, target: str) -> _Trial:
     except ModelError as error:
         problems.append(str(error))
     try:
-        content = dry_run(prepared, plan, target).SerializeToString(deterministic=True)
+        content = dry_run(prepared, plan, target, metadata=metadata).SerializeToString(deterministic=True)
         size, kernels = len(content), count_kernels(content, needed_config(content))
     except PdqError as error:
         problems.append(str(error))

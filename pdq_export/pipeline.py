@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import fx
 
-import pdq_export
 from pdq_export.calibrate import BlockProgress, Calibrated, calibrate
 from pdq_export.calibrate.memory import parse_size
 from pdq_export.data import ImageSet, InputSet, Source, read_data
@@ -31,7 +29,7 @@ from pdq_export.options import CalibrationOptions, choose_options
 from pdq_export.plan import PlanOptions, network_family
 from pdq_export.plan.summary import summarize_layers
 from pdq_export.spec import BitWidths, Plan, QuantizedTensors
-from pdq_export.stages import dry_run, input_specs, prepare_and_plan
+from pdq_export.stages import collect_settings, dry_run, file_metadata, input_specs, prepare_and_plan
 from pdq_export.validate import Batch, ModelInfo, Report, check_loads, validate
 
 logger = logging.getLogger(__name__)
@@ -138,21 +136,15 @@ def quantize(
 
     calibrated = _calibrate(network, prepared, plan, calibration, chosen, torch_device, memory, tell)
     tell(Progress(stage="export"))
-    settings = {
-        **planning.settings(),
-        "target": target,
-        "method": method,
-        "preset": preset,
-        "weights": weights,
-        "family": family,
-        **dataclasses.asdict(chosen),
-    }
+    settings = collect_settings(
+        planning, chosen, target=target, method=method, preset=preset, weights=weights, family=family
+    )
     quantized = export_model(
         with_constants(prepared.model, calibrated.biases),
         plan,
         calibrated.tensors,
         target=target,
-        metadata=_metadata(settings),
+        metadata=file_metadata(settings),
         own_opset=max(opset_version(original), MIN_OPSET),
         max_opset=opset,
     )
@@ -249,16 +241,6 @@ def _simulator(
         return [output.cpu().numpy() for output in outputs]
 
     return simulate
-
-
-def _metadata(settings: Mapping[str, Any]) -> Mapping[str, str]:
-    return {
-        "pdq_export.version": pdq_export.__version__,
-        "pdq_export.bits": settings["bits"],
-        "pdq_export.target": settings["target"],
-        "pdq_export.seed": str(settings["seed"]),
-        "pdq_export.options": json.dumps(settings, sort_keys=True),
-    }
 
 
 def _device(name: str) -> torch.device:

@@ -1,17 +1,23 @@
 """The stages before calibration that `quantize` and `inspect_model` share."""
 
 import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
+import pdq_export
 from pdq_export.data import InputSpec
 from pdq_export.errors import ModelError, OptionError
 from pdq_export.export import export_model, find_layout, required_opset
 from pdq_export.graph.lookup import GraphIndex
-from pdq_export.graph.prepare import PreparedModel, prepare
+from pdq_export.graph.prepare import PreparedModel, at_opset, prepare
+from pdq_export.options import CalibrationOptions
 from pdq_export.plan import PlanOptions, make_plan
-from pdq_export.spec import Plan, QuantizedTensor, Role
+from pdq_export.spec import Plan, Point, QuantizedTensor, Role
 from pdq_export.validate import check_loads
 
 
@@ -30,29 +36,73 @@ def prepare_and_plan(
             f"opset {opset}"
         )
     if needed > own:
-        prepared = prepare(model, opset=needed)
+        prepared = at_opset(prepared, needed)
         plan = make_plan(prepared.model, options)
     return prepared, plan
 
 
-def dry_run(prepared: PreparedModel, plan: Plan, target: str) -> onnx.ModelProto:
-    """Export and load with placeholder integers, so that nobody waits for a calibration that cannot be written."""
-    index = GraphIndex(prepared.model)
-    tensors = {}
-    for name, point in plan.points.items():
-        integers = None
-        shape: tuple[int, ...] = ()
-        if point.role is Role.WEIGHT:
-            weight = index.constant(name)
-            assert weight is not None
-            assert point.axis is not None
-            integers, shape = np.zeros(weight.shape, np.int16), (weight.shape[point.axis],)
-        tensors[name] = QuantizedTensor(
-            point=point, scale=np.ones(shape, np.float32), zero_point=np.zeros(shape, np.int32), integers=integers
-        )
-    exported = export_model(prepared.model, plan, tensors, target=target, metadata={})
+def collect_settings(
+    planning: PlanOptions,
+    options: CalibrationOptions,
+    *,
+    target: str,
+    weights: str,
+    family: str,
+    method: str = "pd-quant",
+    preset: str = "balanced",
+) -> dict[str, Any]:
+    """Everything that was asked for or settled, in plain types, for the report and the file's metadata."""
+    return {
+        **planning.settings(),
+        "target": target,
+        "method": method,
+        "preset": preset,
+        "weights": weights,
+        "family": family,
+        **dataclasses.asdict(options),
+    }
+
+
+def file_metadata(settings: Mapping[str, Any]) -> dict[str, str]:
+    """What a written file says about its own making."""
+    return {
+        "pdq_export.version": pdq_export.__version__,
+        "pdq_export.bits": settings["bits"],
+        "pdq_export.target": settings["target"],
+        "pdq_export.seed": str(settings["seed"]),
+        "pdq_export.options": json.dumps(settings, sort_keys=True),
+    }
+
+
+def dry_run(
+    prepared: PreparedModel, plan: Plan, target: str, *, metadata: Mapping[str, str] | None = None
+) -> onnx.ModelProto:
+    """Export and load with placeholders, so that nobody waits for a calibration that cannot be written.
+
+    Scales and zero points are as many-digited and as varied as learned ones: the file is as large as the real one.
+    """
+    index, generator = GraphIndex(prepared.model), np.random.default_rng(0)
+    tensors = {name: _placeholder(index, point, generator) for name, point in plan.points.items()}
+    exported = export_model(prepared.model, plan, tensors, target=target, metadata=metadata or {})
     check_loads(exported)
     return exported
+
+
+def _placeholder(index: GraphIndex, point: Point, generator: np.random.Generator) -> QuantizedTensor:
+    integers: NDArray[np.int16] | None = None
+    shape: tuple[int, ...] = ()
+    if point.role is Role.WEIGHT:
+        weight = index.constant(point.tensor)
+        assert weight is not None
+        assert point.axis is not None
+        integers, shape = np.zeros(weight.shape, np.int16), (weight.shape[point.axis],)
+    middle = 0 if point.symmetric or point.absorbed else point.qmax / 2
+    return QuantizedTensor(
+        point=point,
+        scale=np.asarray(generator.uniform(0.01, 0.02, shape), np.float32),
+        zero_point=np.asarray(np.rint(middle * generator.uniform(0.5, 1.5, shape)), np.int32),
+        integers=integers,
+    )
 
 
 def input_specs(model: onnx.ModelProto) -> tuple[InputSpec, ...]:

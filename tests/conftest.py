@@ -1,20 +1,25 @@
 """What all tests share: one torch thread a worker, and the models and data that are not part of the project."""
 
 import logging
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # Each pytest-xdist worker is a process of its own; more threads than one would only fight over the cores.
 torch.set_num_threads(1)
 
-# No deadlines: a busy machine is not a failure. In CI the same examples every time.
-settings.register_profile("pdq_export", deadline=None, derandomize=bool(os.environ.get("CI")))
+# The same examples every time; and a busy machine is not a failure.
+settings.register_profile("pdq_export", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("pdq_export")
+
+
+@pytest.fixture(autouse=True)
+def _same_random_tensors() -> None:
+    """What a test draws from torch's global generator does not depend on the tests that ran before it."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture

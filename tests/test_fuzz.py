@@ -24,7 +24,7 @@ def test_only_errors_of_our_own(kind: str, first: int, tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     with (tmp_path / "log").open("w+", errors="replace") as log:
         found = subprocess.run(
-            command, cwd=tmp_path, env=environment, stdout=log, stderr=subprocess.STDOUT, timeout=300, check=False
+            command, cwd=tmp_path, env=environment, stdout=log, stderr=subprocess.STDOUT, timeout=600, check=False
         )
         log.seek(0)
         text = log.read()

@@ -11,19 +11,14 @@ from pdq_export.errors import ModelError, OptionError
 from pdq_export.inspection import Inspection, inspect_model
 from pdq_export.pipeline import quantize
 
+from .onnx_text import fill, name_nodes, parse
+
 P = "<pads = [1, 1, 1, 1]>"
+SHAPES = {"w0": (4, 3, 3, 3), "w": (4, 4, 3, 3), "t": (4, 4, 3, 3), "v": (5, 4)}
 
 
-def model_of(body: str, head: str = "float[N,3,8,8] image", outputs: str = "float[N,K] y") -> onnx.ModelProto:
-    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> m ({head}) => ({outputs}) {{ {body} }}')
-    generator = np.random.default_rng(0)
-    for name, shape in {"w0": (4, 3, 3, 3), "w": (4, 4, 3, 3), "t": (4, 4, 3, 3), "v": (5, 4)}.items():
-        value = generator.normal(size=shape).astype(np.float32)
-        if any(name in node.input for node in model.graph.node):
-            model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
-    for node in model.graph.node:
-        node.name = node.output[0]
-    return model
+def model_of(body: str, inputs: str = "float[N,3,8,8] image", outputs: str = "float[N,K] y") -> onnx.ModelProto:
+    return name_nodes(fill(parse(body, inputs, outputs), SHAPES))
 
 
 HEAD = "p = GlobalAveragePool(z) f = Flatten(p) y = Gemm <transB = 1> (f, v)"
@@ -65,10 +60,17 @@ def test_layers_size_and_kernels_are_those_of_the_quantized_file() -> None:
     assert {name: report.settings[name] for name in told["settings"]} == told["settings"]
     assert found.kernels is not None
     assert (found.kernels.integer, found.kernels.floating) == (report.kernels.integer, report.kernels.floating)
-    assert found.quantized_size is not None
-    settings = [entry for entry in result.model.metadata_props if entry.key != "pdq_export.source"]
-    metadata = onnx.ModelProto(metadata_props=settings).ByteSize()
-    assert abs(found.quantized_size - (report.quantized.size - metadata)) < 400  # zero_points and a Clip more
+    assert found.quantized_size == pytest.approx(report.quantized.size, rel=0.02)
+
+
+@pytest.mark.parametrize(("bits", "target"), [("4/4", "ort"), ("2/2", "native"), ("8/8", "qcdq"), ("8/8", "tensorrt")])
+def test_the_size_of_the_embedded_model(bits: str, target: str) -> None:
+    path = calib_data.path("fashion_resnet.onnx")
+    images = np.random.default_rng(1).normal(size=(8, 1, 28, 28)).astype(np.float32)
+    result = quantize(path, bits=bits, target=target, calib=images, method="nearest", device="cpu")
+    assert inspect_model(path, bits=bits, target=target).quantized_size == pytest.approx(
+        result.report.quantized.size, rel=0.01
+    )
 
 
 def test_what_stays_in_float_and_why() -> None:
@@ -97,11 +99,11 @@ def test_every_unsupported_node_is_named() -> None:
 
 def test_what_would_stop_later_stages_is_a_problem() -> None:
     body = f"k = Cast <to = 1> (index) s = Mul(image, k) c0 = Conv {P} (s, w0) z = Relu(c0) {HEAD}"
-    found = inspect_model(model_of(body, head="float[N,3,8,8] image, int64 index"))
+    found = inspect_model(model_of(body, inputs="float[N,3,8,8] image, int64 index"))
     assert len(found.problems) == 1
     assert "input 'index': is int64; expected float32" in found.problems[0]
     body = f"s = Slice(image, a, b, a) c0 = Conv {P} (s, w0) z = Relu(c0) {HEAD}"
-    model = model_of(body, head="float[2,3,8,8] image", outputs="float[2,K] y")
+    model = model_of(body, inputs="float[2,3,8,8] image", outputs="float[2,K] y")
     for name, value in {"a": 0, "b": 2}.items():
         model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([value]), name))
     (problem,) = inspect_model(model).problems

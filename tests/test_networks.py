@@ -10,27 +10,35 @@ import pytest
 from pdq_export.inspection import inspect_model
 from pdq_export.pipeline import quantize
 
+from .onnx_text import fill, parse
+
 TINY = {"samples": 12, "iters": 6, "correction_iters": 2, "batch_size": 4}
 P = "<pads = [1, 1, 1, 1]>"
-HEAD = "(float[N,3,8,8] image)"
 
 
 def chain(count: int) -> str:
     return "\n".join(f"c{k} = Conv {P} (r{k - 1}, w) r{k} = Relu(c{k})" for k in range(1, count + 1))
 
 
-def network(body: str, outputs: str = "float[N,K] y", scale: float = 1.0, head: str = HEAD) -> onnx.ModelProto:
-    """``body`` from ``image`` to ``outputs``; the weights that it reads are random."""
-    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> m {head} => ({outputs}) {{ {body} }}')
-    generator = np.random.default_rng(0)
-    square = dict.fromkeys(("w", "u", "w3"), (4, 4, 3, 3))
-    shapes = {"w0": (4, 3, 3, 3), **square, "k": (4, 8, 3, 3), "d": (4, 1, 3, 3)}
-    others = {"v": (5, 4), "b": (4,), "v6": (4, 6), "x0": (4, 3, 3), "x1": (4, 4, 3)}
-    for name, shape in {**shapes, **others}.items():
-        value = (generator.normal(size=shape) / np.sqrt(np.prod(shape[1:])) * scale).astype(np.float32)
-        if any(name in node.input for node in model.graph.node):
-            model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
-    return model
+SQUARE = dict.fromkeys(("w", "u", "w3"), (4, 4, 3, 3))
+SHAPES = {
+    "w0": (4, 3, 3, 3),
+    **SQUARE,
+    "k": (4, 8, 3, 3),
+    "d": (4, 1, 3, 3),
+    "v": (5, 4),
+    "b": (4,),
+    "v6": (4, 6),
+    "x0": (4, 3, 3),
+    "x1": (4, 4, 3),
+}
+
+
+def network(
+    body: str, outputs: str = "float[N,K] y", scale: float = 1.0, inputs: str = "float[N,3,8,8] image"
+) -> onnx.ModelProto:
+    """``body`` from ``inputs`` to ``outputs``; the weights that it reads are random."""
+    return fill(parse(body, inputs, outputs), SHAPES, scale=scale)
 
 
 STEM = f"c0 = Conv {P} (image, w0) r0 = Relu(c0)"
@@ -143,26 +151,26 @@ def test_excluded_layers_are_float_in_every_layout(target: str, bits: str, exclu
 
 OTHERS = {
     "two inputs": (f"{STEM} c1 = Conv {P} (r0, u) j = Add(c1, other) z = Relu(j) {GAP}",
-                   "(float[N,3,8,8] image, float[N,4,8,8] other)", {"image": (3, 8, 8), "other": (4, 8, 8)}),
+                   "float[N,3,8,8] image, float[N,4,8,8] other", {"image": (3, 8, 8), "other": (4, 8, 8)}),
     "an input of features": (f"{STEM} p = GlobalAveragePool(r0) f = Flatten(p) g = Concat <axis = 1> (f, features) "
                              "h = Gemm <transB = 1> (g, v6) r = Relu(h) y = Gemm <transB = 1> (r, v)",
-                             "(float[N,3,8,8] image, float[N,2] features)", {"image": (3, 8, 8), "features": (2,)}),
+                             "float[N,3,8,8] image, float[N,2] features", {"image": (3, 8, 8), "features": (2,)}),
     "a fixed batch": (f"{STEM} j = Add(r0, other) z = Relu(j) {GAP}",
-                      "(float[4,3,8,8] image, float[4,4,8,8] other)", {"image": (3, 8, 8), "other": (4, 8, 8)}),
+                      "float[4,3,8,8] image, float[4,4,8,8] other", {"image": (3, 8, 8), "other": (4, 8, 8)}),
     "1-D convolutions": ("c = Conv <pads = [1, 1]> (signal, x0) r = Relu(c) c1 = Conv <pads = [1, 1]> (r, x1) "
-                         f"z = Relu(c1) {GAP}", "(float[N,3,16] signal)", {"signal": (3, 16)}),
+                         f"z = Relu(c1) {GAP}", "float[N,3,16] signal", {"signal": (3, 16)}),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_models_that_take_other_things_than_one_image(name: str, tmp_path: Path) -> None:
-    body, head, shapes = OTHERS[name]
+    body, inputs, shapes = OTHERS[name]
     generator = np.random.default_rng(1)
     data = {key: generator.normal(size=(12, *shape)).astype(np.float32) for key, shape in shapes.items()}
     np.savez(tmp_path / "data.npz", **data, labels=np.arange(12) % 5)
-    outputs = "float[4,K] y" if "[4," in head else "float[N,K] y"
+    outputs = "float[4,K] y" if "[4," in inputs else "float[N,K] y"
     for calib in (data, tmp_path / "data.npz"):
-        result = quantize(network(body, outputs, head=head), calib=calib, options=TINY, device="cpu")
+        result = quantize(network(body, outputs, inputs=inputs), calib=calib, options=TINY, device="cpu")
         (output,) = result.report.outputs
         assert output.quantized_simulated is not None
         assert output.quantized_simulated.relative_error < 1e-3

@@ -21,6 +21,8 @@ from pdq_export.data import ImageSet, load_images
 from pdq_export.errors import DataError, ModelError, OptionError, PdqError
 from pdq_export.pipeline import Progress, Result, quantize
 
+from .onnx_text import fill
+
 TINY = {"samples": 64, "iters": 10, "correction_iters": 2, "batch_size": 16, "search_samples": 64}
 EMBEDDED = calib_data.path("fashion_resnet.onnx")
 CALIBRATION = calib_data.path("calib.npz")
@@ -213,13 +215,7 @@ FAST = {"samples": 16, "iters": 4, "correction_iters": 1, "batch_size": 4}
 
 
 def small(text: str = SMALL) -> onnx.ModelProto:
-    model = onnx.parser.parse_model(text)
-    generator = np.random.default_rng(0)
-    for name, shape in SHAPES.items():
-        if name in {tensor for node in model.graph.node for tensor in node.input}:
-            value = generator.normal(size=shape).astype(np.float32)
-            model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
-    return model
+    return fill(onnx.parser.parse_model(text), SHAPES)
 
 
 def images(count: int = 10, side: int = 8) -> np.ndarray:

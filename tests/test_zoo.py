@@ -11,6 +11,8 @@ from pdq_export.conversion import convert
 from pdq_export.graph.lookup import GraphIndex
 from pdq_export.pipeline import Result, quantize
 
+from .onnx_text import fill, parse
+
 TINY = {"samples": 12, "iters": 6, "correction_iters": 2, "batch_size": 4}
 PAD = "<pads = [1, 1, 1, 1]>"
 HALF = "<pads = [1, 1, 1, 1], strides = [2, 2]>"
@@ -122,14 +124,7 @@ ZOO = {
 
 def build(body: str, outputs: str) -> onnx.ModelProto:
     """``body`` from ``image`` to ``outputs``, with random weights."""
-    head = "(float[N,3,8,8] image)"
-    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> m {head} => ({outputs}) {{ {body} }}')
-    generator = np.random.default_rng(0)
-    for name, shape in SHAPES.items():
-        value = (generator.normal(size=shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
-        if any(name in node.input for node in model.graph.node):
-            model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
-    return model
+    return fill(parse(body, outputs=outputs), SHAPES)
 
 
 def run(model: onnx.ModelProto, bits: str, target: str = "ort") -> Result:

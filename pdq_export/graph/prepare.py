@@ -68,8 +68,12 @@ def prepare(model: onnx.ModelProto, *, opset: int | None = None) -> PreparedMode
     work, statistics = fold_batch_norm.run(work)
     work, statistics = fold_affine.run(work, statistics)
     checks.check_finite(work)  # folding can leave the range of float32
-    if opset is not None:
-        work = raise_opset.run(work, opset)
+    return at_opset(PreparedModel(model=work, statistics=statistics), opset or 0)
+
+
+def at_opset(prepared: PreparedModel, opset: int) -> PreparedModel:
+    """The same, raised to ``opset`` where it is older. Raises ModelError."""
+    work, statistics = raise_opset.run(prepared.model, opset), prepared.statistics
     for finish in (fuse_hard_swish.run, tidy.remove_unused, tidy.name_nodes, tidy.infer_shapes):
         work = finish(work)
     return PreparedModel(model=work, statistics=statistics)

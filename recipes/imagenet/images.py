@@ -1,6 +1,8 @@
 """ImageNet as one folder a class: listing, drawing, and loading a part at a time."""
 
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -45,9 +47,46 @@ def draw(samples: Sequence[Sample], count: int, seed: int) -> list[Sample]:
 
 
 def load(samples: Sequence[Sample], preprocess: Preprocess) -> ImageSet:
-    """Decode samples to uint8, with their labels. Raises OSError for a damaged file."""
+    """Decode samples to uint8, with their labels, as for evaluation. Raises OSError for a damaged file."""
+    return _load(samples, preprocess, lambda image, _: preprocess.apply(image))
+
+
+def load_as_in_training(samples: Sequence[Sample], preprocess: Preprocess, seed: int) -> ImageSet:
+    """The same, each image cropped and flipped at random, as the published code calibrates."""
+    assert preprocess.crop is not None
+    size = preprocess.crop
+    return _load(
+        samples, preprocess, lambda image, number: random_crop(image, size, np.random.default_rng([seed, number]))
+    )
+
+
+def random_crop(image: Image.Image, size: tuple[int, int], generator: np.random.Generator) -> Image.Image:
+    """A part of 8 to 100 % of the area and 3/4 to 4/3 in shape, resized to ``size`` (H, W), flipped half of the time.
+
+    What does not fit into the image is drawn again, ten times; then it is the largest part in the centre.
+    """
+    for _ in range(10):
+        area = generator.uniform(0.08, 1.0) * image.width * image.height
+        shape = math.exp(generator.uniform(math.log(3 / 4), math.log(4 / 3)))
+        width, height = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
+        if 0 < width <= image.width and 0 < height <= image.height:
+            left = int(generator.integers(image.width - width + 1))
+            top = int(generator.integers(image.height - height + 1))
+            break
+    else:
+        width, height = min(image.width, image.height * 4 // 3), min(image.height, image.width * 4 // 3)
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+    image = image.crop((left, top, left + width, top + height)).resize(size[::-1], Image.Resampling.BILINEAR)
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if generator.random() < 0.5 else image
+
+
+def _load(
+    samples: Sequence[Sample], preprocess: Preprocess, transform: Callable[[Image.Image, int], Image.Image]
+) -> ImageSet:
     with ThreadPoolExecutor() as pool:  # Pillow decodes without the interpreter lock
-        pixels = list(pool.map(lambda sample: _decode(sample[0], preprocess), samples))
+        pixels = list(
+            pool.map(lambda sample, number: _decode(sample[0], number, transform), samples, itertools.count())
+        )
     return ImageSet.from_array(
         np.stack(pixels),
         labels=np.array([label for _, label in samples], np.int64),
@@ -57,6 +96,6 @@ def load(samples: Sequence[Sample], preprocess: Preprocess) -> ImageSet:
     )
 
 
-def _decode(path: Path, preprocess: Preprocess) -> NDArray[np.uint8]:
+def _decode(path: Path, number: int, transform: Callable[[Image.Image, int], Image.Image]) -> NDArray[np.uint8]:
     with Image.open(path) as image:
-        return np.asarray(preprocess.apply(image.convert("RGB")), np.uint8).transpose(2, 0, 1)
+        return np.asarray(transform(image.convert("RGB"), number), np.uint8).transpose(2, 0, 1)

@@ -16,7 +16,7 @@ from pdq_export.data import ImageSet
 from pdq_export.data.preprocess import Preprocess
 from pdq_export.errors import ModelError, PdqError
 from pdq_export.validate import AccuracyMeter, Session
-from recipes.imagenet.images import Sample, draw, list_samples, load, preprocessing
+from recipes.imagenet.images import Sample, draw, list_samples, load, load_as_in_training, preprocessing
 from recipes.imagenet.paper import BITS, FULL_PRECISION, PAPER
 
 logger = logging.getLogger("imagenet")
@@ -148,7 +148,8 @@ def main(
         model = build(name, seed=0)
         load_checkpoint(model, checkpoint)
         validation = list_samples(val_images)
-        calibration = load(draw(list_samples(train_images), budget["samples"], budget["seed"]), preprocess)
+        drawn = draw(list_samples(train_images), budget["samples"], budget["seed"])
+        calibration = load_as_in_training(drawn, preprocess, budget["seed"])
         out.mkdir(parents=True, exist_ok=True)
         models = {FULL_PRECISION: out / f"{name}.onnx"}
         export(model, models[FULL_PRECISION], keep_batch_norm=True, image_size=image_size)

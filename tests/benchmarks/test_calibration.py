@@ -2,16 +2,23 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import calibration
 from benchmarks.calibration import main, make_model, parse_arguments, plan_rows
+from benchmarks.common import StageClock
 from benchmarks.measure import BlockClock, BlockTime, Job, Measurement, measure, peak_memory
+from pdq_export import options
 from pdq_export.calibrate import BlockProgress
 from pdq_export.options import PRESETS
 from pdq_export.pipeline import Progress
+
+from ..onnx_text import fill, parse
 
 JOB = Job(
     model="m.onnx",
@@ -19,7 +26,7 @@ JOB = Job(
     device="cpu",
     bits="4/4",
     method="pd-quant",
-    overrides={"samples": "8", "iters": "2", "correction_iters": "1", "batch_size": "4"},
+    overrides={"samples": "8", "iters": "3", "correction_iters": "1", "batch_size": "4"},
     max_memory=None,
     threads=1,
 )
@@ -29,6 +36,7 @@ FOUND = Measurement(
     seconds=5.0,
     cpu_seconds=5.0,
     fixed_seconds=1.0,
+    search_seconds=1.0,
     start_memory=1,
     calibration_memory=2,
     peak_memory=3_000_000,
@@ -40,33 +48,88 @@ FOUND = Measurement(
 def test_a_calibration_is_measured(model: Path) -> None:
     found = measure(JOB, model)
     assert len(found.blocks) == 6
-    assert all(block.steps == 2 and block.step_seconds > 0.0 for block in found.blocks)
+    assert all(block.steps == 3 and block.step_seconds is not None for block in found.blocks)
     assert 0.0 < sum(block.seconds for block in found.blocks) <= found.seconds
     assert found.fixed_seconds is not None
     assert found.fixed_seconds > 0.0
     assert 50e6 < 0.99 * found.start_memory <= found.calibration_memory <= found.peak_memory <= 1.01 * peak_memory()
     assert found.device_memory is None
-    assert found.extrapolated() > found.step_seconds * PRESETS[JOB.preset]["iters"]
+    assert found.step_seconds is not None
+    assert (found.extrapolated() or 0.0) > found.step_seconds * PRESETS[JOB.preset]["iters"]
 
 
-def test_times_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = iter([0.0, 1.0, 1.0, 3.0, 3.0, 7.0, 7.0, 8.0, 8.0])
-    monkeypatch.setattr(BlockClock, "now", staticmethod(lambda: (next(times), 0.0)))
-    clock = BlockClock()
-    for block, step in (("a", 1), ("a", 5), ("b", 1)):
-        at = BlockProgress(block=block, index=0, count=2, step=step, steps=5, loss=0.0)
-        clock(Progress(stage="calibrate", block=at))
-    a, b = clock.blocks()
-    assert a == BlockTime(block="a", seconds=3.0, steps=5, step_seconds=0.5)
-    assert b == BlockTime(block="b", seconds=4.0, steps=1, step_seconds=0.0)
-    assert a.other_seconds == 0.5
+class Clock(BlockClock):
+    """One whose time is set."""
+
+    time = 0.0
+
+    def now(self) -> tuple[float, float]:  # type: ignore[override]
+        return self.time, 0.0
+
+
+def test_times_of_blocks() -> None:
+    times = [("a", 1, 1.0), ("a", 3, 2.0), ("a", 6, 5.0), ("b", 1, 8.0), ("c", 1, 10.0), ("c", 2, 11.0)]
+    for clock in (clocks := (Clock(), Clock(interval=2))):
+        for block, step, clock.time in times:
+            at = BlockProgress(block=block, index=0, count=3, step=step, steps=6, loss=0.0)
+            clock(Progress(stage="calibrate", block=at))
+    a, b, c = clocks[0].blocks()
+    assert a == BlockTime(block="a", seconds=5.0, steps=6, step_seconds=0.8)
+    assert a.other_seconds == pytest.approx(0.2)
+    assert b == BlockTime(block="b", seconds=3.0, steps=1, step_seconds=None)
+    assert b.other_seconds is None
+    assert c.step_seconds == 1.0
+    assert [block.step_seconds for block in clocks[1].blocks()] == [0.5, None, None]
 
 
 def test_a_cut_budget_is_extrapolated() -> None:
     steps, fixed, images = PRESETS[JOB.preset]["iters"] * 0.5, 1.0, (5.0 - 2 * 0.5 - 1.0) * 256 / 8
     assert FOUND.extrapolated() == pytest.approx(steps + fixed + images)
-    whole = dataclasses.replace(FOUND, job=dataclasses.replace(JOB, overrides={}), fixed_seconds=None)
+    job = dataclasses.replace(JOB, overrides={**JOB.overrides, "search_samples": "4"})
+    few = dataclasses.replace(FOUND, job=job)
+    assert few.extrapolated() == pytest.approx(steps + fixed + 1.0 + (5.0 - 2 * 0.5 - 2.0) * 256 / 8)
+    whole = dataclasses.replace(
+        FOUND, job=dataclasses.replace(JOB, overrides={}), fixed_seconds=None, search_seconds=None
+    )
     assert whole.extrapolated() == pytest.approx(steps + 4.0)
+    unknown = dataclasses.replace(FOUND, blocks=(dataclasses.replace(FOUND.blocks[0], steps=1, step_seconds=None),))
+    assert unknown.extrapolated() is None
+    assert unknown.other_seconds is None
+
+
+class Work(TorchDispatchMode):
+    """Counts the elements that operators put out, a thousand more a call: seconds that are the same every time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.done = 0.0
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        result = function(*arguments, **(keywords or {}))
+        outputs = result if isinstance(result, tuple | list) else (result,)
+        self.done += 1e3 + sum(x.numel() for x in outputs if isinstance(x, torch.Tensor))
+        return result
+
+
+@pytest.mark.parametrize("iters", [9, 20])
+def test_what_is_extrapolated_is_what_the_whole_run_takes(
+    iters: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = """a = Conv <pads = [1, 1, 1, 1]> (image, u) b = Relu(a) c = Conv <pads = [1, 1, 1, 1]> (b, v) d = Relu(c)
+        e = Conv <pads = [1, 1, 1, 1]> (d, v) f = Add(e, b) g = Relu(f) p = GlobalAveragePool(g) q = Flatten(p)
+        y = Gemm <transB = 1> (q, w)"""
+    onnx.save(fill(parse(body), {"u": (8, 3, 3, 3), "v": (8, 8, 3, 3), "w": (5, 8)}), tmp_path / "m.onnx")
+    preset = {**PRESETS["fast"], "samples": 96, "iters": 60, "batch_size": 8, "correction_iters": 4}
+    monkeypatch.setattr(options, "PRESETS", {**PRESETS, "fast": preset})
+    work = Work()
+    monkeypatch.setattr(StageClock, "now", staticmethod(lambda: (work.done, 0.0)))
+    job = dataclasses.replace(JOB, overrides={"search_samples": "16"})
+    cut = {"samples": "24", "iters": str(iters)}
+    with work:
+        whole = measure(job, tmp_path / "m.onnx")
+        part = measure(dataclasses.replace(job, overrides={**job.overrides, **cut}), tmp_path / "m.onnx")
+    assert part.seconds < 0.6 * whole.seconds
+    assert part.extrapolated() == pytest.approx(whole.seconds, rel=0.1)
 
 
 def test_rows_of_presets_and_sweeps(model: Path, tmp_path: Path) -> None:
@@ -80,7 +143,7 @@ def test_rows_of_presets_and_sweeps(model: Path, tmp_path: Path) -> None:
     swept = plan_rows(parse_arguments([*command, "--sweep", "images", "--values", "4", "6"]), tmp_path)
     assert [row.job.options().samples for row in swept] == [4, 6]
     swept = plan_rows(parse_arguments([*command, "--sweep", "iters"]), tmp_path)
-    assert [row.job.options().iters for row in swept] == [10, 20, 40]
+    assert [row.job.options().iters for row in swept] == [11, 21, 41]
 
 
 def test_networks_of_any_depth_and_resolution(tmp_path: Path) -> None:

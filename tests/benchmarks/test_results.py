@@ -6,12 +6,16 @@ from pathlib import Path
 import pytest
 
 from benchmarks.results import Outcome, Run, Work, append, read, tables
+from pdq_export.errors import DataError
 
 WORK = Work(
     model="m.onnx",
     model_sha256="0",
+    family="plain",
     calib="calib.npz",
+    calib_sha256="1",
     eval="eval.npz",
+    eval_sha256="2",
     eval_images=10_000,
     preset="fast",
     weights="asymmetric",
@@ -21,6 +25,7 @@ WORK = Work(
     overrides={"iters": "200", "temperature": "2"},
     threads=1,
     device="cpu",
+    versions={"pdq-export": "1.2.3"},
 )
 ROWS, ABLATION = ("fp32", "nearest", "pd-quant"), ("pd-quant", "drops off")
 
@@ -48,7 +53,7 @@ def test_tables(outcomes: list[Outcome]) -> None:
     assert "m.onnx: 10,000 images of eval.npz; calibrated on 256 of calib.npz, preset fast, 200 steps" in title
     assert "temperature=2" in title
     assert "iters=" not in title
-    assert title.endswith("seeds 0, 1**")
+    assert title.endswith("pdq-export 1.2.3; seeds 0, 1**")
     assert accuracy.splitlines() == [
         "| row | 8/8 | 2/2 |",
         "|---|---|---|",
@@ -74,6 +79,27 @@ def test_pieces_of_work_are_told_apart(outcomes: list[Outcome]) -> None:
     moved = [dataclasses.replace(o, run=dataclasses.replace(o.run, work=other)) for o in outcomes]
     assert tables([*outcomes, *moved], ROWS, ABLATION).count("Top-1") == 2
     assert tables([], ROWS, ABLATION) == ""
+
+
+def test_failed_runs_are_shown_and_not_counted(outcomes: list[Outcome]) -> None:
+    failed = [
+        dataclasses.replace(outcomes[position], top1=None, wall_seconds=None, cpu_seconds=None, error="OSError: full")
+        for position in (1, 2)
+    ]
+    accuracy, seconds, ablation = tables([outcomes[0], *failed, *outcomes[3:]], ROWS, ABLATION).split("\n\n")[2::2]
+    assert accuracy.splitlines()[3:] == [
+        "| nearest |  | failed |",
+        "| pd-quant | 90.00 (1 of 2 seeds) | 67.00 (1 of 2 seeds) |",
+    ]
+    assert seconds.splitlines()[2:] == ["| pd-quant | 110 / 110 | 120 / 120 |"]
+    assert ablation.splitlines()[3:] == ["| drops off | 68.00 (68.00–68.00) [+1.00] |"]
+
+
+def test_lines_of_another_version_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    path.write_text('{"run": {"work": {"model": "m.onnx"}, "row": "fp32", "bits": null, "seed": null}, "top1": 0.5}\n')
+    with pytest.raises(DataError, match="not of this version of the benchmark"):
+        read(path)
 
 
 def test_lines(outcomes: list[Outcome], tmp_path: Path) -> None:

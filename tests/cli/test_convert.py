@@ -40,6 +40,18 @@ def test_quiet_and_opset(run: Run, quantized: Path, folder: Path) -> None:
     assert onnx.load(folder / "old.onnx").opset_import[0].version == 13
 
 
+def test_verbose_shows_where_a_bug_is(run: Run, quantized: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("pdq_export.conversion.convert", fail)
+    assert "contradict" in failure(run("convert", "net.onnx", "--target", "native", "-q", "-v"))
+    short = run("convert", "net.onnx", "--target", "native")
+    assert (short.exit_code, "re-run with --verbose" in short.stderr) == (1, True)
+    assert "Traceback" not in short.stderr
+    assert "Traceback" in run("convert", "net.onnx", "--target", "native", "--verbose").stderr
+
+
 def test_external_data(run: Run, quantized: Path, folder: Path) -> None:
     result = run("convert", "net.onnx", "--target", "qcdq", "-o", "out.onnx", "--external-data")
     assert result.exit_code == 0, result.output

@@ -21,6 +21,8 @@ FLOATS = RNG.standard_normal((6, 3, 4, 5)).astype(np.float32)
 BYTES = RNG.integers(0, 256, (6, 3, 4, 5), dtype=np.uint8)
 STATISTICS = {"mean": np.float32([0.5, 0.4, 0.3]), "std": np.float32([0.2, 0.3, 0.25])}
 SPEC = InputSpec(name="x", shape=(None, 3, 4, 5))
+# The examples of one test write over each other's file, which harms none of them.
+SUPPRESSED = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 
 
 def npz(folder: Path, compressed: bool = True, **arrays: Any) -> Path:
@@ -71,7 +73,7 @@ def test_npz_of_floats_and_npy(tmp_path: Path) -> None:
     assert images.labels is None
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=SUPPRESSED)
 @given(
     shape=st.tuples(*[st.integers(1, 4)] * 4),
     limit=st.none() | st.integers(1, 6),
@@ -92,7 +94,7 @@ def test_any_layout_reads_the_same(
     assert np.array_equal(read, images[:limit].astype(np.float32))
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=SUPPRESSED)
 @given(shape=st.lists(st.integers(0, 5), max_size=6).map(tuple))
 def test_any_shape_either_loads_or_is_an_error_of_ours(tmp_path: Path, shape: tuple[int, ...]) -> None:
     path = npz(tmp_path, images=np.zeros(shape, np.float32))
@@ -103,7 +105,7 @@ def test_any_shape_either_loads_or_is_an_error_of_ours(tmp_path: Path, shape: tu
             load_images(path, expected=SPEC)
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=SUPPRESSED)
 @given(data=st.data())
 def test_damage_is_an_error_of_ours_or_harmless(tmp_path: Path, data: st.DataObject) -> None:
     path = npz(tmp_path, images=BYTES[:2], **STATISTICS)

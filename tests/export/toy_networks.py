@@ -5,17 +5,15 @@ from collections.abc import Mapping
 import numpy as np
 import onnx
 
+from ..onnx_text import fill
+
 Shape = tuple[int, ...]
 
 
 def network(text: str, weights: Mapping[str, Shape], *, opset: int = 21, seed: int = 0) -> onnx.ModelProto:
-    """Parse a graph and add initializers, small ones for names that start with b. Nodes get names."""
+    """Parse a graph and add initializers. Nodes get names."""
     model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : {opset}]> g {text}')
-    rng = np.random.default_rng(seed)
-    for name, shape in weights.items():
-        fan_in = int(np.prod(shape[1:]))
-        value = rng.standard_normal(shape) * (0.1 if name.startswith("b") else fan_in**-0.5)
-        model.graph.initializer.append(onnx.numpy_helper.from_array(value.astype(np.float32), name))
+    fill(model, weights, seed=seed)
     for node in model.graph.node:
         node.name = node.name or f"{node.op_type}_{node.output[0]}"
     return onnx.shape_inference.infer_shapes(model)

@@ -29,7 +29,7 @@ def assert_statistics(statistics, constants, epsilon=1e-5) -> None:
         np.testing.assert_allclose(found, value, rtol=1e-6)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     transpose=st.booleans(),
     groups=st.integers(1, 3),

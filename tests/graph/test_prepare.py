@@ -6,9 +6,10 @@ import numpy as np
 import onnx
 import pytest
 
+from pdq_export import calib_data
 from pdq_export.graph.load import load_model
 from pdq_export.graph.lookup import GraphIndex
-from pdq_export.graph.prepare import PreparedModel, prepare
+from pdq_export.graph.prepare import PreparedModel, at_opset, prepare
 
 from .models import assert_same, build, node, norm_constants, operators, random
 
@@ -197,3 +198,11 @@ def test_statistics_of_a_real_model_are_those_of_its_file(shared_models: Path) -
         np.testing.assert_allclose(
             found.gain[alive], np.sqrt(variance + epsilon)[alive] / np.abs(gamma)[alive], rtol=1e-5
         )
+
+
+def test_raising_a_prepared_model_is_preparing_a_raised_one() -> None:
+    model = onnx.load(calib_data.path("fashion_resnet.onnx"))
+    for opset in (13, 21, 25):
+        raised, whole = at_opset(prepare(model), opset), prepare(model, opset=opset)
+        assert raised.model == whole.model
+        assert raised.statistics.keys() == whole.statistics.keys()

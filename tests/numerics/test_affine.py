@@ -23,7 +23,7 @@ def onnxruntime_quantize(x: np.ndarray, scale: float, zero_point: int) -> np.nda
     return np.asarray(session.run(None, feeds)[0])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     x=st.lists(FLOATS, min_size=1, max_size=40),
     scale=st.floats(2.0**-10, 1024, width=32),
@@ -41,7 +41,7 @@ def test_ties_round_to_even() -> None:
     assert quantize_affine(x, scale, torch.tensor(2.0), 0, 15).tolist() == [2, 4, 4, 2, 0]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     x=st.lists(FLOATS, min_size=1, max_size=40), scale=st.floats(2.0**-6, 128, width=32), zero_point=st.integers(0, 15)
 )

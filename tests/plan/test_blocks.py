@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 
-import numpy as np
-import onnx
 import pytest
 
 from pdq_export.graph.prepare import prepare
 from pdq_export.plan import PlanOptions, make_plan
 from pdq_export.spec import BitWidths
+
+from ..onnx_text import fill, name_nodes, parse
 
 PAD = "<pads = [1, 1, 1, 1]>"
 DEPTHWISE = "<pads = [1, 1, 1, 1], group = 8>"
@@ -31,15 +31,7 @@ HEAD = "h = Conv (z, expand) hr = Relu(h) p = GlobalAveragePool(hr) f = Flatten(
 
 def blocks(body: str, names: Mapping[str, str] | None = None) -> list[list[str]]:
     """The output of every layer, block by block; ``names``: node names by output, the output's own without."""
-    head = "m (float[N,3,8,8] image) => (float[N,K] y)"
-    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> {head} {{ {body} }}')
-    generator = np.random.default_rng(0)
-    for name, shape in WEIGHTS.items():
-        if any(name in node.input for node in model.graph.node):
-            value = generator.normal(size=shape).astype(np.float32)
-            model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
-    for node in model.graph.node:
-        node.name = (names or {}).get(node.output[0], node.output[0])
+    model = name_nodes(fill(parse(body), WEIGHTS), names)
     plan = make_plan(prepare(model).model, PlanOptions(bits=BitWidths(4, 4)))
     assert [layer for block in plan.blocks for layer in block.layers] == list(plan.layers)
     return [[layer.output for layer in block.layers] for block in plan.blocks]

@@ -2,7 +2,6 @@
 
 import time
 
-import numpy as np
 import onnx
 import pytest
 
@@ -12,6 +11,8 @@ from pdq_export.graph.prepare import prepare
 from pdq_export.plan import PlanOptions, make_plan, patterns
 from pdq_export.plan.summary import summarize_layers
 from pdq_export.spec import BitWidths, Plan, Role
+
+from ..onnx_text import fill, name_nodes, parse
 
 PAD = "<pads = [1, 1, 1, 1]>"
 RESIDUAL = f"""c1 = Conv {PAD} (image, w1)  a1 = Relu(c1)
@@ -30,17 +31,7 @@ NAMES = {
 
 
 def prepared(body: str = RESIDUAL) -> onnx.ModelProto:
-    model = onnx.parser.parse_model(
-        f'<ir_version: 8, opset_import: ["": 17]> m (float[N,3,8,8] image) => (float[N,K] y) {{ {body} }}'
-    )
-    generator = np.random.default_rng(0)
-    for name, shape in WEIGHTS.items():
-        if any(name in node.input for node in model.graph.node):
-            value = generator.normal(size=shape).astype(np.float32)
-            model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
-    for node in model.graph.node:
-        node.name = NAMES.get(node.output[0], node.output[0])
-    return prepare(model).model
+    return prepare(name_nodes(fill(parse(body), WEIGHTS), NAMES)).model
 
 
 def plan_of(body: str = RESIDUAL, bits: str = "4/2", **options: object) -> Plan:

@@ -1,7 +1,5 @@
 """Where the quantization points are, on small graphs written out as ONNX text."""
 
-import numpy as np
-import onnx
 import pytest
 
 from pdq_export.errors import ModelError
@@ -9,16 +7,12 @@ from pdq_export.graph.prepare import prepare
 from pdq_export.plan import PlanOptions, make_plan
 from pdq_export.spec import Plan, Role
 
+from ..onnx_text import fill, parse
 
-def plan_of(body: str, weights: dict[str, tuple[int, ...]], *, bits: str = "4/2", head: str | None = None) -> Plan:
+
+def plan_of(body: str, weights: dict[str, tuple[int, ...]], *, bits: str = "4/2", output: str = "float[N,K] y") -> Plan:
     """Plan a graph ``body`` from ``image`` to ``y``; ``weights`` by name and shape."""
-    signature = head or "m (float[N,3,8,8] image) => (float[N,K] y)"
-    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> {signature} {{ {body} }}')
-    generator = np.random.default_rng(0)
-    for name, shape in weights.items():
-        value = generator.normal(size=shape).astype(np.float32)
-        model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
-    return make_plan(prepare(model).model, PlanOptions.of(bits))
+    return make_plan(prepare(fill(parse(body, outputs=output), weights)).model, PlanOptions.of(bits))
 
 
 def table(plan: Plan) -> dict[str, tuple[Role, int]]:
@@ -113,7 +107,7 @@ def test_the_network_output_is_not_quantized() -> None:
     plan = plan_of(
         f"c1 = Conv {PAD} (image, w1)  a1 = Relu(c1)  c2 = Conv {PAD} (a1, w2)  y = Relu(c2)",
         {name: WEIGHTS[name] for name in ("w1", "w2")},
-        head="m (float[N,3,8,8] image) => (float[N,4,8,8] y)",
+        output="float[N,4,8,8] y",
     )
     assert "y" not in plan.points
     assert plan.points["w2"].bits == 8
@@ -147,7 +141,7 @@ def test_a_u_net_falls_apart_into_units_when_it_is_large() -> None:
     plan = plan_of(
         f"c1 = Conv {PAD} (image, w1) a1 = Relu(c1) {steps} s = Add(a14, a1) y = Conv {PAD} (s, w15)",
         {name: (4, 3 if name == "w1" else 4, 3, 3) for name in names},
-        head="m (float[N,3,8,8] image) => (float[N,4,8,8] y)",
+        output="float[N,4,8,8] y",
     )
     assert len(plan.layers) == 15
     assert len(plan.blocks) > 8
@@ -190,7 +184,7 @@ def test_attention_stays_float_between_quantized_projections() -> None:
             kt = Transpose <perm = [0, 2, 1]> (k)  s = MatMul(q, kt)  a = Softmax <axis = -1> (s)
             v = MatMul(tokens, wv)  o = MatMul(a, v)  y = MatMul(o, wo)""",
         {"w1": WEIGHTS["w1"], **dict.fromkeys(("wq", "wk", "wv", "wo"), (4, 4))},
-        head="m (float[N,3,8,8] image) => (float[N,64,4] y)",
+        output="float[N,64,4] y",
     )
     activations = {name: bits for name, (role, bits) in table(plan).items() if role is not Role.WEIGHT}
     assert activations == {"image": 8, "c1": 2, "o": 8}

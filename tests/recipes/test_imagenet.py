@@ -12,7 +12,7 @@ from benchmarks.architectures import ARCHITECTURES, build, export
 from pdq_export.data import load_images
 from pdq_export.errors import DataError, ModelError
 from pdq_export.validate import Session
-from recipes.imagenet.images import draw, list_samples, load, preprocessing
+from recipes.imagenet.images import draw, list_samples, load, load_as_in_training, preprocessing, random_crop
 from recipes.imagenet.paper import PAPER
 from recipes.imagenet.reproduce import evaluate, load_checkpoint, main
 
@@ -57,6 +57,34 @@ def test_images_are_prepared_as_by_a_folder_with_settings(pictures: Path) -> Non
     assert ours.labels.tolist() == [1, 1, 1]
     np.testing.assert_array_equal(ours.images, load_images(folder).images)
     assert preprocessing(224).resize == 256
+
+
+def test_images_for_calibration_are_cropped_and_flipped_at_random(pictures: Path) -> None:
+    samples = list_samples(pictures)
+    first, again, other = (load_as_in_training(samples, preprocessing(SIZE), seed).pixels for seed in (1, 1, 2))
+    assert first.shape == (9, 3, SIZE, SIZE)
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any((1, 2, 3)).all()
+    assert not np.array_equal(first, load(samples, preprocessing(SIZE)).pixels)
+
+
+def test_random_crops() -> None:
+    rows, columns = np.mgrid[:300, :200]
+    image = Image.fromarray(np.stack([rows // 2, columns, columns], -1).astype(np.uint8))
+    parts = [np.asarray(random_crop(image, (40, 20), np.random.default_rng(n))).astype(int) for n in range(50)]
+    assert all(part.shape == (40, 20, 3) for part in parts)
+    heights, widths = (
+        np.array([np.ptp(part[..., channel]) * scale for part in parts]) for channel, scale in ((0, 2), (1, 1))
+    )
+    shares = heights * widths / (300 * 200)
+    assert shares.min() > 0.05
+    assert shares.max() < 1.0
+    assert shares.max() > 0.6
+    assert (np.abs(np.log(widths / heights)) < 0.4).all()
+    flipped = [part[0, 0, 1] > part[0, -1, 1] for part in parts]
+    assert 15 < sum(flipped) < 35
+    line = random_crop(Image.new("RGB", (1000, 4)), (8, 8), np.random.default_rng(0))  # nothing drawn fits
+    assert line.size == (8, 8)
 
 
 def test_accuracy_is_counted_over_chunks(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
