@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +40,11 @@ class StageClock:
         return time.perf_counter(), time.process_time()
 
 
-def open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
-    """The file in onnxruntime on the CPU, each operator on ``threads`` threads."""
+def open_session(path: Path, threads: int, config: Mapping[str, str] | None = None) -> onnxruntime.InferenceSession:
+    """The file in onnxruntime on the CPU, each operator on ``threads`` threads; ``config``: session options."""
     options = onnxruntime.SessionOptions()
+    for key, value in (config or {}).items():
+        options.add_session_config_entry(key, value)
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

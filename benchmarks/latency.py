@@ -12,13 +12,14 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.common import Array, markdown, noise, open_session, quantize_with_onnxruntime
 from pdq_export.data import load_images
+from pdq_export.validate import needed_config
 
 OWN_INT8 = "onnxruntime INT8"
 
@@ -41,21 +42,25 @@ class Row:
         return middle, low, high
 
 
-def measure(models: dict[str, Path], batch: Array, *, threads: int, rounds: int, seconds: float) -> list[Row]:
-    """Time all models on one batch, interleaved; each timing repeats the call for at least ``seconds``."""
+def measure(models: Mapping[str, Path], batch: Array, *, threads: int, rounds: int, seconds: float) -> list[Row]:
+    """Time all models on one batch, interleaved; each timing repeats the call for at least ``seconds``.
+
+    On one thread that is the CPU time of the process, which leaves out when other processes had the core.
+    """
+    clock = time.process_time if threads == 1 else time.perf_counter
     calls: dict[str, Callable[[], object]] = {}
     for name, path in models.items():
-        session = open_session(path, threads)
+        session = open_session(path, threads, needed_config(path))
         feeds = {session.get_inputs()[0].name: batch}
         calls[name] = lambda session=session, feeds=feeds: session.run(None, feeds)  # type: ignore[misc]
     repeats = {name: _repeats(call, seconds) for name, call in calls.items()}
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            start = time.perf_counter()
+            start = clock()
             for _ in range(repeats[name]):
                 call()
-            times[name].append((time.perf_counter() - start) / repeats[name] * 1e3)
+            times[name].append((clock() - start) / repeats[name] * 1e3)
     return [Row(name=name, milliseconds=tuple(values)) for name, values in times.items()]
 
 

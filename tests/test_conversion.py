@@ -68,11 +68,26 @@ def named() -> onnx.ModelProto:
     return model
 
 
+def wide() -> onnx.ModelProto:
+    """So many channels that one number a channel is stored in few bits."""
+    return nets.network(
+        """(float[N,3,6,6] x) => (float[N,5] y) {
+            c = Conv (x, w, b)
+            r = Relu(c)
+            g = GlobalAveragePool(r)
+            f = Flatten(g)
+            y = Gemm (f, m)
+        }""",
+        {"w": (256, 3, 3, 3), "b": (256,), "m": (256, 5)},
+    )
+
+
 NETS: dict[str, tuple[Callable[[], onnx.ModelProto], tuple[int, ...]]] = {
     "chain": (nets.chain, (2, 3, 12, 12)),
     "residual": (nets.residual, (2, 4, 12, 12)),
     "gemm": (gemm, (2, 4, 6, 6)),
     "named": (named, (2, 4, 6, 6)),
+    "wide": (wide, (2, 3, 6, 6)),
 }
 
 

@@ -58,11 +58,12 @@ def write(quantized: Quantized) -> GraphProto:
 
 class _OrtGraph(QdqGraph):
     absorbs = True
+    packs = True
 
     def container(self, point: Point) -> int:
         return 8
 
-    def weight(self, out: GraphWriter, weight: Weight) -> str:
+    def weight(self, out: GraphWriter, weight: Weight) -> tuple[str, str]:
         return packed_weight(out, weight, self.index.opset)
 
     def moves_integers(self, node: NodeProto) -> bool:

@@ -30,7 +30,7 @@ class _QcdqGraph(QdqGraph):
     def container(self, point: Point) -> int:
         return 8
 
-    def weight(self, out: GraphWriter, weight: Weight) -> str:
+    def weight(self, out: GraphWriter, weight: Weight) -> tuple[str, str]:
         return textbook_weight(out, weight, 8, clip=True)
 
 

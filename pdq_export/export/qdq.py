@@ -25,6 +25,7 @@ class QdqGraph:
 
     signed: ClassVar[bool] = False  # whether activations are
     absorbs: ClassVar[bool] = False  # whether the integers' range stands for a Relu or Clip
+    packs: ClassVar[bool] = False  # whether biases are stored in as few bytes as can be unpacked again
 
     def __init__(self, quantized: Quantized) -> None:
         self.index, self.plan, self.activations = quantized.index, quantized.plan, quantized.activations
@@ -36,7 +37,7 @@ class QdqGraph:
         self.integers: dict[str, str] = {}
         self.floats: dict[str, str] = {}
         self._scales: dict[str, str] = {}
-        self._layers = LayerWriter(self.out, self.weight)
+        self._layers = LayerWriter(self.out, self.weight, packs=self.packs)
 
     # What a layout decides
 
@@ -44,8 +45,8 @@ class QdqGraph:
         """Bits of the type that holds an activation: 2, 4 or 8."""
         raise NotImplementedError
 
-    def weight(self, out: GraphWriter, weight: Weight) -> str:
-        """Write the chain of a weight. Returns the name of its float."""
+    def weight(self, out: GraphWriter, weight: Weight) -> tuple[str, str]:
+        """Write the chain of a weight. Returns the names of its float and its scale."""
         raise NotImplementedError
 
     def moves_integers(self, node: NodeProto) -> bool:
@@ -81,7 +82,7 @@ class QdqGraph:
 
     def _copy(self, node: NodeProto) -> None:
         if node.name in self.settled:
-            constants = self._layers.constants(self.settled[node.name])
+            constants = self._layers.constants(self.settled[node.name], self._known_scale(node.input[0]))
             copied = self.out.copy(node, [constants.get(name) or self.read(name) for name in node.input])
             without_folded_factors(copied, self.settled[node.name])
         elif node.name in self._excluded and node.input[0] in self.integers:
@@ -155,6 +156,13 @@ class QdqGraph:
                 f"tensor {tensor!r}: zero_point is {zero_point.item()}, {kind}; expected {expected}, {type_name}"
             )
         return quantized
+
+    def _known_scale(self, tensor: str) -> tuple[str, np.float32] | None:
+        """Name and value of the scale of an activation; None for what is not quantized."""
+        source = self.plan.source(tensor)
+        if source is None or not self._is_activation(source):
+            return None
+        return self._parameters(source)[0], np.float32(self.activation(source).scale)
 
     def zero_point(self, point: str) -> str:
         """Name of the zero_point of an activation, which every user of the same value shares."""

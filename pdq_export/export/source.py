@@ -26,7 +26,7 @@ from pdq_export.graph.lookup import GraphIndex, optional_input
 from pdq_export.spec import BitWidths, Layer, Plan, Point, QuantizedTensor, Role
 
 KEY = "pdq_export.source"
-VERSION = 1
+VERSION = 2
 _PLAN_KEY = "plan"
 _SMALL = 64  # constants of up to so many elements are not looked for in the graph
 _LARGEST = 1 << 28  # bytes of the description; that of a network with 1,000 layers is a thousandth of it
@@ -213,7 +213,8 @@ def _layer(index: GraphIndex, node: NodeProto) -> Layer:
 def _read_weight(written: GraphIndex, layer: Layer, point: Point, zero_point: Any) -> Weight:
     """The integers that the chain of constants before a layer stands for, in whichever layout it is written."""
     dequantize = written.producer[written.nodes[layer.node].input[1]]
-    scale, offset = _value(written, dequantize.input[1]), _value(written, dequantize.input[2]).astype(np.int16)
+    scale = _value(written, dequantize.input[1])
+    offset = np.broadcast_to(_value(written, dequantize.input[2]), scale.shape).astype(np.int16)
     tensor = dequantize.input[0]
     while tensor in written.producer:
         node = written.producer[tensor]
@@ -237,14 +238,23 @@ def _read_bias(written: GraphIndex, layer: Layer) -> Bias | None:
     if layer.bias is None or dequantize is None:
         return None
     integers, scale = (_value(written, tensor) for tensor in dequantize.input[:2])
-    return Bias(tensor=layer.bias, integers=integers, scale=scale)
+    return Bias(tensor=layer.bias, integers=integers.astype(np.int32), scale=scale)
 
 
 def _value(written: GraphIndex, tensor: str) -> NDArray[Any]:
+    """A constant, as it is or as a Cast of integers or a product of scales gives it; one 0 for a ConstantOfShape."""
     value = written.constant(tensor)
-    if value is None:
-        raise KeyError(tensor)
-    return value
+    if value is not None:
+        return value
+    node = written.producer[tensor]
+    values = [_value(written, name) for name in node.input]
+    if node.op_type == "Mul":
+        return np.asarray(np.multiply(*values))
+    if node.op_type == "Cast":
+        return values[0]
+    if node.op_type == "ConstantOfShape":
+        return np.zeros((), np.int8)  # which broadcasts; the shape is a stranger's
+    raise KeyError(tensor)
 
 
 def fill_missing(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -1,5 +1,6 @@
 """Collects the nodes and initializers of a new graph under names that collide with nothing in the old one."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -9,6 +10,8 @@ from numpy.typing import NDArray
 from onnx import GraphProto, NodeProto, TensorProto
 
 from pdq_export.export.storage import packed_tensor
+
+NODE_BYTES = 128  # of a node in the file, about
 
 
 class GraphWriter:
@@ -23,13 +26,16 @@ class GraphWriter:
         self._integers: dict[tuple[int, int, bool], str] = {}
         self._zeros: dict[tuple[int, ...], str] = {}
 
-    def node(self, op_type: str, inputs: Sequence[str], output: str, *, name: str, **attributes: Any) -> str:
-        """Append a node; ``output`` and ``name`` are wishes. Returns the real name of the output."""
+    def node(self, op_type: str, inputs: Sequence[str], output: str, *, name: str = "", **attributes: Any) -> str:
+        """Append a node; ``output`` and ``name`` are wishes. Returns the real name of the output.
+
+        Nodes that runtimes fold when they load the file go without a name, which would be longer than the rest of them.
+        """
         return self.node_to(op_type, inputs, self.tensor_name(output), name=name, **attributes)
 
-    def node_to(self, op_type: str, inputs: Sequence[str], output: str, *, name: str, **attributes: Any) -> str:
+    def node_to(self, op_type: str, inputs: Sequence[str], output: str, *, name: str = "", **attributes: Any) -> str:
         """Append a node that writes exactly ``output``, a name the old graph has and the new leaves free."""
-        name = _unique(name, self._node_names)
+        name = _unique(name, self._node_names) if name else name
         self._nodes.append(onnx.helper.make_node(op_type, list(inputs), [output], name=name, **attributes))
         return output
 
@@ -65,7 +71,12 @@ class GraphWriter:
         """INT8 zeros that every user of the same shape shares."""
         if shape not in self._zeros:
             name = "_".join(["int8_zero", *(str(size) for size in shape)])
-            self._zeros[shape] = self.constant(name, np.zeros(shape, np.int8))
+            if math.prod(shape) < NODE_BYTES:
+                self._zeros[shape] = self.constant(name, np.zeros(shape, np.int8))
+            else:
+                sizes = self.constant(f"{name}_shape", np.array(shape, np.int64))
+                value = onnx.numpy_helper.from_array(np.zeros(1, np.int8))
+                self._zeros[shape] = self.node("ConstantOfShape", [sizes], name, value=value)
         return self._zeros[shape]
 
     def tensor_name(self, wanted: str) -> str:

@@ -118,8 +118,8 @@ class Session:
         return (self.run(batch) for batch in batches)
 
 
-def needed_config(model: bytes) -> Mapping[str, str]:
-    """The session options that onnxruntime needs to load ``model``: none, or `WITHOUT_FUSION`.
+def needed_config(model: bytes | str | Path) -> Mapping[str, str]:
+    """The session options that onnxruntime needs to load ``model``, bytes or a path: none, or `WITHOUT_FUSION`.
 
     The latter only where QuantizeLinear or DequantizeLinear have a type below 8 bits. Raises ValidationError where
     onnxruntime does not load the model at all.
@@ -134,15 +134,21 @@ def needed_config(model: bytes) -> Mapping[str, str]:
     return {}
 
 
-def _quantizes_below_8_bits(model: bytes) -> bool:
-    graph = onnx.load_model_from_string(model).graph
+def _quantizes_below_8_bits(model: bytes | str | Path) -> bool:
+    read = (
+        onnx.load_model_from_string(model) if isinstance(model, bytes) else onnx.load(model, load_external_data=False)
+    )
+    graph = read.graph
     narrow = {tensor.name for tensor in graph.initializer if tensor.data_type in _NARROW}
     pairs = [node for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
     return any(narrow.intersection(node.input) for node in pairs)
 
 
-def count_kernels(model: bytes, config: Mapping[str, str] | None = None) -> KernelCount:
-    """Count the kernels of the graph that onnxruntime runs: optimized with default options, on the CPU."""
+def count_kernels(model: bytes | str | Path, config: Mapping[str, str] | None = None) -> KernelCount:
+    """Count the kernels of the graph that onnxruntime makes of ``model`` with default options, on the CPU.
+
+    ``model``: bytes or a path; with external data a path.
+    """
     with tempfile.TemporaryDirectory(prefix="pdq-export-") as folder:
         path = os.path.join(folder, "optimized.onnx")
         options = _options(None, config)

@@ -340,6 +340,41 @@ def test_bias_is_int32_with_the_product_of_the_scales():
     assert (scale == index.constant("x_scale") * index.constant("w_scale")).all()
 
 
+@pytest.mark.parametrize(
+    ("factor", "stored"), [(1, "INT8"), (100, "INT16"), (1e6, "INT32")], ids=["int8", "int16", "int32"]
+)
+def test_a_wide_layer_stores_one_number_a_channel_in_few_bits(factor, stored):
+    channels = 256
+    model = nets.network(
+        "(float[N,3,6,6] x) => (float[N,256,4,4] y) { c = Conv(x, w, b) y = Relu(c) }",
+        {"w": (channels, 3, 3, 3), "b": (channels,)},
+        opset=25,
+    )
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name == "b")
+    bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) * np.float32(factor), "b"))
+    plan = plan_of(model, carrier("x"), weight("w", 2))
+    index = check_against_simulation(model, plan, nets.images((2, 3, 6, 6)))
+    dequantize = index.producer["b_dequantized"]
+    assert upstream(index, dequantize.input[0], 1) == ([] if stored == "INT32" else ["Cast"])
+    assert index.initializers["b_quantized"].data_type == getattr(onnx.TensorProto, stored)
+    assert list(index.producer[dequantize.input[1]].input) == ["x_scale", "w_scale"]
+    assert index.initializers["w_zero_point"].data_type == onnx.TensorProto.UINT2
+    assert index.producer["w_dequantized"].input[2] == "int8_zero_256"
+    assert index.producer["int8_zero_256"].op_type == "ConstantOfShape"
+
+
+def test_a_bias_whose_scale_is_no_product_in_the_graph_states_it():
+    model = nets.network(
+        "(float[N,4,5,5] x) => (float[N,64,6,6] y) { y = ConvTranspose <kernel_shape=[2,2], group=2> (x, w, b) }",
+        {"w": (4, 32, 2, 2), "b": (64,)},
+    )
+    index = check_against_simulation(
+        model, plan_of(model, carrier("x"), weight("w", 4, axis=1)), nets.images((2, 4, 5, 5))
+    )
+    weight_scale = np.tile(index.constant("w_scale"), 2)  # one for each channel of a group
+    assert (index.constant("b_scale") == index.constant("x_scale") * weight_scale).all()
+
+
 def test_bias_stays_float_where_the_input_is_float():
     model = conv_relu("y = Relu(c)")
     index = check_against_simulation(model, plan_of(model, weight("w")), nets.images((2, 3, 6, 6)))
@@ -411,7 +446,8 @@ def test_names_avoid_those_of_the_user():
     index = check_against_simulation(model, plan, nets.images((2, 3, 6, 6)))
     assert index.producer["r_quantized"].op_type == "Relu"
     assert index.producer["r_quantized_1"].name == "r/QuantizeLinear_1"
-    assert len(index.nodes) == len(index.graph.node)
+    names = [node.name for node in index.graph.node if node.name]
+    assert len(set(names)) == len(names)
 
 
 def test_a_branch_that_captures_a_tensor_reads_it_in_float():
