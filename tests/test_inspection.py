@@ -73,7 +73,6 @@ def test_layers_size_and_kernels_are_those_of_the_quantized_file() -> None:
 
 def test_what_stays_in_float_and_why() -> None:
     assert floating(inspect_model(model_of(MIXED), exclude="y")) == {
-        "r1": "onnxruntime has no integer kernel for HardSwish",
         "c2": "onnxruntime has no integer kernel for ConvTranspose; its weight is quantized",
         "y": "excluded",
     }

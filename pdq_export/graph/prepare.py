@@ -11,7 +11,7 @@ from pdq_export.graph.passes import (
     fold_affine,
     fold_batch_norm,
     fold_reshape,
-    fuse_hard_swish,
+    hard_sigmoid,
     normalize,
     raise_opset,
     simplify,
@@ -59,7 +59,7 @@ def prepare(model: onnx.ModelProto, *, opset: int | None = None) -> PreparedMode
     checks.check_domains(work)
     work = widen.run(work)
     # HardSwish first: onnxsim and fold_affine take its Add(3) apart
-    for clean in (constants.run, fuse_hard_swish.run, simplify.run, constants.run, fuse_hard_swish.run):
+    for clean in (constants.run, hard_sigmoid.run, simplify.run, constants.run, hard_sigmoid.run):
         work = clean(work)
     checks.check_control_flow(work)
     checks.check_layers(work)
@@ -70,6 +70,6 @@ def prepare(model: onnx.ModelProto, *, opset: int | None = None) -> PreparedMode
     checks.check_finite(work)  # folding can leave the range of float32
     if opset is not None:
         work = raise_opset.run(work, opset)
-    for finish in (fuse_hard_swish.run, tidy.remove_unused, tidy.name_nodes, tidy.infer_shapes):
+    for finish in (hard_sigmoid.run, tidy.remove_unused, tidy.name_nodes, tidy.infer_shapes):
         work = finish(work)
     return PreparedModel(model=work, statistics=statistics)

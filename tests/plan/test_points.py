@@ -56,11 +56,11 @@ def test_residual_net() -> None:
     assert [len(block.layers) for block in plan.blocks] == [1, 2, 1]
 
 
-def test_clip_is_absorbed_and_hard_swish_is_not() -> None:
+def test_clip_is_absorbed_and_elu_is_not() -> None:
     plan = plan_of(
         f"""zero = Constant <value_float = 0.0> ()  six = Constant <value_float = 6.0> ()
             c1 = Conv {PAD} (image, w1)  a1 = Clip(c1, zero, six)
-            c2 = Conv {PAD} (a1, w2)     a2 = HardSwish(c2)
+            c2 = Conv {PAD} (a1, w2)     a2 = Elu(c2)
             c3 = Conv {PAD} (a2, w3)     p = GlobalAveragePool(c3)  f = Flatten(p)  y = Gemm <transB = 1> (f, w4)""",
         WEIGHTS,
     )
