@@ -117,10 +117,14 @@ class Block:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ramp:
-    """A point that is clip(x / (2 knee) + 1/2, 0, 1), HardSigmoid, of the carrier ``source``: 0 at -knee, 1 at knee."""
+    """A point that is clip(x / (2 knee) + 1/2, 0, 1), HardSigmoid, of the carrier ``source``: 0 at -knee, 1 at knee.
+
+    ``alone``: nobody else reads the source, so that beyond the knees its values do not matter.
+    """
 
     source: str
     knee: float
+    alone: bool
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -107,7 +107,7 @@ class _Engine:
         self.store = store
         self.generator = torch.Generator(store.device).manual_seed(options.seed)
         self.done = Quantizers(network, plan)
-        self.knees = {ramp.source: ramp.knee for ramp in plan.ramps.values()}
+        self.ramp_of = {ramp.source: ramp for ramp in plan.ramps.values()}
         self.full: dict[str, Cache] = {}  # FP32 values of live tensors
         self.quantized: dict[str, Cache] = {}  # the same tensors in the network whose earlier blocks are quantized
         self.predictions: dict[str, Cache] = {}
@@ -197,8 +197,8 @@ class _Engine:
                 shared = QParams(scale=shared.scale.to(source.scale.device), zero_point=shared.zero_point)
                 return ActivationQuantizer(point, shared)
         qparams = self._search(x, point)
-        if (knee := self.knees.get(point.tensor)) is not None:
-            qparams = align_to_ramp(qparams, knee, point.qmax)
+        if (ramp := self.ramp_of.get(point.tensor)) is not None:
+            qparams = align_to_ramp(qparams, ramp.knee, point.qmax, alone=ramp.alone)
         return ActivationQuantizer(point, qparams)
 
     def _search(self, x: Cache, point: Point) -> QParams:

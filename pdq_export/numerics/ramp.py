@@ -14,11 +14,14 @@ LARGEST_STRETCH = 1.25
 LARGEST_MOVE = 0.05
 
 
-def align_to_ramp(qparams: QParams, knee: float, qmax: int) -> QParams:
+def align_to_ramp(qparams: QParams, knee: float, qmax: int, *, alone: bool) -> QParams:
     """The nearest UINT qparams of x (scale and zero_point []) with knee = k * scale and zero_point >= k.
 
-    ``qparams`` themselves where their scale would change by too much.
+    ``qparams`` themselves where their scale would change by too much. ``alone``: only y reads x, whose integers are
+    then all for [-knee, knee].
     """
+    if alone:
+        return _like(qparams, knee / (qmax // 2), qmax // 2)
     scale, zero_point = float(qparams.scale), float(qparams.zero_point)
     low, high = max(zero_point * scale, knee), (qmax - zero_point) * scale
     stretched = (low + high) / qmax
@@ -26,9 +29,12 @@ def align_to_ramp(qparams: QParams, knee: float, qmax: int) -> QParams:
     aligned = knee / k
     if stretched > LARGEST_STRETCH * scale or abs(aligned / stretched - 1) > LARGEST_MOVE:
         return qparams
-    zero_point = min(max(round(low / aligned), k), qmax)
+    return _like(qparams, aligned, min(max(round(low / aligned), k), qmax))
+
+
+def _like(qparams: QParams, scale: float, zero_point: int) -> QParams:
     return QParams(
-        scale=torch.full_like(qparams.scale, aligned), zero_point=torch.full_like(qparams.zero_point, zero_point)
+        scale=torch.full_like(qparams.scale, scale), zero_point=torch.full_like(qparams.zero_point, zero_point)
     )
 
 

@@ -17,7 +17,8 @@ def find_ramps(index: GraphIndex, points: Mapping[str, Point]) -> dict[str, Ramp
         if node is not None and node.op_type == "HardSigmoid" and node.input[0] in carriers:
             alpha, beta = attribute(node, "alpha", 0.2), attribute(node, "beta", 0.5)
             if alpha > 0 and beta == 0.5:
-                ramps[tensor] = Ramp(source=node.input[0], knee=0.5 / alpha)
+                alone = index.sole_consumer(node.input[0]) is node
+                ramps[tensor] = Ramp(source=node.input[0], knee=0.5 / alpha, alone=alone)
                 carriers.remove(node.input[0])
         carriers.add(tensor)
     return ramps

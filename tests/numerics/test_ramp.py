@@ -19,8 +19,12 @@ def qparams(low: float, high: float) -> QParams:
 )
 def test_integers_are_the_inputs_clipped(low: float, high: float, knee: float) -> None:
     searched = qparams(low, high)
-    x = align_to_ramp(searched, knee, 255)
+    x = align_to_ramp(searched, knee, 255, alone=False)
     assert 1 - LARGEST_MOVE - 1e-6 <= x.scale / searched.scale <= LARGEST_STRETCH * (1 + LARGEST_MOVE) + 1e-6
+    assert_shares_integers(x, knee)
+
+
+def assert_shares_integers(x: QParams, knee: float) -> None:
     y = ramp_qparams(x.scale.item(), int(x.zero_point), knee)
     assert y is not None
     assert 0 <= y.zero_point <= 255
@@ -36,5 +40,13 @@ def test_integers_are_the_inputs_clipped(low: float, high: float, knee: float) -
 @pytest.mark.parametrize(("low", "high"), [(-164, 130), (-0.3, 0.2), (0, 5), (-1, 1)])
 def test_a_scale_that_would_change_too_much_stays(low: float, high: float) -> None:
     searched = qparams(low, high)
-    assert align_to_ramp(searched, 3.0, 255) is searched
+    assert align_to_ramp(searched, 3.0, 255, alone=False) is searched
     assert ramp_qparams(searched.scale.item(), int(searched.zero_point), 3.0) is None
+
+
+@pytest.mark.parametrize(("low", "high"), [(-164, 130), (-0.3, 0.2), (0, 5), (-6, 8)])
+def test_what_only_the_ramp_reads_has_its_integers_between_the_knees(low: float, high: float) -> None:
+    x = align_to_ramp(qparams(low, high), 2.5, 255, alone=True)
+    assert_shares_integers(x, 2.5)
+    values = (np.arange(256) - x.zero_point.item()) * x.scale.item()
+    assert (values[0], values[254]) == pytest.approx((-2.5, 2.5))
