@@ -116,12 +116,25 @@ class Block:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Ramp:
+    """A point that is clip(x / (2 knee) + 1/2, 0, 1), HardSigmoid, of the carrier ``source``: 0 at -knee, 1 at knee.
+
+    ``alone``: nobody else reads the source, so that beyond the knees its values do not matter.
+    """
+
+    source: str
+    knee: float
+    alone: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
     """Quantization points by tensor name (topological order), integer pass-through nodes, and blocks.
 
     ``passthrough`` maps the output tensor of a node that only moves integers about (MaxPool, Reshape, Slice, Pad with
     zero, ...) to the quantized tensor whose scale and zero_point it keeps (the point itself, not an intermediate).
     ``excluded``: layers that stay in float because that was asked for; they are in no block's ``layers``.
+    ``ramps`` by output tensor: carriers that can share the integers of their source.
     ``integer_bias``: whether biases of layers with quantized inputs are rounded to INT32.
     """
 
@@ -131,6 +144,7 @@ class Plan:
     layers: tuple[Layer, ...]
     blocks: tuple[Block, ...]
     excluded: tuple[Layer, ...] = ()
+    ramps: Mapping[str, Ramp] = dataclasses.field(default_factory=dict)
     integer_bias: bool = True
 
     def source(self, tensor: str) -> str | None:

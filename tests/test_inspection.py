@@ -75,7 +75,6 @@ def test_the_size_of_the_embedded_model(bits: str, target: str) -> None:
 
 def test_what_stays_in_float_and_why() -> None:
     assert floating(inspect_model(model_of(MIXED), exclude="y")) == {
-        "r1": "onnxruntime has no integer kernel for HardSwish",
         "c2": "onnxruntime has no integer kernel for ConvTranspose; its weight is quantized",
         "y": "excluded",
     }

@@ -87,6 +87,21 @@ RESIDUAL = f"""{STEM} c1 = Conv {P} (r0, u) r1 = Relu(c1) c2 = Conv {P} (r1, w) 
     c3 = Conv {P} (r2, w3) z = Relu(c3) {GAP}"""
 
 
+@pytest.mark.parametrize("bits", ["8/8", "4/4"])
+def test_hard_swish_and_hard_sigmoid_run_in_integers(bits: str) -> None:
+    """The gates too: calibration fits the scales, and the file has a Clip of integers for each."""
+    body = f"""{STEM} c1 = Conv {P} (r0, u) h = HardSwish(c1) g = GlobalAveragePool(h) e = Conv {P} (g, w)
+        t = HardSigmoid(e) z = Mul(h, t) {GAP}"""
+    images = np.random.default_rng(1).normal(size=(12, 3, 8, 8)).astype(np.float32)
+    result = quantize(network(body), bits=bits, calib=images * 4, options=TINY, device="cpu")
+    assert result.report.kernels.all_integer
+    assert result.report.kernels.between_pairs == {}
+    assert "HardSigmoid" not in {node.op_type for node in result.model.graph.node}
+    (output,) = result.report.outputs
+    assert output.quantized_simulated is not None
+    assert output.quantized_simulated.relative_error < 1e-3
+
+
 @pytest.mark.parametrize(
     ("excluded", "floating"),
     [("^c1$", {"c1"}), ("^c2$", {"c2"}), ("^c0$", {"c0"}), ("^y$", {"y"}), ("^c[123]$", {"c1", "c2", "c3"})],

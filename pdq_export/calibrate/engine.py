@@ -29,6 +29,7 @@ from pdq_export.calibrate.state import Quantizers
 from pdq_export.calibrate.subgraph import extract, reachable, tensor_nodes
 from pdq_export.calibrate.watch import warn_of_collapse
 from pdq_export.errors import CalibrationError
+from pdq_export.numerics.ramp import align_to_ramp, ramp_qparams
 from pdq_export.numerics.search import QParams, choose_activation_qparams
 from pdq_export.options import CalibrationOptions
 from pdq_export.spec import Block, ChannelStatistics, Plan, Point, QuantizedTensors, Role
@@ -112,6 +113,7 @@ class _Engine:
         self.store = store
         self.generator = torch.Generator(store.device).manual_seed(options.seed)
         self.done = Quantizers(network, plan)
+        self.ramp_of = {ramp.source: ramp for ramp in plan.ramps.values()}
         self.full: dict[str, Cache] = {}  # FP32 values of live tensors
         self.quantized: dict[str, Cache] = {}  # the same tensors in the network whose earlier blocks are quantized
         self.predictions: dict[str, Cache] = {}
@@ -192,6 +194,20 @@ class _Engine:
                     for batch in x.batches(PASS_BATCH):
                         self.quantized[name].append(quantizer(batch))
 
+    def _fit(self, x: Cache, point: Point) -> ActivationQuantizer:
+        """A quantizer for elements [numel], which are given up: searched, or following from the ramp's source."""
+        if (ramp := self.plan.ramps.get(point.tensor)) is not None:
+            source = self.done.activations[ramp.source]
+            shared = ramp_qparams(source.scale.item(), source.zero_point, ramp.knee)
+            if shared is not None:
+                x.close()
+                shared = QParams(scale=shared.scale.to(source.scale.device), zero_point=shared.zero_point)
+                return ActivationQuantizer(point, shared)
+        qparams = self._search(x, point)
+        if (ramp := self.ramp_of.get(point.tensor)) is not None:
+            qparams = align_to_ramp(qparams, ramp.knee, point.qmax, alone=ramp.alone)
+        return ActivationQuantizer(point, qparams)
+
     def _search(self, x: Cache, point: Point) -> QParams:
         """Scale search over elements [numel], which are given up."""
         if not all(torch.isfinite(part).all() for part in x.batches(_SEARCH_ELEMENTS)):
@@ -233,7 +249,7 @@ class _Engine:
         probe = extract(self.network, block.inputs, [point.tensor for point in points])
         values = run_probe(probe, quantized, self.store, self.options.search_samples)
         for point, x in zip(points, values, strict=True):
-            self.done.activations[point.tensor] = ActivationQuantizer(point, self._search(x, point))
+            self.done.activations[point.tensor] = self._fit(x, point)
 
     def _initialize_weights(self, block: Block) -> dict[str, SoftRounding]:
         """Scale search for the block's weights; those whose rounding is to be learned are returned."""
@@ -355,7 +371,7 @@ class _Engine:
                 continue
             probe = self.done.block(block, [point.tensor], settled)
             (x,) = run_probe(probe, quantized, self.store, self.options.search_samples)
-            self.done.activations[point.tensor] = ActivationQuantizer(point, self._search(x, point))
+            self.done.activations[point.tensor] = self._fit(x, point)
             settled[point.tensor] = self.done.activations[point.tensor]
 
     def _advance(self, block: Block, later: Sequence[Block]) -> None:

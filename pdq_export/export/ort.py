@@ -69,6 +69,29 @@ class _OrtGraph(QdqGraph):
     def moves_integers(self, node: NodeProto) -> bool:
         return node.op_type in MOVES_INTEGERS
 
+    def _copy(self, node: NodeProto) -> None:
+        """A HardSigmoid that maps integers to themselves, clipped, is written as that Clip."""
+        tensor = node.output[0]
+        if node.op_type != "HardSigmoid" or tensor in self.visible or not self._share_integers(node):
+            super()._copy(node)
+
+    def _share_integers(self, node: NodeProto) -> bool:
+        """Clip the integers of the input for the output where that is exact for all of them."""
+        source, tensor = self.plan.source(node.input[0]), node.output[0]
+        if source is None or node.input[0] not in self.integers or not self._is_activation(tensor):
+            return False
+        x, y, q = self.activation(source), self.activation(tensor), np.arange(256)
+        ramp = (q - int(x.zero_point)) * np.float64(x.scale) * attribute(node, "alpha", 0.2)
+        gate = np.clip(ramp + attribute(node, "beta", 0.5), 0, 1)
+        wanted = np.clip(gate / np.float64(y.scale) + int(y.zero_point), 0, y.point.qmax)
+        lo, hi = round(wanted[0]), round(wanted[-1])
+        if np.abs(wanted - np.clip(q, lo, hi)).max() > 0.01:
+            return False
+        bounds = [self.out.integer(bound, 8, signed=False) for bound in (lo, hi)]
+        inputs = [self.integers[node.input[0]], *bounds]
+        self.integers[tensor] = self.out.node("Clip", inputs, f"{tensor}_clipped", name=node.name)
+        return True
+
     def read_all(self, node: NodeProto) -> list[str]:
         if node.op_type in READS_ONLY_SHAPE:
             return [self.integers.get(name, name) for name in node.input]

@@ -11,7 +11,7 @@ from pdq_export.graph.passes import (
     fold_affine,
     fold_batch_norm,
     fold_reshape,
-    fuse_hard_swish,
+    hard_sigmoid,
     normalize,
     raise_opset,
     simplify,
@@ -59,7 +59,7 @@ def prepare(model: onnx.ModelProto, *, opset: int | None = None) -> PreparedMode
     checks.check_domains(work)
     work = widen.run(work)
     # HardSwish first: onnxsim and fold_affine take its Add(3) apart
-    for clean in (constants.run, fuse_hard_swish.run, simplify.run, constants.run, fuse_hard_swish.run):
+    for clean in (constants.run, hard_sigmoid.run, simplify.run, constants.run, hard_sigmoid.run):
         work = clean(work)
     checks.check_control_flow(work)
     checks.check_layers(work)
@@ -74,6 +74,6 @@ def prepare(model: onnx.ModelProto, *, opset: int | None = None) -> PreparedMode
 def at_opset(prepared: PreparedModel, opset: int) -> PreparedModel:
     """The same, raised to ``opset`` where it is older. Raises ModelError."""
     work, statistics = raise_opset.run(prepared.model, opset), prepared.statistics
-    for finish in (fuse_hard_swish.run, tidy.remove_unused, tidy.name_nodes, tidy.infer_shapes):
+    for finish in (hard_sigmoid.run, tidy.remove_unused, tidy.name_nodes, tidy.infer_shapes):
         work = finish(work)
     return PreparedModel(model=work, statistics=statistics)

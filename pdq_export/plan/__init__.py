@@ -10,6 +10,7 @@ from pdq_export.plan.blocks import find_blocks
 from pdq_export.plan.family import network_family
 from pdq_export.plan.options import PlanOptions
 from pdq_export.plan.points import find_layers, find_points
+from pdq_export.plan.ramps import find_ramps
 from pdq_export.plan.tensorrt import points_for_tensorrt
 from pdq_export.spec import Layer, Plan
 
@@ -39,6 +40,7 @@ def make_plan(model: onnx.ModelProto, options: PlanOptions) -> Plan:
         layers=layers,
         blocks=find_blocks(index, layers, points, per_layer=options.per_layer),
         excluded=excluded,
+        ramps=find_ramps(index, points),
         integer_bias=not options.tensorrt,
     )
 

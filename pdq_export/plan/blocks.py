@@ -106,12 +106,15 @@ def _form(index: GraphIndex, piece: Sequence[NodeProto], layers: Mapping[str, La
     """What a piece is in an inverted residual: E, D, G, P as in `_INVERTED_RESIDUAL`, or ``.``."""
     members = [node for node in piece if node.name in layers]
     shape = index.static_shape(members[0].input[1])
-    if len(members) > 1 or members[0].op_type != "Conv" or shape is None:
-        return "G" if piece[-1].op_type == "Mul" else "."
-    (node,) = members
+    gated = piece[-1].op_type == "Mul"
+    if members[0].op_type != "Conv" or shape is None:
+        return "G" if gated else "."
+    node = members[0]
     outputs, inputs, *kernel = shape
-    if attribute(node, "group", 1) > 1:
-        return "D" if inputs == 1 else "."
+    if attribute(node, "group", 1) > 1 and (gated or len(members) == 1):
+        return "D" if inputs == 1 else "."  # with its gate, where it has one
+    if len(members) > 1:
+        return "G" if gated else "."
     if math.prod(kernel) > 1:
         return "."
     readers = index.consumers(node.output[0])

@@ -36,6 +36,8 @@ def _floating(index: GraphIndex, plan: Plan) -> Iterator[FloatNode]:
     for node in index.graph.node:
         if node.name in absorbed or node.output[0] in plan.passthrough or not _is_float(index, node):
             continue
+        if node.output[0] in plan.ramps:  # a Clip of integers, unless no scale of its input fits
+            continue
         if node.name in excluded:
             reason = EXCLUDED
         elif node.name in layers:

@@ -151,7 +151,8 @@ class _PointFinder:
             return
         if reader.op_type in ACTIVATIONS and reader.input[0] == output:
             if is_absorbable(self.index, reader):
-                self._add(reader.output[0], Role.ACTIVATION, wanted, absorbed=reader.name)
+                role = Role.CARRIER if self._is_gated(reader.output[0]) else Role.ACTIVATION
+                self._add(reader.output[0], role, wanted, absorbed=reader.name)
                 return
             result = reader.output[0]
             if result not in self.index.outputs:
@@ -176,7 +177,17 @@ class _PointFinder:
     def _only_read_by_merges(self, tensor: str) -> bool:
         """Whether merges (and, as in SiLU, activations that lead to them) are the only readers: a carrier's case."""
         readers = self.index.consumers(tensor)
-        return bool(readers) and all(reader.op_type in MERGES | ACTIVATIONS for reader in readers)
+        return self._is_gated(tensor) or (
+            bool(readers) and all(reader.op_type in MERGES | ACTIVATIONS for reader in readers)
+        )
+
+    def _is_gated(self, tensor: str) -> bool:
+        """Whether squeeze and excitation averages and multiplies a tensor: no layer reads it but through the product.
+
+        The product gets A bits; to round to A bits before it as well would cost accuracy for nothing.
+        """
+        kinds = {reader.op_type for reader in self.index.consumers(tensor)}
+        return "Mul" in kinds and kinds <= {"Mul", "ReduceMean", *AVERAGES} and len(kinds) > 1
 
     def _carry(self, tensors: Iterable[str]) -> None:
         """Give every operand that has no integers yet an 8-bit pair."""

@@ -54,7 +54,6 @@ VALUES = {
     "apart": np.array([0, 2, 4, 12, 12]),
     "together": np.array([0, 8, 12, 12]),
 }
-HARD_SWISH = {"HardSigmoid": 1, "Mul": 1}
 # Name: nodes, integer kernels besides QLinearConv and the head, what runs in float between pairs.
 PATTERNS = {
     "residual Add": (f"{STEM} e = Conv <pads=[1,1,1,1]> (r, v, d) a = Add(e, r) z = Relu(a)", {"QLinearAdd": 1}, {}),
@@ -77,23 +76,28 @@ PATTERNS = {
     "SE with HardSigmoid": (
         f"{STEM} {SQUEEZE} n = HardSigmoid(l) m = Mul(r, n) {NEXT}",
         {"QLinearGlobalAveragePool": 1, "QLinearMul": 1},
-        {"HardSigmoid": 1},
+        {},
     ),
     "SiLU": (
         f"c = Conv(x, w, b) s = Sigmoid(c) m = Mul(c, s) {NEXT}",
         {"QLinearSigmoid": 1, "QLinearMul": 1},
         {},
     ),
-    "HardSwish": (f"c = Conv(x, w, b) m = HardSwish(c) {NEXT}", {}, HARD_SWISH),
+    "HardSwish": (f"c = Conv(x, w, b) m = HardSwish(c) {NEXT}", {"QLinearMul": 1}, {}),
     "HardSwish as HardSigmoid and Mul": (
         f"c = Conv(x, w, b) s = HardSigmoid <alpha=0.16666667> (c) m = Mul(c, s) {NEXT}",
+        {"QLinearMul": 1},
         {},
-        HARD_SWISH,
     ),
     "HardSwish as Add, Clip, Mul, Div": (
         f"c = Conv(x, w, b) k = Add(c, three) s = Clip(k, zero, six) n = Mul(c, s) m = Div(n, six) {NEXT}",
+        {"QLinearMul": 1},
         {},
-        HARD_SWISH,
+    ),
+    "HardSigmoid that does not begin at 0": (
+        f"c = Conv(x, w, b) s = HardSigmoid <alpha=0.16666667, beta=0.4> (c) m = Mul(c, s) {NEXT}",
+        {"QLinearMul": 1},
+        {"HardSigmoid": 1},
     ),
     "LeakyRelu": (f"c = Conv(x, w, b) m = LeakyRelu <alpha=0.1> (c) {NEXT}", {"QLinearLeakyRelu": 1}, {}),
     "PRelu": (f"c = Conv(x, w, b) m = PRelu(c, slope) {NEXT}", {}, {"PRelu": 1}),
@@ -132,7 +136,7 @@ HEADS = {
     "two Gemm": "l = Gemm (f, square, d) q = Relu(l) y = Gemm <transB=1> (q, h, i)",
     "MatMul, Add and Gemm": "l = MatMul(f, square) a = Add(l, d) q = Relu(a) y = Gemm <transB=1> (q, h, i)",
 }
-SEEN = {"QuantizeLinear", "DequantizeLinear", "Clip", "Transpose", "Flatten", *HARD_SWISH, "PRelu"}
+SEEN = {"QuantizeLinear", "DequantizeLinear", "Clip", "Transpose", "Flatten", "PRelu"}
 
 
 def build(text: str, output: str = "float[N,5] y") -> onnx.ModelProto:

@@ -55,14 +55,23 @@ def quantize_activation(point: Point, value: Array) -> QuantizedTensor:
     return QuantizedTensor(point=point, scale=scale, zero_point=zero_point)
 
 
+def quantized_tensor(point: Point, scale: float, zero_point: int) -> QuantizedTensor:
+    return QuantizedTensor(point=point, scale=np.array(scale, np.float32), zero_point=np.array(zero_point, np.int32))
+
+
 def calibrate(model: onnx.ModelProto, plan: Plan, feeds: Mapping[str, Array]) -> dict[str, QuantizedTensor]:
     """Quantized tensors for every point of the plan."""
     index = GraphIndex(model)
     values = observe(model, [t for t, point in plan.points.items() if not index.is_constant(t)], feeds)
+    knees = {ramp.source: ramp.knee for ramp in plan.ramps.values()}
     tensors = {}
     for name, point in plan.points.items():
         if point.role is Role.WEIGHT:
             tensors[name] = quantize_weight(point, np.asarray(index.constant(name)))
+        elif name in knees:
+            tensors[name] = quantized_tensor(point, knees[name] / 40, 100)
+        elif name in plan.ramps:
+            tensors[name] = quantized_tensor(point, 0.5 / 40, 100 - 40)  # shares the integers of its source
         else:
             value = index.constant(name) if index.is_constant(name) else values[name]
             tensors[name] = quantize_activation(point, np.asarray(value))

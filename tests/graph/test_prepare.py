@@ -134,9 +134,8 @@ REAL = {
         35,
         {
             "Conv": 53,
-            "HardSwish": 18,
-            "HardSigmoid": 9,
-            "Mul": 9,
+            "HardSigmoid": 27,
+            "Mul": 27,
             "Relu": 15,
             "GlobalAveragePool": 10,
             "Add": 7,
@@ -151,9 +150,8 @@ REAL = {
         3,
         {
             "Conv": 62,
-            "HardSwish": 24,
-            "HardSigmoid": 10,
-            "Mul": 34,
+            "HardSigmoid": 34,
+            "Mul": 58,
             "Add": 35,
             "GlobalAveragePool": 10,
             "Relu": 12,

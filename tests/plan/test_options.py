@@ -63,7 +63,7 @@ def test_of_two_layers_that_end_in_one_addition_the_larger_activation_counts() -
 
 
 def test_layer_bits_reach_past_an_activation_that_is_not_absorbed() -> None:
-    body = RESIDUAL.replace("a2 = Relu(c2)", "g2 = Sigmoid(c2) a2 = Mul(c2, g2)").replace("Relu(c4)", "HardSwish(c4)")
+    body = RESIDUAL.replace("a2 = Relu(c2)", "g2 = Sigmoid(c2) a2 = Mul(c2, g2)").replace("Relu(c4)", "Elu(c4)")
     plan = plan_of(body, layer_bits={"conv1": "3/5", "head": "3/6"})
     assert widths(plan) == {**USUAL, "c2": 8, "g2": 8, "w2": 3, "a2": 5, "c4": 8, "w4": 3, "a4": 6}
 

@@ -50,11 +50,28 @@ def test_residual_net() -> None:
     assert [len(block.layers) for block in plan.blocks] == [1, 2, 1]
 
 
-def test_clip_is_absorbed_and_hard_swish_is_not() -> None:
+@pytest.mark.parametrize("activation", ["Relu", "HardSwish"])
+def test_what_a_gate_multiplies_is_a_carrier_and_the_product_an_activation(activation: str) -> None:
+    plan = plan_of(
+        f"""c1 = Conv {PAD} (image, w1)  a1 = {activation}(c1)
+            q = GlobalAveragePool(a1)    e = Conv {PAD} (q, w2)  g = HardSigmoid(e)  m = Mul(a1, g)
+            c3 = Conv {PAD} (m, w3)      p = GlobalAveragePool(c3)  f = Flatten(p)  y = Gemm <transB = 1> (f, w4)""",
+        WEIGHTS,
+    )
+    points = table(plan)
+    assert points["a1"] == (Role.CARRIER, 8)
+    assert (plan.points["a1"].absorbed is not None) is (activation == "Relu")
+    assert points["m"] == (Role.ACTIVATION, 2)
+    assert points["q"] == points["e"] == points["g"] == (Role.CARRIER, 8)
+    assert plan.ramps["g"].alone
+    assert set(plan.ramps) == {"g"} | ({"a1_gate"} if activation == "HardSwish" else set())
+
+
+def test_clip_is_absorbed_and_elu_is_not() -> None:
     plan = plan_of(
         f"""zero = Constant <value_float = 0.0> ()  six = Constant <value_float = 6.0> ()
             c1 = Conv {PAD} (image, w1)  a1 = Clip(c1, zero, six)
-            c2 = Conv {PAD} (a1, w2)     a2 = HardSwish(c2)
+            c2 = Conv {PAD} (a1, w2)     a2 = Elu(c2)
             c3 = Conv {PAD} (a2, w3)     p = GlobalAveragePool(c3)  f = Flatten(p)  y = Gemm <transB = 1> (f, w4)""",
         WEIGHTS,
     )

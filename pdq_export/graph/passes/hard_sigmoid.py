@@ -1,6 +1,7 @@
-"""HardSigmoid and HardSwish written out as Add(3), Clip(0, 6), Mul, Div(6) become one node again.
+"""HardSigmoid written out as Add(3), Clip(0, 6), Div(6) becomes one node again, and HardSwish x * HardSigmoid(x).
 
-Both orders that exporters write are known: clip(x + 3) / 6, then * x; and x * clip(x + 3), then / 6.
+Both orders that exporters write are known: clip(x + 3) / 6, then * x; and x * clip(x + 3), then / 6. HardSigmoid and
+Mul run in integers (`plan/ramps.py`); onnxruntime itself takes HardSwish apart into the same two, but in float.
 """
 
 import onnx
@@ -10,18 +11,14 @@ from pdq_export.graph import edit
 from pdq_export.graph.lookup import GraphIndex, attribute, optional_input
 
 SIXTH = 1 / 6
-HARD_SWISH_OPSET = 14
 
 
 def run(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Fuse where nobody else reads the tensors in between; HardSwish needs opset 14, below it stays a Mul."""
+    """Fuse where nobody else reads the tensors in between, and split every HardSwish."""
     for node in [node for node in model.graph.node if node.op_type == "Add" and not node.domain]:
         _fuse_hard_sigmoid(GraphIndex(model), node)
-    index = GraphIndex(model)
-    if index.opset >= HARD_SWISH_OPSET:
-        for node in [node for node in model.graph.node if node.op_type == "Mul" and not node.domain]:
-            if _fuse_hard_swish(index, node):
-                index = GraphIndex(model)
+    for node in [node for node in model.graph.node if node.op_type == "HardSwish" and not node.domain]:
+        _split_hard_swish(model, node)
     return model
 
 
@@ -81,17 +78,13 @@ def _fuse_hard_sigmoid(index: GraphIndex, add: NodeProto) -> None:
         edit.replace_node(index.graph, node, [])
 
 
-def _fuse_hard_swish(index: GraphIndex, mul: NodeProto) -> bool:
-    for position, name in enumerate(mul.input):
-        gate = index.producer.get(name)
-        if gate is None or gate.op_type != "HardSigmoid" or gate.domain:
-            continue
-        if index.sole_consumer(name) is not mul:
-            continue
-        alpha, beta = attribute(gate, "alpha", 0.2), attribute(gate, "beta", 0.5)
-        if abs(alpha - SIXTH) < 1e-5 and beta == 0.5 and gate.input[0] == mul.input[1 - position]:
-            fused = onnx.helper.make_node("HardSwish", [gate.input[0]], [mul.output[0]], name=mul.name)
-            edit.replace_node(index.graph, mul, [fused])
-            edit.replace_node(index.graph, gate, [])
-            return True
-    return False
+def _split_hard_swish(model: onnx.ModelProto, node: NodeProto) -> None:
+    """Write x * HardSigmoid(x) with alpha = 1/6, beta = 0.5, as ONNX defines it."""
+    source, output = node.input[0], node.output[0]
+    gate = edit.fresh_name(GraphIndex(model), f"{output}_gate")
+    name = f"{node.name}/HardSigmoid" if node.name else ""
+    nodes = [
+        onnx.helper.make_node("HardSigmoid", [source], [gate], name, alpha=SIXTH, beta=0.5),
+        onnx.helper.make_node("Mul", [source, gate], [output], node.name),
+    ]
+    edit.replace_node(model.graph, node, nodes)
