@@ -122,6 +122,8 @@ class Plan:
     ``passthrough`` maps the output tensor of a node that only moves integers about (MaxPool, Reshape, Slice, Pad with
     zero, ...) to the quantized tensor whose scale and zero_point it keeps (the point itself, not an intermediate).
     ``excluded``: layers that stay in float because that was asked for; they are in no block's ``layers``.
+    ``tail``: nodes behind the quantized part that stay as they are, with the reason; points and blocks are those of
+    the graph without them.
     ``integer_bias``: whether biases of layers with quantized inputs are rounded to INT32.
     """
 
@@ -131,6 +133,7 @@ class Plan:
     layers: tuple[Layer, ...]
     blocks: tuple[Block, ...]
     excluded: tuple[Layer, ...] = ()
+    tail: Mapping[str, str] = dataclasses.field(default_factory=dict)
     integer_bias: bool = True
 
     def source(self, tensor: str) -> str | None:

@@ -53,11 +53,13 @@ class Calibrated:
     """What calibration gives.
 
     ``tensors``: what was learned. ``simulation``: the quantized network in torch, in the runtime's integer arithmetic;
-    returns the graph's outputs in order.
+    returns the graph's outputs in order. ``predictions``: by output, the tensors at which its prediction difference was
+    measured; empty where it was not.
     """
 
     tensors: QuantizedTensors
     simulation: fx.GraphModule
+    predictions: Mapping[str, Sequence[str]]
 
 
 def calibrate(
@@ -142,7 +144,8 @@ class _Engine:
         with torch.no_grad():
             for name, full, quantized in zip(self.graph_outputs, self.network(*some), simulation(*some), strict=True):
                 warn_of_collapse(name, full, quantized)
-        return Calibrated(tensors=self.done.tensors(), simulation=simulation)
+        predictions = self.prediction_of if self.options.prediction_difference else {}
+        return Calibrated(tensors=self.done.tensors(), simulation=simulation, predictions=predictions)
 
     def _find_predictions(self, some: Sequence[Tensor]) -> None:
         found = find_predictions(self.network, [x[:1] for x in some])

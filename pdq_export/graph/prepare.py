@@ -27,7 +27,7 @@ class PreparedModel:
     """A model that later stages can rely on, and what BatchNormalization knew about it.
 
     ``model``: constants are initializers, nodes are sorted and uniquely named, shapes inferred where they can be,
-    BatchNormalization is folded, no control flow, float32 weights. ``statistics``: by output tensor of the layer
+    BatchNormalization is folded, float32 weights. ``statistics``: by output tensor of the layer
     that a BatchNormalization was folded into.
     """
 
@@ -36,15 +36,10 @@ class PreparedModel:
 
 
 def float32_reference(model: onnx.ModelProto) -> onnx.ModelProto:
-    """What a quantized model is compared with: the model itself, with distinct node names, in float32.
-
-    Raises ModelError for an operator of a foreign domain.
-    """
+    """What a quantized model is compared with: the model itself, with distinct node names, in float32."""
     work = onnx.ModelProto()
     work.CopyFrom(model)
-    work = normalize.run(work)
-    checks.check_domains(work)
-    return widen.run(work)
+    return widen.run(normalize.run(work))
 
 
 def prepare(model: onnx.ModelProto, *, opset: int | None = None) -> PreparedModel:
@@ -55,13 +50,10 @@ def prepare(model: onnx.ModelProto, *, opset: int | None = None) -> PreparedMode
     """
     work = onnx.ModelProto()
     work.CopyFrom(model)
-    work = normalize.run(work)
-    checks.check_domains(work)
-    work = widen.run(work)
+    work = widen.run(normalize.run(work))
     # HardSwish first: onnxsim and fold_affine take its Add(3) apart
     for clean in (constants.run, fuse_hard_swish.run, simplify.run, constants.run, fuse_hard_swish.run):
         work = clean(work)
-    checks.check_control_flow(work)
     checks.check_layers(work)
     checks.check_finite(work)
     work = fold_reshape.run(spatial_mean.run(tidy.infer_shapes(work)))

@@ -102,6 +102,8 @@ def test_json_follows_the_schema():
         "kernels",
         "session_config",
         "layers",
+        "floating",
+        "predictions",
     ]
     assert read == report.to_dict()
     assert read["schema_version"] == 1
