@@ -1,5 +1,6 @@
 """Files as they are found in the wild, each through import, quantization and export."""
 
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -215,12 +216,18 @@ def test_several_outputs_one_of_them_twice_read_and_one_of_whole_numbers() -> No
         model.graph.output.append(helper.make_tensor_value_info(name, kind, shape))
     result = survives(model)
     assert [output.name for output in result.report.outputs] == ["y", "r1", "c2", "best"]
+    assert told_in_float(result, "Conv") == sum(result.report.kernels.floating.values()) == 2
 
 
 def test_a_convolution_whose_output_is_a_graph_output_and_is_read_as_well() -> None:
     nodes = [node("Conv", "x w1", "c1", **PAD), node("Conv", "c1 w2", "c2", **PAD), node("Relu", "c2", "r2")]
     outputs = {**SCORES, "c1": ["N", 4, 8, 8], "c2": ["N", 4, 8, 8]}
-    survives(build([*nodes, *head("r2")], inputs=INPUT, outputs=outputs, constants=CONSTANTS))
+    result = survives(build([*nodes, *head("r2")], inputs=INPUT, outputs=outputs, constants=CONSTANTS))
+    assert told_in_float(result, "Conv") == sum(result.report.kernels.floating.values()) == 2
+
+
+def told_in_float(result: Result, op_type: str) -> int:
+    return sum(node["op_type"] == op_type for node in result.report.floating)
 
 
 def test_external_data(tmp_path: Path) -> None:
@@ -527,5 +534,6 @@ def test_an_output_without_a_gradient_is_told(caplog: pytest.LogCaptureFixture) 
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(1, np.float32), "zero"))
     model.graph.output[0].name = "mask"
     with caplog.at_level(logging.WARNING, logger="pdq_export"):
-        survives(model)
+        result = survives(model)
     assert "the prediction difference is measured at 'y'" in caplog.text
+    assert json.loads(result.report.to_json())["predictions"] == {"mask": ["y"]}

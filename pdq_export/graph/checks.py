@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto
 
-from pdq_export.errors import ModelError
+from pdq_export.errors import ModelError, UnsupportedOperatorError
 from pdq_export.graph.lookup import WEIGHTED, GraphIndex, all_nodes, attribute, describe, is_layer, opset_version
 
 QUANTIZED = (
@@ -26,6 +26,7 @@ QUANTIZED = (
     "BipolarQuant",
     "Quant",
 )
+_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 OLDEST_OPSET = 9
 
 
@@ -49,6 +50,18 @@ def check_not_quantized(model: onnx.ModelProto) -> None:
             raise ModelError(
                 f"{describe(node)}: the model is already quantized; expected a float32 model; "
                 "give the model it was made from"
+            )
+
+
+def check_domains(model: onnx.ModelProto) -> None:
+    """Only operators of the ONNX standard and of onnxruntime."""
+    for node in all_nodes(model.graph.node):
+        if node.domain not in _DOMAINS:
+            found = f"is an operator of the domain {node.domain!r}"
+            raise UnsupportedOperatorError(
+                f"{describe(node)}: {found}; expected operators of the ONNX standard or of onnxruntime; export the "
+                "model without custom operators",
+                found=found,
             )
 
 

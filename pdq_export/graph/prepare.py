@@ -36,10 +36,15 @@ class PreparedModel:
 
 
 def float32_reference(model: onnx.ModelProto) -> onnx.ModelProto:
-    """What a quantized model is compared with: the model itself, with distinct node names, in float32."""
+    """What a quantized model is compared with: the model itself, with distinct node names, in float32.
+
+    Raises ModelError for an operator of a foreign domain.
+    """
     work = onnx.ModelProto()
     work.CopyFrom(model)
-    return widen.run(normalize.run(work))
+    work = normalize.run(work)
+    checks.check_domains(work)
+    return widen.run(work)
 
 
 def prepare(model: onnx.ModelProto, *, opset: int | None = None) -> PreparedModel:
@@ -50,7 +55,9 @@ def prepare(model: onnx.ModelProto, *, opset: int | None = None) -> PreparedMode
     """
     work = onnx.ModelProto()
     work.CopyFrom(model)
-    work = widen.run(normalize.run(work))
+    work = normalize.run(work)
+    checks.check_domains(work)
+    work = widen.run(work)
     # HardSwish first: onnxsim and fold_affine take its Add(3) apart
     for clean in (constants.run, fuse_hard_swish.run, simplify.run, constants.run, fuse_hard_swish.run):
         work = clean(work)
