@@ -8,7 +8,6 @@ from onnx import NodeProto
 
 from pdq_export.errors import ModelError
 from pdq_export.graph.lookup import GraphIndex, attribute, is_layer, optional_input
-from pdq_export.graph.passes.fuse_hard_swish import hard_swish_gate
 from pdq_export.plan.operators import (
     ACTIVATIONS,
     AVERAGES,
@@ -99,8 +98,7 @@ class _PointFinder:
         elif node.name in self.layers:
             self._visit_layer(node, self.layers[node.name], first=first)
         elif node.op_type in MERGES and len(inputs) == 2 and not first:
-            if hard_swish_gate(self.index, node) is None:  # else one float operator, as the node is from opset 14 on
-                self._carry(inputs)
+            self._carry(inputs)
             self._quantize_result(node, max(self._wanted.get(tensor, 0) for tensor in inputs))
         elif node.op_type == "Concat" and not first:
             self._carry(inputs)

@@ -81,10 +81,7 @@ def _fuse_hard_sigmoid(index: GraphIndex, add: NodeProto) -> None:
         edit.replace_node(index.graph, node, [])
 
 
-def hard_swish_gate(index: GraphIndex, mul: NodeProto) -> NodeProto | None:
-    """The HardSigmoid of x that ``mul`` multiplies x with, where the two are a HardSwish of x; else None."""
-    if mul.op_type != "Mul" or mul.domain:
-        return None
+def _fuse_hard_swish(index: GraphIndex, mul: NodeProto) -> bool:
     for position, name in enumerate(mul.input):
         gate = index.producer.get(name)
         if gate is None or gate.op_type != "HardSigmoid" or gate.domain:
@@ -93,14 +90,8 @@ def hard_swish_gate(index: GraphIndex, mul: NodeProto) -> NodeProto | None:
             continue
         alpha, beta = attribute(gate, "alpha", 0.2), attribute(gate, "beta", 0.5)
         if abs(alpha - SIXTH) < 1e-5 and beta == 0.5 and gate.input[0] == mul.input[1 - position]:
-            return gate
-    return None
-
-
-def _fuse_hard_swish(index: GraphIndex, mul: NodeProto) -> bool:
-    gate = hard_swish_gate(index, mul)
-    if gate is not None:
-        fused = onnx.helper.make_node("HardSwish", [gate.input[0]], [mul.output[0]], name=mul.name)
-        edit.replace_node(index.graph, mul, [fused])
-        edit.replace_node(index.graph, gate, [])
-    return gate is not None
+            fused = onnx.helper.make_node("HardSwish", [gate.input[0]], [mul.output[0]], name=mul.name)
+            edit.replace_node(index.graph, mul, [fused])
+            edit.replace_node(index.graph, gate, [])
+            return True
+    return False
