@@ -127,7 +127,7 @@ def _check_equal(file: onnx.ModelProto, converted: onnx.ModelProto) -> None:
     except ValidationError:
         return  # the guessed sizes do not suit the model
     after = other.run(x)
-    for name, a, b in zip(index.outputs, before, after, strict=True):
+    for name, a, b in zip(session.outputs, before, after, strict=True):
         if not np.array_equal(a, b, equal_nan=a.dtype.kind == "f"):
             raise ValidationError(
                 f"output {name!r}: the converted model differs by {np.abs(a - b).max()} on random input; expected "

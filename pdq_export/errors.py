@@ -13,7 +13,11 @@ class ModelError(PdqError):
 
 
 class UnsupportedOperatorError(ModelError):
-    """A node has an operator, a version or an attribute that pdq-export does not know."""
+    """A node has an operator, a version or an attribute that pdq-export does not know; ``found`` says which."""
+
+    def __init__(self, message: str, *, found: str = "") -> None:
+        super().__init__(message)
+        self.found = found
 
 
 class DataError(PdqError):

@@ -15,10 +15,10 @@ JSON schema of `Inspection.to_dict`, version 1 (null stands for "not known")::
     blocks            [{name, layers, inputs, outputs}]  node and tensor names; reconstructed together
     tensors           [{tensor, role, bits}]  activations and carriers: what is quantized besides weights
     floating          [{node, op_type, reason}]  what computes in float in onnxruntime with target ort; with tensorrt
-                      only what is excluded, since TensorRT's builder decides on the rest
+                      only what is excluded or cannot be calibrated, since TensorRT's builder decides on the rest
     size              {float, quantized, ratio} in bytes, quantized to about a percent; null where it cannot be written
     kernels           {integer: {op_type: count}, floating: {op_type: count}} of layers, as onnxruntime chooses them
-    unsupported       [message]  nodes that calibration cannot compute
+    unsupported       [message]  nodes that calibration cannot compute and that a quantized layer depends on
     problems          [message]  everything else that quantize would refuse
 """
 
@@ -31,19 +31,25 @@ from typing import Any
 import onnx
 
 from pdq_export.errors import ModelError, PdqError
-from pdq_export.export import find_layout
 from pdq_export.frontend import check_batch, find_unsupported, import_model
 from pdq_export.graph.load import check_model, load_model
 from pdq_export.graph.lookup import Dimension, GraphIndex
 from pdq_export.graph.passes import free_batch
 from pdq_export.graph.prepare import PreparedModel
 from pdq_export.options import FAMILIES, choose_options
-from pdq_export.plan import PlanOptions, network_family
-from pdq_export.plan.floating import EXCLUDED, FloatNode, find_floating
+from pdq_export.plan import PlanOptions, network_family, without_tail
+from pdq_export.plan.floating import FloatNode
 from pdq_export.plan.options import Widths
 from pdq_export.plan.summary import LayerSummary, summarize_layers
 from pdq_export.spec import Plan, Role
-from pdq_export.stages import collect_settings, dry_run, file_metadata, input_specs, prepare_and_plan
+from pdq_export.stages import (
+    collect_settings,
+    dry_run,
+    file_metadata,
+    floating_nodes,
+    input_specs,
+    prepare_and_plan,
+)
 from pdq_export.validate import KernelCount, ModelInfo, count_kernels, needed_config
 
 SCHEMA_VERSION = 1
@@ -163,7 +169,7 @@ def inspect_model(
         layers_with_statistics=sum(layer.output in prepared.statistics for layer in layers),
         layers=summarize_layers(prepared_index, plan),
         plan=plan,
-        floating=_floating(prepared_index, plan, target),
+        floating=floating_nodes(prepared_index, plan, target),
         quantized_size=trial.quantized_size,
         kernels=trial.kernels,
         unsupported=trial.unsupported,
@@ -186,10 +192,11 @@ def _try(prepared: PreparedModel, plan: Plan, target: str, metadata: Mapping[str
     problems = []
     size = kernels = None
     try:
-        freed = free_batch.run(prepared.model)
-        unsupported = tuple(map(str, find_unsupported(freed)))
+        core = without_tail(prepared.model, plan.tail)
+        freed = free_batch.run(core)
+        unsupported = tuple(map(str, find_unsupported(freed).values()))
         if not unsupported:
-            check_batch(import_model(freed), prepared.model)
+            check_batch(import_model(freed), core)
     except ModelError as error:
         problems.append(str(error))
     try:
@@ -202,11 +209,6 @@ def _try(prepared: PreparedModel, plan: Plan, target: str, metadata: Mapping[str
     except PdqError as error:
         problems.append(str(error))
     return _Trial(unsupported=unsupported, problems=tuple(problems), quantized_size=size, kernels=kernels)
-
-
-def _floating(index: GraphIndex, plan: Plan, target: str) -> tuple[FloatNode, ...]:
-    found = find_floating(index, plan)
-    return tuple(node for node in found if node.reason == EXCLUDED) if find_layout(target).tensorrt else found
 
 
 def _tensor(index: GraphIndex, name: str) -> TensorInfo:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,11 +27,18 @@ from pdq_export.graph.passes import free_batch
 from pdq_export.graph.prepare import PreparedModel, float32_reference
 from pdq_export.graph.save import check_output, save_model
 from pdq_export.options import CalibrationOptions, choose_options
-from pdq_export.plan import PlanOptions, network_family
+from pdq_export.plan import PlanOptions, network_family, without_tail
 from pdq_export.plan.summary import summarize_layers
 from pdq_export.spec import BitWidths, Plan, QuantizedTensors
-from pdq_export.stages import collect_settings, dry_run, file_metadata, input_specs, prepare_and_plan
-from pdq_export.validate import Batch, ModelInfo, Report, check_loads, validate
+from pdq_export.stages import (
+    collect_settings,
+    dry_run,
+    file_metadata,
+    floating_nodes,
+    input_specs,
+    prepare_and_plan,
+)
+from pdq_export.validate import Batch, ModelInfo, Report, check_loads, check_same, validate
 
 logger = logging.getLogger(__name__)
 
@@ -122,17 +130,25 @@ def quantize(
     check_loads(reference)
     tell(Progress(stage="plan"))
     prepared, plan = prepare_and_plan(original, planning, target=target, opset=opset)
-    family = network_family(GraphIndex(prepared.model), (*plan.layers, *plan.excluded))
+    index = GraphIndex(prepared.model)
+    family = network_family(index, (*plan.layers, *plan.excluded))
     chosen = choose(family=family)
     specs = input_specs(prepared.model)
     batch = specs[0].shape[0]
-    network = import_model(free_batch.run(prepared.model))
-    check_batch(network, prepared.model)
+    core = without_tail(prepared.model, plan.tail)
+    network = import_model(free_batch.run(core))
+    check_batch(network, core)
     calibration = read_data(calib, specs, limit=chosen.samples)
     judged = _whole_batches(calibration if eval is None else read_data(eval, specs), batch or 1)
     check_labels(prepared.model, judged)
     check_runs(network, _as_seen(calibration.head(2).inputs(), prepared))
     dry_run(prepared, plan, target)
+    compared: Sequence[str] = ()
+    if plan.tail:
+        compared = [value.name for value in core.graph.output]
+        _tell_tail(plan, compared)
+        check_same(reference, prepared.model, tuple(judged.head(batch or 2).inputs()))
+        reference = prepared.model  # the user's may lack a tensor of this name
 
     calibrated = _calibrate(network, prepared, plan, calibration, chosen, torch_device, memory, tell)
     tell(Progress(stage="export"))
@@ -155,6 +171,7 @@ def quantize(
         images=judged.batches(batch or VALIDATION_BATCH),
         labels=judged.labels,
         simulate=_simulator(calibrated, prepared, torch_device),
+        compared=compared,
         settings={
             **settings,
             "opset": GraphIndex(quantized).opset,
@@ -164,12 +181,26 @@ def quantize(
             "evaluated_on_calibration_images": eval is None,
         },
         model=_model_info(model, original),
-        layers=[dataclasses.asdict(layer) for layer in summarize_layers(GraphIndex(prepared.model), plan)],
+        layers=[dataclasses.asdict(layer) for layer in summarize_layers(index, plan)],
+        floating=[dataclasses.asdict(node) for node in floating_nodes(index, plan, target)],
+        predictions=calibrated.predictions,
     )
     if output is not None:
         written = save_model(output, quantized, external=external_data)
         report = dataclasses.replace(report, quantized=ModelInfo.of(Path(output).name, *written))
     return Result(model=quantized, plan=plan, tensors=calibrated.tensors, report=report)
+
+
+def _tell_tail(plan: Plan, compared: Sequence[str]) -> None:
+    nodes = ", ".join(f"{node!r} ({reason})" for node, reason in itertools.islice(plan.tail.items(), 3))
+    logger.warning(
+        "behind the quantized part, %d of the nodes stay in float as they are: %s%s; calibration and validation "
+        "compare %s",
+        len(plan.tail),
+        nodes,
+        ", ..." if len(plan.tail) > 3 else "",
+        " and ".join(map(repr, compared)),
+    )
 
 
 def _whole_batches(images: Data, batch: int) -> Data:

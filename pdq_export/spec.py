@@ -135,6 +135,8 @@ class Plan:
     zero, ...) to the quantized tensor whose scale and zero_point it keeps (the point itself, not an intermediate).
     ``excluded``: layers that stay in float because that was asked for; they are in no block's ``layers``.
     ``ramps`` by output tensor: carriers that can share the integers of their source.
+    ``tail``: nodes behind the quantized part that stay as they are, with the reason; points and blocks are those of
+    the graph without them.
     ``integer_bias``: whether biases of layers with quantized inputs are rounded to INT32.
     """
 
@@ -145,6 +147,7 @@ class Plan:
     blocks: tuple[Block, ...]
     excluded: tuple[Layer, ...] = ()
     ramps: Mapping[str, Ramp] = dataclasses.field(default_factory=dict)
+    tail: Mapping[str, str] = dataclasses.field(default_factory=dict)
     integer_bias: bool = True
 
     def source(self, tensor: str) -> str | None:

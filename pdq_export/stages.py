@@ -13,10 +13,13 @@ import pdq_export
 from pdq_export.data import InputSpec
 from pdq_export.errors import ModelError, OptionError
 from pdq_export.export import export_model, find_layout, required_opset
+from pdq_export.frontend import find_unsupported
 from pdq_export.graph.lookup import GraphIndex
+from pdq_export.graph.passes import free_batch
 from pdq_export.graph.prepare import PreparedModel, at_opset, prepare
 from pdq_export.options import CalibrationOptions
 from pdq_export.plan import PlanOptions, make_plan
+from pdq_export.plan.floating import EXCLUDED, FloatNode, find_floating
 from pdq_export.spec import Plan, Point, QuantizedTensor, Role
 from pdq_export.validate import check_loads
 
@@ -27,7 +30,7 @@ def prepare_and_plan(
     """Prepare the model at the opset that the layout needs for what is planned, in the way that the layout wants."""
     options = dataclasses.replace(options, tensorrt=find_layout(target).tensorrt)
     prepared = prepare(model)
-    plan = make_plan(prepared.model, options)
+    plan = make_plan(prepared.model, options, _unsupported(prepared.model))
     needed = required_opset(plan, target, opset)
     own = GraphIndex(prepared.model).opset
     if opset is not None and own > opset:
@@ -37,8 +40,20 @@ def prepare_and_plan(
         )
     if needed > own:
         prepared = at_opset(prepared, needed)
-        plan = make_plan(prepared.model, options)
+        plan = make_plan(prepared.model, options, _unsupported(prepared.model))
     return prepared, plan
+
+
+def _unsupported(model: onnx.ModelProto) -> dict[str, str]:
+    return {node: error.found for node, error in find_unsupported(free_batch.run(model)).items()}
+
+
+def floating_nodes(index: GraphIndex, plan: Plan, target: str) -> tuple[FloatNode, ...]:
+    """What computes in float, and why; where the runtime decides on that by itself, only what it is not asked about."""
+    found = find_floating(index, plan)
+    if not find_layout(target).tensorrt:
+        return found
+    return tuple(node for node in found if node.reason == EXCLUDED or node.node in plan.tail)
 
 
 def collect_settings(

@@ -1,8 +1,10 @@
 """Files as they are found in the wild, each through import, quantization and export."""
 
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,7 +12,10 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from pdq_export.errors import ModelError, ValidationError
+from pdq_export.conversion import convert
+from pdq_export.errors import UnsupportedOperatorError, ValidationError
+from pdq_export.graph.lookup import reads
+from pdq_export.inspection import inspect_model
 from pdq_export.pipeline import Result, quantize
 
 from .graph.models import build, node, norm_constants, random
@@ -43,9 +48,12 @@ def images(*shape: int) -> np.ndarray:
     return random(*(shape or (8, 3, 8, 8)))
 
 
-def survives(model: onnx.ModelProto | Path, calib: np.ndarray | dict[str, np.ndarray] | None = None) -> Result:
+def survives(
+    model: onnx.ModelProto | Path, calib: np.ndarray | dict[str, np.ndarray] | None = None, **changes: Any
+) -> Result:
     """Quantized, and the file agrees with its simulation, with names, types and axes of inputs and outputs kept."""
-    result = quantize(model, bits="4/4", calib=images() if calib is None else calib, options=TINY, device="cpu")
+    arguments = {"bits": "4/4", "options": TINY, "device": "cpu", **changes}
+    result = quantize(model, calib=images() if calib is None else calib, **arguments)
     for output in result.report.outputs:
         assert output.quantized_simulated is not None
         assert output.quantized_simulated.relative_error < 1e-3, output
@@ -215,12 +223,18 @@ def test_several_outputs_one_of_them_twice_read_and_one_of_whole_numbers() -> No
         model.graph.output.append(helper.make_tensor_value_info(name, kind, shape))
     result = survives(model)
     assert [output.name for output in result.report.outputs] == ["y", "r1", "c2", "best"]
+    assert told_in_float(result, "Conv") == sum(result.report.kernels.floating.values()) == 2
 
 
 def test_a_convolution_whose_output_is_a_graph_output_and_is_read_as_well() -> None:
     nodes = [node("Conv", "x w1", "c1", **PAD), node("Conv", "c1 w2", "c2", **PAD), node("Relu", "c2", "r2")]
     outputs = {**SCORES, "c1": ["N", 4, 8, 8], "c2": ["N", 4, 8, 8]}
-    survives(build([*nodes, *head("r2")], inputs=INPUT, outputs=outputs, constants=CONSTANTS))
+    result = survives(build([*nodes, *head("r2")], inputs=INPUT, outputs=outputs, constants=CONSTANTS))
+    assert told_in_float(result, "Conv") == sum(result.report.kernels.floating.values()) == 2
+
+
+def told_in_float(result: Result, op_type: str) -> int:
+    return sum(node["op_type"] == op_type for node in result.report.floating)
 
 
 def test_external_data(tmp_path: Path) -> None:
@@ -297,26 +311,179 @@ def test_a_weight_that_depends_on_the_image_stays_float() -> None:
     assert sum(result.report.kernels.floating.values()) == 1
 
 
-BRANCHES = """y = If (p) < then_branch = a () => (float[N, 5] t) { t = Relu(l) },
-                           else_branch = b () => (float[N, 5] e) { e = Neg(l) } >"""
-LOOP = """y = Loop (n, p, l) < body = a (int64 i, bool c, float[N, 5] l0) => (bool d, float[N, 5] l1) {
-              d = Identity(c) l1 = Mul(l0, l0) } >"""
+SCORER = """r1 = Relu(c1)  q = GlobalAveragePool(r1)  f = Flatten(q)  l = Gemm <transB = 1> (f, w3, b3)
+    s = ReduceMax <keepdims = 0> (l)  p = Greater(s, zero)"""
+BOXES = """r1 = Relu(c1)  b0 = Conv(r1, box)  b1 = Reshape(b0, four)  boxes = Transpose <perm = [0, 2, 1]> (b1)
+    s0 = Conv(r1, score)  s1 = Sigmoid(s0)  scores = Reshape(s1, three)"""
+# What follows c1, the outputs, what stays in float, and what is compared in place of the outputs.
+TAILS = {
+    "branches": (
+        f"""{SCORER} y = If (p) < then_branch = a () => (float[N, 5] t) {{ t = Mul(l, factor) }},
+            else_branch = b () => (float[N, 5] e) {{ e0 = Mul(l, factor) e = Neg(e0) }} >""",
+        "float[N,5] y",
+        ["ReduceMax", "Greater", "If"],
+        ["l"],
+    ),
+    "a branch in a branch": (
+        f"""{SCORER} y = If (p) < then_branch = a () => (float[N, 5] t) {{
+                t = If (p) < then_branch = c () => (float[N, 5] t1) {{ t1 = Mul(l, factor) }},
+                             else_branch = d () => (float[N, 5] t2) {{ t2 = Identity(l) }} > }},
+            else_branch = b () => (float[N, 5] e) {{ e = Neg(l) }} >""",
+        "float[N,5] y",
+        ["ReduceMax", "Greater", "If"],
+        ["l"],
+    ),
+    "a loop": (
+        f"""{SCORER} n = Constant <value_int = 3> ()
+            z = Loop (n, p, l) < body = a (int64 i, bool c, float[N, 5] l0) => (bool d, float[N, 5] l1) {{
+                d = Identity(c) l1 = Mul(l0, factor) }} >
+            y = Relu(z)""",
+        "float[N,5] y, float[N,5] l",
+        ["ReduceMax", "Greater", "Loop", "Relu"],
+        ["l"],
+    ),
+    "a layer in a branch": (
+        f"""{SCORER} y = If (p) < then_branch = a () => (float[N, 4, 8, 8] t) {{
+                t = Conv <pads = [1, 1, 1, 1]> (r1, w2) }},
+            else_branch = b () => (float[N, 4, 8, 8] e) {{ e = Neg(r1) }} >""",
+        "float[N,4,8,8] y, float[N,5] l",
+        ["ReduceMax", "Greater", "If"],
+        ["l", "r1"],
+    ),
+    "a scan": (
+        f"""{SCORER} first = ReduceMin <axes = [1], keepdims = 0> (l)  classes = Transpose <perm = [1, 0]> (l)
+            last, y = Scan <num_scan_inputs = 1, body = b (float[N] a, float[N] e) => (float[N] c, float[N] o) {{
+                c = Add(a, e) o = Identity(c) }}> (first, classes)""",
+        "float[5,N] y",
+        ["Transpose", "Scan"],
+        ["l", "first"],
+    ),
+    "suppression of boxes": (
+        f"""{BOXES} kept = NonMaxSuppression(boxes, scores, most, least, least)
+            which = Gather <axis = 1> (kept, columns)  y = GatherND(boxes, which)""",
+        "float[K,4] y, int64[K,3] kept",
+        ["NonMaxSuppression", "Gather", "GatherND"],
+        ["boxes", "scores"],
+    ),
+    "boxes of the first image": (
+        """r1 = Relu(c1)  b0 = Conv(r1, box)  first = Constant <value_int = 0> ()  g = Gather <axis = 0> (b0, first)
+            a = Sigmoid(g)  u = Reshape(a, rows)  y, i, v, count = Unique <axis = 0> (u)""",
+        "float[K,4] y, int64[K] count",
+        ["Gather", "Sigmoid", "Reshape", "Unique"],
+        ["b0"],
+    ),
+    "an operator of onnxruntime": (
+        f"{SCORER} y = com.microsoft.BiasGelu(l, factor)",
+        "float[N,5] y",
+        ["BiasGelu"],
+        ["l"],
+    ),
+    "a sequence": (
+        f"{SCORER} y = SplitToSequence <axis = 1, keepdims = 0> (l)",
+        "seq(float[N]) y",
+        ["SplitToSequence"],
+        ["l"],
+    ),
+}
+NUMBERS = {
+    "zero": np.array(0, np.float32),
+    "factor": random(5, seed=3),
+    "box": random(4, 4, 1, 1, seed=1),
+    "score": random(3, 4, 1, 1, seed=2),
+    "four": np.array([0, 4, -1]),
+    "three": np.array([0, 3, -1]),
+    "rows": np.array([-1, 4]),
+    "most": np.array([5]),
+    "least": np.array([0.3], np.float32),
+    "columns": np.array([0, 2]),
+}
 
 
-@pytest.mark.parametrize(("name", "end"), [("If", BRANCHES), ("Loop", LOOP)])
-def test_subgraphs_are_refused(name: str, end: str) -> None:
+def with_tail(body: str, outputs: str, opset: int = 17) -> onnx.ModelProto:
     model = onnx.parser.parse_model(
-        f"""<ir_version: 8, opset_import: ["": 17]>
-        g (float[N,3,8,8] x) => (float[N,5] y) {{
-            c1 = Conv <pads = [1, 1, 1, 1]> (x, w1)  r1 = Relu(c1)  q = GlobalAveragePool(r1)  f = Flatten(q)
-            l = Gemm <transB = 1> (f, w3, b3)  s = ReduceMax <keepdims = 0> (l)  o = Constant <value_float = 0.0> ()
-            p = Greater(s, o)  n = Constant <value_int = 2> ()
-            {end}
-        }}"""
+        f"""<ir_version: 8, opset_import: ["": {opset}, "com.microsoft": 1]>
+        g (float[N,3,8,8] x) => ({outputs}) {{ c1 = Conv <pads = [1, 1, 1, 1]> (x, w1) {body} }}"""
     )
-    model.graph.initializer.extend(onnx.numpy_helper.from_array(CONSTANTS[name], name) for name in ("w1", "w3", "b3"))
-    with pytest.raises(ModelError, match=rf"\({name}\): control flow is not supported"):
+    used = {name for node in model.graph.node for name in reads(node)}
+    constants = {name: value for name, value in {**CONSTANTS, **NUMBERS}.items() if name in used}
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in constants.items())
+    return model
+
+
+@pytest.mark.parametrize("name", TAILS)
+def test_what_lies_behind_the_quantized_part_stays_in_float(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    body, outputs, left, compared = TAILS[name]
+    model = with_tail(body, outputs)
+    with caplog.at_level(logging.WARNING, logger="pdq_export"):
+        result = survives(model)
+    assert "stay in float as they are" in caplog.text
+    reasons = {node["node"]: node["reason"] for node in result.report.floating}
+    assert [node.op_type for node in result.model.graph.node if node.name in result.plan.tail] == left
+    assert {name: reasons[name] for name in result.plan.tail} == result.plan.tail
+    assert {node.node: node.reason for node in inspect_model(model).floating} == reasons
+    assert [output.name for output in result.report.outputs] == compared
+    assert layers(result) == [n.op_type for n in model.graph.node if n.op_type in ("Conv", "Gemm")]
+    for target in ("native", "qcdq"):
+        assert convert(convert(result.model, target), "ort") == result.model
+
+
+@pytest.mark.parametrize("name", TAILS)
+@pytest.mark.parametrize(("target", "bits"), [("native", "2/4"), ("qcdq", "4/3"), ("tensorrt", "8/8")])
+def test_what_lies_behind_the_quantized_part_in_another_layout(name: str, target: str, bits: str) -> None:
+    body, outputs, left, _ = TAILS[name]
+    result = survives(with_tail(body, outputs), target=target, bits=bits)
+    assert [node.op_type for node in result.model.graph.node if node.name in result.plan.tail] == left
+
+
+@pytest.mark.parametrize("name", ["branches", "a branch in a branch", "a loop", "a layer in a branch", "a scan"])
+@pytest.mark.parametrize("opset", [9, 11, 13, 20])
+def test_subgraphs_of_every_opset(name: str, opset: int) -> None:
+    """The file's opset is raised, and what a branch captures is there still: at 8 bits the branches hardly differ."""
+    body, outputs, *_ = TAILS[name]
+    if opset < 12:  # when Constant had tensors alone, and reductions of opset 17 had attributes already
+        body = body.replace("<value_int = 3>", "<value = int64 {3}>")
+    elif opset >= 18:
+        body = body.replace("ReduceMin <axes = [1], keepdims = 0> (l)", "ReduceMin <keepdims = 0> (l, one)")
+    model = with_tail(body, outputs, opset)
+    if opset >= 18 and "one)" in body:
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1]), "one"))
+    result = survives(model, bits="7/8")
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    for expected, found in zip(session.run(None, {"x": images()}), run(result, images()), strict=True):
+        np.testing.assert_allclose(found, expected, atol=0.05 * np.abs(expected).max())
+
+
+def test_half_floats_in_branches() -> None:
+    body, outputs, *_ = TAILS["branches"]
+    model = as_type(with_tail(body.replace("float[", "float16["), outputs), TensorProto.FLOAT16)
+    (y,) = run(survives(model), images().astype(np.float16))
+    assert y.dtype == np.float16
+
+
+@pytest.mark.parametrize("name", ["If", "Loop", "NonMaxSuppression"])
+def test_what_a_quantized_layer_depends_on_is_refused(name: str) -> None:
+    ends = {
+        "If": """z = If (p) < then_branch = a () => (float[N, 4, 8, 8] t) { t = Relu(c1) },
+                 else_branch = b () => (float[N, 4, 8, 8] e) { e = Neg(c1) } >""",
+        "Loop": """n = Constant <value_int = 2> ()
+            z = Loop (n, p, r1) < body = a (int64 i, bool c, float[N, 4, 8, 8] l0) => (bool d, float[N, 4, 8, 8] l1) {
+                d = Identity(c) l1 = Mul(l0, l0) } >""",
+        "NonMaxSuppression": """b0 = Reshape(r1, rows0)  s0 = ReduceMax <axes = [2]> (b0)
+            s1 = Transpose <perm = [0, 2, 1]> (s0)  kept = NonMaxSuppression(b0, s1, most, least, least)
+            k0 = Cast <to = 1> (kept)  k1 = ReduceMax <keepdims = 0> (k0)  z = Mul(r1, k1)""",
+    }
+    body = f"""r1 = Relu(c1)  s = ReduceMax <keepdims = 0> (r1)  p = Greater(s, zero)  {ends[name]}
+        y = Conv(z, box)"""
+    model = with_tail(body, "float[N,4,8,8] y")
+    if name == "NonMaxSuppression":
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([0, -1, 4]), "rows0"))
+    with pytest.raises(UnsupportedOperatorError, match=rf"\({name}, opset 17\): "):
         survives(model)
+    (message,) = inspect_model(model).unsupported
+    assert f"({name}, opset 17): " in message
+    excluded = survives(model, exclude=[inspect_model(model).layers[-1].node])
+    assert layers(excluded) == ["Conv"]
+    assert name in {node.op_type for node in excluded.model.graph.node}
 
 
 def test_two_images() -> None:
@@ -374,5 +541,6 @@ def test_an_output_without_a_gradient_is_told(caplog: pytest.LogCaptureFixture) 
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(1, np.float32), "zero"))
     model.graph.output[0].name = "mask"
     with caplog.at_level(logging.WARNING, logger="pdq_export"):
-        survives(model)
+        result = survives(model)
     assert "the prediction difference is measured at 'y'" in caplog.text
+    assert json.loads(result.report.to_json())["predictions"] == {"mask": ["y"]}

@@ -57,12 +57,14 @@ class Calibrated:
     """What calibration gives.
 
     ``tensors``: what was learned. ``biases``: those that it has changed, by tensor. ``simulation``: the quantized
-    network in torch, in the runtime's integer arithmetic; returns the graph's outputs in order.
+    network in torch, in the runtime's integer arithmetic; returns the graph's outputs in order. ``predictions``: by
+    output, the tensors at which its prediction difference was measured; empty where it was not.
     """
 
     tensors: QuantizedTensors
     biases: Mapping[str, NDArray[np.float32]]
     simulation: fx.GraphModule
+    predictions: Mapping[str, Sequence[str]]
 
 
 def calibrate(
@@ -151,7 +153,8 @@ class _Engine:
             for name, full, quantized in zip(self.graph_outputs, self.network(*some), simulation(*some), strict=True):
                 warn_of_collapse(name, full, quantized)
         biases = {name: bias.cpu().numpy() for name, bias in self.done.shifted.items()}
-        return Calibrated(tensors=self.done.tensors(), biases=biases, simulation=simulation)
+        predictions = self.prediction_of if self.options.prediction_difference else {}
+        return Calibrated(tensors=self.done.tensors(), biases=biases, simulation=simulation, predictions=predictions)
 
     def _find_predictions(self, some: Sequence[Tensor]) -> None:
         found = find_predictions(self.network, [x[:1] for x in some])

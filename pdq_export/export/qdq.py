@@ -12,7 +12,7 @@ from pdq_export.export.layers import LayerWriter, float_inputs, without_folded_f
 from pdq_export.export.layouts import Quantized
 from pdq_export.export.ranges import integer_range
 from pdq_export.export.storage import packed_tensor
-from pdq_export.export.writer import GraphWriter, captured_tensors
+from pdq_export.export.writer import GraphWriter
 from pdq_export.graph.lookup import describe
 from pdq_export.spec import Point, QuantizedTensor, Role
 
@@ -33,7 +33,7 @@ class QdqGraph:
         self._excluded = {layer.node for layer in self.plan.excluded}
         self.out = GraphWriter(self.index.graph)
         # Who is asked for these by name gets them in float, under that name.
-        self.visible = {*self.index.outputs, *captured_tensors(self.index.graph)}
+        self.visible = self.index.visible(self.plan.tail)
         self.integers: dict[str, str] = {}
         self.floats: dict[str, str] = {}
         self._scales: dict[str, str] = {}
@@ -87,6 +87,8 @@ class QdqGraph:
             without_folded_factors(copied, self.settled[node.name])
         elif node.name in self._excluded and node.input[0] in self.integers:
             self.out.copy(node, float_inputs(self.out, node, self.read_all(node)))
+        elif node.name in self.plan.tail:
+            self.out.copy(node, node.input)
         else:
             self.out.copy(node, self.read_all(node))
 

@@ -70,6 +70,7 @@ def describe_source(source: Source, written: GraphProto) -> str:
         "passthrough": dict(plan.passthrough),
         "layers": [layer.node for layer in plan.layers],
         "excluded": [layer.node for layer in plan.excluded],
+        **({"tail": list(plan.tail)} if plan.tail else {}),
         "activations": {
             name: [float(str(np.float32(known.scale))), int(known.zero_point)]  # the fewest digits that tell it
             for name, known in source.quantized.activations.items()
@@ -163,6 +164,7 @@ def _join(file: onnx.ModelProto, skeleton: onnx.ModelProto, content: Mapping[str
         layers=layers,
         blocks=(),
         excluded=tuple(_layer(index, index.nodes[name]) for name in content["excluded"]),
+        tail=dict.fromkeys(content.get("tail", ()), ""),
     )
     activations = {
         name: QuantizedTensor(

@@ -1,7 +1,7 @@
 """Collects the nodes and initializers of a new graph under names that collide with nothing in the old one."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from onnx import GraphProto, NodeProto, TensorProto
 
 from pdq_export.export.storage import packed_tensor
+from pdq_export.graph.lookup import reads, subgraphs
 
 NODE_BYTES = 128  # of a node in the file, about
 
@@ -89,7 +90,7 @@ class GraphWriter:
         kept: list[NodeProto] = []
         for node in reversed(self._nodes):
             if needed.intersection(node.output):
-                needed.update(name for name in _reads(node) if name)
+                needed.update(reads(node))
                 kept.append(node)
         was_constant = {tensor.name for tensor in self._old.initializer}
         graph = GraphProto(name=self._old.name, doc_string=self._old.doc_string)
@@ -101,11 +102,6 @@ class GraphWriter:
         return graph
 
 
-def captured_tensors(graph: GraphProto) -> set[str]:
-    """The tensors that subgraphs (of If, Loop, Scan) may read from ``graph``."""
-    return {name for node in graph.node for inner in _subgraphs(node) for name in _graph_reads(inner)}
-
-
 def _unique(wanted: str, taken: set[str]) -> str:
     name, count = wanted, 0
     while name in taken:
@@ -115,31 +111,11 @@ def _unique(wanted: str, taken: set[str]) -> str:
     return name
 
 
-def _subgraphs(node: NodeProto) -> Iterator[GraphProto]:
-    for attribute in node.attribute:
-        if attribute.type == onnx.AttributeProto.GRAPH:
-            yield attribute.g
-        yield from attribute.graphs
-
-
-def _reads(node: NodeProto) -> Iterator[str]:
-    """What a node reads, with everything that its subgraphs may capture."""
-    yield from node.input
-    for graph in _subgraphs(node):
-        yield from _graph_reads(graph)
-
-
-def _graph_reads(graph: GraphProto) -> Iterator[str]:
-    for node in graph.node:
-        yield from _reads(node)
-    yield from (value.name for value in graph.output)
-
-
 def _tensor_names(graph: GraphProto) -> Iterable[str]:
     yield from (value.name for value in [*graph.input, *graph.output, *graph.value_info])
     yield from (tensor.name for tensor in graph.initializer)
     yield from (tensor.values.name for tensor in graph.sparse_initializer)
     for node in graph.node:
         yield from (*node.input, *node.output)
-        for inner in _subgraphs(node):
+        for inner in subgraphs(node):
             yield from _tensor_names(inner)

@@ -43,10 +43,10 @@ def import_model(model: onnx.ModelProto) -> fx.GraphModule:
     return _Importer(model).run()
 
 
-def find_unsupported(model: onnx.ModelProto) -> tuple[UnsupportedOperatorError, ...]:
-    """What `import_model` would refuse about single nodes, all of it, in graph order; empty for nothing.
+def find_unsupported(model: onnx.ModelProto) -> dict[str, UnsupportedOperatorError]:
+    """What `import_model` would refuse about single nodes, all of it, by node name, in graph order.
 
-    Raises ModelError as `import_model` does.
+    ``model``: its nodes have names, each another. Raises ModelError as `import_model` does.
     """
     ops.load()
     if model.functions:
@@ -69,17 +69,17 @@ class _Importer:
         self._constant_nodes: dict[str, str] = {}  # tensor -> the node that computes this constant
         self._host: set[str] = set()  # tensors of shape arithmetic: always on the CPU
 
-    def find_unsupported(self) -> tuple[UnsupportedOperatorError, ...]:
+    def find_unsupported(self) -> dict[str, UnsupportedOperatorError]:
         self._begin()
-        found = []
+        found = {}
         for proto in self._model.graph.node:
             try:
                 self._node(self._decode(proto))
             except UnsupportedOperatorError as error:
-                found.append(error)
+                found[proto.name] = error
                 for name in proto.output:
                     self._fx[name] = self._graph.placeholder(_node_name(name))  # for those who read it
-        return tuple(found)
+        return found
 
     def _begin(self) -> None:
         graph = self._model.graph

@@ -80,7 +80,7 @@ class OnnxNode:
 
     def unsupported(self, found: str, remedy: str) -> UnsupportedOperatorError:
         """The error for something about this node that the frontend does not know."""
-        return UnsupportedOperatorError(f"{describe(self)}: {found}; {remedy}")
+        return UnsupportedOperatorError(f"{describe(self)}: {found}; {remedy}", found=found)
 
 
 def describe(node: OnnxNode) -> str:

@@ -48,9 +48,11 @@ def find_schema(name: str, domain: str, op_type: str, opset: int, outputs: tuple
     try:
         return onnx.defs.get_schema(op_type, opset, domain)
     except onnx.defs.SchemaError as error:
+        found = "not an operator of this ONNX opset"
         raise UnsupportedOperatorError(
-            f"{describe_as(name, domain, op_type, opset, outputs)}: not an operator of this ONNX opset; "
-            "export the model with standard operators only"
+            f"{describe_as(name, domain, op_type, opset, outputs)}: {found}; "
+            "export the model with standard operators only",
+            found=found,
         ) from error
 
 

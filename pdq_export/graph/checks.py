@@ -1,13 +1,13 @@
 """What a model must and must not contain to be quantized. Every check raises ModelError."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto
 
 from pdq_export.errors import ModelError, UnsupportedOperatorError
-from pdq_export.graph.lookup import WEIGHTED, GraphIndex, attribute, describe, is_layer, opset_version, subgraphs
+from pdq_export.graph.lookup import WEIGHTED, GraphIndex, all_nodes, attribute, describe, is_layer, opset_version
 
 QUANTIZED = (
     "QuantizeLinear",
@@ -26,6 +26,7 @@ QUANTIZED = (
     "BipolarQuant",
     "Quant",
 )
+_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 OLDEST_OPSET = 9
 
 
@@ -43,7 +44,7 @@ def check_opset(model: onnx.ModelProto) -> None:
 
 def check_not_quantized(model: onnx.ModelProto) -> None:
     """No node of a quantized model: QuantizeLinear, QLinearConv, ConvInteger and their like."""
-    nodes = [*_all_nodes(model.graph.node), *(node for f in model.functions for node in _all_nodes(f.node))]
+    nodes = [*all_nodes(model.graph.node), *(node for f in model.functions for node in all_nodes(f.node))]
     for node in nodes:
         if node.op_type in QUANTIZED or node.op_type.startswith("QLinear"):
             raise ModelError(
@@ -53,22 +54,14 @@ def check_not_quantized(model: onnx.ModelProto) -> None:
 
 
 def check_domains(model: onnx.ModelProto) -> None:
-    """Only operators of the ONNX standard itself."""
-    for node in model.graph.node:
-        if node.domain not in ("", "ai.onnx"):
+    """Only operators of the ONNX standard and of onnxruntime."""
+    for node in all_nodes(model.graph.node):
+        if node.domain not in _DOMAINS:
+            found = f"is an operator of the domain {node.domain!r}"
             raise UnsupportedOperatorError(
-                f"{describe(node)}: is an operator of the domain {node.domain!r}; expected operators of the ONNX "
-                "standard; export the model without custom operators"
-            )
-
-
-def check_control_flow(model: onnx.ModelProto) -> None:
-    """No node with a subgraph (If, Loop, Scan)."""
-    for node in model.graph.node:
-        if next(subgraphs(node), None) is not None:
-            raise ModelError(
-                f"{describe(node)}: control flow is not supported; expected a graph without subgraphs; "
-                "export the model with fixed conditions and loop counts"
+                f"{describe(node)}: {found}; expected operators of the ONNX standard or of onnxruntime; export the "
+                "model without custom operators",
+                found=found,
             )
 
 
@@ -120,10 +113,3 @@ def _layers(index: GraphIndex) -> Iterator[tuple[NodeProto, TensorProto]]:
     for node in index.graph.node:
         if is_layer(index, node):
             yield node, index.initializers[node.input[1]]
-
-
-def _all_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
-    for node in nodes:
-        yield node
-        for subgraph in subgraphs(node):
-            yield from _all_nodes(subgraph.node)

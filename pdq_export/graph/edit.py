@@ -15,7 +15,7 @@ Doubles = NDArray[np.float64]
 
 def fresh_name(index: GraphIndex, wish: str) -> str:
     """``wish``, or ``wish_1``, ``wish_2``, ... where a tensor of that name exists."""
-    taken = {*index.initializers, *index.producer, *index.inputs}
+    taken = {*index.initializers, *index.producer, *index.inputs, *index.read}
     number, name = 0, wish
     while name in taken:
         number += 1

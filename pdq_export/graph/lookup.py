@@ -1,7 +1,8 @@
 """Questions about an ONNX graph: who writes a tensor, who reads it, is it constant, what is its shape."""
 
 import functools
-from collections.abc import Iterator
+import itertools
+from collections.abc import Container, Iterable, Iterator
 from typing import Any, TypeVar, overload
 
 import numpy as np
@@ -75,6 +76,28 @@ def subgraphs(node: NodeProto) -> Iterator[onnx.GraphProto]:
         yield from candidate.graphs
 
 
+def captured(node: NodeProto) -> Iterator[str]:
+    """Every tensor name that the node's subgraphs read, those of the graph around them among them."""
+    for subgraph in subgraphs(node):
+        yield from (value.name for value in subgraph.output)
+        for inner in subgraph.node:
+            yield from reads(inner)
+
+
+def reads(node: NodeProto) -> Iterator[str]:
+    """The tensors that a node reads, also through its subgraphs; inputs that are left out are none."""
+    yield from filter(None, node.input)
+    yield from captured(node)
+
+
+def all_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
+    """The nodes and those of their subgraphs, at any depth."""
+    for node in nodes:
+        yield node
+        for subgraph in subgraphs(node):
+            yield from all_nodes(subgraph.node)
+
+
 def is_layer(index: "GraphIndex", node: NodeProto) -> bool:
     """Whether a node is a weighted layer: Conv, ConvTranspose, Gemm or MatMul of data with a constant matrix or kernel.
 
@@ -105,9 +128,8 @@ class GraphIndex:
         self._consumers: dict[str, list[NodeProto]] = {}
         for node in self.graph.node:
             self.producer.update((tensor, node) for tensor in node.output if tensor)
-            for tensor in (*node.input, *_captured(node)):
-                if tensor:
-                    self._consumers.setdefault(tensor, []).append(node)
+            for tensor in reads(node):
+                self._consumers.setdefault(tensor, []).append(node)
         self._constants: dict[str, NDArray[Any]] = {}
 
     @functools.cached_property
@@ -123,6 +145,16 @@ class GraphIndex:
     def consumers(self, tensor: str) -> list[NodeProto]:
         """The nodes that read ``tensor``, in graph order."""
         return self._consumers.get(tensor, [])
+
+    @property
+    def read(self) -> Iterable[str]:
+        """Every tensor name that a node or a subgraph reads."""
+        return self._consumers.keys()
+
+    def visible(self, untouched: Container[str]) -> set[str]:
+        """What has to be there in float under its name: outputs, and what subgraphs and ``untouched`` nodes read."""
+        nodes = ((reads if node.name in untouched else captured)(node) for node in self.graph.node)
+        return {*self.outputs, *itertools.chain.from_iterable(nodes)}
 
     def sole_consumer(self, tensor: str) -> NodeProto | None:
         """The node that reads ``tensor`` once, where nobody else does and it is not a graph output; else None."""
@@ -181,15 +213,6 @@ class GraphIndex:
         if value is None or not value.type.tensor_type.elem_type:
             return None
         return onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-
-
-def _captured(node: NodeProto) -> Iterator[str]:
-    """Every tensor name that the node's subgraphs read, those of this graph among them."""
-    for subgraph in subgraphs(node):
-        yield from (value.name for value in subgraph.output)
-        for inner in subgraph.node:
-            yield from inner.input
-            yield from _captured(inner)
 
 
 def _dimension(dim: onnx.TensorShapeProto.Dimension) -> Dimension:

@@ -27,7 +27,7 @@ class PreparedModel:
     """A model that later stages can rely on, and what BatchNormalization knew about it.
 
     ``model``: constants are initializers, nodes are sorted and uniquely named, shapes inferred where they can be,
-    BatchNormalization is folded, no control flow, float32 weights. ``statistics``: by output tensor of the layer
+    BatchNormalization is folded, float32 weights. ``statistics``: by output tensor of the layer
     that a BatchNormalization was folded into.
     """
 
@@ -61,7 +61,6 @@ def prepare(model: onnx.ModelProto, *, opset: int | None = None) -> PreparedMode
     # HardSwish first: onnxsim and fold_affine take its Add(3) apart
     for clean in (constants.run, hard_sigmoid.run, simplify.run, constants.run, hard_sigmoid.run):
         work = clean(work)
-    checks.check_control_flow(work)
     checks.check_layers(work)
     checks.check_finite(work)
     work = fold_reshape.run(spatial_mean.run(tidy.infer_shapes(work)))

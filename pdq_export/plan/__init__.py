@@ -1,6 +1,6 @@
 """Which tensors are quantized to what, and which nodes are reconstructed together: the plan, from the graph alone."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import onnx
 
@@ -11,18 +11,21 @@ from pdq_export.plan.family import network_family
 from pdq_export.plan.options import PlanOptions
 from pdq_export.plan.points import find_layers, find_points
 from pdq_export.plan.ramps import find_ramps
+from pdq_export.plan.tail import find_tail, without_tail
 from pdq_export.plan.tensorrt import points_for_tensorrt
 from pdq_export.spec import Layer, Plan
 
-__all__ = ["PlanOptions", "make_plan", "network_family"]
+__all__ = ["PlanOptions", "make_plan", "network_family", "without_tail"]
 
 
-def make_plan(model: onnx.ModelProto, options: PlanOptions) -> Plan:
+def make_plan(model: onnx.ModelProto, options: PlanOptions, unsupported: Mapping[str, str] | None = None) -> Plan:
     """Plan the quantization of a prepared model.
 
     First and last weighted layers get 8-bit weights and the last layers' input 8 bits where ``options`` do not say
-    otherwise, the network's input 8 bits; the network's outputs are not quantized (PD-Quant, section 4). Raises
-    ModelError where there is nothing to quantize, and OptionError for a pattern that matches no layer.
+    otherwise, the network's input 8 bits; the network's outputs are not quantized (PD-Quant, section 4).
+    ``unsupported``: the nodes that calibration cannot compute, with the reason; those that no layer depends on become
+    the plan's tail. Raises ModelError where there is nothing to quantize, and OptionError for a pattern that matches
+    no layer.
     """
     index = GraphIndex(model)
     found = find_layers(index)
@@ -30,6 +33,9 @@ def make_plan(model: onnx.ModelProto, options: PlanOptions) -> Plan:
     layers = tuple(layer for layer in found if layer.node not in rules.excluded)
     excluded = tuple(layer for layer in found if layer.node in rules.excluded)
     _check_shared(layers, excluded)
+    tail = find_tail(index, unsupported or {}, layers)
+    index = GraphIndex(without_tail(model, tail))
+    found = tuple(layer for layer in found if layer.node not in tail)
     points, passthrough = find_points(index, found, options, rules)
     if options.tensorrt:
         points, passthrough = points_for_tensorrt(index, layers, points, passthrough)
@@ -41,6 +47,7 @@ def make_plan(model: onnx.ModelProto, options: PlanOptions) -> Plan:
         blocks=find_blocks(index, layers, points, per_layer=options.per_layer),
         excluded=excluded,
         ramps=find_ramps(index, points),
+        tail=tail,
         integer_bias=not options.tensorrt,
     )
 

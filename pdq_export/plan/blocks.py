@@ -59,13 +59,13 @@ def _crossing(index: GraphIndex, nodes: Sequence[NodeProto]) -> list[set[str]]:
 
 def _ends_block(index: GraphIndex, tensor: str, points: Mapping[str, Point]) -> bool:
     point = points.get(tensor)
-    if point is None or not _begins_with_batch(index, tensor):
+    if point is None or not begins_with_batch(index, tensor):
         return False
     producer = index.producer.get(tensor)
     return point.role is Role.ACTIVATION or (producer is not None and producer.op_type == "Concat")
 
 
-def _begins_with_batch(index: GraphIndex, tensor: str) -> bool:
+def begins_with_batch(index: GraphIndex, tensor: str) -> bool:
     """Whether axis 0 counts images, as far as shapes are known: [N * T, C] inside a token head does not."""
     shape, image = index.shape(tensor), index.shape(index.inputs[0])
     if not shape or not image:

@@ -1,7 +1,7 @@
 """What stays in float under a plan, and why: from the graph, by what onnxruntime has integer kernels for."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from onnx import NodeProto
 
@@ -26,14 +26,17 @@ class FloatNode:
 
 def find_floating(index: GraphIndex, plan: Plan) -> tuple[FloatNode, ...]:
     """The nodes that compute in float, in graph order; what computes integers such as shapes is none of them."""
-    return tuple(_floating(index, plan))
+    return tuple(_floating(index, plan, index.visible(plan.tail)))
 
 
-def _floating(index: GraphIndex, plan: Plan) -> Iterator[FloatNode]:
+def _floating(index: GraphIndex, plan: Plan, visible: Container[str]) -> Iterator[FloatNode]:
     layers = {layer.node: layer for layer in plan.layers}
     excluded = {layer.node for layer in plan.excluded}
-    absorbed = {point.absorbed for point in plan.points.values()}
+    absorbed = {point.absorbed for point in plan.points.values() if point.tensor not in visible}
     for node in index.graph.node:
+        if node.name in plan.tail:
+            yield FloatNode(node=node.name, op_type=node.op_type, reason=plan.tail[node.name])
+            continue
         if node.name in absorbed or node.output[0] in plan.passthrough or not _is_float(index, node):
             continue
         if node.output[0] in plan.ramps:  # a Clip of integers, unless no scale of its input fits
@@ -41,9 +44,9 @@ def _floating(index: GraphIndex, plan: Plan) -> Iterator[FloatNode]:
         if node.name in excluded:
             reason = EXCLUDED
         elif node.name in layers:
-            reason = _layer_reason(index, plan, layers[node.name])
+            reason = _layer_reason(index, plan, visible, layers[node.name])
         else:
-            reason = _reason(index, plan, node)
+            reason = _reason(index, plan, visible, node)
         if reason:
             yield FloatNode(node=node.name, op_type=node.op_type, reason=reason)
 
@@ -53,19 +56,19 @@ def _is_float(index: GraphIndex, node: NodeProto) -> bool:
     return dtype is None or dtype.kind == "f"
 
 
-def _layer_reason(index: GraphIndex, plan: Plan, layer: Layer) -> str:
+def _layer_reason(index: GraphIndex, plan: Plan, visible: Container[str], layer: Layer) -> str:
     node = index.nodes[layer.node]
     if layer.op_type == "ConvTranspose":
         return "onnxruntime has no integer kernel for ConvTranspose; its weight is quantized"
     bias = optional_input(node, 2)
     if bias is not None and layer.bias is None:
         return "its bias is computed; its weight is quantized"
-    if layer.op_type == "Conv" and not _is_quantized(index, plan, layer.output):
+    if layer.op_type == "Conv" and not _is_quantized(index, plan, visible, layer.output):
         return "its output is not quantized, as the network's outputs are not; its weight is quantized"
     return ""
 
 
-def _reason(index: GraphIndex, plan: Plan, node: NodeProto) -> str:
+def _reason(index: GraphIndex, plan: Plan, visible: Container[str], node: NodeProto) -> str:
     if node.op_type in WEIGHTED:
         return "no operand is a constant matrix or kernel" if node.op_type == "MatMul" else "its weight is computed"
     if node.op_type == "BatchNormalization":
@@ -74,17 +77,19 @@ def _reason(index: GraphIndex, plan: Plan, node: NodeProto) -> str:
         return "no integer layer before it that would absorb it"
     if node.op_type not in _INTEGER:
         return f"onnxruntime has no integer kernel for {node.op_type}"
-    if not _is_quantized(index, plan, node.output[0]):
+    if not _is_quantized(index, plan, visible, node.output[0]):
         return "its output is not quantized"
     inputs = data_inputs(index, node)[: 1 if node.op_type in _ONE_INPUT else None]
     return "" if all(plan.source(tensor) for tensor in inputs) else "an input of it is not quantized"
 
 
-def _is_quantized(index: GraphIndex, plan: Plan, tensor: str) -> bool:
-    """Whether a tensor has integers, or an activation that absorbs into them reads it alone."""
+def _is_quantized(index: GraphIndex, plan: Plan, visible: Container[str], tensor: str) -> bool:
+    """Whether a tensor has integers alone, or an activation that absorbs into them reads it alone."""
     if plan.source(tensor) is not None:
-        return True
+        return tensor not in visible
     reader = index.sole_consumer(tensor)
     return reader is not None and any(
-        point.absorbed == reader.name for point in (plan.points.get(name) for name in reader.output) if point
+        point.absorbed == reader.name and point.tensor not in visible
+        for point in (plan.points.get(name) for name in reader.output)
+        if point
     )

@@ -1,6 +1,7 @@
 """Proof of a quantized file: it is run in onnxruntime and compared with FP32 and with the simulation."""
 
 import importlib.metadata
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ import pdq_export
 from pdq_export.errors import ValidationError
 from pdq_export.validate.compare import Accuracy, AccuracyMeter, Agreement, AgreementMeter
 from pdq_export.validate.report import ModelInfo, OutputAgreement, Report
-from pdq_export.validate.runtime import Batch, KernelCount, Session, count_kernels, needed_config
+from pdq_export.validate.runtime import Batch, KernelCount, Session, count_kernels, needed_config, with_outputs
 
 __all__ = [
     "Accuracy",
@@ -26,6 +27,7 @@ __all__ = [
     "Report",
     "Session",
     "check_loads",
+    "check_same",
     "count_kernels",
     "needed_config",
     "validate",
@@ -34,11 +36,27 @@ __all__ = [
 Array = NDArray[np.float32]
 Simulate = Callable[[Batch], Sequence[Array]]
 BATCH_SIZE = 50
+_SAME = 1e-3  # relative and absolute, as for onnxsim's result
+
+logger = logging.getLogger(__name__)
 
 
 def check_loads(model: onnx.ModelProto) -> None:
     """Raise ValidationError where onnxruntime loads ``model`` with no session options that `needed_config` knows."""
     needed_config(model.SerializeToString())
+
+
+def check_same(original: onnx.ModelProto, prepared: onnx.ModelProto, batch: Batch) -> None:
+    """Run a model and what it was turned into on one batch, and log a warning where an output differs.
+
+    Not an error: after a threshold or a sort, float rounding may make any difference. Raises ValidationError where one
+    of them fails.
+    """
+    before, after = (_by_name(Session(model.SerializeToString()), batch) for model in (original, prepared))
+    for name, expected in before.items():
+        found = after[name]
+        if found.shape != expected.shape or not np.allclose(found, expected, _SAME, _SAME, equal_nan=True):
+            logger.warning("output %r: differs once the model is simplified and its opset raised", name)
 
 
 def validate(
@@ -48,17 +66,21 @@ def validate(
     images: Array | Iterable[Batch],
     labels: NDArray[np.integer] | None = None,
     simulate: Simulate | None = None,
+    compared: Sequence[str] = (),
     settings: Mapping[str, Any] | None = None,
     model: ModelInfo | None = None,
     layers: Iterable[Mapping[str, Any]] = (),
+    floating: Iterable[Mapping[str, Any]] = (),
+    predictions: Mapping[str, Sequence[str]] | None = None,
     batch_size: int = BATCH_SIZE,
     progress: Callable[[int], None] | None = None,
 ) -> Report:
-    """Run both models over the images and compare all outputs, one batch at a time.
+    """Run both models over the images and compare their outputs, one batch at a time.
 
     ``images``: [N, C, H, W], or an iterable of such batches, taken as they are; a tuple is one array for each input.
-    ``labels``: [N], where the first output is one vector of class scores per image. ``simulate``: all outputs of the
-    simulated quantized model for one batch. ``model``: the user's file; without it, ``original`` as serialized.
+    ``labels``: [N], where the first output is one vector of class scores per image. ``compared``: names of tensors,
+    inner ones among them; by default all outputs. ``simulate``: these of the simulated quantized model for one batch.
+    ``model``: the user's file; without it, ``original`` as serialized.
     ``progress`` is told how many images are done. Raises ValidationError where a model does not load or run,
     where outputs do not fit each other or the labels, and where there is no image.
     """
@@ -66,33 +88,43 @@ def validate(
         m if isinstance(m, bytes) else m.SerializeToString(deterministic=True) for m in (original, quantized)
     )
     config = needed_config(contents[1])
-    reference_session, session = Session(contents[0]), Session(contents[1], config=config)
-    meters = _Meters(session.outputs, simulated=simulate is not None, labelled=labels is not None)
+    reference_session, session = (
+        Session(with_outputs(content, compared) if compared else content, config=options)
+        for content, options in ((contents[0], None), (contents[1], config))
+    )
+    names = tuple(compared) or session.outputs
+    meters = _Meters(names, session.outputs[0], simulated=simulate is not None, labelled=labels is not None)
     for batch in _batches(images, batch_size):
         simulated = None if simulate is None else [np.asarray(output) for output in simulate(batch)]
         part = None if labels is None else labels[meters.images : meters.images + _size(batch)]
-        meters.update(_size(batch), reference_session.run(batch), session.run(batch), simulated, part)
+        meters.update(_size(batch), _by_name(reference_session, batch), _by_name(session, batch), simulated, part)
         if progress is not None:
             progress(meters.images)
     if not meters.images:
         raise ValidationError("there is no image to validate on; expected at least one")
     if labels is not None and len(labels) != meters.images:
         raise ValidationError(f"there are {len(labels)} labels for {meters.images} images; expected one each")
-    floating, measured, simulation = meters.accuracies()
+    float_accuracy, quantized_accuracy, simulated_accuracy = meters.accuracies()
     return Report(
         model=model or ModelInfo.of("", contents[0]),
         quantized=ModelInfo.of("", contents[1]),
         images=meters.images,
-        float_accuracy=floating,
-        quantized_accuracy=measured,
-        simulated_accuracy=simulation,
+        float_accuracy=float_accuracy,
+        quantized_accuracy=quantized_accuracy,
+        simulated_accuracy=simulated_accuracy,
         outputs=meters.outputs(),
         kernels=count_kernels(contents[1], config),
         session_config=config,
         settings=dict(settings or {}),
         versions=_versions(),
         layers=tuple(layers),
+        floating=tuple(floating),
+        predictions=dict(predictions or {}),
     )
+
+
+def _by_name(session: Session, batch: Batch) -> dict[str, Array]:
+    return dict(zip(session.outputs, session.run(batch), strict=True))
 
 
 def _versions() -> dict[str, str]:
@@ -123,9 +155,9 @@ def _batches(images: Array | Iterable[Batch], batch_size: int) -> Iterator[Batch
 class _Meters:
     """The running numbers of one validation."""
 
-    def __init__(self, names: Sequence[str], *, simulated: bool, labelled: bool) -> None:
+    def __init__(self, names: Sequence[str], scores: str, *, simulated: bool, labelled: bool) -> None:
         self.images = 0
-        self._names, self._simulated, self._labelled = names, simulated, labelled
+        self._names, self._scores, self._simulated, self._labelled = names, scores, simulated, labelled
         pairs = ("quantized_float", "quantized_simulated", "simulated_float")
         self._agreements = [{pair: AgreementMeter(f"output {name!r}") for pair in pairs} for name in names]
         self._accuracies = [AccuracyMeter() for _ in range(3)]
@@ -133,30 +165,31 @@ class _Meters:
     def update(
         self,
         size: int,
-        reference: Sequence[Array],
-        quantized: Sequence[Array],
+        reference: Mapping[str, Array],
+        quantized: Mapping[str, Array],
         simulated: Sequence[Array] | None,
         labels: NDArray[np.integer] | None,
     ) -> None:
         self.images += size
-        if len(reference) != len(self._names) or (simulated is not None and len(simulated) != len(self._names)):
+        if set(reference) != set(quantized) or (simulated is not None and len(simulated) != len(self._names)):
             raise ValidationError(f"the models and the simulation have unequal outputs; expected {list(self._names)}")
-        for position, meters in enumerate(self._agreements):
-            meters["quantized_float"].update(reference[position], quantized[position])
+        by_name = dict(zip(self._names, simulated or (), strict=simulated is not None))
+        for name, meters in zip(self._names, self._agreements, strict=True):
+            meters["quantized_float"].update(reference[name], quantized[name])
             if simulated is not None:
-                meters["quantized_simulated"].update(simulated[position], quantized[position])
-                meters["simulated_float"].update(reference[position], simulated[position])
+                meters["quantized_simulated"].update(by_name[name], quantized[name])
+                meters["simulated_float"].update(reference[name], by_name[name])
         if labels is not None:
-            for meter, outputs in zip(self._accuracies, (reference, quantized, simulated), strict=True):
-                if outputs is not None:
-                    meter.update(outputs[0], labels)
+            for meter, outputs in zip(self._accuracies, (reference, quantized, by_name), strict=True):
+                if self._scores in outputs:
+                    meter.update(outputs[self._scores], labels)
 
     def accuracies(self) -> tuple[Accuracy | None, Accuracy | None, Accuracy | None]:
-        """Of FP32, the quantized model and the simulation."""
+        """Of FP32, the quantized model and the simulation, where it has the scores."""
         if not self._labelled:
             return None, None, None
         floating, quantized, simulated = (meter.result() for meter in self._accuracies)
-        return floating, quantized, simulated if self._simulated else None
+        return floating, quantized, simulated if simulated.images else None
 
     def outputs(self) -> tuple[OutputAgreement, ...]:
         """The agreement in every output."""

@@ -13,19 +13,24 @@ Schema, version 1 (null stands for "not measured", for sqnr_db for "no differenc
     accuracy        {float, quantized, simulated}, each {images, top1, top5} of the first output; null
                     without labels
     outputs         one per graph output: {name, quantized_float, quantized_simulated, simulated_float},
-                    each of the three {images, argmax_agreement, sqnr_db, relative_error, max_relative_error}
+                    each of the three {images, argmax_agreement, sqnr_db, relative_error, max_relative_error};
+                    where nodes behind the quantized part stay as they are (see floating), the tensors that they
+                    read stand for the outputs that they compute
     kernels         {integer: {op_type: count}, floating: {op_type: count}, floating_nodes: [name],
                     between_pairs: {op_type: count}}, see KernelCount
     session_config  {key: value}            session options without which onnxruntime does not load the quantized file
     layers          [{...}]                 one per weighted layer: {node, op_type, weight_shape,
                                             weight_bits, input_bits, activation_bits, excluded}; null bits
                                             stand for float
+    floating        [{node, op_type, reason}]  what computes in float, as `pdq_export.inspection` tells it
+    predictions     {output: [tensor]}      where the prediction difference of an output was measured: its scores, or
+                                            the last tensors before it that can be differentiated
 """
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pdq_export.validate.compare import Accuracy, Agreement
@@ -77,6 +82,8 @@ class Report:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     layers: tuple[Mapping[str, Any], ...] = ()
+    floating: tuple[Mapping[str, Any], ...] = ()
+    predictions: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
     @property
     def size_ratio(self) -> float:
@@ -107,6 +114,8 @@ class Report:
             },
             "session_config": dict(self.session_config),
             "layers": [dict(layer) for layer in self.layers],
+            "floating": [dict(node) for node in self.floating],
+            "predictions": {output: list(tensors) for output, tensors in self.predictions.items()},
         }
 
     def to_json(self) -> str:

@@ -79,7 +79,8 @@ class Session:
     """A model in onnxruntime on the CPU, with default session options but for ``config`` (see `needed_config`).
 
     ``model``: bytes or a path. ``threads``: of one operator; None lets onnxruntime choose. Without ``optimize`` the
-    graph is run as it is written. Raises ValidationError where onnxruntime refuses the model.
+    graph is run as it is written. ``outputs``: the graph's, those that are tensors. Raises ValidationError where
+    onnxruntime refuses the model.
     """
 
     def __init__(
@@ -97,7 +98,8 @@ class Session:
         values = self._session.get_inputs()
         self.inputs = tuple(value.name for value in values)
         self._dtypes = [_FLOATS.get(value.type, np.float32) for value in values]
-        self.outputs = tuple(output.name for output in self._session.get_outputs())
+        outputs = self._session.get_outputs()
+        self.outputs = tuple(output.name for output in outputs if output.type.startswith("tensor("))
 
     def run(self, batch: Batch) -> list[NDArray[np.float32]]:
         """All outputs for one batch, given in the inputs' float types; a tuple is one array for each input.
@@ -108,7 +110,8 @@ class Session:
         typed = (array.astype(dtype, copy=False) for array, dtype in zip(arrays, self._dtypes, strict=True))
         feed = dict(zip(self.inputs, typed, strict=True))
         try:
-            return [np.asarray(output) for output in self._session.run(self.outputs, feed)]
+            results = self._session.run(self.outputs, feed)[: len(self.outputs)]  # all, where none is asked for
+            return [np.asarray(output) for output in results]
         except Exception as error:  # onnxruntime's errors share no base class
             shapes = ", ".join(str(list(array.shape)) for array in arrays)
             raise ValidationError(f"onnxruntime fails on a batch of shape {shapes}: {_shorten(error)}") from error
@@ -116,6 +119,14 @@ class Session:
     def run_batches(self, batches: Iterable[Batch]) -> Iterator[list[NDArray[np.float32]]]:
         """All outputs for each batch, one batch at a time."""
         return (self.run(batch) for batch in batches)
+
+
+def with_outputs(model: bytes, names: Iterable[str]) -> bytes:
+    """The model with the tensors of these names among its outputs, behind its own."""
+    changed = onnx.load_model_from_string(model)
+    own = {value.name for value in changed.graph.output}
+    changed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in own)
+    return bytes(changed.SerializeToString())
 
 
 def needed_config(model: bytes | str | Path) -> Mapping[str, str]:

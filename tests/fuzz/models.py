@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, TensorProto
+from onnx import AttributeProto, NodeProto, TensorProto
+
+from pdq_export.graph.lookup import all_nodes, reads
 
 Generator = np.random.Generator
 
@@ -33,6 +35,16 @@ _BODIES = [
     "e = Transpose <perm = [2, 0, 1]> (q) a, l, s = LSTM <hidden_size = 4> (e, lw, lr) "
     "o = Constant <value_ints = [0]> () f = Squeeze(l, o) n = LayerNormalization <axis = -1> (f, g, h) "
     "i = Softmax(n) y = MatMul(i, w4)",
+    "c = Conv <pads = [1, 1, 1, 1]> (x, w1) z = Relu(c) p = GlobalAveragePool(z) f = Flatten(p) "
+    "s = Gemm <transB = 1> (f, w3, b) q = ReduceMax <keepdims = 0> (s) o = Constant <value_float = 0.0> () "
+    "i = Greater(q, o) k = Constant <value_int = 2> () l = Loop (k, i, s) <body = body (int64 n, bool a, float[N,K] e) "
+    "=> (bool on, float[N,K] e1) { on = Identity(a) e1 = Mul(e, b) }> "
+    "y = If (i) <then_branch = then () => (float[N,K] yes) { yes = Add(l, s) }, "
+    "else_branch = else () => (float[N,K] no) { r = Relu(l) no = Gemm <transB = 1> (f, w3, r) }>",
+    "c = Conv <pads = [1, 1, 1, 1]> (x, w1) r = Relu(c) e = Conv(r, w2) k = Constant <value_ints = [0, 4, -1]> () "
+    "i = Reshape(e, k) a = Transpose <perm = [0, 2, 1]> (i) s = ReduceMax <axes = [1]> (i) u = Sigmoid(s) "
+    "n = Constant <value_int = 3> () o = Constant <value_float = 0.5> () l = NonMaxSuppression(a, u, n, o, o) "
+    "q = Constant <value_ints = [0, 2]> () at = Gather <axis = 1> (l, q) y = GatherND(a, at)",
 ]
 
 
@@ -43,8 +55,9 @@ def base(number: int) -> onnx.ModelProto:
         f'<ir_version: 8, opset_import: ["": 17]> g (float[N,3,8,8] x) => (float[N,K] y) {{ {body} }}'
     )
     generator = np.random.default_rng(number)
+    used = {name for node in model.graph.node for name in reads(node)}
     for name, shape in {**_WEIGHTS, "w4": (4, 5)}.items():
-        if any(name in node.input for node in model.graph.node):
+        if name in used:
             value = generator.normal(size=shape).astype(np.float32)
             model.graph.initializer.append(onnx.numpy_helper.from_array(value**2 if name == "v" else value, name))
     return model
@@ -53,6 +66,11 @@ def base(number: int) -> onnx.ModelProto:
 def _pick(generator: Generator, items: object) -> object:
     found = list(items)  # type: ignore[call-overload]
     return found[int(generator.integers(len(found)))]
+
+
+def _nodes(model: onnx.ModelProto) -> list[NodeProto]:
+    """Those of subgraphs as well."""
+    return list(all_nodes(model.graph.node))
 
 
 NUMBERS = [0, 1, -1, 2, 3, 7, 255, -7, 2**15, 2**31 - 1, 2**31, -(2**31), 2**40, 2**62, -(2**63), 2**63 - 1]
@@ -65,25 +83,23 @@ OPERATORS = (
 
 
 def op_type(model: onnx.ModelProto, generator: Generator) -> None:
-    _pick(generator, model.graph.node).op_type = str(_pick(generator, OPERATORS))
+    _pick(generator, _nodes(model)).op_type = str(_pick(generator, OPERATORS))
 
 
 def domain(model: onnx.ModelProto, generator: Generator) -> None:
-    _pick(generator, model.graph.node).domain = str(
-        _pick(generator, ["ai.onnx", "com.microsoft", "ai.onnx.ml", "x", "é"])
-    )
+    _pick(generator, _nodes(model)).domain = str(_pick(generator, ["ai.onnx", "com.microsoft", "ai.onnx.ml", "x", "é"]))
 
 
 def rewire(model: onnx.ModelProto, generator: Generator) -> None:
     """Another tensor, or none, at an input: cycles, missing tensors, wrong ranks."""
-    node = _pick(generator, [n for n in model.graph.node if n.input])
-    tensors = [name for n in model.graph.node for name in (*n.input, *n.output)]
+    node = _pick(generator, [n for n in _nodes(model) if n.input])
+    tensors = [name for n in _nodes(model) for name in (*n.input, *n.output)]
     node.input[int(generator.integers(len(node.input)))] = str(_pick(generator, [*tensors, "", "missing", "x", "y"]))
 
 
 def rename_output(model: onnx.ModelProto, generator: Generator) -> None:
-    node = _pick(generator, model.graph.node)
-    tensors = [name for n in model.graph.node for name in (*n.input, *n.output)]
+    node = _pick(generator, _nodes(model))
+    tensors = [name for n in _nodes(model) for name in (*n.input, *n.output)]
     node.output[0] = str(_pick(generator, [*tensors, "", "nobody", "x"]))
 
 
@@ -105,7 +121,7 @@ def drop_or_repeat(model: onnx.ModelProto, generator: Generator) -> None:
 
 
 def inputs_of_node(model: onnx.ModelProto, generator: Generator) -> None:
-    node = _pick(generator, model.graph.node)
+    node = _pick(generator, _nodes(model))
     if generator.random() < 0.5 and node.input:
         del node.input[int(generator.integers(len(node.input))) :]
     else:
@@ -114,7 +130,7 @@ def inputs_of_node(model: onnx.ModelProto, generator: Generator) -> None:
 
 def attribute(model: onnx.ModelProto, generator: Generator) -> None:
     """An absurd value, an absurd type, a foreign name, or a length that does not fit."""
-    found = _pick(generator, [a for n in model.graph.node for a in n.attribute])
+    found = _pick(generator, [a for n in _nodes(model) for a in n.attribute])
     match int(generator.integers(6)):
         case 0:
             found.i = int(_pick(generator, NUMBERS))
@@ -133,7 +149,7 @@ def attribute(model: onnx.ModelProto, generator: Generator) -> None:
 def new_attribute(model: onnx.ModelProto, generator: Generator) -> None:
     names = ["pads", "strides", "dilations", "kernel_shape", "output_shape", "group", "axis", "axes", "hidden_size"]
     names += ["keepdims", "ceil_mode", "auto_pad", "transA", "alpha", "epsilon", "to", "perm", "training_mode"]
-    node = _pick(generator, model.graph.node)
+    node = _pick(generator, _nodes(model))
     name = str(_pick(generator, names))
     numbers = [int(_pick(generator, NUMBERS)) for _ in range(int(generator.integers(1, 6)))]
     value = _pick(generator, [numbers, numbers[0], float(_pick(generator, FLOATS)), "SAME_UPPER"])

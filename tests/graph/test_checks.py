@@ -74,9 +74,11 @@ def conditional(condition: str, value: str) -> onnx.ModelProto:
     )
 
 
-def test_control_flow_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"node 'choice' \(If\): control flow is not supported"):
-        prepare(conditional(", bool p", ""))
+def test_control_flow_is_kept_with_what_it_captures() -> None:
+    prepared = prepare(conditional(", bool p", ", float[2] unused = {1, 2}")).model
+    assert [n.op_type for n in prepared.graph.node] == ["Conv", "If"]
+    assert [tensor.name for tensor in prepared.graph.initializer] == ["w"]
+    onnx.checker.check_model(prepared, full_check=True)
 
 
 def test_control_flow_with_a_constant_condition_is_folded() -> None:

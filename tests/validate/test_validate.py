@@ -1,4 +1,5 @@
 import json
+import logging
 
 import numpy as np
 import onnx
@@ -6,7 +7,7 @@ import pytest
 
 import pdq_export
 from pdq_export.errors import ValidationError
-from pdq_export.validate import ModelInfo, validate
+from pdq_export.validate import ModelInfo, check_same, validate
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.standard_normal((10, 6), dtype=np.float32)
@@ -66,6 +67,29 @@ def test_without_labels_and_simulation():
     assert report.outputs[0].quantized_simulated is report.outputs[0].simulated_float is None
 
 
+def test_an_inner_tensor_is_compared_in_place_of_the_outputs():
+    models = [model(WEIGHT), model(np.round(WEIGHT, 1))]
+    for changed in models:
+        del changed.graph.output[0]
+    report = check(
+        original=models[0], quantized=models[1], compared=["scores"], simulate=lambda batch: simulate(batch)[:1]
+    )
+    everything = check()
+    assert report.outputs == everything.outputs[:1]
+    assert report.quantized_accuracy == everything.quantized_accuracy  # of the first output, the shares
+    assert report.simulated_accuracy is None
+
+
+def test_what_a_model_was_turned_into_is_compared_with_it(caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.WARNING):
+        check_same(model(WEIGHT), model(WEIGHT + np.float32(1e-6)), IMAGES)
+        assert not caplog.records
+        check_same(model(WEIGHT), model(np.round(WEIGHT, 1)), IMAGES)
+    assert [record.args for record in caplog.records] == [("scores",), ("shares",)]
+    with pytest.raises(ValidationError, match="onnxruntime fails on a batch"):
+        check_same(model(WEIGHT), model(WEIGHT), IMAGES[:, :5])
+
+
 @pytest.mark.parametrize("size", [1, 3, 10, 50])
 def test_the_batch_size_does_not_matter(size):
     whole = check()
@@ -102,6 +126,8 @@ def test_json_follows_the_schema():
         "kernels",
         "session_config",
         "layers",
+        "floating",
+        "predictions",
     ]
     assert read == report.to_dict()
     assert read["schema_version"] == 1

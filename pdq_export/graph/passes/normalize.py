@@ -4,6 +4,7 @@ import onnx
 import onnx.inliner
 
 from pdq_export.errors import ModelError
+from pdq_export.graph.lookup import all_nodes
 from pdq_export.graph.messages import essential_line
 
 
@@ -14,7 +15,7 @@ def run(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     for entry in model.opset_import:
         entry.domain = _domain(entry.domain)
-    for node in model.graph.node:
+    for node in all_nodes(model.graph.node):
         node.domain = _domain(node.domain)
     for value in (*model.graph.input, *model.graph.output):
         for dim in value.type.tensor_type.shape.dim:

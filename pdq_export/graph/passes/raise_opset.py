@@ -5,7 +5,7 @@ import onnx
 from onnx import NodeProto
 
 from pdq_export.errors import ModelError
-from pdq_export.graph.lookup import GraphIndex, attribute, describe, opset_version, optional_input
+from pdq_export.graph.lookup import GraphIndex, all_nodes, attribute, describe, opset_version, optional_input
 from pdq_export.graph.messages import essential_line
 from pdq_export.graph.passes import constants
 from pdq_export.graph.passes.simplify import interface_difference, restore_interface
@@ -45,7 +45,7 @@ def run(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
 def _keep_resize_coordinates(model: onnx.ModelProto) -> None:
     """Resize before opset 11 read pixel x / scale, rounded down (up when shrinking); the converter leaves that out."""
     index = GraphIndex(model)
-    for node in model.graph.node:
+    for node in all_nodes(model.graph.node):
         if node.op_type == "Resize" and not node.domain and attribute(node, "coordinate_transformation_mode") is None:
             scales = index.constant(optional_input(node, 2))
             shrinks = scales is not None and bool(np.all(scales <= 1))
@@ -57,7 +57,7 @@ def _keep_resize_coordinates(model: onnx.ModelProto) -> None:
 
 def _refuse_hardmax(model: onnx.ModelProto, opset: int) -> None:
     """Hardmax worked on a flattened matrix before opset 13; the converter leaves it as it is."""
-    for node in model.graph.node:
+    for node in all_nodes(model.graph.node):
         if node.op_type == "Hardmax" and not node.domain:
             raise _failure(model, opset, ValueError("Hardmax has another meaning since opset 13"))
 

@@ -5,6 +5,7 @@ import math
 import onnx
 
 from pdq_export.errors import ModelError
+from pdq_export.graph.lookup import all_nodes, reads
 from pdq_export.graph.messages import essential_line
 
 SHAPE_SIZE = 1024  # constants up to this size may be shapes, scales or axes, which inference reads
@@ -18,10 +19,10 @@ def remove_unused(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in reversed(graph.node):
         if needed.intersection(name for name in node.output if name):
             kept.append(node)
-            needed.update(node.input)
+            needed.update(reads(node))
     kept.reverse()
     initializers = [tensor for tensor in graph.initializer if tensor.name in needed]
-    domains = {"", *(node.domain for node in kept)}
+    domains = {"", *(node.domain for node in all_nodes(kept))}
     opsets = [entry for entry in model.opset_import if entry.domain in domains]
     fields = ((graph.node, kept), (graph.initializer, initializers), (model.opset_import, opsets))
     for field, values in fields:
@@ -81,8 +82,10 @@ def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     graph.input.extend(model.graph.input)
     for value in graph.input:
         name_axes(value)
-    for value in model.graph.output:  # without its shape: what files declare is now and then wrong
-        graph.output.append(onnx.helper.make_tensor_value_info(value.name, value.type.tensor_type.elem_type, None))
+    graph.output.extend(model.graph.output)
+    for value in graph.output:  # without its shape: what files declare is now and then wrong
+        if value.type.HasField("tensor_type"):
+            value.type.tensor_type.ClearField("shape")
     for tensor in model.graph.initializer:
         if math.prod(tensor.dims) <= SHAPE_SIZE:
             graph.initializer.append(tensor)
