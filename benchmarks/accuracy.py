@@ -52,6 +52,7 @@ ABLATION: Mapping[str, Mapping[str, Any]] = {
     "correction off": {"correction_iters": 0},
     "drops off": {"keep_probability": 0.0, "mix_probability": 1.0},
     "activation-scale learning off": {"learn_scales": False},
+    "compensated rounding off": {"compensate_rounding": False},
 }
 BITS = ("8/8", "4/4", "2/4", "4/2", "2/2")
 BATCH = 50

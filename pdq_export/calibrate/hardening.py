@@ -4,6 +4,8 @@ A few hundred steps leave half of the roundings in a network with depthwise laye
 gives such a layer up to forty times the error that its weights allow (benchmarks/PROFILE.md). Not in the paper.
 """
 
+import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,10 +19,12 @@ from pdq_export.calibrate.subgraph import tensor_nodes
 from pdq_export.numerics.rounding import round_compensated
 from pdq_export.spec import Block, Layer
 
-# Positions of a layer's output whose inputs are looked at, the most images they come from, and images of one pass.
+# Positions of a layer's output whose inputs are looked at, the images they come from, images of one pass, and numbers
+# that a layer's inputs may take at a time.
 _ROWS = 2**15
 _IMAGES = 256
 _BATCH = 16
+_ELEMENTS = 2**26
 
 
 @torch.no_grad()
@@ -47,7 +51,9 @@ def harden_block(
             done.weights[layer.weight] = weight.harden()
             continue
         product = _Product(node, weight)
-        moments, means = product.moments(_inputs_of(done, block, layer, inputs))
+        # without positions an image is one row, and there are seldom enough of them
+        images = min(len(inputs[0]), _IMAGES if weight.alpha.ndim > 2 else _ROWS)
+        moments, means = product.moments(_inputs_of(done, block, layer, inputs, images))
         absorbs = done.can_shift_bias(layer) and node.kwargs.get("beta", 1.0) == 1.0
         if absorbs:
             moments = moments - means[:, :, None] * means[:, None, :]
@@ -61,11 +67,10 @@ def harden_block(
             done.round_biases(block, soft)
 
 
-def _inputs_of(done: Quantizers, block: Block, layer: Layer, inputs: Sequence[Cache]) -> Iterator[Tensor]:
+def _inputs_of(done: Quantizers, block: Block, layer: Layer, inputs: Sequence[Cache], images: int) -> Iterator[Tensor]:
     """The layer's input in the quantized network, a few images at a time, spread over the calibration set."""
-    count = len(inputs[0])
     before = done.block(block, [layer.input])
-    for chosen in torch.linspace(0, count - 1, min(count, _IMAGES)).round().long().split(_BATCH):
+    for chosen in torch.linspace(0, len(inputs[0]) - 1, images).round().long().split(_BATCH):
         (x,) = before(*(cache[chosen.to(cache.device)] for cache in inputs))
         yield x
 
@@ -108,10 +113,10 @@ class _Product:
         first: Tensor | None = None
         second: Tensor | None = None
         count = 0
-        for x in inputs:
+        for x in itertools.chain.from_iterable(map(self._pieces, inputs)):
             picked = self._node.target(x, self._picks, **self._node.kwargs)  # type: ignore[operator]
             rows = picked.movedim(self._channels, 0).flatten(1)
-            some = torch.randperm(rows.shape[1], generator=generator)[: _ROWS * _BATCH // _IMAGES]
+            some = torch.randperm(rows.shape[1], generator=generator)[: _ROWS * len(x) // _IMAGES]
             part = rows[:, some.to(rows.device)].view(self._groups, self._k, -1)
             squares, sums = (part @ part.transpose(1, 2)).double(), part.sum(2).double()
             second = squares if second is None else second + squares
@@ -120,3 +125,7 @@ class _Product:
         assert first is not None
         assert second is not None
         return second / count, first / count
+
+    def _pieces(self, x: Tensor) -> Sequence[Tensor]:
+        positions = math.prod(x.shape[2:]) if self._channels == 1 else math.prod(x.shape[1:-1])
+        return torch.split(x, max(1, _ELEMENTS // (self._groups * self._k * positions)))

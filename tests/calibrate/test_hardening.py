@@ -7,7 +7,7 @@ import onnx
 import pytest
 import torch
 
-from pdq_export.calibrate import calibrate
+from pdq_export.calibrate import calibrate, hardening
 from pdq_export.calibrate.hardening import _Product
 from pdq_export.calibrate.quantizers import SoftRounding, weight_qparams
 from pdq_export.calibrate.subgraph import tensor_nodes
@@ -25,7 +25,7 @@ PRODUCTS = {
     "depthwise": ('Conv <group = 6, auto_pad = "SAME_UPPER">', [2, 6, 5, 5], [6, 1, 3, 3], 0),
     "1-D": ("Conv <pads = [1, 1]>", [2, 4, 7], [5, 4, 3], 0),
     "3-D": ("Conv", [1, 2, 4, 4, 4], [3, 2, 2, 2, 2], 0),
-    "transposed": ("ConvTranspose <strides = [2, 2], output_padding = [1, 0]>", [2, 4, 5, 5], [4, 3, 3, 3], 1),
+    "transposed": ("ConvTranspose <strides = [2, 2], output_padding = [1, 0]>", [2, 4, 4, 4], [4, 3, 3, 3], 1),
     "gemm": ("Gemm <transB = 1, alpha = 0.5>", [7, 4], [3, 4], 0),
     "matmul": ("MatMul", [2, 7, 4], [4, 3], 1),
 }
@@ -55,6 +55,20 @@ def test_a_layer_is_the_product_of_its_rows(case: str) -> None:
     torch.testing.assert_close((by_rows @ first[:, :, None]).flatten(), outputs.mean(1), rtol=1e-4, atol=1e-5)
     squares = ((by_rows @ second) * by_rows).sum(2).flatten()
     torch.testing.assert_close(squares, outputs.square().mean(1), rtol=1e-4, atol=1e-5)
+
+
+def test_large_inputs_are_taken_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    example = residual("2/4")
+    layer = example.plan.layers[1]
+    weight = getattr(example.network, str(tensor_nodes(example.network)[layer.weight].target))
+    point = example.plan.points[layer.weight]
+    product = _Product(
+        tensor_nodes(example.network)[layer.output], SoftRounding(point, weight, weight_qparams(weight, point))
+    )
+    x = torch.randn(4, *weight.shape[1:2], 6, 6, generator=torch.Generator().manual_seed(0))
+    whole = product.moments(iter([x]))
+    monkeypatch.setattr(hardening, "_ELEMENTS", 1)
+    torch.testing.assert_close(product.moments(iter([x])), whole)
 
 
 def _calibrated(example: Example, options: CalibrationOptions) -> torch.Tensor:
