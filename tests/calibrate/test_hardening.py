@@ -68,7 +68,7 @@ def test_large_inputs_are_taken_in_pieces(monkeypatch: pytest.MonkeyPatch) -> No
     x = torch.randn(4, *weight.shape[1:2], 6, 6, generator=torch.Generator().manual_seed(0))
     whole = product.moments(iter([x]))
     monkeypatch.setattr(hardening, "_ELEMENTS", 1)
-    torch.testing.assert_close(product.moments(iter([x])), whole)
+    torch.testing.assert_close(product.moments(iter([x])), whole, rtol=1e-5, atol=1e-6)  # float32 sums
 
 
 def _calibrated(example: Example, options: CalibrationOptions) -> torch.Tensor:
