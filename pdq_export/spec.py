@@ -91,7 +91,10 @@ class Point:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layer:
-    """A weighted node: Conv, ConvTranspose, Gemm or MatMul with a constant weight. Tensor names."""
+    """A weighted node: Conv, ConvTranspose, Gemm or MatMul with a constant weight. Tensor names.
+
+    ``owns_bias``: nothing else in the graph reads the bias.
+    """
 
     node: str
     op_type: str
@@ -99,6 +102,7 @@ class Layer:
     weight: str
     bias: str | None
     output: str
+    owns_bias: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -52,7 +52,7 @@ def shared_data(shared_dir: Path) -> Path:
     return shared_dir / "data"
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def logging_as_before() -> Iterator[None]:
     """A command sets up logging for its process; other tests of this process need it as it was."""
     loggers = [logging.getLogger(name) for name in ("pdq_export", "pdq_export.cli", "py.warnings")]

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from pdq_export.calibrate.cache import Cache, Store
 from pdq_export.calibrate.correction import correct_distribution, estimate_statistics
-from pdq_export.calibrate.hardening import harden_block
+from pdq_export.calibrate.hardening import harden_block, hardening_bytes
 from pdq_export.calibrate.losses import class_axis
 from pdq_export.calibrate.memory import STEP_IMAGES, keep_heap, step_bytes, trim_heap
 from pdq_export.calibrate.passes import PASS_BATCH, run_pass, run_probe
@@ -233,8 +233,10 @@ class _Engine:
             self._reconstruct(block, later, points, soft, scales, report)
             self.store.reserve(0)
         if self.options.compensate_rounding:
+            self.store.reserve(hardening_bytes(soft.values()))
             self.done.round_biases(block, soft)
             harden_block(self.network, self.done, block, soft, quantized)
+            self.store.reserve(0)
         else:
             self.done.weights.update((name, weight.harden()) for name, weight in soft.items())
         self.done.round_biases(block)

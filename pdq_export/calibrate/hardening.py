@@ -6,7 +6,7 @@ gives such a layer up to forty times the error that its weights allow (benchmark
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,12 +19,17 @@ from pdq_export.calibrate.subgraph import tensor_nodes
 from pdq_export.numerics.rounding import round_compensated
 from pdq_export.spec import Block, Layer
 
-# Positions of a layer's output whose inputs are looked at, the images they come from, images of one pass, and numbers
-# that a layer's inputs may take at a time.
+# Rows of a layer's inputs that are looked at, the most of one image, images of one pass, and numbers that the rows of
+# a pass may take.
 _ROWS = 2**15
-_IMAGES = 256
+_ROWS_OF_IMAGE = 128
 _BATCH = 16
 _ELEMENTS = 2**26
+# Inputs of an output channel: 3 x 3 over 512 channels. The moments of more take gigabytes.
+_LARGEST_K = 4608
+# Part of the mean squared input that is added to every input's own: the images do not show all directions, the fewer
+# the fewer rows there are.
+_DAMPING, _DAMPING_OF_FEW = 1e-3, 1e-2
 
 
 @torch.no_grad()
@@ -39,24 +44,24 @@ def harden_block(
 
     ``inputs``: the block's, in the quantized network. An INT32 bias that only this layer reads takes up the mean
     error. A layer that is no product of a weight [O, K] with its inputs (a grouped ConvTranspose, a stack of matrices)
-    is rounded weight by weight, and so is one that shares its weight with another.
+    is rounded weight by weight, and so is one that shares its weight with another or has more than 4,608 inputs.
     """
     nodes = tensor_nodes(network)
-    readers = [layer.weight for layer in block.layers]
     for layer in block.layers:
         if layer.weight not in soft or layer.weight in done.weights:
             continue
         weight, node = soft[layer.weight], nodes[layer.output]
-        if readers.count(layer.weight) > 1 or not _is_product(layer, node, weight):
+        if done.is_shared(layer.weight) or not _is_product(layer, node, weight):
             done.weights[layer.weight] = weight.harden()
             continue
         product = _Product(node, weight)
-        # without positions an image is one row, and there are seldom enough of them
-        images = min(len(inputs[0]), _IMAGES if weight.alpha.ndim > 2 else _ROWS)
-        moments, means = product.moments(_inputs_of(done, block, layer, inputs, images))
+        moments, means, rows = product.moments(_inputs_of(done, block, layer, inputs))
+        diagonal = torch.diagonal(moments, dim1=1, dim2=2)
+        damping = max(_DAMPING, _DAMPING_OF_FEW * moments.shape[1] / rows) * diagonal.mean(1)
         absorbs = done.can_shift_bias(layer) and node.kwargs.get("beta", 1.0) == 1.0
         if absorbs:
-            moments = moments - means[:, :, None] * means[:, None, :]
+            moments -= means[:, :, None] * means[:, None, :]
+        diagonal += damping.clamp(min=torch.finfo(torch.float32).tiny)[:, None]
         relaxed = product.rows(weight.relaxed())
         low, high = map(product.rows, weight.bounds())
         rounded = round_compensated(relaxed, low, high, moments)
@@ -67,15 +72,29 @@ def harden_block(
             done.round_biases(block, soft)
 
 
-def _inputs_of(done: Quantizers, block: Block, layer: Layer, inputs: Sequence[Cache], images: int) -> Iterator[Tensor]:
-    """The layer's input in the quantized network, a few images at a time, spread over the calibration set."""
+def hardening_bytes(soft: Iterable[SoftRounding]) -> int:
+    """About the memory that `harden_block` takes for these weights, beside that of a forward pass."""
+    largest = max((_k(weight) ** 2 for weight in soft if _k(weight) <= _LARGEST_K), default=0)
+    return 6 * 8 * largest + 3 * 4 * _ELEMENTS
+
+
+def _k(weight: SoftRounding) -> int:
+    assert weight.point.axis is not None
+    return weight.alpha.numel() // weight.alpha.shape[weight.point.axis]
+
+
+def _inputs_of(done: Quantizers, block: Block, layer: Layer, inputs: Sequence[Cache]) -> Iterator[Tensor]:
+    """The layer's input in the quantized network, a few images at a time, in an order that is always the same."""
     before = done.block(block, [layer.input])
-    for chosen in torch.linspace(0, len(inputs[0]) - 1, images).round().long().split(_BATCH):
+    order = torch.randperm(len(inputs[0]), generator=torch.Generator().manual_seed(0))
+    for chosen in order.split(_BATCH):
         (x,) = before(*(cache[chosen.to(cache.device)] for cache in inputs))
         yield x
 
 
 def _is_product(layer: Layer, node: fx.Node, weight: SoftRounding) -> bool:
+    if _k(weight) > _LARGEST_K:
+        return False
     if layer.op_type == "ConvTranspose":
         return bool(node.kwargs.get("group", 1) == 1)
     return layer.op_type == "Conv" or weight.alpha.ndim == 2
@@ -107,24 +126,27 @@ class _Product:
         """The weight's shape in float32 from [G, O, K]."""
         return rows.float().reshape(self._shape).movedim(0, self._axis).contiguous()
 
-    def moments(self, inputs: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
-        """Second [G, K, K] and first [G, K] moments of the rows, float64, over random positions of ``inputs``."""
+    def moments(self, inputs: Iterable[Tensor]) -> tuple[Tensor, Tensor, int]:
+        """Second [G, K, K] and first [G, K] moments of the rows, float64, and their number.
+
+        Random positions of one image after the other, until there are enough rows.
+        """
         generator = torch.Generator().manual_seed(0)
-        first: Tensor | None = None
-        second: Tensor | None = None
+        second: Tensor | float = 0.0
+        first: Tensor | float = 0.0
         count = 0
         for x in itertools.chain.from_iterable(map(self._pieces, inputs)):
             picked = self._node.target(x, self._picks, **self._node.kwargs)  # type: ignore[operator]
             rows = picked.movedim(self._channels, 0).flatten(1)
-            some = torch.randperm(rows.shape[1], generator=generator)[: _ROWS * len(x) // _IMAGES]
-            part = rows[:, some.to(rows.device)].view(self._groups, self._k, -1)
-            squares, sums = (part @ part.transpose(1, 2)).double(), part.sum(2).double()
-            second = squares if second is None else second + squares
-            first = sums if first is None else first + sums
+            some = torch.randperm(rows.shape[1], generator=generator)[: _ROWS_OF_IMAGE * len(x)]
+            part = rows[:, some.to(rows.device)].view(self._groups, self._k, -1).double()
+            second, first = second + part @ part.transpose(1, 2), first + part.sum(2)
             count += part.shape[2]
-        assert first is not None
-        assert second is not None
-        return second / count, first / count
+            if count >= _ROWS:
+                break
+        assert isinstance(second, Tensor)
+        assert isinstance(first, Tensor)
+        return second / count, first / count, count
 
     def _pieces(self, x: Tensor) -> Sequence[Tensor]:
         positions = math.prod(x.shape[2:]) if self._channels == 1 else math.prod(x.shape[1:-1])

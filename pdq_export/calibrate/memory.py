@@ -13,6 +13,7 @@ from pdq_export.errors import OptionError
 
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _NEVER = -1, -3, 2**31 - 1
+_LARGEST_THRESHOLD = 32 * 2**20
 _UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 # Where the process cannot be asked: Python, PyTorch and a mid-sized network.
 _ASSUMED_RESIDENT = 2**30
@@ -52,15 +53,16 @@ def resident_bytes() -> int:
 
 
 def keep_heap() -> None:
-    """Have glibc keep what is freed, for the rest of the process; elsewhere this does nothing.
+    """Have glibc keep what is freed, for the rest of the process; other C libraries are left alone.
 
     By default it maps every large tensor anew, and a step on a network of 224 x 224 images spends three quarters of its
     time in page faults (benchmarks/PROFILE.md).
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_THRESHOLD, _NEVER)
-        libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)
+        # Before 2.35 the threshold has a limit.
+        if libc.mallopt(_M_MMAP_THRESHOLD, _NEVER) or libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_THRESHOLD):
+            libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)
 
 
 def trim_heap() -> None:

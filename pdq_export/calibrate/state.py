@@ -43,12 +43,16 @@ class Quantizers:
                 self.biases[layer.node] = BiasQuantizer(self.constants[layer.bias], source.scale, known.scale)
 
     def can_shift_bias(self, layer: Layer) -> bool:
-        """Whether the layer has an INT32 bias per channel that no other layer reads."""
-        if not has_integer_bias(self._plan, layer) or layer.bias is None:
+        """Whether the layer has an INT32 bias per channel that nothing else reads."""
+        if not has_integer_bias(self._plan, layer) or layer.bias is None or not layer.owns_bias:
             return False
         channels = self.constants[layer.weight].shape[self._plan.points[layer.weight].axis or 0]
-        one_reader = sum(other.bias == layer.bias for other in (*self._plan.layers, *self._plan.excluded)) == 1
-        return one_reader and self.constants[layer.bias].numel() == channels
+        shape = self.constants[layer.bias].shape
+        return shape.numel() == channels == shape[-1]
+
+    def is_shared(self, weight: str) -> bool:
+        """Whether several layers read this weight tensor."""
+        return sum(layer.weight == weight for layer in self._plan.layers) > 1
 
     def shift_bias(self, layer: Layer, shift: Tensor) -> None:
         """Add ``shift`` [C] to the layer's bias, which `round_biases` then rounds."""

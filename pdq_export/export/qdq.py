@@ -85,10 +85,10 @@ class QdqGraph:
             constants = self._layers.constants(self.settled[node.name], self._known_scale(node.input[0]))
             copied = self.out.copy(node, [constants.get(name) or self.read(name) for name in node.input])
             without_folded_factors(copied, self.settled[node.name])
-        elif node.name in self._excluded and node.input[0] in self.integers:
-            self.out.copy(node, float_inputs(self.out, node, self.read_all(node)))
         elif node.name in self.plan.tail:
             self.out.copy(node, node.input)
+        elif node.name in self._excluded and node.input[0] in self.integers:
+            self.out.copy(node, float_inputs(self.out, node, self.read_all(node)))
         else:
             self.out.copy(node, self.read_all(node))
 

@@ -45,7 +45,9 @@ def add_constant(index: GraphIndex, wish: str, value: NDArray[Any]) -> str:
 
 
 def with_constants(model: onnx.ModelProto, values: Mapping[str, NDArray[Any]]) -> onnx.ModelProto:
-    """A copy of ``model`` with other values for some of its initializers, by name."""
+    """A copy of ``model`` with other values for some of its initializers, by name; without any, ``model`` itself."""
+    if not values:
+        return model
     work = onnx.ModelProto()
     work.CopyFrom(model)
     for tensor in work.graph.initializer:

@@ -4,11 +4,9 @@ import torch
 from torch import Tensor
 
 ZETA, GAMMA = 1.1, -0.1
-# Of `round_compensated`: columns whose effect on all others is applied together, passes over all columns, and the
-# part of the mean squared input that is added to each (directions that the images do not show).
+# Of `round_compensated`: columns whose effect on all others is applied together, and passes over all columns.
 _COLUMNS = 128
 _SWEEPS = 3
-_DAMPING = 1e-3
 
 
 def rectified_sigmoid(alpha: Tensor) -> Tensor:
@@ -30,28 +28,24 @@ def round_compensated(weight: Tensor, low: Tensor, high: Tensor, moments: Tensor
     """Integers q in [``low``, ``high``] that change a layer's outputs little: min (q - weight)^T M (q - weight).
 
     ``weight`` [G, O, K] in units of its scale, the same for the integer bounds ``low`` and ``high``; ``moments``
-    [G, K, K]: second moments M of the layer's inputs, all float64. Coordinate descent from round-to-nearest: each
-    weight takes the integer that makes up best for the errors of all others (the quadratic problem of AdaRound,
-    equation 11, and GPTQ, section 3; the descent is CDQuant's). Returns q [G, O, K].
+    [G, K, K]: second moments M of the layer's inputs, positive definite; all float64. Coordinate descent from
+    round-to-nearest: each weight takes the integer that makes up best for the errors of all others (the quadratic
+    problem of AdaRound, section 3, and of GPTQ). Returns q [G, O, K].
     """
-    mean_square = torch.diagonal(moments, dim1=1, dim2=2).mean(1).clamp(min=torch.finfo(torch.float32).tiny)
-    m = moments + torch.eye(moments.shape[1], dtype=moments.dtype, device=moments.device) * (
-        _DAMPING * mean_square[:, None, None]
-    )
     q = torch.round(weight).clamp(low, high)
     for _ in range(_SWEEPS):
         before = q.clone()
-        pull = (q - weight) @ m
+        pull = (q - weight) @ moments
         for start in range(0, q.shape[2], _COLUMNS):
-            _descend(q, low, high, m, pull, slice(start, start + _COLUMNS))
+            _descend(q, low, high, moments, pull, slice(start, start + _COLUMNS))
         if torch.equal(q, before):
             break
     return q
 
 
-def _descend(q: Tensor, low: Tensor, high: Tensor, m: Tensor, pull: Tensor, columns: slice) -> None:
+def _descend(q: Tensor, low: Tensor, high: Tensor, moments: Tensor, pull: Tensor, columns: slice) -> None:
     """One pass over some columns; ``pull`` = (q - weight) M [G, O, K] is kept up to date."""
-    inner = m[:, columns, columns]
+    inner = moments[:, columns, columns]
     own, part = pull[:, :, columns].clone(), q[:, :, columns]
     before = part.clone()
     for k in range(part.shape[2]):
@@ -60,4 +54,4 @@ def _descend(q: Tensor, low: Tensor, high: Tensor, m: Tensor, pull: Tensor, colu
         new = torch.round(best).clamp(low[:, :, columns][:, :, k], high[:, :, columns][:, :, k])
         own += (new - part[:, :, k])[:, :, None] * inner[:, k, None, :]
         part[:, :, k] = new
-    pull += (part - before) @ m[:, columns, :]
+    pull += (part - before) @ moments[:, columns, :]

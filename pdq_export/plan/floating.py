@@ -39,7 +39,9 @@ def _floating(index: GraphIndex, plan: Plan, visible: Container[str]) -> Iterato
             continue
         if node.name in absorbed or node.output[0] in plan.passthrough or not _is_float(index, node):
             continue
-        if node.output[0] in plan.ramps:  # a Clip of integers, unless no scale of its input fits
+        if (
+            node.output[0] in plan.ramps and node.output[0] not in visible
+        ):  # a Clip of integers, unless no scale of its input fits
             continue
         if node.name in excluded:
             reason = EXCLUDED

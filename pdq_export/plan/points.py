@@ -33,13 +33,15 @@ def find_layers(index: GraphIndex) -> tuple[Layer, ...]:
 
 
 def _layer(index: GraphIndex, node: NodeProto) -> Layer:
+    bias = optional_input(node, 2)
     return Layer(
         node=node.name,
         op_type=node.op_type,
         input=node.input[0],
         weight=node.input[1],
-        bias=bias if index.is_constant(bias := optional_input(node, 2)) else None,
+        bias=bias if index.is_constant(bias) else None,
         output=node.output[0],
+        owns_bias=bias is not None and index.sole_consumer(bias) is node,
     )
 
 

@@ -50,7 +50,8 @@ def test_a_layer_is_the_product_of_its_rows(case: str) -> None:
     (y,) = network(x)
     channels = 1 if len(w_shape) > 2 else -1
     outputs = y.movedim(channels, 0).flatten(1).double()
-    second, first = product.moments(iter([x]))
+    second, first, rows = product.moments([x])
+    assert rows == outputs.shape[1]
     by_rows = product.rows(weight)
     torch.testing.assert_close((by_rows @ first[:, :, None]).flatten(), outputs.mean(1), rtol=1e-4, atol=1e-5)
     squares = ((by_rows @ second) * by_rows).sum(2).flatten()
@@ -66,9 +67,9 @@ def test_large_inputs_are_taken_in_pieces(monkeypatch: pytest.MonkeyPatch) -> No
         tensor_nodes(example.network)[layer.output], SoftRounding(point, weight, weight_qparams(weight, point))
     )
     x = torch.randn(4, *weight.shape[1:2], 6, 6, generator=torch.Generator().manual_seed(0))
-    whole = product.moments(iter([x]))
+    whole = product.moments([x])
     monkeypatch.setattr(hardening, "_ELEMENTS", 1)
-    torch.testing.assert_close(product.moments(iter([x])), whole, rtol=1e-5, atol=1e-6)  # float32 sums
+    torch.testing.assert_close(product.moments([x]), whole, rtol=1e-5, atol=1e-6)  # float32 sums
 
 
 def _calibrated(example: Example, options: CalibrationOptions) -> torch.Tensor:

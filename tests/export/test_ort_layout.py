@@ -341,7 +341,7 @@ def test_bias_is_int32_with_the_product_of_the_scales():
 
 
 @pytest.mark.parametrize(
-    ("factor", "stored"), [(1, "INT8"), (100, "INT16"), (1e6, "INT32")], ids=["int8", "int16", "int32"]
+    ("factor", "stored"), [(0.1, "INT8"), (1, "INT16"), (1e6, "INT32")], ids=["int8", "int16", "int32"]
 )
 def test_a_wide_layer_stores_one_number_a_channel_in_few_bits(factor, stored):
     channels = 256

@@ -205,3 +205,20 @@ def test_attention_stays_float_between_quantized_projections() -> None:
     )
     activations = {name: bits for name, (role, bits) in table(plan).items() if role is not Role.WEIGHT}
     assert activations == {"image": 8, "c1": 2, "o": 8}
+
+
+def test_a_bias_that_something_else_reads_is_not_the_layer_s_own() -> None:
+    weights = {**WEIGHTS, "b1": (4,), "b2": (4,), "s": (4,)}
+    plan = plan_of(
+        f"""c1 = Conv {PAD} (image, w1, b1)  c2 = Conv {PAD} (c1, w2, b2)  c3 = Conv {PAD} (c2, w3, b2)
+            y = InstanceNormalization (c3, s, b1)""",
+        {name: weights[name] for name in ("w1", "w2", "w3", "b1", "b2", "s")},
+        output="float[N,K,H,W] y",
+    )
+    assert [layer.owns_bias for layer in plan.layers] == [False, False, False]
+    own = plan_of(
+        f"c1 = Conv {PAD} (image, w1, b1)  y = Conv {PAD} (c1, w2)",
+        {k: weights[k] for k in ("w1", "w2", "b1")},
+        output="float[N,K,H,W] y",
+    )
+    assert [layer.owns_bias for layer in own.layers] == [True, False]
