@@ -21,7 +21,7 @@ class CalibrationOptions:
 
     ``samples``: calibration images used. ``iters``: optimizer steps per block. ``batch_size``: images per step.
     ``per_layer``: every layer is a block of its own (AdaRound). ``learn_rounding``, ``learn_scales``,
-    ``prediction_difference``: parts of the method. ``compensate_rounding``: after the last step weights are
+    ``prediction_difference``: parts of the method. ``compensate_rounding``: what is undecided after the last step is
     rounded with error compensation instead of one by one (`calibrate.hardening`; not in the paper).
     ``prediction_interval``: the prediction difference is taken every
     so many steps, and then weighs as much more. ``keep_probability``: QDrop's, for elements of activations;

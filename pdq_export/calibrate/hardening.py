@@ -63,8 +63,8 @@ def harden_block(
             moments -= means[:, :, None] * means[:, None, :]
         diagonal += damping.clamp(min=torch.finfo(torch.float32).tiny)[:, None]
         relaxed = product.rows(weight.relaxed())
-        low, high = map(product.rows, weight.bounds())
-        rounded = round_compensated(relaxed, low, high, moments)
+        # What learning has decided stays: it knows of the predictions.
+        rounded = round_compensated(relaxed, relaxed.floor(), relaxed.ceil(), moments)
         done.weights[layer.weight] = weight.harden(product.weight(rounded))
         if absorbs:
             mean_error = ((rounded - relaxed) @ means[:, :, None]).flatten() * weight.qparams.scale

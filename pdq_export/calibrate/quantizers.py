@@ -98,10 +98,6 @@ class SoftRounding(nn.Module):
     def forward(self) -> Tensor:
         return self.relaxed() * self._scale
 
-    def bounds(self) -> tuple[Tensor, Tensor]:
-        """The two integers between which ``relaxed`` lies, of its shape."""
-        return tuple(torch.clamp(self._floor + h, self._low, self._high) for h in (0, 1))  # type: ignore[return-value]
-
     @torch.no_grad()
     def harden(self, rounded: Tensor | None = None) -> WeightQuantizer:
         """The finished weight for integers q - zero_point; without them ``h`` is rounded to 0 or 1."""
