@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from pdq_export.calibrate.cache import Cache, Store
 from pdq_export.calibrate.correction import correct_distribution, estimate_statistics
+from pdq_export.calibrate.fitting import ActivationFitter
 from pdq_export.calibrate.hardening import harden_block, hardening_bytes
 from pdq_export.calibrate.losses import class_axis
 from pdq_export.calibrate.memory import STEP_IMAGES, keep_heap, step_bytes, trim_heap
@@ -29,15 +30,11 @@ from pdq_export.calibrate.state import Quantizers
 from pdq_export.calibrate.subgraph import extract, reachable, tensor_nodes
 from pdq_export.calibrate.watch import warn_of_collapse
 from pdq_export.errors import CalibrationError
-from pdq_export.numerics.ramp import align_to_ramp, ramp_qparams
-from pdq_export.numerics.search import QParams, choose_activation_qparams
+from pdq_export.numerics.search import choose_activation_qparams
 from pdq_export.options import CalibrationOptions
 from pdq_export.spec import Block, ChannelStatistics, Plan, Point, QuantizedTensors, Role
 
 logger = logging.getLogger(__name__)
-
-# Elements at a time of a scale search.
-_SEARCH_ELEMENTS = 2**22
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,7 +112,7 @@ class _Engine:
         self.store = store
         self.generator = torch.Generator(store.device).manual_seed(options.seed)
         self.done = Quantizers(network, plan)
-        self.ramp_of = {ramp.source: ramp for ramp in plan.ramps.values()}
+        self.fitter = ActivationFitter(plan, self.done)
         self.full: dict[str, Cache] = {}  # FP32 values of live tensors
         self.quantized: dict[str, Cache] = {}  # the same tensors in the network whose earlier blocks are quantized
         self.predictions: dict[str, Cache] = {}
@@ -197,31 +194,6 @@ class _Engine:
                     for batch in x.batches(PASS_BATCH):
                         self.quantized[name].append(quantizer(batch))
 
-    def _fit(self, x: Cache, point: Point) -> ActivationQuantizer:
-        """A quantizer for elements [numel], which are given up: searched, or following from the ramp's source."""
-        if (ramp := self.plan.ramps.get(point.tensor)) is not None:
-            source = self.done.activations[ramp.source]
-            shared = ramp_qparams(source.scale.item(), source.zero_point, ramp.knee)
-            if shared is not None:
-                x.close()
-                shared = QParams(scale=shared.scale.to(source.scale.device), zero_point=shared.zero_point)
-                return ActivationQuantizer(point, shared)
-        qparams = self._search(x, point)
-        if (ramp := self.ramp_of.get(point.tensor)) is not None:
-            qparams = align_to_ramp(qparams, ramp.knee, point.qmax, alone=ramp.alone)
-        return ActivationQuantizer(point, qparams)
-
-    def _search(self, x: Cache, point: Point) -> QParams:
-        """Scale search over elements [numel], which are given up."""
-        if not all(torch.isfinite(part).all() for part in x.batches(_SEARCH_ELEMENTS)):
-            raise CalibrationError(
-                f"tensor {point.tensor!r}: it holds NaN or infinity once the blocks before it are quantized; expected "
-                "finite numbers; give these blocks more bits"
-            )
-        qparams = choose_activation_qparams(x.batches(_SEARCH_ELEMENTS), point.bits, symmetric=point.symmetric)
-        x.close()
-        return qparams
-
     def _calibrate_block(self, block: Block, later: Sequence[Block], report: Callable[[int, float], None]) -> None:
         quantized = [self.quantized[name] for name in block.inputs]
         points = self._points_inside(block)
@@ -232,7 +204,7 @@ class _Engine:
         if self.options.iters and (soft or scales):
             self._reconstruct(block, later, points, soft, scales, report)
             self.store.reserve(0)
-        if self.options.compensate_rounding:
+        if soft and self.options.compensate_rounding:
             self.store.reserve(hardening_bytes(soft.values()))
             self.done.round_biases(block, soft)
             harden_block(self.network, self.done, block, soft, quantized)
@@ -254,7 +226,7 @@ class _Engine:
         probe = extract(self.network, block.inputs, [point.tensor for point in points])
         values = run_probe(probe, quantized, self.store, self.options.search_samples)
         for point, x in zip(points, values, strict=True):
-            self.done.activations[point.tensor] = self._fit(x, point)
+            self.done.activations[point.tensor] = self.fitter.fit(x, point)
 
     def _initialize_weights(self, block: Block) -> dict[str, SoftRounding]:
         """Scale search for the block's weights; those whose rounding is to be learned are returned."""
@@ -376,7 +348,7 @@ class _Engine:
                 continue
             probe = self.done.block(block, [point.tensor], settled)
             (x,) = run_probe(probe, quantized, self.store, self.options.search_samples)
-            self.done.activations[point.tensor] = self._fit(x, point)
+            self.done.activations[point.tensor] = self.fitter.fit(x, point)
             settled[point.tensor] = self.done.activations[point.tensor]
 
     def _advance(self, block: Block, later: Sequence[Block]) -> None:

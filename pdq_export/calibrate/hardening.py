@@ -111,7 +111,7 @@ class _Product:
         assert weight.point.axis is not None
         self._node, self._axis = node, weight.point.axis
         first = weight.alpha.detach().movedim(self._axis, 0)
-        self._shape, self._k = first.shape, first[0].numel()
+        self._shape, self._k = first.shape, _k(weight)
         group: Any = node.kwargs.get("group", 1)
         self._groups = int(group)
         picks = torch.eye(self._k, device=first.device).view(self._k, *first.shape[1:])

@@ -1,0 +1,47 @@
+"""Activation quantizers for values of the calibration images: searched, or following from another tensor's."""
+
+import torch
+
+from pdq_export.calibrate.cache import Cache
+from pdq_export.calibrate.quantizers import ActivationQuantizer
+from pdq_export.calibrate.state import Quantizers
+from pdq_export.errors import CalibrationError
+from pdq_export.numerics.ramp import align_to_ramp, ramp_qparams
+from pdq_export.numerics.search import QParams, choose_activation_qparams
+from pdq_export.spec import Plan, Point
+
+# Elements at a time of a scale search.
+_ELEMENTS = 2**22
+
+
+class ActivationFitter:
+    """Makes quantizers from elements, which are given up. Raises CalibrationError where they are not finite."""
+
+    def __init__(self, plan: Plan, done: Quantizers) -> None:
+        self._done = done
+        self._ramps = plan.ramps
+        self._ramp_of = {ramp.source: ramp for ramp in plan.ramps.values()}
+
+    def fit(self, x: Cache, point: Point) -> ActivationQuantizer:
+        """A quantizer for elements [numel]: searched, or what follows from the source of a ramp."""
+        if (ramp := self._ramps.get(point.tensor)) is not None:
+            source = self._done.activations[ramp.source]
+            shared = ramp_qparams(source.scale.item(), source.zero_point, ramp.knee)
+            if shared is not None:
+                x.close()
+                shared = QParams(scale=shared.scale.to(source.scale.device), zero_point=shared.zero_point)
+                return ActivationQuantizer(point, shared)
+        _check_finite(x, point)
+        qparams = choose_activation_qparams(x.batches(_ELEMENTS), point.bits, symmetric=point.symmetric)
+        x.close()
+        if (ramp := self._ramp_of.get(point.tensor)) is not None:
+            qparams = align_to_ramp(qparams, ramp.knee, point.qmax, alone=ramp.alone)
+        return ActivationQuantizer(point, qparams)
+
+
+def _check_finite(x: Cache, point: Point) -> None:
+    if not all(torch.isfinite(part).all() for part in x.batches(_ELEMENTS)):
+        raise CalibrationError(
+            f"tensor {point.tensor!r}: it holds NaN or infinity once the blocks before it are quantized; expected "
+            "finite numbers; give these blocks more bits"
+        )
