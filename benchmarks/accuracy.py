@@ -140,6 +140,8 @@ def plan_runs(work: Work, rows: Sequence[str], bits: Sequence[str], seeds: Seque
                     continue
                 drawn = None if row in DETERMINISTIC else seed
                 settled = {} if row in (FLOAT, OWN_INT8) else _settled(work, row, drawn)
+                if row in ABLATION and row != FULL and settled == _settled(work, FULL, drawn):
+                    continue  # the preset has it off anyway
                 yield Run(work=work, row=row, bits=None if row == FLOAT else pair, seed=drawn, options=settled)
 
 

@@ -118,7 +118,8 @@ def perform(model: Path, run: Run) -> dict[str, Any]:
 
 
 def _seed(run: Run) -> dict[str, int]:
-    return {} if METHODS[run.method].get("iters") == 0 else {"seed": run.seed}  # nearest draws nothing
+    iters = run.overrides.get("iters", METHODS[run.method].get("iters"))
+    return {} if iters in (0, "0") else {"seed": run.seed}  # nearest draws nothing
 
 
 def judge_classifier(model: Path, quantized: Path, renderer: TextRenderer, threads: int) -> dict[str, Any]:
@@ -242,7 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 continue
             append_line(options.output, json.dumps({"run": known, **perform(model, run)}))
             print(f"{label}: done", flush=True)
-    except PdqError as error:
+    except (PdqError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for network in (CLASSIFIER, DETECTOR):

@@ -94,7 +94,7 @@ class TextRenderer:
         return np.stack([prepare_page(self._page(height, width)) for _ in range(count)])
 
     def text(self, least: int, most: int) -> str:
-        """Words, numbers and prices that only this split draws."""
+        """A line of words, numbers and prices that only this split draws."""
         while True:
             text = " ".join(self._word() for _ in range(self._integer(least, most)))
             if len(text) > 2 and zlib.crc32(text.encode()) % len(SPLITS) == self._split:

@@ -16,6 +16,7 @@ from torch import fx
 
 from pdq_export.calibrate import BlockProgress, Calibrated, calibrate
 from pdq_export.calibrate.memory import parse_size
+from pdq_export.calibrate.precision import full_float32
 from pdq_export.data import ImageSet, InputSet, Source, read_data
 from pdq_export.errors import DataError, OptionError
 from pdq_export.export import MIN_OPSET, export_model, find_layout
@@ -26,10 +27,11 @@ from pdq_export.graph.lookup import GraphIndex, opset_version
 from pdq_export.graph.passes import free_batch
 from pdq_export.graph.prepare import PreparedModel, float32_reference
 from pdq_export.graph.save import check_output, save_model
+from pdq_export.numerics.ramp import ramp_qparams
 from pdq_export.options import CalibrationOptions, choose_options
 from pdq_export.plan import PlanOptions, network_family, without_tail
 from pdq_export.plan.summary import summarize_layers
-from pdq_export.spec import BitWidths, Plan, QuantizedTensors
+from pdq_export.spec import BitWidths, Plan, QuantizedTensors, Ramp
 from pdq_export.stages import (
     collect_settings,
     dry_run,
@@ -182,13 +184,26 @@ def quantize(
         },
         model=_model_info(model, original),
         layers=[dataclasses.asdict(layer) for layer in summarize_layers(index, plan)],
-        floating=[dataclasses.asdict(node) for node in floating_nodes(index, plan, target)],
+        floating=[
+            dataclasses.asdict(node)
+            for node in floating_nodes(index, _with_fitted_ramps(plan, calibrated.tensors), target)
+        ],
         predictions=calibrated.predictions,
     )
     if output is not None:
         written = save_model(output, quantized, external=external_data)
         report = dataclasses.replace(report, quantized=ModelInfo.of(Path(output).name, *written))
     return Result(model=quantized, plan=plan, tensors=calibrated.tensors, report=report)
+
+
+def _with_fitted_ramps(plan: Plan, tensors: QuantizedTensors) -> Plan:
+    """The plan without the ramps for which calibration has found no scale of their source."""
+
+    def fits(ramp: Ramp) -> bool:
+        source = tensors[ramp.source]
+        return ramp_qparams(float(source.scale), int(source.zero_point), ramp.knee) is not None
+
+    return dataclasses.replace(plan, ramps={name: ramp for name, ramp in plan.ramps.items() if fits(ramp)})
 
 
 def _tell_tail(plan: Plan, compared: Sequence[str]) -> None:
@@ -265,6 +280,7 @@ def _as_seen(arrays: Sequence[NDArray[np.float32]], prepared: PreparedModel) -> 
 def _simulator(
     calibrated: Calibrated, prepared: PreparedModel, device: torch.device
 ) -> Callable[[Batch], list[NDArray[np.float32]]]:
+    @full_float32()
     @torch.no_grad()
     def simulate(batch: Batch) -> list[NDArray[np.float32]]:
         inputs = _as_seen(batch if isinstance(batch, tuple) else (batch,), prepared)

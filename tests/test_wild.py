@@ -544,3 +544,14 @@ def test_an_output_without_a_gradient_is_told(caplog: pytest.LogCaptureFixture) 
         result = survives(model)
     assert "the prediction difference is measured at 'y'" in caplog.text
     assert json.loads(result.report.to_json())["predictions"] == {"mask": ["y"]}
+
+
+@pytest.mark.parametrize(("size", "fits"), [(0.02, False), (1.0, True)])
+def test_a_hard_sigmoid_is_told_as_float_where_no_scale_fits(size: float, fits: bool) -> None:
+    """Its input, far from the knees, would lose bits if its scale divided the ramp."""
+    nodes = [node("Conv", "x w1", "c1", **PAD), node("HardSwish", "c1", "h"), node("Conv", "h w2", "c2", **PAD)]
+    constants = {**CONSTANTS, "w1": CONSTANTS["w1"] * size}
+    result = survives(build([*nodes, *head("c2")], inputs=INPUT, outputs=SCORES, constants=constants))
+    told = [layer["op_type"] for layer in result.report.floating]
+    assert ("HardSigmoid" not in told) is fits
+    assert ("HardSigmoid" not in result.report.kernels.between_pairs) is fits

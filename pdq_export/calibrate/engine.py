@@ -205,7 +205,7 @@ class _Engine:
             self._reconstruct(block, later, points, soft, scales, report)
             self.store.reserve(0)
         if soft and self.options.compensate_rounding:
-            self.store.reserve(hardening_bytes(soft.values()))
+            self.store.reserve(hardening_bytes(self.network, block, soft))
             self.done.round_biases(block, soft)
             harden_block(self.network, self.done, block, soft, quantized)
             self.store.reserve(0)

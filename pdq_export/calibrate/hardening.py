@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from pdq_export.calibrate.cache import Cache
+from pdq_export.calibrate.precision import full_float32
 from pdq_export.calibrate.quantizers import SoftRounding
 from pdq_export.calibrate.state import Quantizers
 from pdq_export.calibrate.subgraph import tensor_nodes
@@ -25,13 +26,14 @@ _ROWS = 2**15
 _ROWS_OF_IMAGE = 128
 _BATCH = 16
 _ELEMENTS = 2**26
-# Inputs of an output channel: 3 x 3 over 512 channels. The moments of more take gigabytes.
+# Inputs of an output channel, with one group: 3 x 3 over 512 channels. The moments of more take gigabytes.
 _LARGEST_K = 4608
 # Part of the mean squared input that is added to every input's own: the images do not show all directions, the fewer
 # the fewer rows there are.
 _DAMPING, _DAMPING_OF_FEW = 1e-3, 1e-2
 
 
+@full_float32()
 @torch.no_grad()
 def harden_block(
     network: fx.GraphModule,
@@ -72,10 +74,17 @@ def harden_block(
             done.round_biases(block, soft)
 
 
-def hardening_bytes(soft: Iterable[SoftRounding]) -> int:
+def hardening_bytes(network: fx.GraphModule, block: Block, soft: Mapping[str, SoftRounding]) -> int:
     """About the memory that `harden_block` takes for these weights, beside that of a forward pass."""
-    largest = max((_k(weight) ** 2 for weight in soft if _k(weight) <= _LARGEST_K), default=0)
-    return 6 * 8 * largest + 3 * 4 * _ELEMENTS
+    nodes = tensor_nodes(network)
+    largest = 0
+    for layer in block.layers:
+        if layer.weight in soft and _is_product(layer, nodes[layer.output], soft[layer.weight]):
+            weight, groups = soft[layer.weight], _groups(nodes[layer.output])
+            inputs = groups * _k(weight)
+            numbers = 6 * inputs * _k(weight) + 7 * weight.alpha.numel() + 2 * inputs * _BATCH * _ROWS_OF_IMAGE
+            largest = max(largest, 8 * numbers)
+    return largest + 3 * 4 * _ELEMENTS
 
 
 def _k(weight: SoftRounding) -> int:
@@ -92,11 +101,16 @@ def _inputs_of(done: Quantizers, block: Block, layer: Layer, inputs: Sequence[Ca
         yield x
 
 
+def _groups(node: fx.Node) -> int:
+    group: Any = node.kwargs.get("group", 1)
+    return int(group)
+
+
 def _is_product(layer: Layer, node: fx.Node, weight: SoftRounding) -> bool:
-    if _k(weight) > _LARGEST_K:
+    if _groups(node) * _k(weight) ** 2 > _LARGEST_K**2:
         return False
     if layer.op_type == "ConvTranspose":
-        return bool(node.kwargs.get("group", 1) == 1)
+        return _groups(node) == 1
     return layer.op_type == "Conv" or weight.alpha.ndim == 2
 
 
@@ -112,10 +126,8 @@ class _Product:
         self._node, self._axis = node, weight.point.axis
         first = weight.alpha.detach().movedim(self._axis, 0)
         self._shape, self._k = first.shape, _k(weight)
-        group: Any = node.kwargs.get("group", 1)
-        self._groups = int(group)
-        picks = torch.eye(self._k, device=first.device).view(self._k, *first.shape[1:])
-        self._picks = picks.repeat(self._groups, *[1] * (first.ndim - 1)).movedim(0, self._axis).contiguous()
+        self._groups = _groups(node)
+        self._eye = torch.eye(self._k, device=first.device).view(self._k, *first.shape[1:])
         self._channels = 1 if first.ndim > 2 else -1  # the axis of a Conv's output, of a Gemm's or MatMul's
 
     def rows(self, weight: Tensor) -> Tensor:
@@ -136,10 +148,11 @@ class _Product:
         first: Tensor | float = 0.0
         count = 0
         for x in itertools.chain.from_iterable(map(self._pieces, inputs)):
-            picked = self._node.target(x, self._picks, **self._node.kwargs)  # type: ignore[operator]
-            rows = picked.movedim(self._channels, 0).flatten(1)
-            some = torch.randperm(rows.shape[1], generator=generator)[: _ROWS_OF_IMAGE * len(x)]
-            part = rows[:, some.to(rows.device)].view(self._groups, self._k, -1).double()
+            positions = self._pick(x, slice(0, 1)).shape[2]
+            some = torch.randperm(positions, generator=generator)[: _ROWS_OF_IMAGE * len(x)].to(x.device)
+            size = max(1, _ELEMENTS // (self._groups * positions))
+            parts = [self._pick(x, slice(k, k + size))[:, :, some] for k in range(0, self._k, size)]
+            part = torch.cat(parts, 1).double()
             second, first = second + part @ part.transpose(1, 2), first + part.sum(2)
             count += part.shape[2]
             if count >= _ROWS:
@@ -147,6 +160,14 @@ class _Product:
         assert isinstance(second, Tensor)
         assert isinstance(first, Tensor)
         return second / count, first / count, count
+
+    def _pick(self, x: Tensor, chosen: slice) -> Tensor:
+        """The ``chosen`` ones of the K elements at every position, [G, k, positions]."""
+        eye = self._eye[chosen]
+        picks = eye.repeat(self._groups, *[1] * (eye.ndim - 1)).movedim(0, self._axis).contiguous()
+        picked = self._node.target(x, picks, **self._node.kwargs)  # type: ignore[operator]
+        channels_first: Tensor = picked.movedim(self._channels, 0).flatten(1)
+        return channels_first.view(self._groups, len(eye), -1)
 
     def _pieces(self, x: Tensor) -> Sequence[Tensor]:
         positions = math.prod(x.shape[2:]) if self._channels == 1 else math.prod(x.shape[1:-1])

@@ -39,10 +39,8 @@ def _floating(index: GraphIndex, plan: Plan, visible: Container[str]) -> Iterato
             continue
         if node.name in absorbed or node.output[0] in plan.passthrough or not _is_float(index, node):
             continue
-        if (
-            node.output[0] in plan.ramps and node.output[0] not in visible
-        ):  # a Clip of integers, unless no scale of its input fits
-            continue
+        if node.output[0] in plan.ramps and node.output[0] not in visible:
+            continue  # a Clip of integers; `quantize` leaves ramps out whose source has no scale that fits
         if node.name in excluded:
             reason = EXCLUDED
         elif node.name in layers:

@@ -71,7 +71,11 @@ def find_points(
     for node in index.graph.node:
         finder.visit(node)
     finder.settle_last_inputs()
-    return finder.points, finder.passthrough
+    first: dict[str, int] = {}  # an operand of a merge is found there, perhaps long after it was written
+    for number, node in enumerate(index.graph.node):
+        for tensor in (*node.input, *node.output):
+            first.setdefault(tensor, number)
+    return {name: finder.points[name] for name in sorted(finder.points, key=first.__getitem__)}, finder.passthrough
 
 
 class _PointFinder:

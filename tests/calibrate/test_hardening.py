@@ -105,3 +105,34 @@ def test_biases_take_up_the_mean_error() -> None:
     assert all(bias.dtype == np.float32 and np.isfinite(bias).all() for bias in result.biases.values())
     plain = dataclasses.replace(OPTIONS, compensate_rounding=False)
     assert not calibrate(example.network, example.plan, {}, [example.images], plain, device=torch.device("cpu")).biases
+
+
+def test_a_transposed_convolution_is_picked_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its output has stride² times the positions of its input: no pass may put out all K of them at once."""
+    weight = torch.randn(4, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]> m (float[N,4,6,6] x) => (float[N,2,H,W] y) '
+        "{ y = ConvTranspose <strides = [8, 8]> (x, w) }"
+    )
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weight.numpy(), "w"))
+    point = Point(tensor="w", role=Role.WEIGHT, bits=4, axis=1)
+    product = _Product(
+        tensor_nodes(import_model(model))["y"], SoftRounding(point, weight, weight_qparams(weight, point))
+    )
+    x = torch.randn(4, 4, 6, 6, generator=torch.Generator().manual_seed(1))
+    whole = product.moments([x])
+    monkeypatch.setattr(hardening, "_ELEMENTS", 4 * 48 * 48 * 8)
+    largest = 0
+    pick = _Product._pick
+
+    def observed(self: _Product, x: torch.Tensor, chosen: slice) -> torch.Tensor:
+        nonlocal largest
+        picked = pick(self, x, chosen)
+        largest = max(largest, picked.numel())
+        return picked
+
+    monkeypatch.setattr(_Product, "_pick", observed)
+    in_pieces = product.moments([x])
+    assert largest <= hardening._ELEMENTS
+    for one, other in zip(whole, in_pieces, strict=True):
+        torch.testing.assert_close(torch.as_tensor(one), torch.as_tensor(other))

@@ -214,7 +214,8 @@ HARD = {
     "half fused": "d = HardSigmoid<alpha=0.16666667, beta=0.5>(x) y = Mul(x, d)",
     "one node": "y = HardSwish(x)",
 }
-CONSTANTS = "<float zero = {0}, float three = {3}, float six = {6}, float sixth = {0.16666667}, float five = {5}>"
+CONSTANTS = """<float zero = {0}, float three = {3}, float six = {6}, float sixth = {0.16666667}, float five = {5},
+    float[1,1,1,1] tall = {3}, float[1,1,1,1] tall_six = {6}, int32 i0 = {0}, int32 i3 = {3}, int32 i6 = {6}>"""
 
 
 class TestHardSwish:
@@ -255,6 +256,9 @@ class TestHardSwish:
             "a = Add(x, three) c = Clip(a, zero, six) m = Mul(c, c) y = Div(m, six)",
             "r = Relu(x) d = HardSigmoid<alpha=0.16666667, beta=0.5>(x) y = Mul(r, d)",
             "d = HardSigmoid(x) y = Mul(x, d)",
+            "a = Add(x, tall) c = Clip(a, zero, six) y = Div(c, six)",  # [1, 1, 1, 1]: the result has its rank
+            "a = Add(x, three) c = Clip(a, zero, six) y = Div(c, tall_six)",
+            "i = Cast <to = 6> (x) a = Add(i, i3) c = Clip(a, i0, i6) d = Div(c, i6) y = Cast <to = 1> (d)",
         ],
     )
     def test_look_alikes_stay(self, body: str) -> None:

@@ -67,6 +67,18 @@ def test_what_a_gate_multiplies_is_a_carrier_and_the_product_an_activation(activ
     assert set(plan.ramps) == {"g"} | ({"a1_gate"} if activation == "HardSwish" else set())
 
 
+@pytest.mark.parametrize("product", ["Mul(n, g)", "Mul(g, n)"])
+def test_points_come_in_the_order_of_the_graph(product: str) -> None:
+    plan = plan_of(
+        f"""c1 = Conv {PAD} (image, w1)  n = InstanceNormalization(c1, ones, zeros)  g = HardSigmoid(n)  m = {product}
+            c3 = Conv {PAD} (m, w3)      p = GlobalAveragePool(c3)  f = Flatten(p)  y = Gemm <transB = 1> (f, w4)""",
+        {**WEIGHTS, "ones": (WEIGHTS["w1"][0],), "zeros": (WEIGHTS["w1"][0],)},
+    )
+    names = [name for name in plan.points if name in ("n", "g", "m")]
+    assert names == ["n", "g", "m"]
+    assert set(plan.ramps) == {"g"}
+
+
 def test_clip_is_absorbed_and_elu_is_not() -> None:
     plan = plan_of(
         f"""zero = Constant <value_float = 0.0> ()  six = Constant <value_float = 6.0> ()

@@ -28,11 +28,17 @@ def _scalar(index: GraphIndex, tensor: str | None) -> float | None:
 
 
 def _operand(index: GraphIndex, node: NodeProto, wanted: float) -> str | None:
-    """The other input of a node that has the scalar constant ``wanted`` as one input, else None."""
+    """The other input of a node that has the scalar constant ``wanted`` as one input, else None.
+
+    Nor where that would lend its axes to the result, or the numbers are integers.
+    """
     for position, name in enumerate(node.input):
-        scalar = _scalar(index, name)
-        if scalar is not None and abs(scalar - wanted) <= 1e-5 * wanted and len(node.input) == 2:
-            return str(node.input[1 - position])
+        scalar, value = _scalar(index, name), index.constant(name)
+        if scalar is None or value is None or abs(scalar - wanted) > 1e-5 * wanted or len(node.input) != 2:
+            continue
+        other = node.input[1 - position]
+        if value.dtype.kind == "f" and value.ndim <= max(index.rank(other) or 0, 1):
+            return str(other)
     return None
 
 
