@@ -41,6 +41,7 @@ from pdq_export.stages import (
     prepare_and_plan,
 )
 from pdq_export.validate import Batch, ModelInfo, Report, check_loads, check_same, validate
+from pdq_export.validate.compare import class_scores
 
 logger = logging.getLogger(__name__)
 
@@ -142,8 +143,11 @@ def quantize(
     check_batch(network, core)
     calibration = read_data(calib, specs, limit=chosen.samples)
     judged = _whole_batches(calibration if eval is None else read_data(eval, specs), batch or 1)
-    check_labels(prepared.model, judged)
     check_runs(network, _as_seen(calibration.head(2).inputs(), prepared))
+    if judged.labels is not None and not plan.tail:
+        with torch.no_grad():
+            scores, *_ = network(*_as_seen(judged.head(2).inputs(), prepared))
+        check_labels(prepared.model.graph.output[0].name, scores.numpy(), judged)
     dry_run(prepared, plan, target)
     compared: Sequence[str] = ()
     if plan.tail:
@@ -228,17 +232,20 @@ def _whole_batches(images: Data, batch: int) -> Data:
     return images.head(len(images) - left_over)
 
 
-def check_labels(model: onnx.ModelProto, images: Data) -> None:
-    """Raise DataError for a label that the model's first output, where it is [N, K], has no class for."""
-    index = GraphIndex(model)
-    shape = index.shape(index.outputs[0])
-    if images.labels is None or shape is None or len(shape) != 2 or not isinstance(shape[1], int):
-        return
-    low, high = int(images.labels.min()), int(images.labels.max())
-    if low < 0 or high >= shape[1]:
+def check_labels(output: str, scores: NDArray[np.floating], images: Data) -> None:
+    """Raise DataError where the model's first output, ``scores`` for some images, has no class for a label."""
+    by_class = class_scores(scores)
+    if by_class is None or images.labels is None:
         raise DataError(
-            f"{images.source}: labels span [{low}, {high}]; expected 0 to {shape[1] - 1}, as output "
-            f"{index.outputs[0]!r} has {shape[1]} classes; remap the labels or leave them out"
+            f"{images.source}: has labels, but the model's first output {output!r} is {list(scores.shape)} for "
+            f"{len(scores)} images; expected a score for each class, [N, classes]; leave the labels out, or export the "
+            "model with its class scores as the first output"
+        )
+    low, high, classes = int(images.labels.min()), int(images.labels.max()), by_class.shape[1]
+    if low < 0 or high >= classes:
+        raise DataError(
+            f"{images.source}: labels span [{low}, {high}]; expected 0 to {classes - 1}, as output {output!r} has "
+            f"{classes} classes; remap the labels or leave them out"
         )
 
 

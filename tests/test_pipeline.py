@@ -451,7 +451,7 @@ def make_folder(folder: Path) -> None:
         (make_other_shape, "images.npy: images are 3 x 9 x 9 (C x H x W), but the model's"),
         (make_nan, "images.npy: image 7 holds NaN or Inf"),
         (make_weights_nan, "constant 'w1' holds 1 NaN"),
-        (make_folder, "images.npy: no images, but nothing"),
+        (make_folder, "images.npy: no images, it is empty"),
     ],
     ids=lambda value: value.__name__.removeprefix("make_") if callable(value) else "",
 )

@@ -13,7 +13,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from pdq_export.conversion import convert
-from pdq_export.errors import UnsupportedOperatorError, ValidationError
+from pdq_export.data import ImageSet
+from pdq_export.errors import DataError, UnsupportedOperatorError, ValidationError
 from pdq_export.graph.lookup import reads
 from pdq_export.inspection import inspect_model
 from pdq_export.pipeline import Result, quantize
@@ -555,3 +556,12 @@ def test_a_hard_sigmoid_is_told_as_float_where_no_scale_fits(size: float, fits: 
     told = [layer["op_type"] for layer in result.report.floating]
     assert ("HardSigmoid" not in told) is fits
     assert ("HardSigmoid" not in result.report.kernels.between_pairs) is fits
+
+
+def test_labels_for_an_output_without_classes_are_refused_before_calibration() -> None:
+    """A dense output comes first: there is nothing that a label of an image could be compared with."""
+    nodes = [*stem(), node("Conv", "r1 w2", "map", **PAD), *head("r1")]
+    outputs = {"map": ["N", 4, 8, 8], **SCORES}
+    labelled = ImageSet.from_array(images(), labels=np.zeros(8, dtype=np.int64), source="test.npz")
+    with pytest.raises(DataError, match=r"test.npz: has labels, but the model's first output 'map' is \[2, 4, 8, 8\]"):
+        quantize(build(nodes, inputs=INPUT, outputs=outputs, constants=CONSTANTS), calib=images(), eval=labelled)

@@ -67,8 +67,8 @@ def _list_images(folder: Path) -> list[str]:
     names = [path.name for path in entries if path.suffix.lower() in SUFFIXES and path.is_file()]
     if not names:
         folders = sum(path.is_dir() for path in entries)
-        found = f"{len(entries) - folders} other files, {folders} folders" if entries else "nothing"
-        raise DataError(f"{folder}: no images, but {found}; expected {', '.join(SUFFIXES)} directly in the folder")
+        found = f"but {len(entries) - folders} other files and {folders} folders" if entries else "it is empty"
+        raise DataError(f"{folder}: no images, {found}; expected {', '.join(SUFFIXES)} directly in the folder")
     return names
 
 
@@ -77,7 +77,8 @@ def _preprocess(folder: Path) -> Preprocess:
     preprocess = preprocess_toml.read_preprocess(file) if file.exists() else Preprocess()
     if preprocess.mean is None:
         logger.warning(
-            "%s: no mean and std in %s: pixels are scaled to 0..1; unless the model takes those, set both",
+            "%s: no mean and std (they would stand in %s): pixels are scaled to 0..1; unless the model takes those, "
+            "set both",
             folder,
             preprocess_toml.FILE_NAME,
         )

@@ -68,7 +68,7 @@ def test_without_preprocess_pixels_are_scaled_to_one(tmp_path: Path, caplog: pyt
     write_folder(tmp_path, preprocess="")
     with caplog.at_level(logging.WARNING):
         images = load_images(tmp_path, expected=SPEC).array()
-    assert "no mean and std in preprocess.toml: pixels are scaled to 0..1" in caplog.text
+    assert "no mean and std (they would stand in preprocess.toml): pixels are scaled to 0..1" in caplog.text
     assert 0 <= images.min() < 0.1 < 0.9 < images.max() <= 1
 
 
@@ -199,11 +199,11 @@ def test_labels_that_are_wrong(tmp_path: Path, lines: str, message: str) -> None
 
 
 def test_empty_folders(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no images, but nothing; expected \.bmp, .* directly in the folder"):
+    with pytest.raises(DataError, match=r"no images, it is empty; expected \.bmp, .* directly in the folder"):
         load_images(tmp_path)
     (tmp_path / "class0").mkdir()
     (tmp_path / "a.txt").touch()
-    with pytest.raises(DataError, match="no images, but 1 other files, 1 folders"):
+    with pytest.raises(DataError, match="no images, but 1 other files and 1 folders"):
         load_images(tmp_path)
 
 
