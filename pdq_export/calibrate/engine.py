@@ -82,7 +82,7 @@ def calibrate(
     stays the same bit for bit. Raises CalibrationError where a loss diverges or the disk has no room, OptionError
     where ``max_memory`` is occupied already.
     """
-    keep_heap()
+    keep_heap(limited=max_memory is not None)
     network = network.to(device)
     store = Store.of_process(device, max_memory)
     try:

@@ -52,14 +52,19 @@ def resident_bytes() -> int:
         return _ASSUMED_RESIDENT
 
 
-def keep_heap() -> None:
+def keep_heap(*, limited: bool) -> None:
     """Have glibc keep what is freed, for the rest of the process; other C libraries are left alone.
 
     By default it maps every large tensor anew, and a step on a network of 224 x 224 images spends three quarters of its
-    time in page faults (benchmarks/PROFILE.md).
+    time in page faults (benchmarks/PROFILE.md). Where memory is ``limited`` large tensors are mapped: a heap that holds
+    tensors of all sizes has holes, and they add up to gigabytes.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         libc = ctypes.CDLL(None)
+        if limited:
+            libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_THRESHOLD)
+            libc.mallopt(_M_TRIM_THRESHOLD, 2 * _LARGEST_THRESHOLD)
+            return
         # Before 2.35 the threshold has a limit.
         if libc.mallopt(_M_MMAP_THRESHOLD, _NEVER) or libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_THRESHOLD):
             libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pdq_export.calibrate import Calibrated, calibrate, memory, spill
+from pdq_export.calibrate import Calibrated, calibrate, engine, memory, spill
 from pdq_export.calibrate.cache import Store
 from pdq_export.calibrate.memory import STEP_IMAGES, step_bytes
 from pdq_export.calibrate.offload import Offload
@@ -196,3 +196,13 @@ def test_the_need_of_a_step() -> None:
 def test_fewer_images_than_the_measurement_takes(stores: list[Store]) -> None:
     example = residual(images=2)
     assert same(run(example, None).tensors, run(example, 1).tensors)
+
+
+@pytest.mark.parametrize("max_memory", [None, 2**40])
+def test_the_heap_is_kept_only_where_memory_has_no_limit(
+    monkeypatch: pytest.MonkeyPatch, max_memory: int | None
+) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(engine, "keep_heap", lambda *, limited: asked.append(limited))
+    run(residual(), max_memory, iters=0, learn_rounding=False, learn_scales=False)
+    assert asked == [max_memory is not None]
