@@ -13,7 +13,8 @@ import pdq_export
 
 # A pipeline that only waits, so that there is something to interrupt.
 WAITING = """
-import sys, time, types
+import signal, sys, time, types
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are started with it ignored
 module = types.ModuleType("pdq_export.pipeline")
 def quantize(model, **options):
     print("working", flush=True)
