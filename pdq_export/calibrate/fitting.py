@@ -31,17 +31,13 @@ class ActivationFitter:
                 x.close()
                 shared = QParams(scale=shared.scale.to(source.scale.device), zero_point=shared.zero_point)
                 return ActivationQuantizer(point, shared)
-        _check_finite(x, point)
+        if not all(torch.isfinite(part).all() for part in x.batches(_ELEMENTS)):
+            raise CalibrationError(
+                f"tensor {point.tensor!r}: it holds NaN or infinity once the blocks before it are quantized; expected "
+                "finite numbers; give these blocks more bits"
+            )
         qparams = choose_activation_qparams(x.batches(_ELEMENTS), point.bits, symmetric=point.symmetric)
         x.close()
         if (ramp := self._ramp_of.get(point.tensor)) is not None:
             qparams = align_to_ramp(qparams, ramp.knee, point.qmax, alone=ramp.alone)
         return ActivationQuantizer(point, qparams)
-
-
-def _check_finite(x: Cache, point: Point) -> None:
-    if not all(torch.isfinite(part).all() for part in x.batches(_ELEMENTS)):
-        raise CalibrationError(
-            f"tensor {point.tensor!r}: it holds NaN or infinity once the blocks before it are quantized; expected "
-            "finite numbers; give these blocks more bits"
-        )

@@ -46,7 +46,8 @@ def harden_block(
 
     ``inputs``: the block's, in the quantized network. An INT32 bias that only this layer reads takes up the mean
     error. A layer that is no product of a weight [O, K] with its inputs (a grouped ConvTranspose, a stack of matrices)
-    is rounded weight by weight, and so is one that shares its weight with another or has more than 4,608 inputs.
+    is rounded weight by weight, and so is one that shares its weight with another or has more than 4,608 inputs (with G
+    groups, more than 4,608 / sqrt(G) in each).
     """
     nodes = tensor_nodes(network)
     for layer in block.layers:
