@@ -45,7 +45,7 @@ from pdq_export.validate.compare import class_scores
 
 logger = logging.getLogger(__name__)
 
-VALIDATION_BATCH = 50
+VALIDATION_BATCH = 16
 
 Data = ImageSet | InputSet
 

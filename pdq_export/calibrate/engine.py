@@ -36,6 +36,9 @@ from pdq_export.spec import Block, ChannelStatistics, Plan, Point, QuantizedTens
 
 logger = logging.getLogger(__name__)
 
+# Images at a time of the finished simulation, whose additions in float64 take three times FP32's memory.
+_COLLAPSE_BATCH = 16
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BlockProgress:
@@ -146,12 +149,18 @@ class _Engine:
             self._calibrate_block(block, blocks[position + 1 :], report)
             self._advance(block, blocks[position + 1 :])
         simulation = self.done.simulation(self.graph_inputs, self.graph_outputs)
-        with torch.no_grad():
-            for name, full, quantized in zip(self.graph_outputs, self.network(*some), simulation(*some), strict=True):
-                warn_of_collapse(name, full, quantized)
+        self._look_for_collapse(simulation, some)
         biases = {name: bias.cpu().numpy() for name, bias in self.done.shifted.items()}
         predictions = self.prediction_of if self.options.prediction_difference else {}
         return Calibrated(tensors=self.done.tensors(), biases=biases, simulation=simulation, predictions=predictions)
+
+    @torch.no_grad()
+    def _look_for_collapse(self, simulation: fx.GraphModule, some: Sequence[Tensor]) -> None:
+        parts = list(zip(*(x.split(_COLLAPSE_BATCH) for x in some), strict=True))
+        full, quantized = ([module(*part) for part in parts] for module in (self.network, simulation))
+        for name, a, b in zip(self.graph_outputs, zip(*full, strict=True), zip(*quantized, strict=True), strict=True):
+            if a[0].ndim:
+                warn_of_collapse(name, torch.cat(a), torch.cat(b))
 
     def _find_predictions(self, some: Sequence[Tensor]) -> None:
         found = find_predictions(self.network, [x[:1] for x in some])

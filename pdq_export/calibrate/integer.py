@@ -68,14 +68,15 @@ class IntegerAdd(nn.Module):
         scale, zero_point = self._output.scale, self._output.zero_point
         ratio_a, ratio_b = self._a.scale / scale, self._b.scale / scale
         fixed = zero_point - (ratio_a * self._a.zero_point + ratio_b * self._b.zero_point)
-        q_a, q_b = (
-            torch.round(x / quantizer.scale).double() + quantizer.zero_point
-            for x, quantizer in ((a, self._a), (b, self._b))
-        )
         # float64 holds the product of 8 bits and a float32 exactly: rounding its sum is the fused operation.
-        inner = (q_b * ratio_b.double() + fixed.double()).float()
-        total = (q_a * ratio_a.double() + inner.double()).float()
-        return (torch.round(total) - zero_point) * scale
+        inner = _wide(b, self._b).mul_(ratio_b.double()).add_(fixed.double()).float()
+        total = (_wide(a, self._a).mul_(ratio_a.double()) + inner).float()
+        return total.round_().sub_(zero_point).mul_(scale)
+
+
+def _wide(x: Tensor, quantizer: ActivationQuantizer) -> Tensor:
+    """The integers of ``x`` in float64."""
+    return torch.round(x / quantizer.scale).double().add_(quantizer.zero_point)
 
 
 class IntegerAverage(nn.Module):

@@ -1,17 +1,20 @@
 """A budget for calibration: the same result bit for bit, no growth with depth, nothing left behind."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, fx
 
 from pdq_export.calibrate import Calibrated, calibrate, engine, memory, spill
 from pdq_export.calibrate.cache import Store
 from pdq_export.calibrate.memory import STEP_IMAGES, step_bytes
 from pdq_export.calibrate.offload import Offload
+from pdq_export.calibrate.state import Quantizers
 from pdq_export.calibrate.subgraph import extract
 from pdq_export.errors import CalibrationError, OptionError
 
@@ -206,3 +209,20 @@ def test_the_heap_is_kept_only_where_memory_has_no_limit(
     monkeypatch.setattr(engine, "keep_heap", lambda *, limited: asked.append(limited))
     run(residual(), max_memory, iters=0, learn_rounding=False, learn_scales=False)
     assert asked == [max_memory is not None]
+
+
+def test_the_search_for_collapse_takes_few_images_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    judged: list[Tensor] = []
+    sizes: list[int] = []
+    simulation = Quantizers.simulation
+
+    def watched(self: Quantizers, inputs: Sequence[str], outputs: Sequence[str]) -> fx.GraphModule:
+        module = simulation(self, inputs, outputs)
+        module.register_forward_pre_hook(lambda _, x: sizes.append(len(x[0])))
+        return module
+
+    monkeypatch.setattr(Quantizers, "simulation", watched)
+    monkeypatch.setattr(engine, "warn_of_collapse", lambda name, full, quantized: judged.extend((full, quantized)))
+    run(residual(images=40), None, iters=0, learn_rounding=False, learn_scales=False)
+    assert [len(x) for x in judged] == [40, 40]
+    assert sizes == [16, 16, 8]
