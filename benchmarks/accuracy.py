@@ -28,7 +28,7 @@ import onnxruntime
 import torch
 
 import pdq_export
-from benchmarks.common import StageClock, open_session, parse_setting, quantize_with_onnxruntime
+from benchmarks.common import StageClock, digest, open_session, parse_setting, quantize_with_onnxruntime
 from benchmarks.results import FULL, Outcome, Run, Work, append, read, tables
 from pdq_export.data import ImageSet, load_images
 from pdq_export.errors import DataError, OptionError, PdqError
@@ -87,12 +87,12 @@ def prepare(options: argparse.Namespace) -> Task:
     model = load_model(options.model)
     work = Work(
         model=options.model.name,
-        model_sha256=_short(model.SerializeToString(deterministic=True)),
+        model_sha256=digest(model.SerializeToString(deterministic=True)),
         family=_family(model),
         calib=options.calib.name,
-        calib_sha256=_short(*seen),
+        calib_sha256=digest(*seen),
         eval=options.eval.name,
-        eval_sha256=_short(*unseen, judged.labels.tobytes()),
+        eval_sha256=digest(*unseen, judged.labels.tobytes()),
         eval_images=len(judged),
         preset=options.preset,
         weights=options.weights,
@@ -118,10 +118,6 @@ def _digests(*sets: ImageSet) -> list[list[bytes]]:
         ]
         for images in sets
     ]
-
-
-def _short(*contents: bytes) -> str:
-    return hashlib.sha256(b"".join(contents)).hexdigest()[:12]
 
 
 def _family(model: onnx.ModelProto) -> str:

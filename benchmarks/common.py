@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +14,8 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from pdq_export.data import ImageSet
+from pdq_export.errors import ValidationError
+from pdq_export.graph.messages import essential_line
 from pdq_export.pipeline import Progress
 
 Array = NDArray[np.float32]
@@ -41,13 +44,19 @@ class StageClock:
 
 
 def open_session(path: Path, threads: int, config: Mapping[str, str] | None = None) -> onnxruntime.InferenceSession:
-    """The file in onnxruntime on the CPU, each operator on ``threads`` threads; ``config``: session options."""
+    """The file in onnxruntime on the CPU, each operator on ``threads`` threads; ``config``: session options.
+
+    Raises ValidationError where it does not load.
+    """
     options = onnxruntime.SessionOptions()
     for key, value in (config or {}).items():
         options.add_session_config_entry(key, value)
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own have no base class of theirs
+        raise ValidationError(f"{path.name}: onnxruntime does not load it ({essential_line(error)})") from error
 
 
 def quantize_with_onnxruntime(model: Path, images: Array, folder: Path, batch: int = 32) -> Path:
@@ -84,6 +93,11 @@ def noise(model: Path, count: int, *, seed: int = 0) -> ImageSet:
     sizes = [size if isinstance(size, int) and size > 0 else 224 for size in shape]
     pixels = np.random.default_rng(seed).integers(0, 256, (count, *sizes), np.uint8)
     return ImageSet.from_array(pixels, mean=[0.5] * sizes[0], std=[0.25] * sizes[0], source="noise")
+
+
+def digest(*contents: bytes) -> str:
+    """Tells files and images apart, whatever they are called."""
+    return hashlib.sha256(b"".join(contents)).hexdigest()[:12]
 
 
 def parse_setting(text: str) -> tuple[str, str]:

@@ -23,7 +23,7 @@ import onnxruntime
 
 import pdq_export
 from benchmarks.calibration import make_model
-from benchmarks.common import Array, append_line, markdown, noise, quantize_with_onnxruntime, read_lines
+from benchmarks.common import Array, append_line, digest, markdown, noise, quantize_with_onnxruntime, read_lines
 from benchmarks.latency import OWN_INT8, Row, measure
 from pdq_export.errors import PdqError, ValidationError
 from pdq_export.export import find_layout, layout_names
@@ -48,6 +48,7 @@ class Work:
     """What is written and timed. ``seconds``: least time of one timing."""
 
     model: str
+    model_sha256: str
     targets: Sequence[str]
     bits: Sequence[str]
     batches: Sequence[int]
@@ -261,6 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 label, path = make_model(name, Path(folder), resolution=RESOLUTION)
                 work = Work(
                     model=label,
+                    model_sha256=digest(path.read_bytes()),
                     targets=options.targets,
                     bits=options.bits,
                     batches=options.batch,

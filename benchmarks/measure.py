@@ -14,7 +14,8 @@ import pdq_export
 from benchmarks.common import StageClock, noise
 from pdq_export.data import ImageSet
 from pdq_export.options import CalibrationOptions, choose_options
-from pdq_export.pipeline import VALIDATION_BATCH, Progress
+from pdq_export.pipeline import Progress
+from pdq_export.validate import BATCH_SIZE
 
 MEGABYTE = 1e6
 
@@ -156,7 +157,7 @@ class BlockClock(StageClock):
 def measure(job: Job, path: Path) -> Measurement:
     """Calibrate on noise of the model's shape, in this process; its peak memory is the process's own."""
     torch.set_num_threads(job.threads)
-    images, judged = noise(path, job.options().samples, seed=0), noise(path, VALIDATION_BATCH, seed=1)
+    images, judged = noise(path, job.options().samples, seed=0), noise(path, BATCH_SIZE, seed=1)
     start_memory, clock = peak_memory(), BlockClock(job.options().prediction_interval)
     more: dict[str, Any] = {} if job.max_memory is None else {"max_memory": job.max_memory}
     pdq_export.quantize(

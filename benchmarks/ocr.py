@@ -10,7 +10,6 @@ is skipped.
 
 import argparse
 import dataclasses
-import hashlib
 import itertools
 import json
 import statistics
@@ -24,7 +23,7 @@ import numpy as np
 import torch
 
 import pdq_export
-from benchmarks.common import Array, StageClock, append_line, markdown, open_session, parse_setting, read_lines
+from benchmarks.common import Array, StageClock, append_line, digest, markdown, open_session, parse_setting, read_lines
 from benchmarks.latency import measure
 from benchmarks.text_images import SPLITS, TextRenderer
 from pdq_export.errors import PdqError
@@ -71,7 +70,7 @@ def plan_runs(options: argparse.Namespace) -> list[tuple[Path, Run]]:
             run = Run(
                 network=network,
                 model=model.name,
-                model_sha256=hashlib.sha256(model.read_bytes()).hexdigest()[:12],
+                model_sha256=digest(model.read_bytes()),
                 bits=bits,
                 method=options.method,
                 preset=options.preset,

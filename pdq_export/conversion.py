@@ -37,7 +37,7 @@ def convert(model: str | Path | onnx.ModelProto, target: str, *, opset: int | No
             f"{where}: is a {written_for} file; expected one of {', '.join(_convertible())}: {written_for} is "
             "calibrated in another way; quantize the float model again"
         )
-    source = read_source(file)
+    source = read_source(file, where)
     _check_unchanged(file, source, written_for or "ort", where)
     wanted = _choose_opset(source, target, opset)
     metadata = {**properties, "pdq_export.target": target}

@@ -17,7 +17,7 @@ from torch import fx
 from pdq_export.calibrate import BlockProgress, Calibrated, calibrate
 from pdq_export.calibrate.memory import parse_size
 from pdq_export.calibrate.precision import full_float32
-from pdq_export.data import ImageSet, InputSet, Source, read_data
+from pdq_export.data import ImageSet, InputSet, Source, check_exists, read_data
 from pdq_export.errors import DataError, OptionError
 from pdq_export.export import MIN_OPSET, export_model, find_layout
 from pdq_export.frontend import check_batch, check_runs, import_model
@@ -40,12 +40,10 @@ from pdq_export.stages import (
     input_specs,
     prepare_and_plan,
 )
-from pdq_export.validate import Batch, ModelInfo, Report, check_loads, check_same, validate
+from pdq_export.validate import BATCH_SIZE, Batch, ModelInfo, Report, check_loads, check_same, validate
 from pdq_export.validate.compare import class_scores
 
 logger = logging.getLogger(__name__)
-
-VALIDATION_BATCH = 16
 
 Data = ImageSet | InputSet
 
@@ -122,6 +120,9 @@ def quantize(
     )
     torch_device = _device(device)
     memory = None if max_memory is None else parse_size(max_memory)
+    for source in (calib, eval):
+        if source is not None:
+            check_exists(source)
     if output is not None:
         read = tuple(path for path in (calib, eval) if isinstance(path, str | Path))
         path = None if isinstance(model, onnx.ModelProto) else model
@@ -143,10 +144,8 @@ def quantize(
     check_batch(network, core)
     calibration = read_data(calib, specs, limit=chosen.samples)
     judged = _whole_batches(calibration if eval is None else read_data(eval, specs), batch or 1)
-    check_runs(network, _as_seen(calibration.head(2).inputs(), prepared))
+    scores, *_ = check_runs(network, _as_seen(calibration.head(2).inputs(), prepared))
     if judged.labels is not None and not plan.tail:
-        with torch.no_grad():
-            scores, *_ = network(*_as_seen(judged.head(2).inputs(), prepared))
         check_labels(prepared.model.graph.output[0].name, scores.numpy(), judged)
     dry_run(prepared, plan, target)
     compared: Sequence[str] = ()
@@ -174,7 +173,7 @@ def quantize(
     report = validate(
         original=reference,
         quantized=quantized,
-        images=judged.batches(batch or VALIDATION_BATCH),
+        images=judged.batches(batch or BATCH_SIZE),
         labels=judged.labels,
         simulate=_simulator(calibrated, prepared, torch_device),
         compared=compared,

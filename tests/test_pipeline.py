@@ -356,6 +356,15 @@ def test_calls_that_are_refused(
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
+@pytest.mark.parametrize("which", ["calib", "eval"])
+def test_missing_data_is_told_before_any_work(folder: Path, which: str) -> None:
+    stages: list[Progress] = []
+    arguments = {"calib": "images.npy", which: folder / "missing.npz"}
+    with pytest.raises(DataError, match=r"missing\.npz: no such file or folder"):
+        quantize("model.onnx", options=FAST, progress=stages.append, **arguments)
+    assert not stages
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with model.onnx and images.npy that fit each other."""

@@ -3,13 +3,14 @@
 from pdq_export.data.image_set import ImageSet
 from pdq_export.data.input_set import InputSet
 from pdq_export.data.input_spec import InputSpec
-from pdq_export.data.load import Source, find_default, load_images, load_inputs, read_data
+from pdq_export.data.load import Source, check_exists, find_default, load_images, load_inputs, read_data
 
 __all__ = [
     "ImageSet",
     "InputSet",
     "InputSpec",
     "Source",
+    "check_exists",
     "find_default",
     "load_images",
     "load_inputs",

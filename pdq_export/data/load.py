@@ -65,6 +65,16 @@ def load_inputs(path: str | Path, *, expected: Sequence[InputSpec], limit: int |
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
+def check_exists(source: Source) -> None:
+    """Raise DataError where data is given as a path at which there is nothing."""
+    try:
+        missing = isinstance(source, str | Path) and not Path(source).exists()
+    except OSError as error:
+        raise DataError(f"{source}: cannot be read: {error.strerror or error}") from error
+    if missing:
+        raise DataError(f"{source}: no such file or folder; expected data as {_FORMS}")
+
+
 def read_data(source: Source, expected: Sequence[InputSpec], *, limit: int | None = None) -> ImageSet | InputSet:
     """Whatever users give as calibration or evaluation data, checked against the model's inputs.
 
@@ -97,8 +107,7 @@ def _names(expected: Sequence[InputSpec]) -> str:
 def _load(path: Path, expected: InputSpec | None, limit: int | None) -> ImageSet:
     if path.is_dir():
         return load_folder(path, expected=expected, limit=limit)
-    if not path.exists():
-        raise DataError(f"{path}: no such file or folder; expected images as {_FORMS}")
+    check_exists(path)
     if not path.is_file():
         raise DataError(f"{path}: not a regular file; expected images as {_FORMS}")
     match path.suffix.lower():

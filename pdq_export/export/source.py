@@ -81,12 +81,15 @@ def describe_source(source: Source, written: GraphProto) -> str:
     return base64.b85encode(zlib.compress(skeleton.SerializeToString(deterministic=True), 9)).decode()
 
 
-def read_source(file: onnx.ModelProto) -> Source:
-    """What ``file`` was written from, its weights read from its graph; raises ModelError where that is not told."""
+def read_source(file: onnx.ModelProto, where: str = "model") -> Source:
+    """What ``file`` was written from, its weights read from its graph; raises ModelError where that is not told.
+
+    ``where``: what messages call the file.
+    """
     properties = {entry.key: entry.value for entry in file.metadata_props}
     if KEY not in properties:
         raise ModelError(
-            f"model: its metadata has no {KEY!r}; expected a file that this or a newer pdq-export quantized for ort, "
+            f"{where}: its metadata has no {KEY!r}; expected a file that this or a newer pdq-export quantized for ort, "
             "native or qcdq; quantize the float model again"
         )
     try:
@@ -94,16 +97,16 @@ def read_source(file: onnx.ModelProto) -> Source:
         content = json.loads({entry.key: entry.value for entry in skeleton.metadata_props}[_PLAN_KEY])
         if content["version"] != VERSION:
             raise ModelError(
-                f"model: {KEY!r} has version {content['version']}; expected {VERSION}; convert it with the pdq-export "
-                f"that wrote it, {properties.get('pdq_export.version', 'a newer one')}"
+                f"{where}: {KEY!r} has version {content['version']}; expected {VERSION}; convert it with the "
+                f"pdq-export that wrote it, {properties.get('pdq_export.version', 'a newer one')}"
             )
         return _join(file, skeleton, content)
     except ModelError:
         raise
     except (PdqError, ValueError, LookupError, TypeError, AttributeError, DecodeError) as error:
         raise ModelError(
-            f"model: {KEY!r} in its metadata does not fit its graph ({type(error).__name__}: {error}); expected a file "
-            "as pdq-export wrote it; quantize the float model again"
+            f"{where}: {KEY!r} in its metadata does not fit its graph ({type(error).__name__}: {error}); expected a "
+            "file as pdq-export wrote it; quantize the float model again"
         ) from error
 
 

@@ -11,11 +11,11 @@ from pdq_export.graph.messages import essential_line
 
 
 @torch.no_grad()
-def check_runs(module: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
-    """Run ``module`` on a few images, a tensor for each graph input. Raises ModelError, naming the node that fails."""
+def check_runs(module: fx.GraphModule, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Outputs of ``module`` for a few images, a tensor for each graph input. Raises ModelError, naming what fails."""
     runner = _Runner(module)
     try:
-        runner.run(*inputs)
+        outputs: Sequence[Tensor] = runner.run(*inputs)
     except PdqError:
         raise
     except Exception as error:  # whatever torch and the operators raise for shapes that do not fit
@@ -24,6 +24,7 @@ def check_runs(module: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
             f"node {runner.node!r}: fails on an input of shape {shapes} ({essential_line(error)}); expected a model "
             "that runs on the calibration images; check it in onnxruntime with the same images"
         ) from error
+    return outputs
 
 
 class _Runner(fx.Interpreter):

@@ -41,6 +41,12 @@ def test_every_target_is_measured_and_not_twice(
     monkeypatch.setattr(deploy, "run", lambda *_: pytest.fail("it was run again"))
     assert main(command) == 0
     assert capsys.readouterr().out == printed
+    again = tmp_path / "other" / model.name
+    again.parent.mkdir()
+    again.write_bytes(model.read_bytes() + onnx.ModelProto(doc_string="another").SerializeToString())
+    with pytest.raises(pytest.fail.Exception):
+        main([str(again), *command[1:]])
+    capsys.readouterr()
     assert main(["--output", str(output), "--table"]) == 0
     assert capsys.readouterr().out == printed
 
@@ -71,7 +77,16 @@ def test_a_file_that_does_not_run_is_told(tmp_path: Path) -> None:
 
 
 def made_up(**ort: object) -> Result:
-    work = Work(model="resnet18, 224x224", targets=["ort"], bits=["2/2"], batches=[1], threads=1, rounds=1, seconds=0.0)
+    work = Work(
+        model="resnet18, 224x224",
+        model_sha256="0",
+        targets=["ort"],
+        bits=["2/2"],
+        batches=[1],
+        threads=1,
+        rounds=1,
+        seconds=0.0,
+    )
     values = {"size": 80, "integer": {"QLinearConv": 20}, "milliseconds": {"1": [4.3]}, **ort}
     rows = [
         Deployed(target="FP32", size=1000, milliseconds={"1": [9.6]}),
@@ -118,10 +133,17 @@ def test_check_fails_where_a_limit_is_missed(tmp_path: Path, monkeypatch: pytest
     assert main([str(model), "--check"]) == 0
 
 
-def test_a_model_that_cannot_be_had_fails_and_the_others_go_on(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_cannot_be_had_fails_and_the_others_go_on(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     done = []
     monkeypatch.setattr(deploy, "run", lambda path, work: done.append(path) or made_up())
     assert main(["resnet19", str(model)]) == 1
     assert done == [model]
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"no model")
+    monkeypatch.undo()
+    assert main([str(broken)]) == 1
+    assert "broken.onnx: onnxruntime does not load it" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["--table"])

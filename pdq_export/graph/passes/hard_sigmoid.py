@@ -15,8 +15,10 @@ SIXTH = 1 / 6
 
 def run(model: onnx.ModelProto) -> onnx.ModelProto:
     """Fuse where nobody else reads the tensors in between, and split every HardSwish."""
+    index = GraphIndex(model)
     for node in [node for node in model.graph.node if node.op_type == "Add" and not node.domain]:
-        _fuse_hard_sigmoid(GraphIndex(model), node)
+        if _fuse_hard_sigmoid(index, node):
+            index = GraphIndex(model)
     for node in [node for node in model.graph.node if node.op_type == "HardSwish" and not node.domain]:
         _split_hard_swish(model, node)
     return model
@@ -59,14 +61,15 @@ def _clips_to_six(index: GraphIndex, node: NodeProto | None) -> bool:
     return low == 0 and high == 6
 
 
-def _fuse_hard_sigmoid(index: GraphIndex, add: NodeProto) -> None:
+def _fuse_hard_sigmoid(index: GraphIndex, add: NodeProto) -> bool:
+    """Whether ``add`` began a HardSigmoid, which is one node now."""
     source = _operand(index, add, 3.0)
     clip = index.sole_consumer(add.output[0])
     if source is None or clip is None or not _clips_to_six(index, clip):
-        return
+        return False
     after = index.sole_consumer(clip.output[0])
     if after is None:
-        return
+        return False
     hard_sigmoid = onnx.helper.make_node("HardSigmoid", [source], [clip.output[0]], alpha=SIXTH, beta=0.5)
     if _is_sixth(index, after, clip.output[0]):
         hard_sigmoid.output[0], hard_sigmoid.name = after.output[0], after.name
@@ -74,14 +77,15 @@ def _fuse_hard_sigmoid(index: GraphIndex, add: NodeProto) -> None:
     elif after.op_type == "Mul" and not after.domain and {*after.input} == {source, clip.output[0]}:
         divide = index.sole_consumer(after.output[0])
         if divide is None or not _is_sixth(index, divide, after.output[0]):
-            return
+            return False
         after.output[0], hard_sigmoid.name = divide.output[0], clip.name
         removed = [clip, divide]
     else:
-        return
+        return False
     edit.replace_node(index.graph, add, [hard_sigmoid])
     for node in removed:
         edit.replace_node(index.graph, node, [])
+    return True
 
 
 def _split_hard_swish(model: onnx.ModelProto, node: NodeProto) -> None:
