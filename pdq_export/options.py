@@ -23,6 +23,8 @@ class CalibrationOptions:
     ``per_layer``: every layer is a block of its own (AdaRound). ``learn_rounding``, ``learn_scales``,
     ``prediction_difference``: parts of the method. ``compensate_rounding``: what is undecided after the last step is
     rounded with error compensation instead of one by one (`calibrate.hardening`; not in the paper).
+    ``equalize_channels``: before anything else the channels that a depthwise Conv reads are brought to one range
+    (`graph.passes.equalize`; not in the paper).
     ``prediction_interval``: the prediction difference is taken every
     so many steps, and then weighs as much more. ``keep_probability``: QDrop's, for elements of activations;
     ``mix_probability``: of an element of a block's input to come from the quantized network. ``correction_iters``:
@@ -41,6 +43,7 @@ class CalibrationOptions:
     learn_rounding: bool = True
     learn_scales: bool = True
     compensate_rounding: bool = False
+    equalize_channels: bool = False
     prediction_difference: bool = True
     prediction_interval: int = 1
     output_loss: str = "auto"
@@ -91,7 +94,13 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "qdrop": {"prediction_difference": False, "correction_iters": 0},
     "brecq": _BRECQ,
     "adaround": {**_BRECQ, "per_layer": True},
-    "nearest": {**_BRECQ, "learn_rounding": False, "compensate_rounding": False, "iters": 0},
+    "nearest": {
+        **_BRECQ,
+        "learn_rounding": False,
+        "compensate_rounding": False,
+        "equalize_channels": False,
+        "iters": 0,
+    },
 }
 
 # PD-Quant, table 6: ResNet, RegNet and MobileNetV2 stand for the families.
@@ -109,6 +118,7 @@ _LONG_STEPS: Mapping[str, Any] = {
     "correction_lr": 4e-3,
     "prediction_interval": 2,
     "compensate_rounding": True,
+    "equalize_channels": True,
 }
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "fast": {"samples": 256, "iters": 100, "correction_iters": 10, **_LONG_STEPS},

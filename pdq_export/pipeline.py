@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import fx
 
 from pdq_export.calibrate import BlockProgress, Calibrated, calibrate
+from pdq_export.calibrate.equalization import RANGE_IMAGES, channel_factors
 from pdq_export.calibrate.memory import parse_size
 from pdq_export.calibrate.precision import full_float32
 from pdq_export.data import ImageSet, InputSet, Source, check_exists, read_data
@@ -24,7 +25,7 @@ from pdq_export.frontend import check_batch, check_runs, import_model
 from pdq_export.graph.edit import with_constants
 from pdq_export.graph.load import check_model, load_model
 from pdq_export.graph.lookup import GraphIndex, opset_version
-from pdq_export.graph.passes import free_batch
+from pdq_export.graph.passes import equalize, free_batch
 from pdq_export.graph.prepare import PreparedModel, float32_reference
 from pdq_export.graph.save import check_output, save_model
 from pdq_export.numerics.ramp import ramp_qparams
@@ -155,6 +156,9 @@ def quantize(
         check_same(reference, prepared.model, tuple(judged.head(batch or 2).inputs()))
         reference = prepared.model  # the user's may lack a tensor of this name
 
+    if chosen.equalize_channels and (pairs := equalize.find_pairs(prepared.model, plan.points)):
+        prepared = _equalized(prepared, pairs, network, calibration)
+        network = import_model(free_batch.run(without_tail(prepared.model, plan.tail)))
     calibrated = _calibrate(network, prepared, plan, calibration, chosen, torch_device, memory, tell)
     tell(Progress(stage="export"))
     settings = collect_settings(
@@ -197,6 +201,17 @@ def quantize(
         written = save_model(output, quantized, external=external_data)
         report = dataclasses.replace(report, quantized=ModelInfo.of(Path(output).name, *written))
     return Result(model=quantized, plan=plan, tensors=calibrated.tensors, report=report)
+
+
+def _equalized(
+    prepared: PreparedModel, pairs: Sequence[equalize.Pair], network: fx.GraphModule, images: Data
+) -> PreparedModel:
+    """The same network with the channels between ``pairs`` of layers brought to one range."""
+    logger.info("channels of %d tensors are brought to one range", len(pairs))
+    inputs = _as_seen(images.head(RANGE_IMAGES).inputs(), prepared)
+    factors = channel_factors(network, [pair.tensor for pair in pairs], inputs)
+    model, statistics = equalize.run(prepared.model, prepared.statistics, pairs, factors)
+    return PreparedModel(model=model, statistics=statistics)
 
 
 def _with_fitted_ramps(plan: Plan, tensors: QuantizedTensors) -> Plan:

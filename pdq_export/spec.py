@@ -189,3 +189,15 @@ class ChannelStatistics:
     mean: NDArray[np.float32]
     std: NDArray[np.float32]
     gain: NDArray[np.float32]
+
+    def transformed(
+        self, factor: NDArray[np.float64], offset: NDArray[np.float64] | float = 0.0
+    ) -> "ChannelStatistics":
+        """Of y * factor + offset, each [C]; the gain still leads back to the BatchNormalization's input."""
+        size = np.abs(factor)
+        gain = np.divide(self.gain, size, out=np.zeros_like(size), where=size > 0)
+        return ChannelStatistics(
+            mean=(self.mean * factor + offset).astype(np.float32),
+            std=(self.std * size).astype(np.float32),
+            gain=gain.astype(np.float32),
+        )

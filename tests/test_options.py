@@ -85,7 +85,7 @@ def test_an_unknown_name_or_kind_is_refused() -> None:
 
 
 def test_every_field_has_an_effect_or_a_rule() -> None:
-    always = {"samples", "per_layer"}
+    always = {"samples", "per_layer", "equalize_channels"}
     from pdq_export.options import _NEEDS
 
     assert {field.name for field in dataclasses.fields(CalibrationOptions)} == always | set(_NEEDS)

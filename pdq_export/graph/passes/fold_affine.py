@@ -37,7 +37,7 @@ def run(
         edit.scale_and_shift(index, layer, *affine)
         layer.output[0] = node.output[0]
         if tensor in result:
-            result[node.output[0]] = _transformed(result.pop(tensor), *affine)
+            result[node.output[0]] = result.pop(tensor).transformed(*affine)
         edit.replace_node(model.graph, node, [])
     return model, result
 
@@ -66,17 +66,6 @@ def _per_channel(value: NDArray[Any], rank: int, channels: int) -> NDArray[np.fl
     if any(size != 1 for axis, size in enumerate(shape) if axis != 1) or shape[1] not in (1, channels):
         return None
     return np.broadcast_to(value.astype(np.float64).reshape(-1), (channels,)).copy()
-
-
-def _transformed(old: ChannelStatistics, factor: NDArray[np.float64], offset: NDArray[np.float64]) -> ChannelStatistics:
-    """Statistics of y * factor + offset; the gain still leads back to the BatchNormalization's input."""
-    size = np.abs(factor)
-    gain = np.divide(old.gain, size, out=np.zeros_like(size), where=size > 0)
-    return ChannelStatistics(
-        mean=(old.mean * factor + offset).astype(np.float32),
-        std=(old.std * size).astype(np.float32),
-        gain=gain.astype(np.float32),
-    )
 
 
 def _matmul_to_gemm(index: GraphIndex, tensor: str, reader: NodeProto, value: NDArray[Any]) -> bool:

@@ -1,0 +1,40 @@
+"""How far the channels of a tensor are apart, for `graph.passes.equalize`."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx
+
+from pdq_export.calibrate.subgraph import extract
+
+RANGE_IMAGES = 64  # as many as the ranges are worth
+_BATCH = 8
+_LARGEST = 64.0  # a channel that hardly does anything needs no more
+
+
+@torch.no_grad()
+def channel_factors(
+    network: fx.GraphModule, tensors: Sequence[str], inputs: Sequence[Tensor]
+) -> dict[str, NDArray[np.float64]]:
+    """By tensor the factors [C], 1 to 64, that bring its channels to the range of the largest.
+
+    The range is the mean over the images of the largest magnitude in each. ``inputs``: a tensor [N, ...] for each
+    graph input.
+    """
+    names = [node.meta["tensor"] for node in network.graph.nodes if node.op == "placeholder"]
+    probe = extract(network, names, tensors)
+    sums: dict[str, Tensor] = {}
+    for batch in zip(*(x.split(_BATCH) for x in inputs), strict=True):
+        for tensor, y in zip(tensors, probe(*batch), strict=True):
+            largest = y.abs().flatten(2).amax(2).double().sum(0)
+            sums[tensor] = sums[tensor] + largest if tensor in sums else largest
+    return {tensor: _factors(ranges) for tensor, ranges in sums.items()}
+
+
+def _factors(ranges: Tensor) -> NDArray[np.float64]:
+    wanted = ranges.max() / ranges
+    known = torch.isfinite(wanted) & (ranges > 0)
+    factors: NDArray[np.float64] = torch.where(known, wanted, 1.0).clamp(max=_LARGEST).numpy()
+    return factors

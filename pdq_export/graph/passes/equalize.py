@@ -1,0 +1,99 @@
+"""Channels that a depthwise Conv reads, brought to one range: a factor for each, which the weights around take up.
+
+One scale for all channels of an activation wastes its few levels on those with a small range. Between a layer and a
+depthwise Conv with nothing but Relu or LeakyRelu the factors cost nothing, since the weights of both have a scale a
+channel. Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction (ICCV 2019), section 4.1.
+"""
+
+import dataclasses
+from collections.abc import Container, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import NodeProto
+
+from pdq_export.graph.edit import foldable_layer, scale_outputs, with_constants
+from pdq_export.graph.lookup import GraphIndex, attribute
+from pdq_export.spec import ChannelStatistics
+
+_HOMOGENEOUS = ("Relu", "LeakyRelu")  # f(a x) = a f(x) for a > 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pair:
+    """``tensor``, which the depthwise Conv ``reader`` reads, comes from the layer ``writer`` (names of nodes)."""
+
+    tensor: str
+    writer: str
+    reader: str
+
+
+def find_pairs(model: onnx.ModelProto, tensors: Container[str]) -> list[Pair]:
+    """The pairs of layers around ``tensors`` whose constants nobody else reads; nodes have distinct names."""
+    index = GraphIndex(model)
+    pairs = []
+    for reader in index.graph.node:
+        if not _is_depthwise(index, reader) or reader.input[0] not in tensors:
+            continue
+        tensor = reader.input[0]
+        writer = _writer(index, tensor, reader)
+        if writer is not None and all(_is_private(index, layer) for layer in (writer, reader)):
+            pairs.append(Pair(tensor=tensor, writer=writer.name, reader=reader.name))
+    return pairs
+
+
+def run(
+    model: onnx.ModelProto,
+    statistics: Mapping[str, ChannelStatistics],
+    pairs: Sequence[Pair],
+    factors: Mapping[str, NDArray[np.float64]],
+) -> tuple[onnx.ModelProto, dict[str, ChannelStatistics]]:
+    """Multiply the tensors of ``pairs`` by ``factors`` [C], above 0; what the network computes stays.
+
+    Returns a copy of the model, and the statistics of layer outputs that fit it.
+    """
+    index = GraphIndex(model)
+    constants: dict[str, NDArray[Any]] = {}
+    adapted = dict(statistics)
+
+    def current(name: str) -> NDArray[np.float64]:
+        value = constants.get(name, index.constant(name))
+        assert value is not None
+        return value.astype(np.float64)
+
+    for pair in pairs:
+        factor, writer, reader = factors[pair.tensor], index.nodes[pair.writer], index.nodes[pair.reader]
+        constants[writer.input[1]] = scale_outputs(writer, current(writer.input[1]), factor).astype(np.float32)
+        if len(writer.input) > 2 and writer.input[2]:
+            constants[writer.input[2]] = (current(writer.input[2]) * factor).astype(np.float32)
+        weight = current(reader.input[1])  # [C * multiplier, 1, ...], the outputs of a channel side by side
+        back = np.repeat(1 / factor, len(weight) // len(factor))
+        constants[reader.input[1]] = scale_outputs(reader, weight, back).astype(np.float32)
+        if (known := adapted.get(writer.output[0])) is not None:
+            adapted[writer.output[0]] = known.transformed(factor)
+    return with_constants(model, constants), adapted
+
+
+def _is_depthwise(index: GraphIndex, node: NodeProto) -> bool:
+    if node.op_type != "Conv" or node.domain or not index.is_constant(node.input[1]):
+        return False
+    return int(attribute(node, "group", 1)) > 1 and index.initializers[node.input[1]].dims[1] == 1
+
+
+def _writer(index: GraphIndex, tensor: str, reader: NodeProto) -> NodeProto | None:
+    """The Conv or ConvTranspose that alone decides what ``reader`` sees in ``tensor``."""
+    node = index.producer.get(tensor)
+    while node is not None and node.op_type in _HOMOGENEOUS and not node.domain:
+        if index.sole_consumer(tensor) is not reader:
+            return None
+        tensor, reader = node.input[0], node
+        node = index.producer.get(tensor)
+    layer = foldable_layer(index, tensor, reader)
+    return layer if layer is not None and layer.op_type != "Gemm" else None
+
+
+def _is_private(index: GraphIndex, layer: NodeProto) -> bool:
+    constants = [name for name in layer.input[1:] if name]
+    return all(index.consumers(name) == [layer] and name not in index.outputs for name in constants)

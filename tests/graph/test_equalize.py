@@ -1,0 +1,103 @@
+"""Channels before a depthwise Conv: which pairs of layers there are, and that the network stays what it was."""
+
+import numpy as np
+import onnx
+import onnx.reference
+import pytest
+
+from pdq_export.graph.lookup import GraphIndex
+from pdq_export.graph.passes import equalize
+from pdq_export.spec import ChannelStatistics
+
+from ..onnx_text import fill, name_nodes, parse
+from .models import assert_same, random
+
+PAD = "pads = [1, 1, 1, 1]"
+DEPTHWISE = f"d = Conv <{PAD}, group = 4> (r, depth)"
+CHAIN = f"c = Conv <{PAD}> (image, w, b) r = Relu(c) {DEPTHWISE} y = Relu(d)"
+SHAPES = {
+    "w": (4, 3, 3, 3),
+    "b": (4,),
+    "depth": (4, 1, 3, 3),
+    "twice": (8, 1, 3, 3),
+    "up": (3, 4, 2, 2),
+    "point": (4, 4, 1, 1),
+    "pairwise": (4, 2, 3, 3),
+}
+FACTOR = np.array([1.0, 3.0, 0.25, 10.0])
+
+
+def build(body: str, outputs: str = "float[N,C,H,W] y") -> onnx.ModelProto:
+    return name_nodes(fill(parse(body, outputs=outputs), SHAPES))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        CHAIN,
+        f"c = Conv(image, w, b) a = Relu(c) r = LeakyRelu <alpha = 0.2> (a) {DEPTHWISE} y = Relu(d)",
+        f"r = Conv <{PAD}> (image, w) {DEPTHWISE} y = Relu(d)",
+        f"c = ConvTranspose <strides = [2, 2]> (image, up, b) r = Relu(c) {DEPTHWISE} y = Relu(d)",
+        f"c = Conv <{PAD}> (image, w, b) r = Relu(c) y = Conv <{PAD}, group = 4> (r, twice)",
+    ],
+)
+def test_factors_change_the_tensor_and_not_the_network(body: str) -> None:
+    model = build(body)
+    before = model.SerializeToString()
+    (pair,) = equalize.find_pairs(model, {"r"})
+    assert (pair.tensor, pair.writer, pair.reader) == ("r", model.graph.node[0].name, pair.reader)
+    result, _ = equalize.run(model, {}, [pair], {"r": FACTOR})
+    assert model.SerializeToString() == before
+    image = random(2, 3, 8, 8)
+    assert_same(model, result, image=image)
+    for changed in (model, result):
+        changed.graph.output.append(onnx.helper.make_tensor_value_info("r", onnx.TensorProto.FLOAT, None))
+    values = [onnx.reference.ReferenceEvaluator(m).run(["r"], {"image": image})[0] for m in (model, result)]
+    np.testing.assert_allclose(values[1], values[0] * FACTOR.reshape(-1, 1, 1), rtol=1e-4, atol=1e-5)
+
+
+def test_one_layer_after_the_other() -> None:
+    model = build(f"{CHAIN[:-11]} e = Relu(d) y = Conv <{PAD}, group = 4> (e, other)")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(random(4, 1, 3, 3), "other"))
+    pairs = equalize.find_pairs(model, {"r", "e"})
+    assert [(pair.tensor, pair.writer) for pair in pairs] == [("r", "c"), ("e", "d")]
+    result, _ = equalize.run(model, {}, pairs, {"r": FACTOR, "e": FACTOR[::-1].copy()})
+    assert_same(model, result, image=random(2, 3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("body", "outputs"),
+    [
+        ("c = Conv(image, w, b) r = Relu(c) d = Conv(r, point) y = Relu(d)", "float[N,C,H,W] y"),
+        ("c = Conv(image, w, b) r = Relu(c) d = Conv <group = 2> (r, pairwise) y = Relu(d)", "float[N,C,H,W] y"),
+        (f"six = Constant <value_float = 6.0> () c = Conv(image, w, b) r = Clip(c, , six) {DEPTHWISE} y = Relu(d)",
+         "float[N,C,H,W] y"),
+        (f"c = Conv(image, w, b) r = Sigmoid(c) {DEPTHWISE} y = Relu(d)", "float[N,C,H,W] y"),
+        (f"c = Conv <{PAD}> (image, w, b) r = Relu(c) {DEPTHWISE} y = Add(d, r)", "float[N,C,H,W] y"),
+        (CHAIN, "float[N,C,H,W] y, float[N,C,H,W] c"),
+        (CHAIN, "float[N,C,H,W] y, float[N,C,H,W] r"),
+        (f"{CHAIN} z = Conv(image, w)", "float[N,C,H,W] y, float[N,C,H,W] z"),
+        (f"{CHAIN} z = Conv <group = 4> (y, depth)", "float[N,C,H,W] z"),
+        (CHAIN.replace("Conv <pads = [1, 1, 1, 1]> (image, w, b)", "Conv(image, v, b)"), "float[N,C,H,W] y"),
+    ],
+)  # fmt: skip
+def test_what_is_left_alone(body: str, outputs: str) -> None:
+    model = build(body, outputs)
+    if any("v" in node.input for node in model.graph.node):  # a weight that is computed
+        model.graph.node.insert(0, onnx.helper.make_node("Identity", ["w"], ["v"], "v"))
+        model.graph.initializer.append(onnx.numpy_helper.from_array(random(4, 3, 3, 3), "w"))
+    assert equalize.find_pairs(model, set(GraphIndex(model).producer)) == []
+
+
+def test_only_wanted_tensors() -> None:
+    assert equalize.find_pairs(build(CHAIN), {"d"}) == []
+
+
+def test_statistics_go_along() -> None:
+    model = build(CHAIN)
+    known = ChannelStatistics(mean=random(4), std=np.abs(random(4)), gain=np.abs(random(4)))
+    _, statistics = equalize.run(model, {"c": known, "d": known}, equalize.find_pairs(model, {"r"}), {"r": FACTOR})
+    assert statistics["d"] is known
+    np.testing.assert_allclose(statistics["c"].mean, known.mean * FACTOR, rtol=1e-6)
+    np.testing.assert_allclose(statistics["c"].std, known.std * FACTOR, rtol=1e-6)
+    np.testing.assert_allclose(statistics["c"].gain, known.gain / FACTOR, rtol=1e-6)
