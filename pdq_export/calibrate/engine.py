@@ -314,6 +314,7 @@ class _Engine:
             weights=list(soft.values()),
             scales=scales,
         )
+        trim_heap()  # what was freed so far lies in holes that the tensors of a step do not fit into
         with self.store.step([student] if tail is None else [student, tail]):
             reconstruct(problem, self.options, self.generator, report)
 
