@@ -48,13 +48,13 @@ class Work:
     """What is written and timed. ``seconds``: least time of one timing."""
 
     model: str
-    model_sha256: str
     targets: Sequence[str]
     bits: Sequence[str]
     batches: Sequence[int]
     threads: int
     rounds: int
     seconds: float
+    model_sha256: str = ""  # lines of older outputs lack it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -23,15 +23,14 @@ class CalibrationOptions:
     ``per_layer``: every layer is a block of its own (AdaRound). ``learn_rounding``, ``learn_scales``,
     ``prediction_difference``: parts of the method. ``compensate_rounding``: what is undecided after the last step is
     rounded with error compensation instead of one by one (`calibrate.hardening`; not in the paper).
-    ``equalize_channels``: before anything else the channels that a depthwise Conv reads are brought to one range
-    (`graph.passes.equalize`; not in the paper).
-    ``prediction_interval``: the prediction difference is taken every
-    so many steps, and then weighs as much more. ``keep_probability``: QDrop's, for elements of activations;
-    ``mix_probability``: of an element of a block's input to come from the quantized network. ``correction_iters``:
-    steps of distribution correction per batch (0 switches it off). ``temperature``, ``lambda_c``, ``lambda_r``,
-    ``rounding_weight``: the paper's T, lambda_c, lambda_r and w (table 6). ``output_loss``: how predictions are
-    compared (`losses.prediction_difference`). ``scale_lr`` is at most a hundredth of the scale that it changes, and a
-    learned scale stays within a factor of 2 of the searched one.
+    ``equalize_channels``: before anything else the channels that a depthwise Conv reads are brought to one range, where
+    that costs nothing (`graph.passes.equalize`; not in the paper). ``prediction_interval``: the prediction difference
+    is taken every so many steps, and then weighs as much more. ``keep_probability``: QDrop's, for elements of
+    activations; ``mix_probability``: of an element of a block's input to come from the quantized network.
+    ``correction_iters``: steps of distribution correction per batch (0 switches it off). ``temperature``, ``lambda_c``,
+    ``lambda_r``, ``rounding_weight``: the paper's T, lambda_c, lambda_r and w (table 6). ``output_loss``: how
+    predictions are compared (`losses.prediction_difference`). ``scale_lr`` is at most a hundredth of the scale that it
+    changes, and a learned scale stays within a factor of 2 of the searched one.
     """
 
     samples: int = 1024

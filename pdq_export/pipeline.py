@@ -12,10 +12,9 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from torch import fx
 
 from pdq_export.calibrate import BlockProgress, Calibrated, calibrate
-from pdq_export.calibrate.equalization import RANGE_IMAGES, channel_factors
+from pdq_export.calibrate.equalization import channel_factors
 from pdq_export.calibrate.memory import parse_size
 from pdq_export.calibrate.precision import full_float32
 from pdq_export.data import ImageSet, InputSet, Source, check_exists, read_data
@@ -29,7 +28,7 @@ from pdq_export.graph.passes import equalize, free_batch
 from pdq_export.graph.prepare import PreparedModel, float32_reference
 from pdq_export.graph.save import check_output, save_model
 from pdq_export.numerics.ramp import ramp_qparams
-from pdq_export.options import CalibrationOptions, choose_options
+from pdq_export.options import choose_options
 from pdq_export.plan import PlanOptions, network_family, without_tail
 from pdq_export.plan.summary import summarize_layers
 from pdq_export.spec import BitWidths, Plan, QuantizedTensors, Ramp
@@ -156,10 +155,26 @@ def quantize(
         check_same(reference, prepared.model, tuple(judged.head(batch or 2).inputs()))
         reference = prepared.model  # the user's may lack a tensor of this name
 
-    if chosen.equalize_channels and (pairs := equalize.find_pairs(prepared.model, plan.points)):
-        prepared = _equalized(prepared, pairs, network, calibration)
+    tell(Progress(stage="calibrate"))
+    inputs = _as_seen(calibration.inputs(), prepared)
+    layers = {layer.node for layer in plan.layers}
+    pairs = equalize.find_pairs(prepared.model, plan.points, layers) if chosen.equalize_channels else []
+    if pairs:
+        factors = channel_factors(network, [pair.tensor for pair in pairs], inputs)
+        rewritten, statistics = equalize.run(prepared.model, prepared.statistics, pairs, factors)
+        prepared = PreparedModel(model=rewritten, statistics=statistics)
         network = import_model(free_batch.run(without_tail(prepared.model, plan.tail)))
-    calibrated = _calibrate(network, prepared, plan, calibration, chosen, torch_device, memory, tell)
+    calibrated = calibrate(
+        network,
+        plan,
+        prepared.statistics,
+        inputs,
+        chosen,
+        device=torch_device,
+        max_memory=memory,
+        progress=lambda at: tell(Progress(stage="calibrate", block=at)),
+    )
+    del inputs
     tell(Progress(stage="export"))
     settings = collect_settings(
         planning, chosen, target=target, method=method, preset=preset, weights=weights, family=family
@@ -188,6 +203,7 @@ def quantize(
             "calibration": str(calibration),
             "evaluation": str(judged),
             "evaluated_on_calibration_images": eval is None,
+            "equalized_tensors": [pair.tensor for pair in pairs],
         },
         model=_model_info(model, original),
         layers=[dataclasses.asdict(layer) for layer in summarize_layers(index, plan)],
@@ -201,17 +217,6 @@ def quantize(
         written = save_model(output, quantized, external=external_data)
         report = dataclasses.replace(report, quantized=ModelInfo.of(Path(output).name, *written))
     return Result(model=quantized, plan=plan, tensors=calibrated.tensors, report=report)
-
-
-def _equalized(
-    prepared: PreparedModel, pairs: Sequence[equalize.Pair], network: fx.GraphModule, images: Data
-) -> PreparedModel:
-    """The same network with the channels between ``pairs`` of layers brought to one range."""
-    logger.info("channels of %d tensors are brought to one range", len(pairs))
-    inputs = _as_seen(images.head(RANGE_IMAGES).inputs(), prepared)
-    factors = channel_factors(network, [pair.tensor for pair in pairs], inputs)
-    model, statistics = equalize.run(prepared.model, prepared.statistics, pairs, factors)
-    return PreparedModel(model=model, statistics=statistics)
 
 
 def _with_fitted_ramps(plan: Plan, tensors: QuantizedTensors) -> Plan:
@@ -266,26 +271,6 @@ def check_labels(output: str, scores: NDArray[np.floating], images: Data) -> Non
 def _model_info(model: str | Path | onnx.ModelProto, original: onnx.ModelProto) -> ModelInfo:
     name = "" if isinstance(model, onnx.ModelProto) else Path(model).name
     return ModelInfo.of(name, original.SerializeToString(deterministic=True))
-
-
-def _calibrate(
-    network: fx.GraphModule,
-    prepared: PreparedModel,
-    plan: Plan,
-    images: Data,
-    options: CalibrationOptions,
-    device: torch.device,
-    max_memory: int | None,
-    tell: ProgressCallback,
-) -> Calibrated:
-    def report(at: BlockProgress) -> None:
-        tell(Progress(stage="calibrate", block=at))
-
-    tell(Progress(stage="calibrate"))
-    inputs = _as_seen(images.inputs(), prepared)
-    return calibrate(
-        network, plan, prepared.statistics, inputs, options, device=device, max_memory=max_memory, progress=report
-    )
 
 
 def _as_seen(arrays: Sequence[NDArray[np.float32]], prepared: PreparedModel) -> list[torch.Tensor]:

@@ -1,15 +1,22 @@
 """Ranges of channels and what follows from them, up to the file."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
 import torch
+from torch import fx
 
+from pdq_export import pipeline
 from pdq_export.calibrate.equalization import channel_factors
+from pdq_export.calibrate.subgraph import extract
 from pdq_export.frontend import import_model
 from pdq_export.pipeline import Result, quantize
+from pdq_export.spec import ChannelStatistics, Plan
 
-from .onnx_text import fill, parse
+from .onnx_text import fill, name_nodes, parse
 
 PAD = "pads = [1, 1, 1, 1]"
 NETWORK = f"""c = Conv <{PAD}> (image, w, b) r = Relu(c) d = Conv <{PAD}, group = 8> (r, depth) e = Relu(d)
@@ -44,23 +51,25 @@ def error(result: Result) -> float:
     return output.quantized_float.relative_error
 
 
+def ranges(x: torch.Tensor, factors: list[float]) -> np.ndarray:
+    """The factors for Relu(x) times these per-channel factors."""
+    model = parse("a = Relu(image) y = Mul(a, k)", outputs="float[N,3,8,8] y")
+    values = np.array(factors, np.float32).reshape(1, 3, 1, 1)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(values, "k"))
+    return channel_factors(import_model(model), ["y"], [x])["y"]
+
+
 def test_factors_bring_channels_to_the_largest_range() -> None:
-    model = parse("a = Relu(image) y = Mul(a, k)", outputs="float[N,3,8,8] y")
-    values = np.array([1, 0.1, 0.001], np.float32).reshape(1, 3, 1, 1)
-    model.graph.initializer.append(onnx.numpy_helper.from_array(values, "k"))
     x = torch.tensor([1.0, 3.0, 2.0, 0.0]).view(4, 1, 1, 1).expand(4, 3, 8, 8).contiguous()
-    module = import_model(model)
-    np.testing.assert_allclose(channel_factors(module, ["y"], [x])["y"], [1, 10, 64], rtol=1e-5)
-    np.testing.assert_array_equal(channel_factors(module, ["y"], [-x])["y"], [1, 1, 1])  # nothing passes Relu
-    whole = channel_factors(module, ["a"], [torch.randn(20, 3, 8, 8, generator=torch.Generator().manual_seed(0))])
-    assert whole["a"].min() == 1 < whole["a"].max() < 2
+    np.testing.assert_allclose(ranges(x, [1, 0.1, 0.001]), [1, 10, 16], rtol=1e-5)
+    np.testing.assert_array_equal(ranges(-x, [1, 1, 1]), [1, 1, 1])  # nothing passes Relu
+    np.testing.assert_allclose(ranges(x, [1, 0, 0.5]), [1, 1, 2])  # one channel never speaks
 
 
-def test_a_channel_that_never_speaks_keeps_its_weights() -> None:
-    model = parse("a = Relu(image) y = Mul(a, k)", outputs="float[N,3,8,8] y")
-    values = np.array([1, 0, 0.5], np.float32).reshape(1, 3, 1, 1)
-    model.graph.initializer.append(onnx.numpy_helper.from_array(values, "k"))
-    np.testing.assert_allclose(channel_factors(import_model(model), ["y"], [torch.ones(2, 3, 8, 8)])["y"], [1, 1, 2])
+def test_images_are_taken_from_all_over_the_set() -> None:
+    x = torch.ones(200, 3, 8, 8)
+    x[:100, 1] = 0.0  # sorted by class: the second channel is quiet in the first
+    np.testing.assert_allclose(ranges(x, [1, 1, 1]), [1, 2, 1])
 
 
 def test_unequal_channels_lose_less() -> None:
@@ -81,3 +90,49 @@ def test_it_is_part_of_the_short_presets(method: str) -> None:
 
 def test_rounding_to_nearest_does_without() -> None:
     assert run("nearest").model == run("nearest", equalize_channels=False).model
+
+
+def test_the_report_names_the_tensors() -> None:
+    assert run("nearest", equalize_channels=True).report.settings["equalized_tensors"] == ["r"]
+    assert run("nearest").report.settings["equalized_tensors"] == []
+
+
+def test_layers_left_in_float_keep_their_weights() -> None:
+    settings = {"samples": 16, "search_samples": 16, "equalize_channels": True}
+    model = name_nodes(network())
+    result = quantize(model, calib=images(), method="nearest", options=settings, exclude=["^d$"], device="cpu")
+    assert result.report.settings["equalized_tensors"] == []
+
+
+@pytest.mark.parametrize("batch", ["N", "4"])
+@pytest.mark.parametrize("tail", [False, True])
+def test_statistics_and_the_rest_of_the_graph_go_along(monkeypatch: pytest.MonkeyPatch, batch: str, tail: bool) -> None:
+    """What calibration is handed: a network whose layer outputs have the statistics that come with it."""
+    text = NETWORK.replace("d = Conv", "o = BatchNormalization(c, gamma, beta, mean, var) q = Relu(o) d = Conv")
+    text = text.replace("(r, depth)", "(q, depth)").replace("r = Relu(c)", "")
+    end = " k = Constant <value_ints = [2]> () top, at = TopK <axis = 1> (y, k)" if tail else ""
+    outputs = f"float[{batch},2] top, int64[{batch},2] at" if tail else f"float[{batch},5] y"
+    model = fill(parse(text + end, inputs=f"float[{batch},3,8,8] image", outputs=outputs), SHAPES)
+    x = images(64)
+    weight, bias = (onnx.numpy_helper.to_array(t) for t in model.graph.initializer if t.name in ("w", "b"))
+    z = torch.conv2d(torch.from_numpy(x), torch.from_numpy(weight), torch.from_numpy(bias), padding=1)
+    moments = {"mean": z.mean((0, 2, 3)), "var": z.var((0, 2, 3)), "gamma": torch.from_numpy(APART.reshape(-1))}
+    moments["beta"] = torch.zeros(8)
+    for name, value in moments.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(value.numpy(), name))
+    handed: list[tuple[Any, ...]] = []
+
+    def stop(network: fx.GraphModule, plan: Plan, statistics: Mapping[str, ChannelStatistics], *_: Any, **__: Any):
+        handed.append((network, statistics))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "calibrate", stop)
+    with pytest.raises(KeyboardInterrupt):
+        quantize(model, calib=x, options={"samples": 64}, device="cpu")
+    ((module, statistics),) = handed
+    ((name, known),) = statistics.items()
+    with torch.no_grad():
+        (y,) = extract(module, ["image"], [name])(torch.from_numpy(x))
+    np.testing.assert_allclose(y.mean((0, 2, 3)), known.mean, atol=1e-2 * float(known.std.max()))
+    np.testing.assert_allclose(y.std((0, 2, 3)), known.std, rtol=1e-2)
+    assert known.std.max() / known.std.min() < 4.0**7 / 10

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
@@ -16,7 +17,7 @@ from pdq_export.calibrate.fitting import ActivationFitter
 from pdq_export.calibrate.hardening import harden_block, hardening_bytes
 from pdq_export.calibrate.losses import class_axis
 from pdq_export.calibrate.memory import STEP_IMAGES, keep_heap, step_bytes, trim_heap
-from pdq_export.calibrate.passes import PASS_BATCH, run_pass, run_probe
+from pdq_export.calibrate.passes import PASS_BATCH, run_pass, run_probe, spread
 from pdq_export.calibrate.prediction import find_predictions
 from pdq_export.calibrate.quantizers import (
     ActivationQuantizer,
@@ -125,9 +126,8 @@ class _Engine:
         self.class_axes: dict[str, int | None] = {}
 
     def run(self, inputs: Sequence[Cache], progress: Callable[[BlockProgress], None]) -> Calibrated:
-        # Spread over the set: images that are sorted by class would all be of the first.
-        spread = torch.linspace(0, len(inputs[0]) - 1, min(PASS_BATCH, len(inputs[0]))).round().long()
-        some = [x[spread.to(self.store.device)] for x in inputs]
+        chosen = spread(len(inputs[0]), PASS_BATCH).to(self.store.device)
+        some = [x[chosen] for x in inputs]
         self._find_predictions(some)
         self._begin(inputs)
         blocks = self.plan.blocks
@@ -156,7 +156,9 @@ class _Engine:
 
     @torch.no_grad()
     def _look_for_collapse(self, simulation: fx.GraphModule, some: Sequence[Tensor]) -> None:
-        parts = list(zip(*(x.split(_COLLAPSE_BATCH) for x in some), strict=True))
+        # Equal parts: a last one of a single image could have another shape.
+        count = math.ceil(len(some[0]) / _COLLAPSE_BATCH)
+        parts = list(zip(*(x.tensor_split(count) for x in some), strict=True))
         full, quantized = ([module(*part) for part in parts] for module in (self.network, simulation))
         for name, a, b in zip(self.graph_outputs, zip(*full, strict=True), zip(*quantized, strict=True), strict=True):
             if a[0].ndim:

@@ -7,26 +7,27 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
+from pdq_export.calibrate.passes import spread
 from pdq_export.calibrate.subgraph import extract
 
-RANGE_IMAGES = 64  # as many as the ranges are worth
-_BATCH = 8
-_LARGEST = 64.0  # a channel that hardly does anything needs no more
+_IMAGES, _BATCH = 64, 8
+_LARGEST = 16.0  # a channel that is quiet on these images may speak up on others
 
 
 @torch.no_grad()
 def channel_factors(
     network: fx.GraphModule, tensors: Sequence[str], inputs: Sequence[Tensor]
 ) -> dict[str, NDArray[np.float64]]:
-    """By tensor the factors [C], 1 to 64, that bring its channels to the range of the largest.
+    """By tensor the factors [C], 1 to 16, that bring its channels to the range of the largest.
 
-    The range is the mean over the images of the largest magnitude in each. ``inputs``: a tensor [N, ...] for each
-    graph input.
+    The range is the mean over 64 images of the largest magnitude in each, taken from all over the set. ``inputs``: a
+    tensor [N, ...] for each graph input.
     """
     names = [node.meta["tensor"] for node in network.graph.nodes if node.op == "placeholder"]
     probe = extract(network, names, tensors)
     sums: dict[str, Tensor] = {}
-    for batch in zip(*(x.split(_BATCH) for x in inputs), strict=True):
+    some = spread(len(inputs[0]), _IMAGES)
+    for batch in zip(*(x[some].split(_BATCH) for x in inputs), strict=True):
         for tensor, y in zip(tensors, probe(*batch), strict=True):
             largest = y.abs().flatten(2).amax(2).double().sum(0)
             sums[tensor] = sums[tensor] + largest if tensor in sums else largest

@@ -12,6 +12,11 @@ from pdq_export.calibrate.quantizers import ActivationQuantizer
 PASS_BATCH = 64
 
 
+def spread(count: int, most: int) -> Tensor:
+    """Indices of at most so many of ``count`` images, over the whole set: it may be sorted by class."""
+    return torch.linspace(0, count - 1, min(most, count)).round().long()
+
+
 def run_pass(
     module: fx.GraphModule,
     inputs: Sequence[Cache],

@@ -72,7 +72,9 @@ def check_exists(source: Source) -> None:
     except OSError as error:
         raise DataError(f"{source}: cannot be read: {error.strerror or error}") from error
     if missing:
-        raise DataError(f"{source}: no such file or folder; expected data as {_FORMS}")
+        raise DataError(
+            f"{source}: no such file or folder; expected images as {_FORMS}, or an .npz of arrays by input name"
+        )
 
 
 def read_data(source: Source, expected: Sequence[InputSpec], *, limit: int | None = None) -> ImageSet | InputSet:

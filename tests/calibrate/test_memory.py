@@ -211,7 +211,10 @@ def test_the_heap_is_kept_only_where_memory_has_no_limit(
     assert asked == [max_memory is not None]
 
 
-def test_the_search_for_collapse_takes_few_images_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("images", "parts"), [(40, [14, 13, 13]), (17, [9, 8]), (1, [1])])
+def test_the_search_for_collapse_takes_few_images_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, images: int, parts: list[int]
+) -> None:
     judged: list[Tensor] = []
     sizes: list[int] = []
     simulation = Quantizers.simulation
@@ -223,6 +226,6 @@ def test_the_search_for_collapse_takes_few_images_at_a_time(monkeypatch: pytest.
 
     monkeypatch.setattr(Quantizers, "simulation", watched)
     monkeypatch.setattr(engine, "warn_of_collapse", lambda name, full, quantized: judged.extend((full, quantized)))
-    run(residual(images=40), None, iters=0, learn_rounding=False, learn_scales=False)
-    assert [len(x) for x in judged] == [40, 40]
-    assert sizes == [16, 16, 8]
+    run(residual(images=images), None, iters=0, learn_rounding=False, learn_scales=False)
+    assert [len(x) for x in judged] == [images, images]
+    assert sizes == parts

@@ -210,7 +210,7 @@ def test_not_numpy_at_all(tmp_path: Path, content: bytes, suffix: str) -> None:
 
 @pytest.mark.parametrize("name", ["missing.npz", "missing"])
 def test_missing(tmp_path: Path, name: str) -> None:
-    with pytest.raises(DataError, match=r"no such file or folder; expected data as \.npz, \.npy or a folder"):
+    with pytest.raises(DataError, match=r"no such file or folder; expected images as \.npz, \.npy or a folder"):
         load_images(tmp_path / name)
 
 

@@ -14,7 +14,8 @@ from .models import assert_same, random
 
 PAD = "pads = [1, 1, 1, 1]"
 DEPTHWISE = f"d = Conv <{PAD}, group = 4> (r, depth)"
-CHAIN = f"c = Conv <{PAD}> (image, w, b) r = Relu(c) {DEPTHWISE} y = Relu(d)"
+BEGINNING = f"c = Conv <{PAD}> (image, w, b) r = Relu(c) {DEPTHWISE}"
+CHAIN = f"{BEGINNING} y = Relu(d)"
 SHAPES = {
     "w": (4, 3, 3, 3),
     "b": (4,),
@@ -22,6 +23,7 @@ SHAPES = {
     "twice": (8, 1, 3, 3),
     "up": (3, 4, 2, 2),
     "point": (4, 4, 1, 1),
+    "apart": (4, 1, 2, 2),
     "pairwise": (4, 2, 3, 3),
 }
 FACTOR = np.array([1.0, 3.0, 0.25, 10.0])
@@ -29,6 +31,10 @@ FACTOR = np.array([1.0, 3.0, 0.25, 10.0])
 
 def build(body: str, outputs: str = "float[N,C,H,W] y") -> onnx.ModelProto:
     return name_nodes(fill(parse(body, outputs=outputs), SHAPES))
+
+
+def pairs_of(model: onnx.ModelProto, tensors: set[str]) -> list[equalize.Pair]:
+    return equalize.find_pairs(model, tensors, {node.name for node in model.graph.node})
 
 
 @pytest.mark.parametrize(
@@ -44,7 +50,7 @@ def build(body: str, outputs: str = "float[N,C,H,W] y") -> onnx.ModelProto:
 def test_factors_change_the_tensor_and_not_the_network(body: str) -> None:
     model = build(body)
     before = model.SerializeToString()
-    (pair,) = equalize.find_pairs(model, {"r"})
+    (pair,) = pairs_of(model, {"r"})
     assert (pair.tensor, pair.writer, pair.reader) == ("r", model.graph.node[0].name, pair.reader)
     result, _ = equalize.run(model, {}, [pair], {"r": FACTOR})
     assert model.SerializeToString() == before
@@ -57,9 +63,9 @@ def test_factors_change_the_tensor_and_not_the_network(body: str) -> None:
 
 
 def test_one_layer_after_the_other() -> None:
-    model = build(f"{CHAIN[:-11]} e = Relu(d) y = Conv <{PAD}, group = 4> (e, other)")
+    model = build(f"{BEGINNING} e = Relu(d) y = Conv <{PAD}, group = 4> (e, other)")
     model.graph.initializer.append(onnx.numpy_helper.from_array(random(4, 1, 3, 3), "other"))
-    pairs = equalize.find_pairs(model, {"r", "e"})
+    pairs = pairs_of(model, {"r", "e"})
     assert [(pair.tensor, pair.writer) for pair in pairs] == [("r", "c"), ("e", "d")]
     result, _ = equalize.run(model, {}, pairs, {"r": FACTOR, "e": FACTOR[::-1].copy()})
     assert_same(model, result, image=random(2, 3, 8, 8))
@@ -76,6 +82,9 @@ def test_one_layer_after_the_other() -> None:
         (f"c = Conv <{PAD}> (image, w, b) r = Relu(c) {DEPTHWISE} y = Add(d, r)", "float[N,C,H,W] y"),
         (CHAIN, "float[N,C,H,W] y, float[N,C,H,W] c"),
         (CHAIN, "float[N,C,H,W] y, float[N,C,H,W] r"),
+        (CHAIN, "float[N,C,H,W] y, float[4,1,3,3] depth"),
+        (f"s = Conv(image, w, b) t = Relu(s) c = ConvTranspose <group = 4> (t, apart) r = Relu(c) {DEPTHWISE} "
+         "y = Relu(d)", "float[N,C,H,W] y"),
         (f"{CHAIN} z = Conv(image, w)", "float[N,C,H,W] y, float[N,C,H,W] z"),
         (f"{CHAIN} z = Conv <group = 4> (y, depth)", "float[N,C,H,W] z"),
         (CHAIN.replace("Conv <pads = [1, 1, 1, 1]> (image, w, b)", "Conv(image, v, b)"), "float[N,C,H,W] y"),
@@ -86,17 +95,19 @@ def test_what_is_left_alone(body: str, outputs: str) -> None:
     if any("v" in node.input for node in model.graph.node):  # a weight that is computed
         model.graph.node.insert(0, onnx.helper.make_node("Identity", ["w"], ["v"], "v"))
         model.graph.initializer.append(onnx.numpy_helper.from_array(random(4, 3, 3, 3), "w"))
-    assert equalize.find_pairs(model, set(GraphIndex(model).producer)) == []
+    assert pairs_of(model, set(GraphIndex(model).producer)) == []
 
 
-def test_only_wanted_tensors() -> None:
-    assert equalize.find_pairs(build(CHAIN), {"d"}) == []
+def test_only_wanted_tensors_and_layers() -> None:
+    model = build(CHAIN)
+    assert pairs_of(model, {"d"}) == []
+    assert equalize.find_pairs(model, {"r"}, {"c"}) == equalize.find_pairs(model, {"r"}, {"d"}) == []
 
 
 def test_statistics_go_along() -> None:
     model = build(CHAIN)
     known = ChannelStatistics(mean=random(4), std=np.abs(random(4)), gain=np.abs(random(4)))
-    _, statistics = equalize.run(model, {"c": known, "d": known}, equalize.find_pairs(model, {"r"}), {"r": FACTOR})
+    _, statistics = equalize.run(model, {"c": known, "d": known}, pairs_of(model, {"r"}), {"r": FACTOR})
     assert statistics["d"] is known
     np.testing.assert_allclose(statistics["c"].mean, known.mean * FACTOR, rtol=1e-6)
     np.testing.assert_allclose(statistics["c"].std, known.std * FACTOR, rtol=1e-6)

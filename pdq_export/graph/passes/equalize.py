@@ -1,8 +1,9 @@
-"""Channels that a depthwise Conv reads, brought to one range: a factor for each, which the weights around take up.
+"""Cross-layer equalization before depthwise layers: a factor a channel, which the weights on both sides take up.
 
-One scale for all channels of an activation wastes its few levels on those with a small range. Between a layer and a
-depthwise Conv with nothing but Relu or LeakyRelu the factors cost nothing, since the weights of both have a scale a
-channel. Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction (ICCV 2019), section 4.1.
+One scale for all channels of an activation has few levels for those with a small range. Between a layer and a depthwise
+Conv with nothing but Relu or LeakyRelu the factors cost nothing, since the weights of both have a scale a channel. The
+scaling is that of Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction (ICCV 2019),
+section 4.1; there the factors follow from the ranges of weights, here from those of the activations.
 """
 
 import dataclasses
@@ -30,8 +31,8 @@ class Pair:
     reader: str
 
 
-def find_pairs(model: onnx.ModelProto, tensors: Container[str]) -> list[Pair]:
-    """The pairs of layers around ``tensors`` whose constants nobody else reads; nodes have distinct names."""
+def find_pairs(model: onnx.ModelProto, tensors: Container[str], layers: Container[str]) -> list[Pair]:
+    """The pairs of ``layers`` around ``tensors`` whose constants nobody else reads; nodes have distinct names."""
     index = GraphIndex(model)
     pairs = []
     for reader in index.graph.node:
@@ -39,7 +40,9 @@ def find_pairs(model: onnx.ModelProto, tensors: Container[str]) -> list[Pair]:
             continue
         tensor = reader.input[0]
         writer = _writer(index, tensor, reader)
-        if writer is not None and all(_is_private(index, layer) for layer in (writer, reader)):
+        if writer is None or writer.name not in layers or reader.name not in layers:
+            continue
+        if all(_is_private(index, layer) for layer in (writer, reader)):
             pairs.append(Pair(tensor=tensor, writer=writer.name, reader=reader.name))
     return pairs
 
@@ -77,21 +80,25 @@ def run(
 
 
 def _is_depthwise(index: GraphIndex, node: NodeProto) -> bool:
-    if node.op_type != "Conv" or node.domain or not index.is_constant(node.input[1]):
+    if node.op_type != "Conv" or not index.is_constant(node.input[1]):
         return False
     return int(attribute(node, "group", 1)) > 1 and index.initializers[node.input[1]].dims[1] == 1
 
 
 def _writer(index: GraphIndex, tensor: str, reader: NodeProto) -> NodeProto | None:
-    """The Conv or ConvTranspose that alone decides what ``reader`` sees in ``tensor``."""
+    """The Conv or ConvTranspose that alone decides what ``reader`` sees in ``tensor``.
+
+    Not a ConvTranspose with groups, which share the scales of their weights.
+    """
     node = index.producer.get(tensor)
-    while node is not None and node.op_type in _HOMOGENEOUS and not node.domain:
+    while node is not None and node.op_type in _HOMOGENEOUS:
         if index.sole_consumer(tensor) is not reader:
             return None
         tensor, reader = node.input[0], node
         node = index.producer.get(tensor)
     layer = foldable_layer(index, tensor, reader)
-    return layer if layer is not None and layer.op_type != "Gemm" else None
+    shared = layer is not None and layer.op_type == "ConvTranspose" and int(attribute(layer, "group", 1)) > 1
+    return None if shared else layer
 
 
 def _is_private(index: GraphIndex, layer: NodeProto) -> bool:
