@@ -1,6 +1,8 @@
 """`convert`: a finished file in another layout, from what is written in it; nothing is calibrated again."""
 
 import dataclasses
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +23,9 @@ _PROBE = 64  # pixels along an axis whose size the model leaves open
 def convert(model: str | Path | onnx.ModelProto, target: str, *, opset: int | None = None) -> onnx.ModelProto:
     """Write a file that `pdq_export.quantize` wrote for ort, native or qcdq in another of these layouts.
 
-    ``opset``: as in `quantize`, the newest to write; by default what was given there. The result is what quantizing
-    for ``target`` would have written, and converting it back gives the first file again, byte for byte. Both are run
-    on a random input, without optimizations. Raises ModelError for a file that
+    ``opset``: as in `quantize`, the newest to write; by default what was given there. Its graph is what
+    quantizing for ``target`` would have written, and converting it back gives the first file again, byte for byte. Both
+    are run on a random input, without optimizations. Raises ModelError for a file that
     pdq-export did not write or that was changed since, OptionError for tensorrt, whose calibration is another one,
     and for an opset that cannot be had, ValidationError where outputs differ.
     """
@@ -40,7 +42,7 @@ def convert(model: str | Path | onnx.ModelProto, target: str, *, opset: int | No
     source = read_source(file, where)
     _check_unchanged(file, source, written_for or "ort", where)
     wanted = _choose_opset(source, target, opset)
-    metadata = {**properties, "pdq_export.target": target}
+    metadata = _retargeted(properties, target)
     try:
         converted = _write(source.quantized, target, wanted, metadata)
     except ExportError as error:
@@ -55,6 +57,16 @@ def convert(model: str | Path | onnx.ModelProto, target: str, *, opset: int | No
         converted = _write(source.quantized, target, here, metadata)
     _check_equal(file, converted)
     return converted
+
+
+def _retargeted(properties: Mapping[str, str], target: str) -> dict[str, str]:
+    """The file's metadata as if it had been quantized for ``target``."""
+    metadata = {**properties, "pdq_export.target": target}
+    try:
+        settings = {**json.loads(properties["pdq_export.options"]), "target": target}
+    except (LookupError, ValueError, TypeError):  # it is not what the file is made from, so it need not be there
+        return metadata
+    return {**metadata, "pdq_export.options": json.dumps(settings, sort_keys=True)}
 
 
 def check_target(target: str) -> None:

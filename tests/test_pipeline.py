@@ -319,6 +319,17 @@ def test_external_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert data.read_bytes() == float_data != before
 
 
+@pytest.mark.parametrize("target", ["native", "qcdq"])
+def test_convert_writes_what_quantizing_would_have_written(target: str) -> None:
+    arguments = {"bits": "4/4", "calib": images(), "options": FAST, "device": "cpu"}
+    ours, other = (quantize(small(DEEPER), target=name, **arguments).model for name in ("ort", target))
+    for found, expected in ((pdq_export.convert(ours, target), other), (pdq_export.convert(other, "ort"), ours)):
+        assert found.graph == expected.graph
+        assert found.opset_import == expected.opset_import
+        told = [{p.key: p.value for p in m.metadata_props if p.key != "pdq_export.source"} for m in (found, expected)]
+        assert told[0] == told[1]
+
+
 # What is wrong.
 
 
@@ -336,6 +347,7 @@ def test_external_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (OptionError, "--device 'cuda:99'", {"device": "cuda:99"}),
         (OptionError, "--max-memory 'much': expected a size", {"max_memory": "much"}),
         (OptionError, "--max-memory 1 MB: with the model and the images the process holds", {"max_memory": "1MB"}),
+        (OptionError, "--max-memory 10.0 kB: with the model", {"max_memory": "10KB"}),
         (OptionError, "--opset 12: expected at least 13", {"opset": 12}),
         (OptionError, "'nowhere'", {"target": "nowhere"}),
         (
