@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
+from torch import fx
 
 from pdq_export.calibrate import BlockProgress, Calibrated, calibrate
 from pdq_export.calibrate.equalization import channel_factors
@@ -120,9 +121,8 @@ def quantize(
     )
     torch_device = _device(device)
     memory = None if max_memory is None else parse_size(max_memory)
-    for source in (calib, eval):
-        if source is not None:
-            check_exists(source)
+    check_exists(calib)
+    check_exists(eval)
     if output is not None:
         read = tuple(path for path in (calib, eval) if isinstance(path, str | Path))
         path = None if isinstance(model, onnx.ModelProto) else model
@@ -157,12 +157,8 @@ def quantize(
 
     tell(Progress(stage="calibrate"))
     inputs = _as_seen(calibration.inputs(), prepared)
-    layers = {layer.node for layer in plan.layers}
-    pairs = equalize.find_pairs(prepared.model, plan.points, layers) if chosen.equalize_channels else []
-    if pairs:
-        factors = channel_factors(network, [pair.tensor for pair in pairs], inputs)
-        rewritten, statistics = equalize.run(prepared.model, prepared.statistics, pairs, factors)
-        prepared = PreparedModel(model=rewritten, statistics=statistics)
+    prepared, equalized = _equalize(prepared, plan, network, inputs) if chosen.equalize_channels else (prepared, [])
+    if equalized:
         network = import_model(free_batch.run(without_tail(prepared.model, plan.tail)))
     calibrated = calibrate(
         network,
@@ -203,7 +199,7 @@ def quantize(
             "calibration": str(calibration),
             "evaluation": str(judged),
             "evaluated_on_calibration_images": eval is None,
-            "equalized_tensors": [pair.tensor for pair in pairs],
+            "equalized_tensors": equalized,
         },
         model=_model_info(model, original),
         layers=[dataclasses.asdict(layer) for layer in summarize_layers(index, plan)],
@@ -217,6 +213,20 @@ def quantize(
         written = save_model(output, quantized, external=external_data)
         report = dataclasses.replace(report, quantized=ModelInfo.of(Path(output).name, *written))
     return Result(model=quantized, plan=plan, tensors=calibrated.tensors, report=report)
+
+
+def _equalize(
+    prepared: PreparedModel, plan: Plan, network: fx.GraphModule, inputs: Sequence[torch.Tensor]
+) -> tuple[PreparedModel, list[str]]:
+    """The same network with the channels before depthwise layers in one range, and the tensors that this concerns."""
+    pairs = equalize.find_pairs(prepared.model, plan.points, {layer.node for layer in plan.layers})
+    tensors = [pair.tensor for pair in pairs]
+    if not pairs:
+        return prepared, tensors
+    logger.info("channels of %d tensors are brought to one range: %s", len(tensors), ", ".join(tensors))
+    factors = channel_factors(network, tensors, inputs)
+    model, statistics = equalize.run(prepared.model, prepared.statistics, pairs, factors)
+    return PreparedModel(model=model, statistics=statistics), tensors
 
 
 def _with_fitted_ramps(plan: Plan, tensors: QuantizedTensors) -> Plan:

@@ -65,7 +65,7 @@ def load_inputs(path: str | Path, *, expected: Sequence[InputSpec], limit: int |
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def check_exists(source: Source) -> None:
+def check_exists(source: Source | None) -> None:
     """Raise DataError where data is given as a path at which there is nothing."""
     try:
         missing = isinstance(source, str | Path) and not Path(source).exists()
