@@ -64,7 +64,8 @@ except SystemExit:
     [
         (["quantize", "missing.onnx"], "missing.onnx: no such file; expected an ONNX model"),
         (["quantize", "text.onnx"], "no calibration images"),
-        (["quantize", "text.onnx", "--calib", "missing.npz"], "text.onnx: "),
+        (["quantize", "text.onnx", "--calib", "missing.npz"], "missing.npz: no such file or folder"),
+        (["quantize", "text.onnx", "--calib", "."], "text.onnx: "),
         (["quantize", "text.onnx", "--calib", "missing.npz", "--device", "tpu"], "--device 'tpu': expected"),
     ],
 )
