@@ -28,7 +28,7 @@ from pdq_export.calibrate.quantizers import (
 )
 from pdq_export.calibrate.reconstruct import BlockProblem, reconstruct
 from pdq_export.calibrate.state import Quantizers
-from pdq_export.calibrate.subgraph import extract, reachable, tensor_nodes
+from pdq_export.calibrate.subgraph import extract, input_tensors, reachable, tensor_nodes
 from pdq_export.calibrate.watch import warn_of_collapse
 from pdq_export.errors import CalibrationError
 from pdq_export.numerics.search import choose_activation_qparams
@@ -120,7 +120,7 @@ class _Engine:
         self.full: dict[str, Cache] = {}  # FP32 values of live tensors
         self.quantized: dict[str, Cache] = {}  # the same tensors in the network whose earlier blocks are quantized
         self.predictions: dict[str, Cache] = {}
-        self.graph_inputs = [n.meta["tensor"] for n in network.graph.nodes if n.op == "placeholder"]
+        self.graph_inputs = input_tensors(network)
         self.graph_outputs = _output_tensors(network)
         self.prediction_of: dict[str, list[str]] = {}  # by graph output
         self.class_axes: dict[str, int | None] = {}

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from pdq_export.calibrate.passes import spread
-from pdq_export.calibrate.subgraph import extract
+from pdq_export.calibrate.subgraph import extract, input_tensors
 
 _IMAGES, _BATCH = 64, 8
 _LARGEST = 16.0  # a channel that is quiet on these images may speak up on others
@@ -23,8 +23,7 @@ def channel_factors(
     The range is the mean over 64 images of the largest magnitude in each, taken from all over the set. ``inputs``: a
     tensor [N, ...] for each graph input.
     """
-    names = [node.meta["tensor"] for node in network.graph.nodes if node.op == "placeholder"]
-    probe = extract(network, names, tensors)
+    probe = extract(network, input_tensors(network), tensors)
     sums: dict[str, Tensor] = {}
     some = spread(len(inputs[0]), _IMAGES)
     for batch in zip(*(x[some].split(_BATCH) for x in inputs), strict=True):

@@ -28,6 +28,11 @@ def extract(
     return _Extractor(module, quantizers or {}, biases or {}, nodes or {}, whole).run(inputs, outputs)
 
 
+def input_tensors(module: fx.GraphModule) -> list[str]:
+    """The ONNX tensors that ``module`` takes, in order."""
+    return [node.meta["tensor"] for node in module.graph.nodes if node.op == "placeholder"]
+
+
 def tensor_nodes(module: fx.GraphModule) -> dict[str, fx.Node]:
     """The fx node that computes each ONNX tensor."""
     return {node.meta["tensor"]: node for node in module.graph.nodes if "tensor" in node.meta}

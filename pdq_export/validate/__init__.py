@@ -36,7 +36,7 @@ __all__ = [
 
 Array = NDArray[np.float32]
 Simulate = Callable[[Batch], Sequence[Array]]
-BATCH_SIZE = 16  # more take memory and no less time
+BATCH_SIZE = 16  # simulation and both sessions hold the activations of a batch
 _SAME = 1e-3  # relative and absolute, as for onnxsim's result
 
 logger = logging.getLogger(__name__)
