@@ -48,7 +48,7 @@ def report_rows(report: "Report") -> list[Row]:
             agreement = _percent(against_simulation.argmax_agreement)
             rows.append((f"argmax agrees with simulation{name}", "", agreement, ""))
     integer, floating = (sum(counts.values()) for counts in (report.kernels.integer, report.kernels.floating))
-    rows.append(("weighted layers run as integers", "", f"{integer} of {integer + floating}", ""))
+    rows.append(("layers run as integers in onnxruntime", "", f"{integer} of {integer + floating}", ""))
     sizes = format_sizes(report.model.size, report.quantized.size)
     rows.append(("size", *sizes, f"× {report.size_ratio:.3f}"))
     return [row for row in rows if row[2]]

@@ -43,14 +43,16 @@ LONGEST_LABELS = 2**24
 
 
 def load_npz(path: Path, *, expected: InputSpec | None, limit: int | None) -> ImageSet:
-    """Images from ``images`` and, where the archive has them, ``mean``, ``std`` and ``labels``."""
+    """Images from ``images`` or the input's name, and, where the archive has them, ``mean``, ``std`` and ``labels``."""
     where = str(path)
     with _damage_is_an_error(where), zipfile.ZipFile(path) as archive:
         names = {name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")}
-        if "images" not in names:
-            found = ", ".join(sorted(names)[:8]) or "nothing"
-            raise DataError(f"{where}: holds {found}; expected an array named 'images' (N x C x H x W)")
-        images, count = _read_images(archive, where, expected, limit)
+        known = ["images"] if expected is None else ["images", expected.name]
+        name = next((name for name in known if name in names), None)
+        if name is None:
+            found, wanted = ", ".join(sorted(names)[:8]) or "nothing", " or ".join(map(repr, known))
+            raise DataError(f"{where}: holds {found}; expected an array named {wanted} (N x C x H x W)")
+        images, count = _read_images(archive, where, name, expected, limit)
         mean, std = (_read_small(archive, where, name, 64) if name in names else None for name in ("mean", "std"))
         labels = _read_small(archive, where, "labels", count) if "labels" in names else None
     if labels is not None:
@@ -147,10 +149,10 @@ def _open_member(archive: zipfile.ZipFile, where: str, name: str) -> Iterator[tu
 
 
 def _read_images(
-    archive: zipfile.ZipFile, where: str, expected: InputSpec | None, limit: int | None
+    archive: zipfile.ZipFile, where: str, name: str, expected: InputSpec | None, limit: int | None
 ) -> tuple[NDArray[Any], int]:
     """The first images, and how many the archive holds."""
-    with _open_member(archive, where, "images") as (file, header):
+    with _open_member(archive, where, name) as (file, header):
         _check_images(where, header, expected, limit)
         return _read_head(file, where, header, limit), header.shape[0]
 

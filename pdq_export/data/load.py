@@ -23,8 +23,8 @@ _FORMS = ".npz, .npy or a folder of images"
 def load_images(path: str | Path, *, expected: InputSpec | None = None, limit: int | None = None) -> ImageSet:
     """Load images from an .npz, an .npy or a folder of image files.
 
-    - ``.npz``: ``images`` (N, C, H, W), float32 as they are, or uint8 with ``mean`` and ``std`` [C] in units of 0..1:
-      x = (images / 255 - mean) / std; optionally ``labels`` (N,).
+    - ``.npz``: ``images``, or an array of the input's name, (N, C, H, W), float32 as they are, or uint8 with ``mean``
+      and ``std`` [C] in units of 0..1: x = (images / 255 - mean) / std; optionally ``labels`` (N,).
     - ``.npy``: float32 (N, C, H, W).
     - folder: .jpg, .jpeg, .png, .bmp, .webp in sorted order, with optional ``preprocess.toml`` and ``labels.csv``.
 

@@ -121,7 +121,7 @@ def test_the_table(run: Run, pipeline: FakePipeline) -> None:
     assert "argmax agrees with FP32 95.00 %".split() in table
     assert "SQNR against FP32 21.3 dB".split() in table
     assert "argmax agrees with simulation 100.00 %".split() in table
-    assert "weighted layers run as integers 8 of 8".split() in table
+    assert "layers run as integers in onnxruntime 8 of 8".split() in table
     assert "size 1,000 kB 175 kB × 0.175".split() in table
 
 

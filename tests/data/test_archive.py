@@ -73,6 +73,15 @@ def test_npz_of_floats_and_npy(tmp_path: Path) -> None:
     assert images.labels is None
 
 
+def test_images_may_have_the_name_of_the_input(tmp_path: Path) -> None:
+    images = load_images(npz(tmp_path, x=BYTES, labels=np.arange(6), **STATISTICS), expected=SPEC, limit=4)
+    assert np.array_equal(images.pixels, BYTES[:4])
+    assert images.labels is not None
+    assert images.labels.tolist() == [0, 1, 2, 3]
+    both = load_images(npz(tmp_path, x=FLOATS[:2], images=FLOATS), expected=SPEC)
+    assert len(both) == 6, "'images' comes first"
+
+
 @settings(max_examples=30, suppress_health_check=SUPPRESSED)
 @given(
     shape=st.tuples(*[st.integers(1, 4)] * 4),
@@ -122,8 +131,8 @@ def test_damage_is_an_error_of_ours_or_harmless(tmp_path: Path, data: st.DataObj
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"pictures": FLOATS}, r"holds pictures; expected an array named 'images'"),
-        ({}, r"holds nothing; expected an array named 'images'"),
+        ({"pictures": FLOATS}, r"holds pictures; expected an array named 'images' or 'x' \(N x C"),
+        ({}, r"holds nothing; expected an array named 'images' or 'x'"),
         ({"images": BYTES, "mean": STATISTICS["mean"]}, r"uint8 images without std"),
         ({"images": BYTES, **STATISTICS, "labels": np.arange(4)}, r"labels of shape 4 for 6 images"),
         ({"images": BYTES, **STATISTICS, "labels": np.arange(99)}, r"\[labels\]: shape 99; expected at most 6"),
