@@ -36,6 +36,11 @@ _OPTIONS = (
         help="Symmetric weights have zero_point 0 and lose accuracy.  [default: asymmetric]",
     ),
     click.option(
+        "--wide-residuals",
+        is_flag=True,
+        help="Keep 8 bits in residual connections; layers read A bits of them. More accurate than the paper's way.",
+    ),
+    click.option(
         "--target",
         default="ort",
         metavar="ort|native|qcdq|tensorrt",
@@ -62,4 +67,5 @@ def check_plan_options(arguments: Mapping[str, Any]) -> None:
     """Raise OptionError for what is wrong whatever the model is."""
     from pdq_export.plan.options import PlanOptions
 
-    PlanOptions.of(**{name: arguments[name] for name in ("bits", "layer_bits", "exclude", "first_last", "weights")})
+    names = ("bits", "layer_bits", "exclude", "first_last", "weights", "wide_residuals")
+    PlanOptions.of(**{name: arguments[name] for name in names})

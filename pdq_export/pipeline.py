@@ -84,6 +84,7 @@ def quantize(
     method: str = "pd-quant",
     preset: str = "balanced",
     weights: str = "asymmetric",
+    wide_residuals: bool = False,
     layer_bits: Mapping[str, str | BitWidths] | Sequence[str] = (),
     exclude: Sequence[str] = (),
     first_last: str | BitWidths = "8/8",
@@ -96,6 +97,7 @@ def quantize(
 
     ``method``: pd-quant, or one of the methods that it grew from: qdrop, brecq, adaround, nearest. ``preset``: the
     budget, fast, balanced or paper. ``weights``: asymmetric, or symmetric where a runtime needs zero_point 0.
+    ``wide_residuals``: residual connections keep 8 bits, and what layers read of them has A (`plan.residuals`).
     ``layer_bits``: bits of single layers, {REGEX: W/A} or ``REGEX=W/A``; ``exclude``: regular expressions of layers
     that stay in float; ``first_last``: bits of the first and last layer; `plan.options.PlanOptions` says what wins.
     ``options``: fields of `CalibrationOptions` that win over method, preset and what the graph suggests.
@@ -117,6 +119,7 @@ def quantize(
         exclude=exclude,
         first_last=first_last,
         weights=weights,
+        wide_residuals=wide_residuals,
         per_layer=per_layer,
     )
     torch_device = _device(device)

@@ -20,7 +20,8 @@ from pdq_export.graph.prepare import PreparedModel, at_opset, prepare
 from pdq_export.options import CalibrationOptions
 from pdq_export.plan import PlanOptions, make_plan
 from pdq_export.plan.floating import EXCLUDED, FloatNode, find_floating
-from pdq_export.spec import Plan, Point, QuantizedTensor, Role
+from pdq_export.plan.residuals import split_residuals
+from pdq_export.spec import CARRIER_BITS, Plan, Point, QuantizedTensor, Role
 from pdq_export.validate import check_loads
 
 
@@ -30,6 +31,8 @@ def prepare_and_plan(
     """Prepare the model at the opset that the layout needs for what is planned, in the way that the layout wants."""
     options = dataclasses.replace(options, tensorrt=find_layout(target).tensorrt)
     prepared = prepare(model)
+    if options.wide_residuals and options.narrowest_activation < CARRIER_BITS:
+        prepared = dataclasses.replace(prepared, model=split_residuals(prepared.model))
     plan = make_plan(prepared.model, options, _unsupported(prepared.model))
     needed = required_opset(plan, target, opset)
     own = GraphIndex(prepared.model).opset

@@ -1,5 +1,6 @@
 """Shapes of networks that users bring, each through the whole pipeline with a tiny budget."""
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,47 @@ def test_network_is_quantized_and_agrees_with_its_simulation(name: str, bits: st
 
 RESIDUAL = f"""{STEM} c1 = Conv {P} (r0, u) r1 = Relu(c1) c2 = Conv {P} (r1, w) s = Add(c2, r0) r2 = Relu(s)
     c3 = Conv {P} (r2, w3) z = Relu(c3) {GAP}"""
+
+
+WIDE = {
+    "residual": RESIDUAL,
+    "signed, behind a pool": f"""{STEM} m = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (r0)
+        c1 = Conv {P} (m, u) r1 = Relu(c1) c2 = Conv {P} (r1, w) s = Add(m, c2)
+        q = MaxPool <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (s) c3 = Conv {P} (q, w3) z = Add(c3, s) {GAP}""",
+}
+
+
+@pytest.mark.parametrize("target", ["ort", "native", "qcdq"])
+@pytest.mark.parametrize("bits", ["4/4", "2/2", "4/8"])
+@pytest.mark.parametrize("name", WIDE)
+def test_wide_residuals_agree_with_the_simulation_in_every_layout(name: str, bits: str, target: str) -> None:
+    images = np.random.default_rng(1).normal(size=(12, 3, 8, 8)).astype(np.float32)
+    arguments = {"bits": bits, "calib": images, "options": TINY, "device": "cpu", "target": target}
+    result = quantize(network(WIDE[name]), wide_residuals=True, **arguments)
+    (output,) = result.report.outputs
+    assert output.quantized_simulated is not None
+    assert output.quantized_simulated.relative_error < 1e-3
+    assert result.report.settings["wide_residuals"] is True
+    assert any("narrow" in name for name in result.plan.points) is (bits != "4/8")
+    if target == "ort":
+        assert result.report.kernels.all_integer
+        assert result.report.kernels.between_pairs == {}
+        kinds = {node.op_type for node in optimized(result.model).graph.node}
+        assert kinds.isdisjoint({"Identity", "Add"}), "requantization is an integer kernel too"
+        assert "QLinearAdd" in kinds
+        if bits == "4/8":
+            same = quantize(network(WIDE[name]), **arguments).model
+            assert [t.raw_data for t in same.graph.initializer] == [t.raw_data for t in result.model.graph.initializer]
+
+
+def optimized(model: onnx.ModelProto) -> onnx.ModelProto:
+    """What onnxruntime makes of a model."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
+        ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return onnx.load(options.optimized_model_filepath)
 
 
 @pytest.mark.parametrize("bits", ["8/8", "4/4"])

@@ -19,8 +19,6 @@ from pdq_export.spec import Layer, Plan
 
 # Without a quantized output onnxruntime multiplies integers only for matrices.
 _FLOAT_OUTPUT = frozenset({"Gemm", "MatMul"})
-# Functions of the imported graph that stand-ins replace besides layers, and how many quantized operands they have.
-_OPERANDS = {"add": 2, "global_average_pool": 1}
 
 
 class IntegerLayer(nn.Module):
@@ -96,6 +94,26 @@ class IntegerAverage(nn.Module):
         return torch.round(total * factor) * self._output.scale
 
 
+class IntegerIdentity(nn.Module):
+    """Another scale for the same values, which the runtime computes as the QLinearAdd of a constant 0."""
+
+    def __init__(self, source: ActivationQuantizer, output: ActivationQuantizer) -> None:
+        super().__init__()
+        self._add = IntegerAdd(source, source, output)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self._add(x, x.new_zeros(()))
+        return result
+
+
+# Stand-ins for functions of the imported graph besides layers, and how many quantized operands they have.
+_STAND_INS: dict[str, tuple[Callable[..., nn.Module], int]] = {
+    "add": (IntegerAdd, 2),
+    "global_average_pool": (IntegerAverage, 1),
+    "identity": (IntegerIdentity, 1),
+}
+
+
 def integer_nodes(
     network: fx.GraphModule,
     plan: Plan,
@@ -137,16 +155,15 @@ def integer_nodes(
                 channels_last=layer.op_type != "Conv",
             )
     for tensor, node in known.items():
-        count = _OPERANDS.get(getattr(node.target, "__name__", "")) if node.meta.get("onnx_node") else None
-        if count is None:
+        make, count = _STAND_INS.get(getattr(node.target, "__name__", ""), (None, 0))
+        if make is None or not node.meta.get("onnx_node"):
             continue
+        if make is IntegerIdentity and tensor not in activations:
+            continue  # it passes integers on
         operands = [plan.source(argument.meta["tensor"]) for argument in node.all_input_nodes]
         output = output_of(tensor)
         if output is not None and len(operands) == count and all(name in activations for name in operands):
-            a, *others = (activations[str(name)] for name in operands)
-            stand_ins[node.meta["onnx_node"]] = (
-                IntegerAdd(a, others[0], output) if others else IntegerAverage(a, output)
-            )
+            stand_ins[node.meta["onnx_node"]] = make(*(activations[str(name)] for name in operands), output)
     return stand_ins
 
 

@@ -16,7 +16,7 @@ def integer_range(index: GraphIndex, quantized: QuantizedTensor, activation: Nod
     equals quantizing what the activation gives. Raises ExportError for an activation that is no interval.
     """
     lo, hi = quantized.point.qmin, quantized.point.qmax
-    if activation is None:
+    if activation is None or activation.op_type == "Identity":
         return lo, hi
     low, high = _interval(index, quantized.point.tensor, activation)
     scale, zero_point = np.float32(quantized.scale), int(quantized.zero_point)

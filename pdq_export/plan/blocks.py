@@ -3,12 +3,13 @@
 import itertools
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 from onnx import NodeProto
 
 from pdq_export.graph.lookup import GraphIndex, attribute
 from pdq_export.plan.operators import ACTIVATIONS, data_inputs
+from pdq_export.plan.residuals import Residuals
 from pdq_export.spec import Block, Layer, Point, Role
 
 # A region that no single tensor cuts (U-Net, FPN) is one block up to this many layers; a larger one falls apart into
@@ -17,10 +18,16 @@ MAX_LAYERS = 12
 
 # An inverted-residual unit in the letters of `_form`: expansion, depthwise convolution, gate, projection.
 _INVERTED_RESIDUAL = re.compile("E?DG?P")
+_NO_RESIDUALS = Residuals()
 
 
 def find_blocks(
-    index: GraphIndex, layers: Iterable[Layer], points: Mapping[str, Point], *, per_layer: bool = False
+    index: GraphIndex,
+    layers: Iterable[Layer],
+    points: Mapping[str, Point],
+    *,
+    per_layer: bool = False,
+    residuals: Residuals = _NO_RESIDUALS,
 ) -> tuple[Block, ...]:
     """Split the nodes into consecutive blocks.
 
@@ -31,17 +38,15 @@ def find_blocks(
     """
     by_node = {layer.node: layer for layer in layers}
     nodes = [node for node in index.graph.node if data_inputs(index, node)]
-    crossing = _crossing(index, nodes)
+    ends = {tensor for tensor in points if _ends_block(index, tensor, points[tensor], residuals)}
     cuts = [
-        position
-        for position, tensors in enumerate(crossing)
-        if len(tensors) == 1 and _ends_block(index, next(iter(tensors)), points)
+        position for position, tensors in enumerate(_crossing(index, nodes)) if len(tensors) == 1 and tensors <= ends
     ]
     regions = _merge_layerless(_split(nodes, cuts), by_node)
     if not per_layer:
         regions = _join_inverted_residuals(index, regions, by_node)
     limit = 1 if per_layer else MAX_LAYERS
-    pieces = itertools.chain.from_iterable(_refine(index, region, by_node, points, limit) for region in regions)
+    pieces = itertools.chain.from_iterable(_refine(region, by_node, ends, limit) for region in regions)
     return tuple(_block(index, piece, by_node) for piece in _merge_layerless(list(pieces), by_node))
 
 
@@ -57,12 +62,12 @@ def _crossing(index: GraphIndex, nodes: Sequence[NodeProto]) -> list[set[str]]:
     return crossing
 
 
-def _ends_block(index: GraphIndex, tensor: str, points: Mapping[str, Point]) -> bool:
-    point = points.get(tensor)
-    if point is None or not begins_with_batch(index, tensor):
+def _ends_block(index: GraphIndex, tensor: str, point: Point, residuals: Residuals) -> bool:
+    if not begins_with_batch(index, tensor):
         return False
     producer = index.producer.get(tensor)
-    return point.role is Role.ACTIVATION or (producer is not None and producer.op_type == "Concat")
+    merged = producer is not None and producer.op_type == "Concat"
+    return merged or point.role is Role.ACTIVATION or tensor in residuals.tensors
 
 
 def begins_with_batch(index: GraphIndex, tensor: str) -> bool:
@@ -138,15 +143,11 @@ def _is_module(unit: Iterable[NodeProto], before: Iterable[NodeProto], layers: M
 
 
 def _refine(
-    index: GraphIndex, region: list[NodeProto], layers: Mapping[str, Layer], points: Mapping[str, Point], limit: int
+    region: list[NodeProto], layers: Mapping[str, Layer], block_ends: Container[str], limit: int
 ) -> list[list[NodeProto]]:
     if sum(node.name in layers for node in region) <= limit:
         return [region]
-    ends = [
-        position
-        for position, node in enumerate(region)
-        if any(_ends_block(index, tensor, points) for tensor in node.output)
-    ]
+    ends = [position for position, node in enumerate(region) if any(tensor in block_ends for tensor in node.output)]
     return _split(region, [end for end in ends if end + 1 < len(region)])
 
 

@@ -23,6 +23,7 @@ class PlanOptions:
     layers' inputs (of the activation before an average); carriers, such as the network's input, keep 8.
     ``layer_bits``: regular expressions over layers' node names (`re.search`), each with bits. ``exclude``: regular
     expressions; the layers that match stay in float. ``symmetric_weights``: zero_point 0 for all weights.
+    ``wide_residuals``: what residual Adds read keeps 8 bits, layers read A bits of it (`plan.residuals`).
     ``per_layer``: every layer is a block of its own. ``tensorrt``, set from the layout: symmetric points, only where
     TensorRT's explicit quantization wants them, and float biases.
 
@@ -36,6 +37,7 @@ class PlanOptions:
     layer_bits: tuple[tuple[str, BitWidths], ...] = ()
     exclude: tuple[str, ...] = ()
     symmetric_weights: bool = False
+    wide_residuals: bool = False
     per_layer: bool = False
     tensorrt: bool = False
 
@@ -54,6 +56,7 @@ class PlanOptions:
         layer_bits: Mapping[str, Widths] | Iterable[str] = (),
         exclude: str | Iterable[str] = (),
         weights: str = WEIGHTS[0],
+        wide_residuals: bool = False,
         per_layer: bool = False,
     ) -> "PlanOptions":
         """From texts: ``W/A``, and ``layer_bits`` as {REGEX: W/A} or as texts ``REGEX=W/A``. Raises OptionError."""
@@ -69,16 +72,23 @@ class PlanOptions:
             layer_bits=tuple((pattern, _widths(text, f"--layer-bits {pattern!r}:")) for pattern, text in rules),
             exclude=(exclude,) if isinstance(exclude, str) else tuple(exclude),
             symmetric_weights=weights == "symmetric",
+            wide_residuals=wide_residuals,
             per_layer=per_layer,
         )
 
+    @property
+    def narrowest_activation(self) -> int:
+        """The smallest A that a layer may get."""
+        return min(bits.activation for bits in (self.bits, *(bits for _, bits in self.layer_bits)))
+
     def settings(self) -> dict[str, Any]:
-        """For the report, in plain types: bits, first_last, layer_bits (REGEX=W/A, in order) and exclude."""
+        """For the report, in plain types; ``layer_bits`` in order, each as REGEX=W/A."""
         return {
             "bits": str(self.bits),
             "first_last": str(self.first_last),
             "layer_bits": [f"{pattern}={bits}" for pattern, bits in self.layer_bits],
             "exclude": list(self.exclude),
+            "wide_residuals": self.wide_residuals,
         }
 
     def resolve(self, names: Iterable[str]) -> "LayerRules":

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pdq_export.calibrate.integer import IntegerAdd, IntegerAverage, IntegerLayer
+from pdq_export.calibrate.integer import IntegerAdd, IntegerAverage, IntegerIdentity, IntegerLayer
 from pdq_export.calibrate.quantizers import ActivationQuantizer, WeightQuantizer
 from pdq_export.export.arithmetic import add_integers, average_integers, requantize
 from pdq_export.numerics.search import QParams
@@ -25,6 +25,17 @@ def test_addition() -> None:
     scales = [np.float32(z.scale.item()) for z in (a, b, output)]
     expected = add_integers(q_a.numpy(), scales[0], 12, q_b.numpy(), scales[1], 131, scales[2], 40)
     np.testing.assert_array_equal(torch.round(result / output.scale).long().numpy() + 40, expected)
+
+
+@pytest.mark.parametrize("zero_point", [0, 119])
+def test_identity_is_the_addition_of_0(zero_point: int) -> None:
+    source, output = activation(0.0213, zero_point), activation(0.27, 7)
+    q = torch.arange(256)
+    result = IntegerIdentity(source, output)((q - zero_point) * source.scale)
+    scales = [np.float32(z.scale.item()) for z in (source, output)]
+    zeros = np.full_like(q.numpy(), zero_point)
+    expected = add_integers(q.numpy(), scales[0], zero_point, zeros, scales[0], zero_point, scales[1], 7)
+    np.testing.assert_array_equal(torch.round(result / output.scale).long().numpy() + 7, expected)
 
 
 def test_layer() -> None:
