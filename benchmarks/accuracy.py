@@ -96,6 +96,7 @@ def prepare(options: argparse.Namespace) -> Task:
         eval_images=len(judged),
         preset=options.preset,
         weights=options.weights,
+        wide_residuals=options.wide_residuals,
         samples=len(calib),
         iters=chosen.iters,
         correction_iters=chosen.correction_iters,
@@ -179,6 +180,7 @@ def _quantize(task: Task, run: Run, path: Path) -> Outcome:
         method=method_of(run.row),
         preset=run.work.preset,
         weights=run.work.weights,
+        wide_residuals=run.work.wide_residuals,
         options=overrides(run.work, run.row, run.seed),
         device=run.work.device,
         progress=clock,
@@ -248,6 +250,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--preset", choices=list(PRESETS), default="balanced")
     parser.add_argument("--weights", choices=WEIGHTS, default=WEIGHTS[0])
+    parser.add_argument("--wide-residuals", action="store_true", help="of all rows but fp32 and onnxruntime")
     parser.add_argument("--samples", type=int, help="calibration images, the first ones")
     parser.add_argument("--set", nargs="+", type=parse_setting, action="extend", default=[], metavar="NAME=VALUE")
     parser.add_argument("--threads", type=int, default=1, help="of torch and onnxruntime")

@@ -38,10 +38,12 @@ class Work:
     threads: int
     device: str
     versions: Mapping[str, str]
+    wide_residuals: bool = False
 
     def __str__(self) -> str:
         shown = {name: value for name, value in self.overrides.items() if name not in ("iters", "correction_iters")}
-        extra = "".join(f", {name}={value}" for name, value in shown.items())
+        extra = ", wide residuals" * self.wide_residuals
+        extra += "".join(f", {name}={value}" for name, value in shown.items())
         return (
             f"{self.model}: {self.eval_images:,} images of {self.eval}; "
             f"calibrated on {self.samples:,} of {self.calib}, preset {self.preset}, {self.iters:,} steps a block, "

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,8 @@ from pdq_export.plan.residuals import split_residuals
 from pdq_export.spec import CARRIER_BITS, Plan, Point, QuantizedTensor, Role
 from pdq_export.validate import check_loads
 
+logger = logging.getLogger(__name__)
+
 
 def prepare_and_plan(
     model: onnx.ModelProto, options: PlanOptions, *, target: str, opset: int | None
@@ -32,7 +35,7 @@ def prepare_and_plan(
     options = dataclasses.replace(options, tensorrt=find_layout(target).tensorrt)
     prepared = prepare(model)
     if options.wide_residuals and options.narrowest_activation < CARRIER_BITS:
-        prepared = dataclasses.replace(prepared, model=split_residuals(prepared.model))
+        prepared = _with_split_residuals(prepared)
     plan = make_plan(prepared.model, options, _unsupported(prepared.model))
     needed = required_opset(plan, target, opset)
     own = GraphIndex(prepared.model).opset
@@ -45,6 +48,13 @@ def prepare_and_plan(
         prepared = at_opset(prepared, needed)
         plan = make_plan(prepared.model, options, _unsupported(prepared.model))
     return prepared, plan
+
+
+def _with_split_residuals(prepared: PreparedModel) -> PreparedModel:
+    split = split_residuals(prepared.model)
+    if len(split.graph.node) == len(prepared.model.graph.node):
+        logger.warning("--wide-residuals changes nothing: no tensor is read by a layer and by an Add of two tensors")
+    return dataclasses.replace(prepared, model=split)
 
 
 def _unsupported(model: onnx.ModelProto) -> dict[str, str]:

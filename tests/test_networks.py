@@ -119,6 +119,11 @@ def test_wide_residuals_agree_with_the_simulation_in_every_layout(name: str, bit
             assert [t.raw_data for t in same.graph.initializer] == [t.raw_data for t in result.model.graph.initializer]
 
 
+def test_wide_residuals_of_a_chain_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    inspect_model(network(f"{STEM} c1 = Conv {P} (r0, u) z = Relu(c1) {GAP}"), wide_residuals=True)
+    assert "--wide-residuals changes nothing" in caplog.text
+
+
 def optimized(model: onnx.ModelProto) -> onnx.ModelProto:
     """What onnxruntime makes of a model."""
     with tempfile.TemporaryDirectory() as folder:

@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from pdq_export.calibrate.quantizers import ActivationQuantizer, BiasQuantizer, WeightQuantizer
 from pdq_export.calibrate.subgraph import tensor_nodes
 from pdq_export.numerics.affine import per_channel
+from pdq_export.numerics.search import QParams
 from pdq_export.spec import Layer, Plan
 
 # Without a quantized output onnxruntime multiplies integers only for matrices.
@@ -95,11 +96,13 @@ class IntegerAverage(nn.Module):
 
 
 class IntegerIdentity(nn.Module):
-    """Another scale for the same values, which the runtime computes as the QLinearAdd of a constant 0."""
+    """Another scale for the same values, which the runtime computes as the QLinearAdd of a 0 with zero_point 0."""
 
     def __init__(self, source: ActivationQuantizer, output: ActivationQuantizer) -> None:
         super().__init__()
-        self._add = IntegerAdd(source, source, output)
+        one = torch.ones_like(source.scale)
+        nothing = ActivationQuantizer(source.point, QParams(scale=one, zero_point=torch.zeros_like(one)))
+        self._add = IntegerAdd(source, nothing, output)
 
     def forward(self, x: Tensor) -> Tensor:
         result: Tensor = self._add(x, x.new_zeros(()))

@@ -4,6 +4,7 @@ A textbook INT4 or INT2 graph runs in float. ONNX Runtime fuses UINT8 QuantizeLi
 instead, and an integer Clip between the two keeps the values within their bits without blocking that.
 """
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -97,12 +98,16 @@ class _OrtGraph(QdqGraph):
         source = self.plan.source(node.input[0])
         if node.op_type != "Identity" or source is None or tensor in self.visible:
             return super()._absorb(node, tensor)
-        scale, zero_point = self._parameters(source)
-        zero = self.out.constant(f"{tensor}_zero", np.array([int(self.activation(source).zero_point)], np.uint8))
-        nothing = self.out.node("DequantizeLinear", [zero, scale, zero_point], f"{tensor}_nothing")
-        inputs = [self.read(node.input[0]), nothing]
+        inputs = [self.read(node.input[0]), self._nothing]
         self._quantize(tensor, self.out.node("Add", inputs, f"{tensor}_wide", name=node.name), node)
         return True
+
+    @functools.cached_property
+    def _nothing(self) -> str:
+        """A dequantized 0, of one axis: onnxruntime changes a scalar so that it no longer is a constant."""
+        zero = self.out.constant("zero_quantized", np.zeros(1, np.uint8))
+        scale = self.out.constant("zero_scale", np.ones((), np.float32))
+        return self.out.node("DequantizeLinear", [zero, scale, self.out.integer(0, 8)], "zero_dequantized")
 
     def read_all(self, node: NodeProto) -> list[str]:
         if node.op_type in READS_ONLY_SHAPE:

@@ -48,7 +48,7 @@ def make_plan(model: onnx.ModelProto, options: PlanOptions, unsupported: Mapping
         points=points,
         passthrough=passthrough,
         layers=layers,
-        blocks=find_blocks(index, layers, points, per_layer=options.per_layer, residuals=residuals),
+        blocks=find_blocks(index, layers, points, residuals, per_layer=options.per_layer),
         excluded=excluded,
         ramps=find_ramps(index, points),
         tail=tail,

@@ -18,16 +18,15 @@ MAX_LAYERS = 12
 
 # An inverted-residual unit in the letters of `_form`: expansion, depthwise convolution, gate, projection.
 _INVERTED_RESIDUAL = re.compile("E?DG?P")
-_NO_RESIDUALS = Residuals()
 
 
 def find_blocks(
     index: GraphIndex,
     layers: Iterable[Layer],
     points: Mapping[str, Point],
+    residuals: Residuals,
     *,
-    per_layer: bool = False,
-    residuals: Residuals = _NO_RESIDUALS,
+    per_layer: bool,
 ) -> tuple[Block, ...]:
     """Split the nodes into consecutive blocks.
 

@@ -104,6 +104,11 @@ def test_runs_and_goes_on_where_it_was(
     assert main([*command, "fp32", "onnxruntime", "nearest"]) == 0
     first = output.read_text()
     assert first.count("\n") == 3
+    wide = tmp_path / "wide.jsonl"
+    assert main([*arguments(model, images, wide, "--bits", "4/4", "--methods", "nearest"), "--wide-residuals"]) == 0
+    (run,) = read(wide)
+    assert run.run.work.wide_residuals
+    assert ", wide residuals" in str(run.run.work)
     output.write_text(first + '{"run": ')  # an interrupted write
 
     assert main([*command, "fp32", "pd-quant"]) == 0

@@ -33,8 +33,8 @@ def test_identity_is_the_addition_of_0(zero_point: int) -> None:
     q = torch.arange(256)
     result = IntegerIdentity(source, output)((q - zero_point) * source.scale)
     scales = [np.float32(z.scale.item()) for z in (source, output)]
-    zeros = np.full_like(q.numpy(), zero_point)
-    expected = add_integers(q.numpy(), scales[0], zero_point, zeros, scales[0], zero_point, scales[1], 7)
+    zeros = np.zeros_like(q.numpy())
+    expected = add_integers(q.numpy(), scales[0], zero_point, zeros, np.float32(1), 0, scales[1], 7)
     np.testing.assert_array_equal(torch.round(result / output.scale).long().numpy() + 7, expected)
 
 
