@@ -38,7 +38,7 @@ _OPTIONS = (
     click.option(
         "--wide-residuals",
         is_flag=True,
-        help="Keep 8 bits in residual connections; layers read A bits of them. More accurate than the paper's way.",
+        help="Keep 8 bits in residual connections; layers read A bits of them. Not as in the paper; for A of 2 or 3.",
     ),
     click.option(
         "--target",

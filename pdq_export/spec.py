@@ -65,7 +65,7 @@ class Point:
 
     ``axis`` is the output-channel axis of a weight and None for activations. ``symmetric`` ones are signed with
     zero_point 0. ``absorbed`` names the activation node (Relu, Clip) whose output this tensor is and
-    which the integer range itself can express; None where there is none.
+    which the integer range itself can express, or an Identity between two scales; None where there is none.
     """
 
     tensor: str

@@ -21,8 +21,8 @@ from pdq_export.graph.prepare import PreparedModel, at_opset, prepare
 from pdq_export.options import CalibrationOptions
 from pdq_export.plan import PlanOptions, make_plan
 from pdq_export.plan.floating import EXCLUDED, FloatNode, find_floating
-from pdq_export.plan.residuals import split_residuals
-from pdq_export.spec import CARRIER_BITS, Plan, Point, QuantizedTensor, Role
+from pdq_export.plan.residuals import widen
+from pdq_export.spec import Plan, Point, QuantizedTensor, Role
 from pdq_export.validate import check_loads
 
 logger = logging.getLogger(__name__)
@@ -34,8 +34,6 @@ def prepare_and_plan(
     """Prepare the model at the opset that the layout needs for what is planned, in the way that the layout wants."""
     options = dataclasses.replace(options, tensorrt=find_layout(target).tensorrt)
     prepared = prepare(model)
-    if options.wide_residuals and options.narrowest_activation < CARRIER_BITS:
-        prepared = _with_split_residuals(prepared)
     plan = make_plan(prepared.model, options, _unsupported(prepared.model))
     needed = required_opset(plan, target, opset)
     own = GraphIndex(prepared.model).opset
@@ -47,14 +45,12 @@ def prepare_and_plan(
     if needed > own:
         prepared = at_opset(prepared, needed)
         plan = make_plan(prepared.model, options, _unsupported(prepared.model))
-    return prepared, plan
-
-
-def _with_split_residuals(prepared: PreparedModel) -> PreparedModel:
-    split = split_residuals(prepared.model)
-    if len(split.graph.node) == len(prepared.model.graph.node):
-        logger.warning("--wide-residuals changes nothing: no tensor is read by a layer and by an Add of two tensors")
-    return dataclasses.replace(prepared, model=split)
+    if not options.wide_residuals:
+        return prepared, plan
+    model, widened = widen(prepared.model, plan, per_layer=options.per_layer)
+    if widened is plan:
+        logger.warning("--wide-residuals changes nothing: no Add reads a tensor that has fewer than 8 bits")
+    return dataclasses.replace(prepared, model=model), widened
 
 
 def _unsupported(model: onnx.ModelProto) -> dict[str, str]:

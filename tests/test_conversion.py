@@ -18,7 +18,7 @@ from pdq_export.errors import ModelError, OptionError, PdqError
 from pdq_export.export import export_model, read_source, required_opset
 from pdq_export.graph.passes import hard_sigmoid
 from pdq_export.plan import PlanOptions, make_plan
-from pdq_export.plan.residuals import split_residuals
+from pdq_export.plan.residuals import widen
 
 from .export import toy_networks as nets
 from .export.toy_quantizer import calibrate
@@ -84,18 +84,13 @@ def wide() -> onnx.ModelProto:
     )
 
 
-def wide_residuals() -> onnx.ModelProto:
-    """Layers that read few bits of a tensor of which an Add reads eight."""
-    return split_residuals(named())
-
-
 NETS: dict[str, tuple[Callable[[], onnx.ModelProto], tuple[int, ...]]] = {
     "chain": (nets.chain, (2, 3, 12, 12)),
     "residual": (nets.residual, (2, 4, 12, 12)),
     "gemm": (gemm, (2, 4, 6, 6)),
     "named": (named, (2, 4, 6, 6)),
     "wide": (wide, (2, 3, 6, 6)),
-    "wide residuals": (wide_residuals, (2, 4, 6, 6)),
+    "wide residuals": (named, (2, 4, 6, 6)),
 }
 
 
@@ -103,9 +98,11 @@ def export(
     name: str, bits: str, target: str, max_opset: int | None = None, exclude: Sequence[str] = ()
 ) -> onnx.ModelProto:
     make, shape = NETS[name]
-    model, options = make(), PlanOptions.of(bits, exclude=exclude, wide_residuals=name == "wide residuals")
+    model, options = make(), PlanOptions.of(bits, exclude=exclude)
     model.opset_import[0].version = required_opset(make_plan(model, options), target, max_opset)
     plan = make_plan(model, dataclasses.replace(options, tensorrt=target == "tensorrt"))
+    if name == "wide residuals":
+        model, plan = widen(model, plan, per_layer=False)
     tensors = calibrate(model, plan, {"x": nets.images(shape)})
     metadata = {"pdq_export.version": "1", "pdq_export.target": target}
     onnx.helper.set_model_props(model, {"author": "someone"})

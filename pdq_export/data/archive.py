@@ -47,7 +47,7 @@ def load_npz(path: Path, *, expected: InputSpec | None, limit: int | None) -> Im
     where = str(path)
     with _damage_is_an_error(where), zipfile.ZipFile(path) as archive:
         names = {name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")}
-        known = ["images"] if expected is None else ["images", expected.name]
+        known = dict.fromkeys(["images"] if expected is None else ["images", expected.name])
         name = next((name for name in known if name in names), None)
         if name is None:
             found, wanted = ", ".join(sorted(names)[:8]) or "nothing", " or ".join(map(repr, known))

@@ -95,8 +95,7 @@ class _OrtGraph(QdqGraph):
 
     def _absorb(self, node: NodeProto, tensor: str) -> bool:
         """Between two scales an Add of 0, which is an integer kernel: half the time of going through float."""
-        source = self.plan.source(node.input[0])
-        if node.op_type != "Identity" or source is None or tensor in self.visible:
+        if node.op_type != "Identity" or tensor in self.visible:
             return super()._absorb(node, tensor)
         inputs = [self.read(node.input[0]), self._nothing]
         self._quantize(tensor, self.out.node("Add", inputs, f"{tensor}_wide", name=node.name), node)

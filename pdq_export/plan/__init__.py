@@ -11,7 +11,6 @@ from pdq_export.plan.family import network_family
 from pdq_export.plan.options import PlanOptions
 from pdq_export.plan.points import find_layers, find_points
 from pdq_export.plan.ramps import find_ramps
-from pdq_export.plan.residuals import Residuals, find_residuals
 from pdq_export.plan.tail import find_tail, without_tail
 from pdq_export.plan.tensorrt import points_for_tensorrt
 from pdq_export.spec import Layer, Plan
@@ -24,9 +23,9 @@ def make_plan(model: onnx.ModelProto, options: PlanOptions, unsupported: Mapping
 
     First and last weighted layers get 8-bit weights and the last layers' input 8 bits where ``options`` do not say
     otherwise, the network's input 8 bits; the network's outputs are not quantized (PD-Quant, section 4).
-    With ``options.wide_residuals`` the model has to have been through `residuals.split_residuals`. ``unsupported``: the
-    nodes that calibration cannot compute, with the reason; those that no layer depends on become the plan's tail.
-    Raises ModelError where there is nothing to quantize, and OptionError for a pattern that matches no layer.
+    ``unsupported``: the nodes that calibration cannot compute, with the reason; those that no layer depends on become
+    the plan's tail. Raises ModelError where there is nothing to quantize, and OptionError for a pattern that matches
+    no layer.
     """
     index = GraphIndex(model)
     found = find_layers(index)
@@ -37,10 +36,7 @@ def make_plan(model: onnx.ModelProto, options: PlanOptions, unsupported: Mapping
     tail = find_tail(index, unsupported or {}, layers)
     index = GraphIndex(without_tail(model, tail))
     found = tuple(layer for layer in found if layer.node not in tail)
-    residuals = Residuals()
-    if options.wide_residuals:
-        residuals = find_residuals(index, {layer.node for layer in layers})
-    points, passthrough = find_points(index, found, options, rules, residuals)
+    points, passthrough = find_points(index, found, options, rules)
     if options.tensorrt:
         points, passthrough = points_for_tensorrt(index, layers, points, passthrough)
     return Plan(
@@ -48,7 +44,7 @@ def make_plan(model: onnx.ModelProto, options: PlanOptions, unsupported: Mapping
         points=points,
         passthrough=passthrough,
         layers=layers,
-        blocks=find_blocks(index, layers, points, residuals, per_layer=options.per_layer),
+        blocks=find_blocks(index, layers, points, per_layer=options.per_layer),
         excluded=excluded,
         ramps=find_ramps(index, points),
         tail=tail,

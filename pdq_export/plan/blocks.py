@@ -9,7 +9,6 @@ from onnx import NodeProto
 
 from pdq_export.graph.lookup import GraphIndex, attribute
 from pdq_export.plan.operators import ACTIVATIONS, data_inputs
-from pdq_export.plan.residuals import Residuals
 from pdq_export.spec import Block, Layer, Point, Role
 
 # A region that no single tensor cuts (U-Net, FPN) is one block up to this many layers; a larger one falls apart into
@@ -24,20 +23,21 @@ def find_blocks(
     index: GraphIndex,
     layers: Iterable[Layer],
     points: Mapping[str, Point],
-    residuals: Residuals,
     *,
     per_layer: bool,
+    wide: Container[str] = (),
 ) -> tuple[Block, ...]:
     """Split the nodes into consecutive blocks.
 
     A block ends at a quantized tensor through which every path passes, so a residual or inverted-residual unit is one
     block and a chain without branches one block per layer; but an inverted-residual unit without a skip is one block
     as well (`_join_inverted_residuals`). Each block holds at least one layer. With ``per_layer`` every layer that
-    ends at a learned point is a block; others, a projection before an Add, go with the layer after them.
+    ends at a learned point is a block; others, a projection before an Add, go with the layer after them. ``wide``:
+    points that were learned ones until `residuals.widen` made them carriers; blocks end there as before.
     """
     by_node = {layer.node: layer for layer in layers}
     nodes = [node for node in index.graph.node if data_inputs(index, node)]
-    ends = {tensor for tensor in points if _ends_block(index, tensor, points[tensor], residuals)}
+    ends = {tensor for tensor in points if _ends_block(index, points[tensor], wide)}
     cuts = [
         position for position, tensors in enumerate(_crossing(index, nodes)) if len(tensors) == 1 and tensors <= ends
     ]
@@ -61,12 +61,12 @@ def _crossing(index: GraphIndex, nodes: Sequence[NodeProto]) -> list[set[str]]:
     return crossing
 
 
-def _ends_block(index: GraphIndex, tensor: str, point: Point, residuals: Residuals) -> bool:
-    if not begins_with_batch(index, tensor):
+def _ends_block(index: GraphIndex, point: Point, wide: Container[str]) -> bool:
+    if not begins_with_batch(index, point.tensor):
         return False
-    producer = index.producer.get(tensor)
+    producer = index.producer.get(point.tensor)
     merged = producer is not None and producer.op_type == "Concat"
-    return merged or point.role is Role.ACTIVATION or tensor in residuals.tensors
+    return merged or point.role is Role.ACTIVATION or point.tensor in wide
 
 
 def begins_with_batch(index: GraphIndex, tensor: str) -> bool:

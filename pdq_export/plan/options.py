@@ -23,7 +23,7 @@ class PlanOptions:
     layers' inputs (of the activation before an average); carriers, such as the network's input, keep 8.
     ``layer_bits``: regular expressions over layers' node names (`re.search`), each with bits. ``exclude``: regular
     expressions; the layers that match stay in float. ``symmetric_weights``: zero_point 0 for all weights.
-    ``wide_residuals``: what residual Adds read keeps 8 bits, layers read A bits of it (`plan.residuals`).
+    ``wide_residuals``: what Adds read keeps 8 bits, layers read A bits of it (`plan.residuals`).
     ``per_layer``: every layer is a block of its own. ``tensorrt``, set from the layout: symmetric points, only where
     TensorRT's explicit quantization wants them, and float biases.
 
@@ -75,11 +75,6 @@ class PlanOptions:
             wide_residuals=wide_residuals,
             per_layer=per_layer,
         )
-
-    @property
-    def narrowest_activation(self) -> int:
-        """The smallest A that a layer may get."""
-        return min(bits.activation for bits in (self.bits, *(bits for _, bits in self.layer_bits)))
 
     def settings(self) -> dict[str, Any]:
         """For the report, in plain types; ``layer_bits`` in order, each as REGEX=W/A."""

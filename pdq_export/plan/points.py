@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from onnx import NodeProto
 
@@ -18,7 +18,6 @@ from pdq_export.plan.operators import (
 )
 from pdq_export.plan.options import LayerRules, PlanOptions
 from pdq_export.plan.readers import tensors_before_layers, tensors_read_as_integers
-from pdq_export.plan.residuals import Residuals
 from pdq_export.spec import CARRIER_BITS, Layer, Point, Role
 
 
@@ -61,41 +60,35 @@ def output_axis(index: GraphIndex, layer: Layer) -> int:
 
 
 def find_points(
-    index: GraphIndex,
-    layers: Iterable[Layer],
-    options: PlanOptions,
-    rules: LayerRules,
-    residuals: Residuals,
+    index: GraphIndex, layers: Iterable[Layer], options: PlanOptions, rules: LayerRules
 ) -> tuple[dict[str, Point], dict[str, str]]:
     """Quantization points by tensor, in graph order, and pass-through tensors with the point they carry.
 
     ``layers``: all of them, those that ``rules`` excludes too; which layer is the first or the last does not depend on
     the rules.
     """
-    finder = _PointFinder(index, {layer.node: layer for layer in layers}, options, rules, residuals)
+    finder = _PointFinder(index, {layer.node: layer for layer in layers}, options, rules)
     for node in index.graph.node:
         finder.visit(node)
     finder.settle_last_inputs()
-    first: dict[str, int] = {}  # an operand of a merge is found there, perhaps long after it was written
+    # an operand of a merge is found there, perhaps long after it was written
+    return in_graph_order(index, finder.points), finder.passthrough
+
+
+def in_graph_order(index: GraphIndex, points: Mapping[str, Point]) -> dict[str, Point]:
+    """The points by where their tensor is first written or read."""
+    first: dict[str, int] = {}
     for number, node in enumerate(index.graph.node):
         for tensor in (*node.input, *node.output):
             first.setdefault(tensor, number)
-    return {name: finder.points[name] for name in sorted(finder.points, key=first.__getitem__)}, finder.passthrough
+    return {name: points[name] for name in sorted(points, key=first.__getitem__)}
 
 
 class _PointFinder:
     """Walks the graph once in topological order."""
 
-    def __init__(
-        self,
-        index: GraphIndex,
-        layers: dict[str, Layer],
-        options: PlanOptions,
-        rules: LayerRules,
-        residuals: Residuals,
-    ) -> None:
+    def __init__(self, index: GraphIndex, layers: dict[str, Layer], options: PlanOptions, rules: LayerRules) -> None:
         self.index = index
-        self.residuals = residuals
         self.layers = layers
         self.options = options
         self.rules = rules
@@ -103,7 +96,6 @@ class _PointFinder:
         self.passthrough: dict[str, str] = {}
         self._after_layer: set[str] = set()  # tensors that depend on a weighted layer
         self._wanted: dict[str, int] = {}  # A of a layer that has its own, by the carriers on the way to its activation
-        self._wanted_of_residual: dict[str, int] = {}  # the same, by the residual whose readers get it
         self._settled: set[str] = set()  # activations with such an A
         self._feeds_layer = tensors_before_layers(index, layers)
         self._read_as_integers = tensors_read_as_integers(index, layers)
@@ -125,16 +117,11 @@ class _PointFinder:
             self._add(node.output[0], Role.CARRIER)
         elif node.op_type in AVERAGES and self._source(inputs[0]) is not None:
             self._add(node.output[0], Role.CARRIER)
-        elif node.name in self.residuals.splits and not first and self._bits_of_split(node) < CARRIER_BITS:
-            self._add(node.output[0], Role.ACTIVATION, self._bits_of_split(node), absorbed=node.name)
         elif is_passthrough(self.index, node) and self._source(inputs[0]) is not None:
             for tensor in node.output:
                 self._pass(tensor, inputs[0])
         if not first or node.name in self.layers:
             self._after_layer.update(node.output)
-
-    def _bits_of_split(self, node: NodeProto) -> int:
-        return self._wanted_of_residual.get(self._source(node.input[0]) or "") or self.options.bits.activation
 
     def _visit_layer(self, node: NodeProto, layer: Layer, *, first: bool) -> None:
         self._ensure_quantized(layer.input, first=first)
@@ -264,9 +251,6 @@ class _PointFinder:
             return
         if role is Role.ACTIVATION and tensor not in self._feeds_layer:
             role = Role.CARRIER  # behind the last layer: the network's outputs keep their precision
-        if role is Role.ACTIVATION and tensor in self.residuals.tensors:
-            self._wanted_of_residual[tensor] = wanted
-            role, wanted = Role.CARRIER, 0
         bits = CARRIER_BITS
         if role is Role.CARRIER:
             self._wanted[tensor] = wanted

@@ -7,115 +7,132 @@ networks have anyway.
 """
 
 import dataclasses
-from collections.abc import Container, Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import onnx
 from onnx import NodeProto
 
 from pdq_export.graph.edit import fresh_name
-from pdq_export.graph.lookup import GraphIndex, is_layer
+from pdq_export.graph.lookup import GraphIndex
+from pdq_export.plan.blocks import find_blocks
 from pdq_export.plan.operators import data_inputs, is_passthrough
+from pdq_export.plan.points import in_graph_order
+from pdq_export.plan.ramps import find_ramps
+from pdq_export.plan.tail import without_tail
+from pdq_export.spec import CARRIER_BITS, Plan, Point, Role
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Residuals:
-    """``splits``: names of the Identity nodes through which quantized layers read; ``tensors``: what keeps 8 bits.
+def widen(model: onnx.ModelProto, plan: Plan, *, per_layer: bool) -> tuple[onnx.ModelProto, Plan]:
+    """A model and its plan with wide residuals; the same two where no Add reads a learned point below 8 bits.
 
-    Those are the tensors that an Identity splits, and on the way to these what pass-through nodes read.
+    Such a point becomes a carrier, also where pass-through nodes (MaxPool, Slice) lie between it and the Add. The
+    layers that read its integers get an Identity in front of them, or of the pass-through nodes that lead to them
+    alone, and its output is the learned point. ``per_layer``: as the blocks of the plan were found.
     """
-
-    splits: frozenset[str] = frozenset()
-    tensors: frozenset[str] = frozenset()
-
-
-def split_residuals(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in which layers read what an Add reads as well through an Identity of their own.
-
-    What lies between, on either side, may only move values about (MaxPool, Pad, Slice).
-    """
-    work = onnx.ModelProto()
-    work.CopyFrom(model)
-    index = GraphIndex(work)
-    layers = {node.name for node in work.graph.node if is_layer(index, node)}
-    added, read = _added(index), _read_by(index, layers)
-    nodes: list[NodeProto] = []
-    for node in list(work.graph.node):
-        nodes.append(node)
-        paths = ((tensor, _layer_paths(index, tensor, layers, added, read)) for tensor in node.output)
-        nodes.extend(_split(index, tensor, readers) for tensor, readers in paths if tensor in added and readers)
-    del work.graph.node[:]
-    work.graph.node.extend(nodes)
-    return work
+    index = GraphIndex(without_tail(model, plan.tail))
+    sums = (n.name for n in index.graph.node if n.op_type == "Add" and len(data_inputs(index, n)) == 2)
+    added = _leading_to(index, sums)
+    learned = {n for n, point in plan.points.items() if point.role is Role.ACTIVATION and point.bits < CARRIER_BITS}
+    wide = learned.intersection(plan.source(tensor) or "" for tensor in added)
+    if not wide:
+        return model, plan
+    splits, behind = _find_splits(index, plan, wide, added)
+    model, identities = _with_identities(model, splits)
+    points: dict[str, Point] = dict(plan.points)
+    for name in wide:
+        points[name] = dataclasses.replace(points[name], role=Role.CARRIER, bits=CARRIER_BITS)
+    for tensor, identity in identities.items():
+        was = plan.points[plan.source(tensor) or ""]
+        narrow = identity.output[0]
+        points[narrow] = dataclasses.replace(was, tensor=narrow, absorbed=identity.name)
+    passthrough = {**plan.passthrough, **{name: identities[tensor].output[0] for name, tensor in behind.items()}}
+    return model, _replanned(model, plan, points, passthrough, wide, per_layer=per_layer)
 
 
-def find_residuals(index: GraphIndex, quantized: Container[str]) -> Residuals:
-    """The splits of a model that `split_residuals` has been through; ``quantized``: names of layers."""
-    added, read = _added(index), _read_by(index, quantized)
-    identities = [
-        node
-        for node in index.graph.node
-        if node.op_type == "Identity" and node.input[0] in added and node.output[0] not in added
-    ]
-    tensors: set[str] = set()
-    for node in identities:
-        tensor: str | None = node.input[0]
-        while tensor is not None:
-            tensors.add(tensor)
-            producer = index.producer.get(tensor)
-            passes = producer is not None and is_passthrough(index, producer)
-            tensor = data_inputs(index, producer)[0] if passes and producer is not None else None
-    splits = (node.name for node in identities if node.output[0] in read)
-    return Residuals(splits=frozenset(splits), tensors=frozenset(tensors))
-
-
-def _added(index: GraphIndex) -> set[str]:
-    """The tensors that an Add of two computed tensors reads, itself or behind nodes that move values about."""
-    return _reaching(
-        index, (node for node in index.graph.node if node.op_type == "Add" and len(data_inputs(index, node)) == 2)
-    )
-
-
-def _read_by(index: GraphIndex, layers: Container[str]) -> set[str]:
-    return _reaching(index, (node for node in index.graph.node if node.name in layers))
-
-
-def _reaching(index: GraphIndex, ends: Iterable[NodeProto]) -> set[str]:
-    """The tensors that arrive at one of the nodes with their values."""
-    final = {node.name for node in ends}
+def _leading_to(index: GraphIndex, ends: Iterable[str]) -> set[str]:
+    """The tensors whose values arrive at a data input of one of the nodes, as they are or moved about."""
+    final = set(ends)
     found: set[str] = set()
     for node in reversed(index.graph.node):
         if node.name in final:
             found.update(data_inputs(index, node))
         elif is_passthrough(index, node) and found.intersection(node.output):
-            found.update(data_inputs(index, node)[:1])
+            found.add(node.input[0])
     return found
 
 
-def _layer_paths(
-    index: GraphIndex, tensor: str, layers: Container[str], added: set[str], read: set[str]
-) -> list[NodeProto]:
-    """The readers of ``tensor`` that lead to a layer and to no Add."""
+def _find_splits(
+    index: GraphIndex, plan: Plan, wide: set[str], added: set[str]
+) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """By tensor, the nodes that are to read it through an Identity; and what lies behind these, by the tensor split."""
+    layers = {layer.node: layer.input for layer in plan.layers}
+    read = set(layers.values())
+    for node in reversed(index.graph.node):
+        if is_passthrough(index, node) and read.intersection(node.output):
+            read.add(node.input[0])
+    splits: dict[str, list[str]] = {}
+    behind: dict[str, str] = {}
+    for node in index.graph.node:
+        if is_passthrough(index, node) and (origin := behind.get(node.input[0])):
+            behind |= dict.fromkeys(plan.passthrough.keys() & set(node.output), origin)
+        for tensor in node.output:
+            if plan.source(tensor) not in wide or tensor in behind:
+                continue
+            for reader in index.consumers(tensor):
+                passed = plan.passthrough.keys() & set(reader.output) if reader.input[0] == tensor else set()
+                if layers.get(reader.name) == tensor or (passed & read and not passed & added):
+                    splits.setdefault(tensor, []).append(reader.name)
+                    behind |= dict.fromkeys(passed, tensor)
+    return splits, behind
 
-    def leads(reader: NodeProto) -> bool:
-        if reader.name in layers:
-            return True
-        reached = set(reader.output)
-        return is_passthrough(index, reader) and not reached & added and bool(reached & read)
 
-    return [reader for reader in index.consumers(tensor) if leads(reader)]
+def _with_identities(
+    model: onnx.ModelProto, splits: Mapping[str, Sequence[str]]
+) -> tuple[onnx.ModelProto, dict[str, NodeProto]]:
+    """A copy in which the named nodes read the tensors through an Identity; the Identities by tensor."""
+    work = onnx.ModelProto()
+    work.CopyFrom(model)
+    index = GraphIndex(work)
+    identities: dict[str, NodeProto] = {}
+    for tensor, readers in splits.items():
+        narrow, name = fresh_name(index, f"{tensor}_narrow"), f"{tensor}/Identity"
+        while name in index.nodes:
+            name += "_"
+        identities[tensor] = onnx.helper.make_node("Identity", [tensor], [narrow], name=name)
+        for reader in readers:
+            index.nodes[reader].input[0] = narrow
+        for value in [value for value in work.graph.value_info if value.name == tensor]:
+            described = work.graph.value_info.add()
+            described.CopyFrom(value)
+            described.name = narrow
+    nodes = [[node, *(identities[name] for name in node.output if name in identities)] for node in work.graph.node]
+    del work.graph.node[:]
+    work.graph.node.extend(node for group in nodes for node in group)
+    return work, identities
 
 
-def _split(index: GraphIndex, tensor: str, readers: Iterable[NodeProto]) -> NodeProto:
-    """The Identity, whose output ``readers`` read from now on."""
-    narrow, name = fresh_name(index, f"{tensor}_narrow"), f"{tensor}/Identity"
-    while name in index.nodes:
-        name += "_"
-    for reader in readers:
-        inputs = [narrow if given == tensor else given for given in reader.input]
-        del reader.input[:]
-        reader.input.extend(inputs)
-    for value in [value for value in index.graph.value_info if value.name == tensor]:
-        described = index.graph.value_info.add()
-        described.CopyFrom(value)
-        described.name = narrow
-    return onnx.helper.make_node("Identity", [tensor], [narrow], name=name)
+def _replanned(
+    model: onnx.ModelProto,
+    plan: Plan,
+    points: Mapping[str, Point],
+    passthrough: Mapping[str, str],
+    wide: set[str],
+    *,
+    per_layer: bool,
+) -> Plan:
+    index = GraphIndex(without_tail(model, plan.tail))
+    nodes = GraphIndex(model).nodes
+    layers, excluded = (
+        tuple(dataclasses.replace(layer, input=nodes[layer.node].input[0]) for layer in group)
+        for group in (plan.layers, plan.excluded)
+    )
+    ordered = in_graph_order(index, points)
+    return dataclasses.replace(
+        plan,
+        points=ordered,
+        passthrough=passthrough,
+        layers=layers,
+        excluded=excluded,
+        blocks=find_blocks(index, layers, ordered, per_layer=per_layer, wide=wide),
+        ramps=find_ramps(index, ordered),
+    )

@@ -54,8 +54,8 @@ def _activation_bits(index: GraphIndex, plan: Plan, tensor: str) -> int | None:
         if point is not None and point.role is Role.ACTIVATION:
             return point.bits
         for reader in index.consumers(current):
-            splits = reader.op_type == "Identity" and reader.output[0] in plan.points
-            if (splits or reader.op_type in ACTIVATIONS | MERGES) and reader.output[0] not in seen:
+            moves = reader.op_type == "Identity" or reader.output[0] in plan.passthrough
+            if (moves or reader.op_type in ACTIVATIONS | MERGES) and reader.output[0] not in seen:
                 seen.add(reader.output[0])
                 pending.append(reader.output[0])
     return None

@@ -78,6 +78,8 @@ def test_images_may_have_the_name_of_the_input(tmp_path: Path) -> None:
     assert np.array_equal(images.pixels, BYTES[:4])
     assert images.labels is not None
     assert images.labels.tolist() == [0, 1, 2, 3]
+    with pytest.raises(DataError, match=r"an array named 'images' \("):
+        load_images(npz(tmp_path, y=BYTES), expected=InputSpec(name="images", shape=(None, 3, 4, 5)))
     both = load_images(npz(tmp_path, x=FLOATS[:2], images=FLOATS), expected=SPEC)
     assert len(both) == 6, "'images' comes first"
 

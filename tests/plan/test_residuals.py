@@ -7,7 +7,7 @@ import pytest
 from pdq_export.graph.lookup import GraphIndex
 from pdq_export.graph.prepare import prepare
 from pdq_export.plan import PlanOptions, make_plan
-from pdq_export.plan.residuals import split_residuals
+from pdq_export.plan.residuals import widen
 from pdq_export.plan.summary import summarize_layers
 from pdq_export.spec import Plan, Role
 
@@ -15,18 +15,19 @@ from ..onnx_text import fill, name_nodes, parse
 
 PAD = "<pads = [1, 1, 1, 1]>"
 WEIGHTS = {"w1": (4, 3, 3, 3), **dict.fromkeys(("w2", "w3", "w5", "w6"), (4, 4, 3, 3)), "w4": (5, 4), "d": (4, 4, 1, 1)}
+WEIGHTS |= {"h": (2, 2, 3, 3), "last": (5, 4, 1, 1)}
 STEM = f"c1 = Conv {PAD} (image, w1)  a1 = Relu(c1)"
 UNIT = f"c2 = Conv {PAD} (a1, w2)  a2 = Relu(c2)  c3 = Conv {PAD} (a2, w3)  s = Add(c3, a1)  a3 = Relu(s)"
 SECOND = f"c5 = Conv {PAD} (a3, w5)  a5 = Relu(c5)  c6 = Conv {PAD} (a5, w6)  s6 = Add(c6, a3)  z = Relu(s6)"
 HEAD = "p = GlobalAveragePool(z)  f = Flatten(p)  y = Gemm <transB = 1> (f, w4)"
 
 
-def planned(body: str, bits: str = "4/2", **options: object) -> tuple[GraphIndex, Plan]:
+def planned(body: str, bits: str = "4/2", outputs: str = "float[N,K] y", **options: object) -> tuple[GraphIndex, Plan]:
     """The plan of a graph whose nodes are called after their outputs, and the graph itself."""
-    model = prepare(name_nodes(fill(parse(body), WEIGHTS))).model
+    model = prepare(name_nodes(fill(parse(body, outputs=outputs), WEIGHTS))).model
     chosen = PlanOptions.of(bits, wide_residuals=True, **options)  # type: ignore[arg-type]
-    model = split_residuals(model)
-    return GraphIndex(model), make_plan(model, chosen)
+    model, plan = widen(model, make_plan(model, chosen), per_layer=chosen.per_layer)
+    return GraphIndex(model), plan
 
 
 def activations(plan: Plan) -> Mapping[str, tuple[Role, int]]:
@@ -55,19 +56,13 @@ def test_units_read_few_bits_of_a_sum_that_keeps_8() -> None:
     assert [layer.activation_bits for layer in summarize_layers(index, plan)] == [2, 2, 2, 2, 8, None]
 
 
-def test_without_the_option_identities_pass_integers_on() -> None:
-    index, _ = planned(f"{STEM} {UNIT} {SECOND} {HEAD}")
-    plan = make_plan(index.model, PlanOptions.of("4/2"))
-    assert activations(plan)["a3"] == (Role.ACTIVATION, 2)
-    assert plan.passthrough["a3_narrow"] == "a3"
-
-
 def test_pooled_and_sliced_residuals() -> None:
     """The maximum of a stem passes 8 bits on; a shortcut may be cut out of its tensor."""
     shortcut = "begin = Constant <value_ints = [0]> ()  end = Constant <value_ints = [4]> ()  t = Slice(a3, begin, end)"
     body = f"""{STEM} m = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (a1)  {UNIT.replace("a1", "m")}
         {shortcut} {SECOND.replace("Add(c6, a3)", "Add(c6, t)")} {HEAD}"""
-    _, plan = planned(body)
+    index, plan = planned(body)
+    assert [layer.activation_bits for layer in summarize_layers(index, plan)] == [2, 2, 2, 2, 8, None]
     found = activations(plan)
     assert found["a1"] == found["a3"] == (Role.CARRIER, 8)
     assert found["m_narrow"] == found["a3_narrow"] == (Role.ACTIVATION, 2)
@@ -106,6 +101,55 @@ def test_bits_of_single_layers(rules: dict[str, list[str]], expected: dict[str, 
     _, plan = planned(f"{STEM} {UNIT} {SECOND} {HEAD}", **rules)
     assert {name: plan.points[name].bits for name in expected} == expected
     assert {name for name in plan.points if "_narrow" in name} == {name for name in expected if "_narrow" in name}
+
+
+def test_every_half_of_a_split_residual_is_read_in_few_bits() -> None:
+    body = f"""{STEM} l, r = Split <axis = 1> (a1) c2 = Conv {PAD} (l, h) s = Add(c2, l) c3 = Conv {PAD} (r, h)
+        k = Concat <axis = 1> (s, c3) z = Relu(k) {HEAD}"""
+    index, plan = planned(body)
+    assert [layer.input_bits for layer in summarize_layers(index, plan)] == [8, 2, 2, 8]
+    assert activations(plan)["a1"] == (Role.CARRIER, 8)
+    assert {"l_narrow", "r_narrow"} < set(plan.points)
+
+
+def test_what_the_last_layers_read_keeps_the_bits_of_first_last() -> None:
+    """The ends of a pyramid: one layer reads what the other's branch is added to."""
+    body = f"{STEM} t = Conv {PAD} (a1, w2) s = Add(t, a1) y = Conv (t, last) z = Conv (s, last)"
+    index, plan = planned(body, outputs="float[N,K,H,W] y, float[N,K,H,W] z")
+    assert [layer.input_bits for layer in summarize_layers(index, plan)] == [8, 2, 8, 8]
+    assert not any("t_" in name for name in plan.points)
+
+
+def test_what_is_a_carrier_anyway_is_left_alone() -> None:
+    pool = "g = AveragePool <kernel_shape = [2, 2]> (a1)"
+    index, plan = planned(f"{STEM} {pool} c2 = Conv {PAD} (g, w2) s = Add(c2, g) z = Relu(s) {HEAD}")
+    assert [layer.input_bits for layer in summarize_layers(index, plan)] == [8, 8, 8]
+    assert "g_narrow" not in plan.points
+
+
+def test_a_shortcut_around_a_gate_is_wide_too() -> None:
+    body = f"""{STEM} q = GlobalAveragePool(a1) e = Conv (q, d) g = Sigmoid(e) m = Mul(a1, g) s = Add(m, a1)
+        a3 = Relu(s) c5 = Conv {PAD} (a3, w5) z = Relu(c5) {HEAD}"""
+    _, plan = planned(body)
+    assert activations(plan)["a1"] == (Role.CARRIER, 8)
+    assert activations(plan)["a3"] == (Role.ACTIVATION, 2)
+
+
+@pytest.mark.parametrize("body", [f"{STEM} {UNIT} {SECOND} {HEAD}", f"{STEM} c2 = Conv (a1, d) z = Relu(c2) {HEAD}"])
+def test_nothing_changes_at_8_bits_or_without_an_addition(body: str) -> None:
+    model = prepare(name_nodes(fill(parse(body), WEIGHTS))).model
+    plan = make_plan(model, PlanOptions.of("4/8" if "Add" in body else "4/4"))
+    same, kept = widen(model, plan, per_layer=False)
+    assert same is model
+    assert kept is plan
+
+
+def test_layer_by_layer_blocks_stay() -> None:
+    """A layer a block where it ends at a learned point; the projection before the Add has none."""
+    _, plan = planned(f"{STEM} {UNIT} {SECOND} {HEAD}", per_layer=True)
+    assert [[layer.node for layer in block.layers] for block in plan.blocks] == [
+        *(["c1"], ["c2"], ["c3"], ["c5"], ["c6"], ["y"])
+    ]
 
 
 def test_names_that_are_taken() -> None:
