@@ -16,7 +16,7 @@ from torch import fx
 
 from pdq_export.calibrate import BlockProgress, Calibrated, calibrate
 from pdq_export.calibrate.equalization import channel_factors
-from pdq_export.calibrate.memory import parse_size
+from pdq_export.calibrate.memory import parse_size, trim_heap
 from pdq_export.calibrate.precision import full_float32
 from pdq_export.data import ImageSet, InputSet, Source, check_exists, read_data
 from pdq_export.errors import DataError, OptionError
@@ -133,10 +133,12 @@ def quantize(
 
     tell(Progress(stage="load"))
     original = load_model(model) if isinstance(model, str | Path) else check_model(model)
+    info, own_opset = _model_info(model, original), max(opset_version(original), MIN_OPSET)
     reference = float32_reference(original)
     check_loads(reference)
     tell(Progress(stage="plan"))
     prepared, plan = prepare_and_plan(original, planning, target=target, opset=opset)
+    del original
     index = GraphIndex(prepared.model)
     family = network_family(index, (*plan.layers, *plan.excluded))
     chosen = choose(family=family)
@@ -151,6 +153,7 @@ def quantize(
     if judged.labels is not None and not plan.tail:
         check_labels(prepared.model.graph.output[0].name, scores.numpy(), judged)
     dry_run(prepared, plan, target)
+    trim_heap()  # of large models several copies were made so far
     compared: Sequence[str] = ()
     if plan.tail:
         compared = [value.name for value in core.graph.output]
@@ -184,7 +187,7 @@ def quantize(
         calibrated.tensors,
         target=target,
         metadata=file_metadata(settings),
-        own_opset=max(opset_version(original), MIN_OPSET),
+        own_opset=own_opset,
         max_opset=opset,
     )
     tell(Progress(stage="validate"))
@@ -204,7 +207,7 @@ def quantize(
             "evaluated_on_calibration_images": eval is None,
             "equalized_tensors": equalized,
         },
-        model=_model_info(model, original),
+        model=info,
         layers=[dataclasses.asdict(layer) for layer in summarize_layers(index, plan)],
         floating=[
             dataclasses.asdict(node)

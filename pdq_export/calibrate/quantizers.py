@@ -46,12 +46,14 @@ class DroppingQuantizer(nn.Module):
 
 
 class WeightQuantizer(nn.Module):
-    """A finished weight: integers ``q`` of its shape, ``scale`` and ``zero_point`` [C] along the point's axis."""
+    """A finished weight: integers ``q`` of its shape, ``scale`` and ``zero_point`` [C] along the point's axis.
+
+    The float weight is computed when it is asked for: all finished weights are held until the end.
+    """
 
     q: Tensor
     scale: Tensor
     zero_point: Tensor
-    value: Tensor
 
     def __init__(self, point: Point, q: Tensor, qparams: QParams) -> None:
         super().__init__()
@@ -59,11 +61,10 @@ class WeightQuantizer(nn.Module):
         self.register_buffer("q", q)
         self.register_buffer("scale", qparams.scale)
         self.register_buffer("zero_point", qparams.zero_point)
-        scale, zero_point = (per_channel(v, point.axis, q.ndim) for v in (qparams.scale, qparams.zero_point))
-        self.register_buffer("value", dequantize_affine(q, scale, zero_point))
 
     def forward(self) -> Tensor:
-        return self.value
+        scale, zero_point = (per_channel(v, self.point.axis, self.q.ndim) for v in (self.scale, self.zero_point))
+        return dequantize_affine(self.q, scale, zero_point)
 
     @classmethod
     def nearest(cls, point: Point, weight: Tensor, qparams: QParams) -> "WeightQuantizer":

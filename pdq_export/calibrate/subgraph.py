@@ -90,8 +90,14 @@ class _Extractor:
             node = pending.pop()
             if node not in needed:
                 needed.add(node)
-                pending.extend(argument for argument in node.all_input_nodes if argument not in self.copies)
+                pending.extend(argument for argument in self._read(node) if argument not in self.copies)
         return needed
+
+    def _read(self, node: fx.Node) -> list[fx.Node]:
+        """What the copy of a node takes; a stand-in has the constants in itself."""
+        if node.meta.get("onnx_node", "") not in self.nodes:
+            return node.all_input_nodes
+        return [argument for argument in node.all_input_nodes if argument.op != "get_attr"]
 
     def _copy(self, node: fx.Node) -> None:
         if node.op == "placeholder":
@@ -103,7 +109,7 @@ class _Extractor:
             return
         stand_in = self.nodes.get(node.meta.get("onnx_node", ""))
         if stand_in is not None:
-            copy = self._call(stand_in, *(self.copies[a] for a in node.all_input_nodes if a.op != "get_attr"))
+            copy = self._call(stand_in, *(self.copies[argument] for argument in self._read(node)))
         else:
             copy = self.graph.node_copy(node, lambda argument: self.copies[argument])
         bias = self.biases.get(node.meta.get("onnx_node", ""))
