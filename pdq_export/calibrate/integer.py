@@ -57,7 +57,7 @@ class IntegerLayer(nn.Module):
 
 
 class IntegerAdd(nn.Module):
-    """QLinearAdd: round_half_even(fma(a, r_a, fma(b, r_b, fixed))) with float32 ratios r = s / s_y."""
+    """QLinearAdd: round_half_even(fma(a, r_a, fma(b, r_b, z_y - fma(r_a, z_a, r_b z_b)))), ratios r = s / s_y."""
 
     def __init__(self, a: ActivationQuantizer, b: ActivationQuantizer, output: ActivationQuantizer) -> None:
         super().__init__()
@@ -66,8 +66,9 @@ class IntegerAdd(nn.Module):
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         scale, zero_point = self._output.scale, self._output.zero_point
         ratio_a, ratio_b = self._a.scale / scale, self._b.scale / scale
-        fixed = zero_point - (ratio_a * self._a.zero_point + ratio_b * self._b.zero_point)
         # float64 holds the product of 8 bits and a float32 exactly: rounding its sum is the fused operation.
+        zeros = (ratio_a.double() * self._a.zero_point + (ratio_b * self._b.zero_point).double()).float()
+        fixed = zero_point - zeros
         inner = _wide(b, self._b).mul_(ratio_b.double()).add_(fixed.double()).float()
         total = (_wide(a, self._a).mul_(ratio_a.double()) + inner).float()
         return total.round_().sub_(zero_point).mul_(scale)

@@ -36,12 +36,13 @@ def add_integers(
 ) -> Integers:
     """Output integers of QLinearAdd with zero_point: round_half_even(fma(a, r_a, fma(b, r_b, fixed))).
 
-    r_a = a_scale / scale, r_b = b_scale / scale, fixed = zero - (r_a * a_zero + r_b * b_zero), all float32. ``a``
+    r_a = a_scale / scale, r_b = b_scale / scale, fixed = zero - fma(r_a, a_zero, r_b * b_zero), all float32. ``a``
     and ``b``: the integers as they lie in the tensors. float64 holds the product of 8 bits and a float32 exactly,
     so rounding its sum to float32 is the fused operation.
     """
     ratio_a, ratio_b = np.float32(a_scale) / np.float32(scale), np.float32(b_scale) / np.float32(scale)
-    fixed = np.float32(zero) - (ratio_a * np.float32(a_zero) + ratio_b * np.float32(b_zero))
+    zeros = np.float32(np.float64(ratio_a) * a_zero + np.float64(ratio_b * np.float32(b_zero)))
+    fixed = np.float32(zero) - zeros
     inner = (b * np.float64(ratio_b) + np.float64(fixed)).astype(np.float32)
     total = (a * np.float64(ratio_a) + inner.astype(np.float64)).astype(np.float32)
     return np.rint(total).astype(np.int64)

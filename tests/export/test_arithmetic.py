@@ -50,6 +50,22 @@ def test_add(seed):
     assert (run(node, {"a": a, "b": b}, constants) == expected.clip(0, 255)).all()
 
 
+@pytest.mark.parametrize("seed", range(60))
+def test_add_every_pair(seed):
+    """Sums near the middle between two integers tell how each term is rounded; few decimals make more of them."""
+    rng = np.random.default_rng(seed)
+    a, b = (q.reshape(1, 8, 64, 128).astype(np.uint8) for q in np.meshgrid(np.arange(256), np.arange(256)))
+    sa, sb, sc = (np.float32(round(rng.uniform(0.005, top), 3 if seed % 2 else 9)) for top in (0.05, 0.05, 0.15))
+    za, zb, zc = (int(z) for z in rng.integers(0, 256, 3))
+    zc = zc if seed % 4 < 2 else 0
+    constants = {"sa": sa, "sb": sb, "sc": sc, "za": np.uint8(za), "zb": np.uint8(zb), "zc": np.uint8(zc)}
+    node = onnx.helper.make_node(
+        "QLinearAdd", ["a", "sa", "za", "b", "sb", "zb", "sc", "zc"], ["c"], domain="com.microsoft"
+    )
+    expected = add_integers(a.astype(np.int64), sa, za, b.astype(np.int64), sb, zb, sc, zc)
+    assert (run(node, {"a": a, "b": b}, constants) == expected.clip(0, 255)).all()
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_requantize(seed):
     rng = np.random.default_rng(seed)
