@@ -97,7 +97,7 @@ def quantize(
 
     ``method``: pd-quant, or one of the methods that it grew from: qdrop, brecq, adaround, nearest. ``preset``: the
     budget, fast, balanced or paper. ``weights``: asymmetric, or symmetric where a runtime needs zero_point 0.
-    ``wide_residuals``: residual connections keep 8 bits, and what layers read of them has A (`plan.residuals`).
+    ``wide_residuals``: residual connections keep 8 bits, and what layers read of them has A.
     ``layer_bits``: bits of single layers, {REGEX: W/A} or ``REGEX=W/A``; ``exclude``: regular expressions of layers
     that stay in float; ``first_last``: bits of the first and last layer; `plan.options.PlanOptions` says what wins.
     ``options``: fields of `CalibrationOptions` that win over method, preset and what the graph suggests.

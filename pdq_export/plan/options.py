@@ -62,6 +62,8 @@ class PlanOptions:
         """From texts: ``W/A``, and ``layer_bits`` as {REGEX: W/A} or as texts ``REGEX=W/A``. Raises OptionError."""
         if weights not in WEIGHTS:
             raise OptionError(f"--weights {weights!r}: expected {' or '.join(WEIGHTS)}")
+        if not isinstance(wide_residuals, bool):
+            raise OptionError(f"wide_residuals is {wide_residuals!r}; expected True or False")
         if isinstance(layer_bits, Mapping):
             rules = tuple(layer_bits.items())
         else:
