@@ -163,9 +163,9 @@ def quantize(
 
     tell(Progress(stage="calibrate"))
     inputs = _as_seen(calibration.inputs(), prepared)
-    prepared, equalized = _equalize(prepared, plan, network, inputs) if chosen.equalize_channels else (prepared, [])
-    if equalized:
-        network = import_model(free_batch.run(without_tail(prepared.model, plan.tail)))
+    equalized: list[str] = []
+    if chosen.equalize_channels:
+        prepared, network, equalized = _equalize(prepared, plan, network, inputs)
     calibrated = calibrate(
         network,
         plan,
@@ -223,16 +223,17 @@ def quantize(
 
 def _equalize(
     prepared: PreparedModel, plan: Plan, network: fx.GraphModule, inputs: Sequence[torch.Tensor]
-) -> tuple[PreparedModel, list[str]]:
-    """The same network with the channels before depthwise layers in one range, and the tensors that this concerns."""
+) -> tuple[PreparedModel, fx.GraphModule, list[str]]:
+    """The same model and network with the channels before depthwise layers in one range, and the tensors concerned."""
     pairs = equalize.find_pairs(prepared.model, plan.points, {layer.node for layer in plan.layers})
     tensors = [pair.tensor for pair in pairs]
     if not pairs:
-        return prepared, tensors
+        return prepared, network, tensors
     logger.info("channels of %d tensors are brought to one range: %s", len(tensors), ", ".join(tensors))
     factors = channel_factors(network, tensors, inputs)
     model, statistics = equalize.run(prepared.model, prepared.statistics, pairs, factors)
-    return PreparedModel(model=model, statistics=statistics), tensors
+    network = import_model(free_batch.run(without_tail(model, plan.tail)))
+    return PreparedModel(model=model, statistics=statistics), network, tensors
 
 
 def _with_fitted_ramps(plan: Plan, tensors: QuantizedTensors) -> Plan:

@@ -50,8 +50,9 @@ def prepare_and_plan(
     model, widened = widen(prepared.model, plan, per_layer=options.per_layer)
     if widened is plan:
         logger.warning("--wide-residuals changes nothing: no Add reads a tensor that has fewer than 8 bits")
+        return prepared, plan
     carried = [name for name, point in plan.points.items() if point.bits < widened.points[name].bits]
-    logger.info("residual connections that keep 8 bits: %s", ", ".join(carried) or "none")
+    logger.info("residual connections that keep 8 bits: %s", ", ".join(carried))
     return dataclasses.replace(prepared, model=model), widened
 
 

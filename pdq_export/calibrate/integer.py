@@ -160,10 +160,8 @@ def integer_nodes(
             )
     for tensor, node in known.items():
         make, count = _STAND_INS.get(getattr(node.target, "__name__", ""), (None, 0))
-        if make is None or not node.meta.get("onnx_node"):
+        if make is None or not node.meta.get("onnx_node") or tensor in plan.passthrough:
             continue
-        if make is IntegerIdentity and tensor not in activations:
-            continue  # it passes integers on
         operands = [plan.source(argument.meta["tensor"]) for argument in node.all_input_nodes]
         output = output_of(tensor)
         if output is not None and len(operands) == count and all(name in activations for name in operands):

@@ -1,5 +1,7 @@
 """What planning knows about operators: which compute, which only move integers about, which the runtime fuses."""
 
+from collections.abc import Iterator
+
 import numpy as np
 from onnx import NodeProto
 
@@ -61,3 +63,10 @@ def is_passthrough(index: GraphIndex, node: NodeProto) -> bool:
 def data_inputs(index: GraphIndex, node: NodeProto) -> list[str]:
     """The inputs that are computed, not constant."""
     return [tensor for tensor in node.input if tensor and not index.is_constant(tensor)]
+
+
+def additions(index: GraphIndex) -> Iterator[tuple[NodeProto, list[str]]]:
+    """Every Add of two computed tensors, the end of a residual connection, with the two."""
+    for node in index.graph.node:
+        if node.op_type == "Add" and len(operands := data_inputs(index, node)) == 2:
+            yield node, operands

@@ -1,6 +1,6 @@
 """What is done with a tensor further down: whether a layer follows, and whether anyone makes use of its integers."""
 
-from collections.abc import Container
+from collections.abc import Container, Iterable
 
 from pdq_export.graph.lookup import GraphIndex
 from pdq_export.plan.operators import ACTIVATIONS, AVERAGES, MERGES, data_inputs, is_passthrough
@@ -15,6 +15,15 @@ def tensors_before_layers(index: GraphIndex, layers: Container[str]) -> set[str]
         elif any(tensor in before for tensor in node.output):
             before.update(data_inputs(index, node))
     return before
+
+
+def tensors_passed_to(index: GraphIndex, tensors: Iterable[str]) -> set[str]:
+    """``tensors`` and those from which pass-through nodes alone lead to one of them."""
+    found = set(tensors)
+    for node in reversed(index.graph.node):
+        if is_passthrough(index, node) and found.intersection(node.output):
+            found.add(node.input[0])
+    return found
 
 
 def tensors_read_as_integers(index: GraphIndex, layers: Container[str]) -> set[str]:

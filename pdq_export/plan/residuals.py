@@ -7,17 +7,20 @@ networks have anyway.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 
 import onnx
 from onnx import NodeProto
 
 from pdq_export.graph.edit import fresh_name
 from pdq_export.graph.lookup import GraphIndex
+from pdq_export.graph.passes import tidy
 from pdq_export.plan.blocks import find_blocks
-from pdq_export.plan.operators import data_inputs, is_passthrough
+from pdq_export.plan.operators import additions, is_passthrough
 from pdq_export.plan.points import in_graph_order
 from pdq_export.plan.ramps import find_ramps
+from pdq_export.plan.readers import tensors_passed_to
 from pdq_export.plan.tail import without_tail
 from pdq_export.spec import CARRIER_BITS, Plan, Point, Role
 
@@ -30,8 +33,7 @@ def widen(model: onnx.ModelProto, plan: Plan, *, per_layer: bool) -> tuple[onnx.
     alone, and its output is the learned point. ``per_layer``: as the blocks of the plan were found.
     """
     index = GraphIndex(without_tail(model, plan.tail))
-    sums = (n.name for n in index.graph.node if n.op_type == "Add" and len(data_inputs(index, n)) == 2)
-    added = _leading_to(index, sums)
+    added = tensors_passed_to(index, itertools.chain.from_iterable(operands for _, operands in additions(index)))
     learned = {n for n, point in plan.points.items() if point.role is Role.ACTIVATION and point.bits < CARRIER_BITS}
     wide = learned.intersection(plan.source(tensor) or "" for tensor in added)
     if not wide:
@@ -49,27 +51,12 @@ def widen(model: onnx.ModelProto, plan: Plan, *, per_layer: bool) -> tuple[onnx.
     return model, _replanned(model, plan, points, passthrough, wide, per_layer=per_layer)
 
 
-def _leading_to(index: GraphIndex, ends: Iterable[str]) -> set[str]:
-    """The tensors whose values arrive at a data input of one of the nodes, as they are or moved about."""
-    final = set(ends)
-    found: set[str] = set()
-    for node in reversed(index.graph.node):
-        if node.name in final:
-            found.update(data_inputs(index, node))
-        elif is_passthrough(index, node) and found.intersection(node.output):
-            found.add(node.input[0])
-    return found
-
-
 def _find_splits(
     index: GraphIndex, plan: Plan, wide: set[str], added: set[str]
 ) -> tuple[dict[str, list[str]], dict[str, str]]:
     """By tensor, the nodes that are to read it through an Identity; and what lies behind these, by the tensor split."""
     layers = {layer.node: layer.input for layer in plan.layers}
-    read = set(layers.values())
-    for node in reversed(index.graph.node):
-        if is_passthrough(index, node) and read.intersection(node.output):
-            read.add(node.input[0])
+    read = tensors_passed_to(index, layers.values())
     splits: dict[str, list[str]] = {}
     behind: dict[str, str] = {}
     for node in index.graph.node:
@@ -101,14 +88,10 @@ def _with_identities(
         identities[tensor] = onnx.helper.make_node("Identity", [tensor], [narrow], name=name)
         for reader in readers:
             index.nodes[reader].input[0] = narrow
-        for value in [value for value in work.graph.value_info if value.name == tensor]:
-            described = work.graph.value_info.add()
-            described.CopyFrom(value)
-            described.name = narrow
     nodes = [[node, *(identities[name] for name in node.output if name in identities)] for node in work.graph.node]
     del work.graph.node[:]
-    work.graph.node.extend(node for group in nodes for node in group)
-    return work, identities
+    work.graph.node.extend(itertools.chain.from_iterable(nodes))
+    return tidy.infer_shapes(work), identities
 
 
 def _replanned(

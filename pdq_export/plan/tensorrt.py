@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from pdq_export.graph.lookup import GraphIndex
-from pdq_export.plan.operators import data_inputs
+from pdq_export.plan.operators import additions
 from pdq_export.spec import Layer, Point, Role
 
 
@@ -32,10 +32,7 @@ def _residual_branches(index: GraphIndex, layers: tuple[Layer, ...]) -> list[str
     """Of every Add that a layer's output goes into alone, the other operand."""
     outputs = {layer.output for layer in layers}
     branches = []
-    for node in index.graph.node:
-        operands = data_inputs(index, node)
-        if node.op_type != "Add" or len(operands) != 2:
-            continue
+    for node, operands in additions(index):
         fused = [tensor for tensor in operands if tensor in outputs and index.sole_consumer(tensor) is node]
         if fused:
             branches.append(operands[1] if operands[0] == fused[0] else operands[0])

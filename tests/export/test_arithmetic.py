@@ -32,13 +32,8 @@ def scale(rng: np.random.Generator) -> np.float32:
     return np.float32(rng.uniform(0.005, 0.05))
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_add(seed):
-    rng = np.random.default_rng(seed)
-    a, b = (rng.integers(0, 256, (1, 8, 64, 64)).astype(np.uint8) for _ in range(2))
-    scales, zeros = [scale(rng) for _ in range(3)], [int(z) for z in rng.integers(0, 256, 3)]
-    if seed < 4:  # few decimals put many sums close to the middle between two integers
-        scales = [np.float32(np.round(s, 3)) for s in scales]
+def check_addition(a: np.ndarray, b: np.ndarray, scales: list[np.float32], zeros: list[int]) -> None:
+    """The sum of two tensors; scales and zero points of both and of the sum."""
     constants = {}
     for name, s, z in zip("abc", scales, zeros, strict=True):
         constants |= {f"s{name}": s, f"z{name}": np.uint8(z)}
@@ -50,20 +45,24 @@ def test_add(seed):
     assert (run(node, {"a": a, "b": b}, constants) == expected.clip(0, 255)).all()
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_add(seed):
+    rng = np.random.default_rng(seed)
+    a, b = (rng.integers(0, 256, (1, 8, 64, 64)).astype(np.uint8) for _ in range(2))
+    scales, zeros = [scale(rng) for _ in range(3)], [int(z) for z in rng.integers(0, 256, 3)]
+    if seed < 4:  # few decimals put many sums close to the middle between two integers
+        scales = [np.float32(np.round(s, 3)) for s in scales]
+    check_addition(a, b, scales, zeros)
+
+
 @pytest.mark.parametrize("seed", range(60))
 def test_add_every_pair(seed):
     """Sums near the middle between two integers tell how each term is rounded; few decimals make more of them."""
     rng = np.random.default_rng(seed)
     a, b = (q.reshape(1, 8, 64, 128).astype(np.uint8) for q in np.meshgrid(np.arange(256), np.arange(256)))
-    sa, sb, sc = (np.float32(round(rng.uniform(0.005, top), 3 if seed % 2 else 9)) for top in (0.05, 0.05, 0.15))
+    scales = [np.float32(round(rng.uniform(0.005, top), 3 if seed % 2 else 9)) for top in (0.05, 0.05, 0.15)]
     za, zb, zc = (int(z) for z in rng.integers(0, 256, 3))
-    zc = zc if seed % 4 < 2 else 0
-    constants = {"sa": sa, "sb": sb, "sc": sc, "za": np.uint8(za), "zb": np.uint8(zb), "zc": np.uint8(zc)}
-    node = onnx.helper.make_node(
-        "QLinearAdd", ["a", "sa", "za", "b", "sb", "zb", "sc", "zc"], ["c"], domain="com.microsoft"
-    )
-    expected = add_integers(a.astype(np.int64), sa, za, b.astype(np.int64), sb, zb, sc, zc)
-    assert (run(node, {"a": a, "b": b}, constants) == expected.clip(0, 255)).all()
+    check_addition(a, b, scales, [za, zb, zc if seed % 4 < 2 else 0])
 
 
 @pytest.mark.parametrize("seed", range(8))
