@@ -48,10 +48,12 @@ def load_npz(path: Path, *, expected: InputSpec | None, limit: int | None) -> Im
     with _damage_is_an_error(where), zipfile.ZipFile(path) as archive:
         names = {name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")}
         known = dict.fromkeys(["images"] if expected is None else ["images", expected.name])
-        name = next((name for name in known if name in names), None)
-        if name is None:
+        present = [name for name in known if name in names]
+        if len(present) != 1:
             found, wanted = ", ".join(sorted(names)[:8]) or "nothing", " or ".join(map(repr, known))
-            raise DataError(f"{where}: holds {found}; expected an array named {wanted} (N x C x H x W)")
+            both = ", not both" if present else ""
+            raise DataError(f"{where}: holds {found}; expected an array named {wanted} (N x C x H x W){both}")
+        (name,) = present
         images, count = _read_images(archive, where, name, expected, limit)
         mean, std = (_read_small(archive, where, name, 64) if name in names else None for name in ("mean", "std"))
         labels = _read_small(archive, where, "labels", count) if "labels" in names else None
