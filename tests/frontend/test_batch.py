@@ -28,6 +28,7 @@ def test_models_that_run_at_any_batch_size() -> None:
     [
         ("y = Concat <axis = 1> (x, c)", {"c": [[[1.0]], [[2.0]]]}, "does not run at 3 ("),
         ("y = Slice(x, a, b, a)", {"a": [0], "b": [2]}, "output 'y' keeps 2 images"),
+        ("m = ReduceMean <axes = [0]> (x) y = Sub(x, m)", {}, "output 'y' mixes them up"),
     ],
 )
 def test_models_that_do_not(body: str, constants: dict[str, list], reason: str) -> None:

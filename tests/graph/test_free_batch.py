@@ -59,3 +59,39 @@ def test_resize_expand_and_concat(body: str, constants: dict[str, list[int]], ow
     }
     found, expected = freed(body, f"(float[{own},2,3,4] x) => (float[{own},K,L,M] y)", values, batch=4)
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("own", [1, 2])
+@pytest.mark.parametrize("shape", ["rows", "free"])
+@pytest.mark.parametrize("allowzero", [0, 1])
+def test_reshapes_that_merge_the_batch_axis_with_others(own: int, shape: str, allowzero: int) -> None:
+    """As onnxsim writes a Linear on images [N, L, K], and exporters a window partition; torch sets allowzero."""
+    body = f"""
+        flat = Reshape <allowzero = {allowzero}> (x, {shape})
+        some = MatMul(flat, w)
+        more = Relu(some)
+        back = Reshape <allowzero = {allowzero}> (more, sizes)
+        moved = Transpose <perm = [0, 2, 1, 3]> (back)
+        parts = Reshape <allowzero = {allowzero}> (moved, windows)
+        sums = ReduceSum <keepdims = 1> (parts, axis)
+        mixed = Add(parts, sums)
+        y = Reshape <allowzero = {allowzero}> (mixed, end)"""
+    constants = {
+        "rows": np.array([6 * own, 4]),
+        "free": np.array([-1, 4]),
+        "w": random(4, 5),
+        "sizes": np.array([own, 2, 3, 5]),
+        "windows": np.array([3 * own, 2, 5]),
+        "axis": np.array([1]),
+        "end": np.array([own, 30]),
+    }
+    found, expected = freed(body, f"(float[{own},2,3,4] x) => (float[{own},30] y)", constants, batch=4)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_the_zero_of_an_empty_tensor_is_left_alone() -> None:
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]>
+        m (float[1,0,3] x) => (float[1,3,0] y) <int64[3] s = {1, 3, 0}> { y = Reshape <allowzero = 1> (x, s) }"""
+    )
+    assert free_batch.run(model) == model

@@ -156,13 +156,33 @@ FLATTEN = {
 
 class TestFoldReshape:
     @staticmethod
-    def model(shape: str, batch: str = "N", rest: str = "-1") -> onnx.ModelProto:
+    def model(shape: str, batch: str = "N", rest: str = "-1", allowzero: int = 0) -> onnx.ModelProto:
         return onnx.parser.parse_model(
             f"""<ir_version: 8, opset_import: ["": 17]>
             g (float[{batch}, 3, 2, 2] x) => (float[M, K] y)
             <int64 zero = {{0}}, int64[1] first = {{0}}, int64[1] one = {{1}}, int64[1] rest = {{{rest}}}>
-            {{ r = Relu(x) {shape} y = Reshape(r, v) }}"""
+            {{ r = Relu(x) {shape} y = Reshape <allowzero = {allowzero}> (r, v) }}"""
         )
+
+    @pytest.mark.parametrize("form", FLATTEN)
+    def test_allowzero_as_torch_sets_it(self, form: str) -> None:
+        model = self.model(FLATTEN[form], rest="12", allowzero=1)
+        before = onnx.ModelProto.FromString(model.SerializeToString())
+        result = fold_reshape.run(model)
+        assert operators(result) == {"Relu": 1, "Reshape": 1}
+        assert_same(before, result, x=random(5, 3, 2, 2))
+
+    @pytest.mark.parametrize(("places", "becomes"), [([[0], [1], [2]], "Reshape"), ([[0], [2], [1]], "Gather")])
+    def test_all_of_a_vector_in_order_is_a_reshape(self, places: list[list[int]], becomes: str) -> None:
+        model = onnx.parser.parse_model(
+            """<ir_version: 8, opset_import: ["": 17]>
+            g (float[3] x) => (float[3, 1] y) { y = Gather <axis = 0> (x, places) }"""
+        )
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(places), "places"))
+        before = onnx.ModelProto.FromString(model.SerializeToString())
+        result = fold_reshape.run(tidy.infer_shapes(model))
+        assert operators(result) == {becomes: 1}
+        assert_same(before, result, x=random(3))
 
     @pytest.mark.parametrize("batch", ["N", "?"])
     @pytest.mark.parametrize("rest", ["-1", "12"])

@@ -1,7 +1,8 @@
 """Reshape with a shape computed from its own input, ``x.view(x.size(0), -1)``, becomes Reshape with a constant.
 
 The shape vector is evaluated symbolically: each element is an int or the symbol of a dynamic axis. An element equal to
-the symbol of the same axis of Reshape's input is written 0 (keep), a last dynamic one -1 (infer).
+the symbol of the same axis of Reshape's input is written 0 (keep), a last dynamic one -1 (infer). A Gather of all of a
+vector's elements in their order, torch's as_strided of what is contiguous, becomes Reshape as well.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ Symbols = Sequence[Dimension]
 
 def run(model: onnx.ModelProto) -> onnx.ModelProto:
     """Make the shapes of Reshape nodes constant where the graph determines them."""
-    if not any(node.op_type == "Reshape" and not node.domain for node in model.graph.node):
+    if not any(node.op_type in ("Reshape", "Gather") and not node.domain for node in model.graph.node):
         return model
     interface = [value.type.SerializeToString() for value in model.graph.input]
     for value in model.graph.input:
@@ -27,14 +28,27 @@ def run(model: onnx.ModelProto) -> onnx.ModelProto:
     model = tidy.infer_shapes(model)
     index = GraphIndex(model)
     for node in model.graph.node:
-        if node.op_type == "Reshape" and not node.domain and not index.is_constant(node.input[1]):
-            shape = None if attribute(node, "allowzero", 0) else _constant_shape(index, node)
-            if shape is not None:
-                name = edit.add_constant(index, f"{node.input[1]}.constant", np.array(shape, dtype=np.int64))
-                node.input[1] = name
+        if (shape := _shape_of_all(index, node)) is not None:
+            node.op_type = "Reshape"
+            edit.drop_attribute(node, "axis")
+        elif node.op_type == "Reshape" and not node.domain and not index.is_constant(node.input[1]):
+            shape = _constant_shape(index, node)
+        if shape is not None:
+            edit.drop_attribute(node, "allowzero")  # there are no empty tensors among what is evaluated
+            node.input[1] = edit.add_constant(index, f"{node.input[1]}.constant", np.array(shape, dtype=np.int64))
     for value, before in zip(model.graph.input, interface, strict=True):
         value.type.ParseFromString(before)
     return tidy.infer_shapes(tidy.remove_unused(model))
+
+
+def _shape_of_all(index: GraphIndex, node: NodeProto) -> Sequence[int] | None:
+    """The shape, not a vector, that a Gather gives to all elements of a vector in their order, where it does that."""
+    if node.op_type != "Gather" or node.domain or (length := index.static_shape(node.input[0])) is None:
+        return None
+    places = index.constant(node.input[1])
+    if len(length) != 1 or places is None or not np.array_equal(places.reshape(-1), np.arange(*length)):
+        return None
+    return places.shape if places.size and places.ndim > 1 else None
 
 
 def _constant_shape(index: GraphIndex, node: NodeProto) -> list[int] | None:

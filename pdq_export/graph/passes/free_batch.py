@@ -21,8 +21,9 @@ def run(model: onnx.ModelProto) -> onnx.ModelProto:
     batch = fixed_batch(freed)
     if batch is not None:
         index = GraphIndex(freed)
+        rows: dict[str, int] = {}
         for node in list(freed.graph.node):
-            _free(index, node, batch)
+            _free(index, node, batch, rows)
     return freed
 
 
@@ -34,18 +35,30 @@ def fixed_batch(model: onnx.ModelProto) -> int | None:
     return batch if isinstance(batch, int) else None
 
 
-def _free(index: GraphIndex, node: NodeProto, batch: int) -> None:
+def _free(index: GraphIndex, node: NodeProto, batch: int, rows: dict[str, int]) -> None:
+    """``rows``: of tensors whose axis 0 was merged with others, how many of its elements are one image's."""
     if node.domain:
         return
     if node.op_type == "Concat":
         _free_concat(index, node, batch)
-    elif _starts_with(index, node.input[0] if node.input else "", batch):
-        if node.op_type == "Reshape" and not attribute(node, "allowzero", 0):
-            _replace_size(index, node, 1, batch, 0)  # 0 keeps
-        elif node.op_type == "Expand":
-            _replace_size(index, node, 1, batch, 1)  # 1 takes the other's
-        elif node.op_type == "Resize" and attribute(node, "axes") is None:
-            _free_resize(index, node, batch)
+        return
+    data = node.input[0] if node.input else ""
+    known = next((rows[name] for name in node.input if name in rows), None)
+    if known is None and _starts_with(index, data, batch):
+        known = 1
+    if known is None:
+        return
+    if node.op_type == "Reshape":
+        _free_reshape(index, node, batch, batch * known)
+    elif node.op_type == "Expand":
+        _free_expand(index, node, batch)
+    elif node.op_type == "Resize" and attribute(node, "axes") is None:
+        _free_resize(index, node, batch)
+    merges = node.op_type in ("Reshape", "Flatten")
+    for output in node.output:
+        first = (index.shape(output) or (None,))[0]
+        if isinstance(first, int) and (first == batch * known or (merges and first % batch == 0)):
+            rows[output] = first // batch
 
 
 def _starts_with(index: GraphIndex, tensor: str, batch: int) -> bool:
@@ -53,12 +66,27 @@ def _starts_with(index: GraphIndex, tensor: str, batch: int) -> bool:
     return bool(shape) and shape is not None and shape[0] == batch
 
 
-def _replace_size(index: GraphIndex, node: NodeProto, position: int, batch: int, size: int) -> None:
-    wanted = index.constant(node.input[position])
-    rank = index.rank(node.input[0])
-    if wanted is not None and wanted.size and wanted[0] == batch and (node.op_type != "Expand" or rank == wanted.size):
-        freed = np.array([size, *wanted[1:]], dtype=np.int64)
-        node.input[position] = edit.add_constant(index, f"{node.input[position]}.batch", freed)
+def _free_reshape(index: GraphIndex, node: NodeProto, batch: int, first: int) -> None:
+    """Let axis 0, ``first`` elements long, stay as it is, or take up the images where others are merged with it."""
+    wanted = index.constant(node.input[1])
+    if wanted is None or not wanted.size or (attribute(node, "allowzero", 0) and not wanted.all()):
+        return
+    if wanted[0] == first:
+        freed = [0, *wanted[1:]]  # 0 keeps
+    else:
+        shape = index.static_shape(node.output[0])
+        if shape is None or shape[0] % batch or not all(shape):
+            return
+        freed = [-1, *shape[1:]]
+    edit.drop_attribute(node, "allowzero")
+    node.input[1] = edit.add_constant(index, f"{node.input[1]}.batch", np.array(freed, np.int64))
+
+
+def _free_expand(index: GraphIndex, node: NodeProto, batch: int) -> None:
+    wanted = index.constant(node.input[1])
+    if wanted is not None and wanted.size == index.rank(node.input[0]) and wanted[0] == batch:
+        freed = np.array([1, *wanted[1:]], np.int64)  # 1 takes the other's
+        node.input[1] = edit.add_constant(index, f"{node.input[1]}.batch", freed)
 
 
 def _free_resize(index: GraphIndex, node: NodeProto, batch: int) -> None:
