@@ -9,7 +9,7 @@ JSON schema of `Inspection.to_dict`, version 1 (null stands for "not known")::
     settings          {bits, first_last, layer_bits, exclude, wide_residuals, weights, target, opset}  opset: of the
                       file to write
     family            plain, grouped or depthwise: which of the paper's networks it is like
-    hyper_parameters  {temperature, lambda_c, lambda_r, rounding_weight} that the family gets
+    hyper_parameters  {temperature, lambda_c, rounding_weight} that the family gets
     batch_norm        {in_file, statistics, layers}  nodes in the file; layers with statistics; all layers
     layers            [{node, op_type, weight_shape, weight_bits, input_bits, activation_bits, excluded}]
                       null bits stand for float

@@ -22,6 +22,12 @@ def test_overrides_win_over_method_preset_and_family() -> None:
     assert options.correction_iters == 0
 
 
+def test_the_papers_preset_has_the_papers_numbers() -> None:
+    paper, short = choose_options(preset="paper"), choose_options()
+    assert (paper.lambda_r, paper.rounding_lr, paper.scale_lr, paper.correction_lr) == (0.1, 3e-3, 4e-5, 1e-3)
+    assert (short.lambda_r, short.rounding_weight) == (1.0, paper.rounding_weight)
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_method_goes_with_every_preset(method: str, preset: str) -> None:
