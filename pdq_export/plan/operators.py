@@ -12,11 +12,18 @@ ACTIVATIONS = frozenset(
     "Softplus Softsign".split()
 )
 
+NORMALIZATIONS = frozenset(
+    "BatchNormalization GroupNormalization InstanceNormalization LayerNormalization RMSNormalization".split()
+)
+
 # Binary operators whose operands are both data; a branch that ends in one is not quantized to A bits before it.
 MERGES = frozenset({"Add", "Mul", "Sub", "Div"})
 
 # Averages of integers: the output needs a scale of its own, but no learned one.
 AVERAGES = frozenset({"AveragePool", "GlobalAveragePool"})
+
+# What computes with the integers of several elements or tensors.
+COMBINES = MERGES | AVERAGES | {"Concat"}
 
 _MOVES = frozenset("Reshape Flatten Transpose Squeeze Unsqueeze Slice Identity Split DepthToSpace SpaceToDepth".split())
 

@@ -11,6 +11,7 @@ from pdq_export.graph.lookup import GraphIndex, attribute, is_layer, optional_in
 from pdq_export.plan.operators import (
     ACTIVATIONS,
     AVERAGES,
+    COMBINES,
     MERGES,
     data_inputs,
     is_absorbable,
@@ -109,6 +110,8 @@ class _PointFinder:
             pass  # like any operator without integers: what reads its output quantizes it
         elif node.name in self.layers:
             self._visit_layer(node, self.layers[node.name], first=first)
+        elif node.op_type in COMBINES and node.output[0] not in self._feeds_layer:
+            pass  # behind the last layers, as where a detector computes its boxes: float, of what the layers gave
         elif node.op_type in MERGES and len(inputs) == 2 and not first:
             self._carry(inputs)
             self._quantize_result(node, max(self._wanted.get(tensor, 0) for tensor in inputs))
@@ -120,8 +123,16 @@ class _PointFinder:
         elif is_passthrough(self.index, node) and self._source(inputs[0]) is not None:
             for tensor in node.output:
                 self._pass(tensor, inputs[0])
+        else:
+            self._hand_on(node, inputs)
         if not first or node.name in self.layers:
             self._after_layer.update(node.output)
+
+    def _hand_on(self, node: NodeProto, inputs: Iterable[str]) -> None:
+        """An operator in float, a normalization say: A of the layer before it is that of what comes behind."""
+        for tensor in node.output:
+            if tensor not in self.points:
+                self._wanted[tensor] = max(self._wanted.get(known, 0) for known in inputs)
 
     def _visit_layer(self, node: NodeProto, layer: Layer, *, first: bool) -> None:
         self._ensure_quantized(layer.input, first=first)
@@ -157,24 +168,31 @@ class _PointFinder:
         output = node.output[0]
         if not self._is_worth_quantizing(node):
             return
-        reader = self.index.sole_consumer(output)
+        seen, reader = self._passed_on(output)
+        role = Role.ACTIVATION if output in self._read_as_integers else Role.CARRIER  # A bits behind a normalization
         if reader is None:
-            self._add(output, Role.CARRIER if self._only_read_by_merges(output) else Role.ACTIVATION, wanted)
+            self._add(output, Role.CARRIER if self._only_read_by_merges(seen) else role, wanted)
             return
-        if reader.op_type in ACTIVATIONS and reader.input[0] == output:
-            if is_absorbable(self.index, reader):
-                role = Role.CARRIER if self._is_gated(reader.output[0]) else Role.ACTIVATION
-                self._add(reader.output[0], role, wanted, absorbed=reader.name)
-                return
+        if reader.op_type in ACTIVATIONS and reader.input[0] == seen:
             result = reader.output[0]
-            if result not in self.index.outputs:
+            if seen == output and is_absorbable(self.index, reader):
+                self._add(result, Role.CARRIER if self._is_gated(result) else role, wanted, absorbed=reader.name)
+            elif result not in self.index.outputs:
                 self._add(output, Role.CARRIER)
-                if self._only_read_by_merges(result):
+                if self._only_read_by_merges(result) or result not in self._feeds_layer:
                     self._wanted[result] = wanted
                 else:
-                    self._add(result, Role.ACTIVATION, wanted)
+                    self._add(result, role, wanted)
         else:
-            self._add(output, Role.CARRIER if reader.op_type in MERGES else Role.ACTIVATION, wanted)
+            self._add(output, Role.CARRIER if reader.op_type in MERGES else role, wanted)
+
+    def _passed_on(self, tensor: str) -> tuple[str, NodeProto | None]:
+        """The tensor that pass-through nodes make of ``tensor``, one after the other, and who alone reads it."""
+        reader = self.index.sole_consumer(tensor)
+        while reader is not None and is_passthrough(self.index, reader) and len(reader.output) == 1:
+            tensor = reader.output[0]
+            reader = self.index.sole_consumer(tensor)
+        return tensor, reader
 
     def _is_worth_quantizing(self, node: NodeProto) -> bool:
         """Not where only float operators read the result and the network ends there (the scores before a Softmax).
@@ -213,7 +231,8 @@ class _PointFinder:
         while self._source(chain[-1]) is None:
             node = self.index.producer.get(chain[-1])
             if node is None or not is_passthrough(self.index, node):
-                self._add(chain[-1], Role.CARRIER if first else Role.ACTIVATION)
+                wanted = self._wanted.get(chain[-1], 0)
+                self._add(chain[-1], Role.CARRIER if first else Role.ACTIVATION, wanted)
                 break
             chain.append(data_inputs(self.index, node)[0])
         for later, earlier in reversed(list(itertools.pairwise(chain))):

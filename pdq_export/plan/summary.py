@@ -3,7 +3,7 @@
 import dataclasses
 
 from pdq_export.graph.lookup import GraphIndex
-from pdq_export.plan.operators import ACTIVATIONS, MERGES
+from pdq_export.plan.operators import ACTIVATIONS, MERGES, NORMALIZATIONS
 from pdq_export.spec import Layer, Plan, Role
 
 
@@ -46,7 +46,7 @@ def _summary(index: GraphIndex, plan: Plan, layer: Layer, excluded: bool) -> Lay
 
 
 def _activation_bits(index: GraphIndex, plan: Plan, tensor: str) -> int | None:
-    """Bits of the first learned point behind ``tensor``, past carriers, activation functions and merges."""
+    """Bits of the first learned point behind ``tensor``, past carriers, normalizations, activation functions and merges."""
     pending, seen = [tensor], {tensor}
     while pending:
         current = pending.pop(0)
@@ -55,7 +55,7 @@ def _activation_bits(index: GraphIndex, plan: Plan, tensor: str) -> int | None:
             return point.bits
         for reader in index.consumers(current):
             moves = reader.op_type == "Identity" or reader.output[0] in plan.passthrough
-            if (moves or reader.op_type in ACTIVATIONS | MERGES) and reader.output[0] not in seen:
+            if (moves or reader.op_type in ACTIVATIONS | MERGES | NORMALIZATIONS) and reader.output[0] not in seen:
                 seen.add(reader.output[0])
                 pending.append(reader.output[0])
     return None

@@ -202,8 +202,58 @@ def test_behind_the_last_layers_there_are_no_narrow_tensors() -> None:
         {name: WEIGHTS[name] for name in ("w1", "w2", "w3")},
     )
     points = table(plan)
-    assert {points[name] for name in ("c2", "c3", "k")} == {(Role.CARRIER, 8)}
+    assert {points[name] for name in ("c2", "c3")} == {(Role.CARRIER, 8)}
     assert points["a1"] == (Role.ACTIVATION, 8)
+
+
+def test_what_a_detector_computes_of_its_last_layers_is_float() -> None:
+    plan = plan_of(
+        f"""c1 = Conv {PAD} (image, w1)  a1 = Relu(c1)  c2 = Conv {PAD} (a1, w2)  c3 = Conv {PAD} (a1, w3)
+            f2 = Flatten(c2)  f3 = Flatten(c3)  s = Sigmoid(f3)  d = Mul(f2, s)  e = Add(d, f2)
+            b = Concat <axis = 1> (d, e)  k = Concat <axis = 1> (b, s)  y = Identity(k)""",
+        {name: WEIGHTS[name] for name in ("w1", "w2", "w3")},
+    )
+    # the layers' own outputs keep an 8-bit pair, without which they would not run as integers
+    assert table(plan).keys() - {"image", "w1", "w2", "w3"} == {"a1", "c2", "c3"}
+
+
+@pytest.mark.parametrize("before", ["", "u = Relu(c1)", "u = Identity(c1)"])
+def test_a_normalization_counts_to_the_layer_before_it(before: str) -> None:
+    plan = plan_of(
+        f"""c1 = Conv {PAD} (image, w1)  {before}  n = InstanceNormalization({"u" if before else "c1"}, s, s)
+            a1 = Relu(n)  c2 = Conv {PAD} (a1, w2)  a2 = Relu(c2)
+            p = GlobalAveragePool(a2)  f = Flatten(p)  y = Gemm <transB = 1> (f, w4)""",
+        {**WEIGHTS, "s": (4,)},
+    )
+    points = table(plan)
+    assert points["a1"] == (Role.ACTIVATION, 2)
+    assert points["u" if "Relu" in before else "c1"] == (Role.CARRIER, 8)
+
+
+def test_a_layer_s_own_bits_are_those_behind_its_normalization() -> None:
+    model = fill(
+        parse(
+            f"""c1 = Conv {PAD} (image, w1)  n = InstanceNormalization(c1, s, s)  a1 = Relu(n)
+                c2 = Conv {PAD} (a1, w2)  a2 = Relu(c2)  c3 = Conv {PAD} (a2, w3)  y = Relu(c3)""",
+            outputs="float[N,K,8,8] y",
+        ),
+        {**WEIGHTS, "s": (4,)},
+    )
+    prepared = prepare(model).model
+    first = next(node.name for node in prepared.graph.node if node.op_type == "Conv")
+    points = table(make_plan(prepared, PlanOptions.of("4/2", layer_bits=[f"^{first}$=8/5"])))
+    assert (points["c1"], points["a1"]) == ((Role.CARRIER, 8), (Role.ACTIVATION, 5))
+
+
+def test_an_activation_behind_a_reshape_is_rounded_once() -> None:
+    plan = plan_of(
+        f"""c1 = Conv {PAD} (image, w1)  rows = Constant <value_ints = [0, 4, -1]> ()  f = Reshape(c1, rows)
+            a1 = Elu(f)  t = Transpose <perm = [0, 2, 1]> (a1)  l = MatMul(t, wq)  y = MatMul(l, wo)""",
+        {"w1": WEIGHTS["w1"], **dict.fromkeys(("wq", "wo"), (4, 4))},
+        output="float[N,64,4] y",
+    )
+    points = table(plan)
+    assert (points["c1"], points["a1"]) == ((Role.CARRIER, 8), (Role.ACTIVATION, 2))
 
 
 def test_attention_stays_float_between_quantized_projections() -> None:
