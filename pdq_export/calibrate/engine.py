@@ -189,7 +189,8 @@ class _Engine:
             if len(x) != len(inputs[0]):
                 raise CalibrationError(
                     f"tensor {name!r}: its first axis has {len(x)} rows for {len(inputs[0])} images; expected one an "
-                    "image; cut the model before the node that merges images with other axes"
+                    "image; export the network so that axis 0 of what it predicts counts images, or without the nodes "
+                    "that move or merge it"
                 )
         for name, x in zip(self.graph_inputs, inputs, strict=True):
             self.full[name] = self.quantized[name] = x

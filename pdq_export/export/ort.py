@@ -32,6 +32,8 @@ MOVES_INTEGERS = frozenset(
         "Identity",
         "MaxPool",
         "Pad",
+        "ReduceMax",
+        "ReduceMin",
         "Reshape",
         "Resize",
         "Slice",

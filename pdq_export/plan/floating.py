@@ -6,7 +6,7 @@ from collections.abc import Container, Iterator
 from onnx import NodeProto
 
 from pdq_export.graph.lookup import WEIGHTED, GraphIndex, optional_input
-from pdq_export.plan.operators import AVERAGES, data_inputs, is_absorbable
+from pdq_export.plan.operators import AVERAGES, data_inputs, is_absorbable, is_passthrough
 from pdq_export.spec import Layer, Plan
 
 # Operators that onnxruntime fuses with the pairs around them, beyond layers, averages and what moves integers.
@@ -75,6 +75,8 @@ def _reason(index: GraphIndex, plan: Plan, visible: Container[str], node: NodePr
         return "no layer before it to fold it into"
     if is_absorbable(index, node):
         return "no integer layer before it that would absorb it"
+    if is_passthrough(index, node):
+        return "what it passes on is not quantized"
     if node.op_type not in _INTEGER:
         return f"onnxruntime has no integer kernel for {node.op_type}"
     if not _is_quantized(index, plan, visible, node.output[0]):

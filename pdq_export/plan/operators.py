@@ -22,10 +22,16 @@ MERGES = frozenset({"Add", "Mul", "Sub", "Div"})
 # Averages of integers: the output needs a scale of its own, but no learned one.
 AVERAGES = frozenset({"AveragePool", "GlobalAveragePool"})
 
+# How gates (squeeze and excitation, CBAM) see a whole channel.
+POOLS = AVERAGES | {"ReduceMean", "GlobalMaxPool", "ReduceMax"}
+
 # What computes with the integers of several elements or tensors.
 COMBINES = MERGES | AVERAGES | {"Concat"}
 
-_MOVES = frozenset("Reshape Flatten Transpose Squeeze Unsqueeze Slice Identity Split DepthToSpace SpaceToDepth".split())
+_MOVES = frozenset(
+    "Reshape Flatten Transpose Squeeze Unsqueeze Slice Identity Split DepthToSpace SpaceToDepth Tile "
+    "ReduceMax ReduceMin GlobalMaxPool".split()
+)
 
 
 def is_absorbable(index: GraphIndex, node: NodeProto) -> bool:
@@ -54,6 +60,8 @@ def is_passthrough(index: GraphIndex, node: NodeProto) -> bool:
             return True
         case "MaxPool":
             return len(node.output) == 1
+        case "Gather":
+            return index.is_constant(node.input[1])
         case "Pad":
             value = index.constant(optional_input(node, 2))
             return attribute(node, "mode", "constant") != "constant" or (

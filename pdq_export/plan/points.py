@@ -13,6 +13,7 @@ from pdq_export.plan.operators import (
     AVERAGES,
     COMBINES,
     MERGES,
+    POOLS,
     data_inputs,
     is_absorbable,
     is_passthrough,
@@ -212,12 +213,12 @@ class _PointFinder:
         )
 
     def _is_gated(self, tensor: str) -> bool:
-        """Whether squeeze and excitation averages and multiplies a tensor: no layer reads it but through the product.
+        """Whether squeeze and excitation pools and multiplies a tensor: no layer reads it but through the product.
 
         The product gets A bits; to round to A bits before it as well would cost accuracy for nothing.
         """
         kinds = {reader.op_type for reader in self.index.consumers(tensor)}
-        return "Mul" in kinds and kinds <= {"Mul", "ReduceMean", *AVERAGES} and len(kinds) > 1
+        return "Mul" in kinds and kinds <= {"Mul", *POOLS} and len(kinds) > 1
 
     def _carry(self, tensors: Iterable[str]) -> None:
         """Give every operand that has no integers yet an 8-bit pair."""

@@ -185,6 +185,10 @@ def test_a_constant_operand_becomes_integers():
         ("p = DepthToSpace <blocksize=2> (r)", "float[N,1,12,12] y"),
         ("p = Identity(r)", "float[N,4,6,6] y"),
         ("p = Concat <axis=1> (r, r)", "float[N,8,6,6] y"),
+        ("i = Constant <value_ints=[3, 0]> () p = Gather <axis=1> (r, i)", "float[N,2,6,6] y"),
+        ("i = Constant <value_ints=[1, 1, 2, 1]> () p = Tile(r, i)", "float[N,4,12,6] y"),
+        ("i = Constant <value_ints=[1]> () p = ReduceMax(r, i)", "float[N,1,6,6] y"),
+        ("i = Constant <value_ints=[2, 3]> () p = ReduceMin(r, i)", "float[N,4,1,1] y"),
     ],
 )
 def test_moves_run_on_integers(node, output):
