@@ -1,5 +1,7 @@
 """Whether an imported network runs at any batch size: calibration draws batches of its own."""
 
+import logging
+
 import onnx
 import torch
 from torch import fx
@@ -8,6 +10,7 @@ from pdq_export.errors import ModelError
 from pdq_export.graph.lookup import GraphIndex
 from pdq_export.graph.passes import free_batch
 
+logger = logging.getLogger(__name__)
 
 # Of the largest magnitude. What is not mixed up differs by the order of sums.
 _TOLERANCE = 0.01
@@ -17,7 +20,7 @@ _TOLERANCE = 0.01
 def check_batch(network: fx.GraphModule, model: onnx.ModelProto) -> None:
     """Raise ModelError where a network of a fixed batch size, and otherwise known input, does not run at another.
 
-    Or where it runs, but mixes up the images. They are random.
+    Warn where it does, but random images influence each other.
     """
     index, batch = GraphIndex(model), free_batch.fixed_batch(model)
     shapes = [index.static_shape(name) for name in index.inputs]
@@ -38,8 +41,15 @@ def check_batch(network: fx.GraphModule, model: onnx.ModelProto) -> None:
             for name, y, own in zip(index.outputs, results, expected, strict=True)
             if y.ndim and (index.shape(name) or [None])[0] == batch
         ]
-        reason = next((f"output {name!r} keeps {batch} images" for name, y, _ in ends if len(y) != other), "")
-        reason = reason or next((f"output {name!r} mixes them up" for name, y, own in ends if _differ(y, own)), "")
+        wrong = next((name for name, y, _ in ends if len(y) != other), None)
+        reason = "" if wrong is None else f"output {wrong!r} keeps {batch} images"
+        mixed = next((name for name, y, own in ends if _differ(y, own)), None) if wrong is None else None
+        if mixed is not None:
+            logger.warning(
+                "output %r: images that are run together influence each other; calibration runs many at a time, and "
+                "may learn the wrong thing; expected a network that treats images alike",
+                mixed,
+            )
     if reason:
         raise ModelError(
             f"model: its batch size is fixed at {batch}, and it does not run at {other} ({reason}); expected a network "

@@ -46,7 +46,7 @@ def _summary(index: GraphIndex, plan: Plan, layer: Layer, excluded: bool) -> Lay
 
 
 def _activation_bits(index: GraphIndex, plan: Plan, tensor: str) -> int | None:
-    """Bits of the first learned point behind ``tensor``, past carriers, normalizations, activation functions and merges."""
+    """Bits of the first learned point behind ``tensor``, past carriers, normalizations, functions and merges."""
     pending, seen = [tensor], {tensor}
     while pending:
         current = pending.pop(0)

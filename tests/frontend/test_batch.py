@@ -28,7 +28,6 @@ def test_models_that_run_at_any_batch_size() -> None:
     [
         ("y = Concat <axis = 1> (x, c)", {"c": [[[1.0]], [[2.0]]]}, "does not run at 3 ("),
         ("y = Slice(x, a, b, a)", {"a": [0], "b": [2]}, "output 'y' keeps 2 images"),
-        ("m = ReduceMean <axes = [0]> (x) y = Sub(x, m)", {}, "output 'y' mixes them up"),
     ],
 )
 def test_models_that_do_not(body: str, constants: dict[str, list], reason: str) -> None:
@@ -36,3 +35,10 @@ def test_models_that_do_not(body: str, constants: dict[str, list], reason: str) 
     with pytest.raises(ModelError, match=r"its batch size is fixed at 2, .* export it with a dynamic batch axis") as e:
         checked(body, "(float[2,3,1] x) => (float[2,K,1] y)", **arrays)  # type: ignore[arg-type]
     assert reason in str(e.value)
+
+
+@pytest.mark.parametrize(("axis", "warns"), [(0, True), (1, False)])
+def test_images_that_influence_each_other(axis: int, warns: bool, caplog: pytest.LogCaptureFixture) -> None:
+    body = f"m = ReduceMean <axes = [{axis}]> (x) y = Sub(x, m)"
+    checked(body, "(float[2,3,1] x) => (float[2,3,1] y)")
+    assert ("output 'y': images that are run together influence each other" in caplog.text) == warns

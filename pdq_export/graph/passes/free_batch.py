@@ -69,7 +69,8 @@ def _starts_with(index: GraphIndex, tensor: str, batch: int) -> bool:
 def _free_reshape(index: GraphIndex, node: NodeProto, batch: int, first: int) -> None:
     """Let axis 0, ``first`` elements long, stay as it is, or take up the images where others are merged with it."""
     wanted = index.constant(node.input[1])
-    if wanted is None or not wanted.size or (attribute(node, "allowzero", 0) and not wanted.all()):
+    means_empty = bool(attribute(node, "allowzero", 0))
+    if wanted is None or not wanted.size or (means_empty and not wanted.all()):
         return
     if wanted[0] == first:
         freed = [0, *wanted[1:]]  # 0 keeps
