@@ -1,6 +1,6 @@
 """`inspect_model`: what `quantize` would do with a model, before any calibration and without images.
 
-JSON schema of `Inspection.to_dict`, version 1 (null stands for "not known")::
+JSON schema of `Inspection.to_dict`, version 2 (null stands for "not known")::
 
     schema_version    1
     model             {name, sha256, size}    the file as it is; size in bytes
@@ -53,7 +53,7 @@ from pdq_export.stages import (
 )
 from pdq_export.validate import KernelCount, ModelInfo, count_kernels, needed_config
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

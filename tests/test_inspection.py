@@ -34,7 +34,7 @@ def test_the_embedded_model() -> None:
     path = calib_data.path("fashion_resnet.onnx")
     found = inspect_model(path, bits="2/2")
     told = json.loads(found.to_json())
-    assert told["schema_version"] == 1
+    assert told["schema_version"] == 2
     assert told["model"]["size"] == path.stat().st_size
     assert told["inputs"] == [{"name": "image", "dtype": "float32", "shape": ["N", 1, 28, 28]}]
     assert told["outputs"] == [{"name": "logits", "dtype": "float32", "shape": ["N", 10]}]

@@ -12,10 +12,6 @@ ACTIVATIONS = frozenset(
     "Softplus Softsign".split()
 )
 
-NORMALIZATIONS = frozenset(
-    "BatchNormalization GroupNormalization InstanceNormalization LayerNormalization RMSNormalization".split()
-)
-
 # Binary operators whose operands are both data; a branch that ends in one is not quantized to A bits before it.
 MERGES = frozenset({"Add", "Mul", "Sub", "Div"})
 
@@ -30,7 +26,7 @@ COMBINES = MERGES | AVERAGES | {"Concat"}
 
 _MOVES = frozenset(
     "Reshape Flatten Transpose Squeeze Unsqueeze Slice Identity Split DepthToSpace SpaceToDepth Tile "
-    "ReduceMax ReduceMin GlobalMaxPool".split()
+    "ReduceMax ReduceMin".split()
 )
 
 
@@ -55,6 +51,8 @@ def is_absorbable(index: GraphIndex, node: NodeProto) -> bool:
 
 def is_passthrough(index: GraphIndex, node: NodeProto) -> bool:
     """Whether every output element equals an input element (or exact zero), so that integers pass unchanged."""
+    if not node.input or index.is_constant(node.input[0]):
+        return False
     match node.op_type:
         case op_type if op_type in _MOVES:
             return True

@@ -19,7 +19,7 @@ from pdq_export.plan.operators import (
     is_passthrough,
 )
 from pdq_export.plan.options import LayerRules, PlanOptions
-from pdq_export.plan.readers import tensors_before_layers, tensors_read_as_integers
+from pdq_export.plan.readers import tensors_before_layers, tensors_read_as_integers, tensors_read_by_layers
 from pdq_export.spec import CARRIER_BITS, Layer, Point, Role
 
 
@@ -101,6 +101,7 @@ class _PointFinder:
         self._settled: set[str] = set()  # activations with such an A
         self._feeds_layer = tensors_before_layers(index, layers)
         self._read_as_integers = tensors_read_as_integers(index, layers)
+        self._read_by_layers = tensors_read_by_layers(index, layers)
 
     def visit(self, node: NodeProto) -> None:
         inputs = data_inputs(self.index, node)
@@ -114,11 +115,11 @@ class _PointFinder:
         elif node.op_type in COMBINES and node.output[0] not in self._feeds_layer:
             pass  # behind the last layers, as where a detector computes its boxes: float, of what the layers gave
         elif node.op_type in MERGES and len(inputs) == 2 and not first:
-            self._carry(inputs)
-            self._quantize_result(node, max(self._wanted.get(tensor, 0) for tensor in inputs))
+            self._carry(inputs, Role.CARRIER)
+            self._quantize_result(node, max(map(self._handed, inputs)))
         elif node.op_type == "Concat" and not first:
-            self._carry(inputs)
-            self._add(node.output[0], Role.CARRIER)
+            self._carry(inputs, Role.ACTIVATION)
+            self._add(node.output[0], Role.CARRIER, max(map(self._handed, inputs)))
         elif node.op_type in AVERAGES and self._source(inputs[0]) is not None:
             self._add(node.output[0], Role.CARRIER)
         elif is_passthrough(self.index, node) and self._source(inputs[0]) is not None:
@@ -133,7 +134,7 @@ class _PointFinder:
         """An operator in float, a normalization say: A of the layer before it is that of what comes behind."""
         for tensor in node.output:
             if tensor not in self.points:
-                self._wanted[tensor] = max(self._wanted.get(known, 0) for known in inputs)
+                self._wanted[tensor] = max(map(self._handed, inputs))
 
     def _visit_layer(self, node: NodeProto, layer: Layer, *, first: bool) -> None:
         self._ensure_quantized(layer.input, first=first)
@@ -168,24 +169,19 @@ class _PointFinder:
         """
         output = node.output[0]
         if not self._is_worth_quantizing(node):
+            self._wanted[output] = wanted
             return
         seen, reader = self._passed_on(output)
-        role = Role.ACTIVATION if output in self._read_as_integers else Role.CARRIER  # A bits behind a normalization
-        if reader is None:
-            self._add(output, Role.CARRIER if self._only_read_by_merges(seen) else role, wanted)
+        if reader is None or reader.op_type not in ACTIVATIONS or reader.input[0] != seen:
+            self._add(output, self._role(output), wanted)
             return
-        if reader.op_type in ACTIVATIONS and reader.input[0] == seen:
-            result = reader.output[0]
-            if seen == output and is_absorbable(self.index, reader):
-                self._add(result, Role.CARRIER if self._is_gated(result) else role, wanted, absorbed=reader.name)
-            elif result not in self.index.outputs:
-                self._add(output, Role.CARRIER)
-                if self._only_read_by_merges(result) or result not in self._feeds_layer:
-                    self._wanted[result] = wanted
-                else:
-                    self._add(result, role, wanted)
-        else:
-            self._add(output, Role.CARRIER if reader.op_type in MERGES else role, wanted)
+        result = reader.output[0]
+        if seen == output and is_absorbable(self.index, reader):
+            self._add(result, self._role(result), wanted, absorbed=reader.name)
+        elif result not in self.index.outputs or seen != output:
+            self._add(output, Role.CARRIER, wanted)
+            if self._role(result) is Role.ACTIVATION:
+                self._add(result, Role.ACTIVATION, wanted)
 
     def _passed_on(self, tensor: str) -> tuple[str, NodeProto | None]:
         """The tensor that pass-through nodes make of ``tensor``, one after the other, and who alone reads it."""
@@ -205,12 +201,13 @@ class _PointFinder:
             return True
         return output in self._feeds_layer and node.op_type not in ("Gemm", "MatMul")
 
-    def _only_read_by_merges(self, tensor: str) -> bool:
-        """Whether merges (and, as in SiLU, activations that lead to them) are the only readers: a carrier's case."""
-        readers = self.index.consumers(tensor)
-        return self._is_gated(tensor) or (
-            bool(readers) and all(reader.op_type in MERGES | ACTIVATIONS for reader in readers)
-        )
+    def _role(self, tensor: str) -> Role:
+        """What merges and operators in float, normalizations say, make of a carrier has A bits, not the carrier.
+
+        Behind the last layers there are carriers alone: the network's outputs keep their precision.
+        """
+        learned = tensor in self._read_by_layers and tensor in self._feeds_layer and not self._is_gated(tensor)
+        return Role.ACTIVATION if learned else Role.CARRIER
 
     def _is_gated(self, tensor: str) -> bool:
         """Whether squeeze and excitation pools and multiplies a tensor: no layer reads it but through the product.
@@ -220,11 +217,11 @@ class _PointFinder:
         kinds = {reader.op_type for reader in self.index.consumers(tensor)}
         return "Mul" in kinds and kinds <= {"Mul", *POOLS} and len(kinds) > 1
 
-    def _carry(self, tensors: Iterable[str]) -> None:
-        """Give every operand that has no integers yet an 8-bit pair."""
+    def _carry(self, tensors: Iterable[str], role: Role) -> None:
+        """Give every operand that has no integers yet a pair."""
         for tensor in tensors:
             if self._source(tensor) is None and self._is_float(tensor):
-                self._add(tensor, Role.CARRIER)
+                self._add(tensor, role, self._handed(tensor))
 
     def _ensure_quantized(self, tensor: str, *, first: bool) -> None:
         """A layer's input is always quantized: to 8 bits where no layer comes before, else to A bits."""
@@ -232,10 +229,9 @@ class _PointFinder:
         while self._source(chain[-1]) is None:
             node = self.index.producer.get(chain[-1])
             if node is None or not is_passthrough(self.index, node):
-                wanted = self._wanted.get(chain[-1], 0)
-                self._add(chain[-1], Role.CARRIER if first else Role.ACTIVATION, wanted)
+                self._add(chain[-1], Role.CARRIER if first else Role.ACTIVATION, self._handed(chain[-1]))
                 break
-            chain.append(data_inputs(self.index, node)[0])
+            chain.append(node.input[0])
         for later, earlier in reversed(list(itertools.pairwise(chain))):
             self._pass(later, earlier)
 
@@ -259,6 +255,12 @@ class _PointFinder:
             if producer is not None and producer.op_type in AVERAGES:
                 pending.extend(data_inputs(self.index, producer))
 
+    def _handed(self, tensor: str) -> int:
+        """A that a layer before ``tensor`` has for itself and that no activation has got yet, else 0."""
+        source = self._source(tensor) or tensor
+        settled = source in self.points and self.points[source].role is Role.ACTIVATION
+        return 0 if settled else self._wanted.get(source, 0)
+
     def _source(self, tensor: str) -> str | None:
         return tensor if tensor in self.points else self.passthrough.get(tensor)
 
@@ -269,8 +271,6 @@ class _PointFinder:
     def _add(self, tensor: str, role: Role, wanted: int = 0, absorbed: str | None = None) -> None:
         if tensor in self.points or (tensor in self.index.outputs and not self.index.consumers(tensor)):
             return
-        if role is Role.ACTIVATION and tensor not in self._feeds_layer:
-            role = Role.CARRIER  # behind the last layer: the network's outputs keep their precision
         bits = CARRIER_BITS
         if role is Role.CARRIER:
             self._wanted[tensor] = wanted

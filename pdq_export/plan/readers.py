@@ -43,3 +43,9 @@ def tensors_read_as_integers(index: GraphIndex, layers: Container[str]) -> set[s
         elif node.op_type in ACTIVATIONS or is_passthrough(index, node):
             read.update(inputs[:1] if read.intersection(node.output) else ())
     return read
+
+
+def tensors_read_by_layers(index: GraphIndex, layers: Container[str]) -> set[str]:
+    """The tensors that reach a layer, a Concat or an average as they are, through pass-through nodes alone."""
+    readers = (n for n in index.graph.node if n.name in layers or n.op_type == "Concat" or n.op_type in AVERAGES)
+    return tensors_passed_to(index, (tensor for node in readers for tensor in data_inputs(index, node)))

@@ -3,7 +3,6 @@
 import dataclasses
 
 from pdq_export.graph.lookup import GraphIndex
-from pdq_export.plan.operators import ACTIVATIONS, MERGES, NORMALIZATIONS
 from pdq_export.spec import Layer, Plan, Role
 
 
@@ -46,16 +45,16 @@ def _summary(index: GraphIndex, plan: Plan, layer: Layer, excluded: bool) -> Lay
 
 
 def _activation_bits(index: GraphIndex, plan: Plan, tensor: str) -> int | None:
-    """Bits of the first learned point behind ``tensor``, past carriers, normalizations, functions and merges."""
+    """Bits of the first learned point behind ``tensor`` and before the next layers."""
+    layers = {layer.node for layer in (*plan.layers, *plan.excluded)}
     pending, seen = [tensor], {tensor}
     while pending:
         current = pending.pop(0)
         point = plan.points.get(current)
         if point is not None and point.role is Role.ACTIVATION:
             return point.bits
-        for reader in index.consumers(current):
-            moves = reader.op_type == "Identity" or reader.output[0] in plan.passthrough
-            if (moves or reader.op_type in ACTIVATIONS | MERGES | NORMALIZATIONS) and reader.output[0] not in seen:
-                seen.add(reader.output[0])
-                pending.append(reader.output[0])
+        readers = (reader for reader in index.consumers(current) if reader.name not in layers)
+        found = [name for reader in readers for name in reader.output if name not in seen]
+        seen.update(found)
+        pending.extend(found)
     return None

@@ -42,3 +42,17 @@ def test_images_that_influence_each_other(axis: int, warns: bool, caplog: pytest
     body = f"m = ReduceMean <axes = [{axis}]> (x) y = Sub(x, m)"
     checked(body, "(float[2,3,1] x) => (float[2,3,1] y)")
     assert ("output 'y': images that are run together influence each other" in caplog.text) == warns
+
+
+def test_outputs_that_cannot_be_compared() -> None:
+    checked("y = Greater(x, t)", "(float[1,3] x) => (bool[1,3] y)", t=np.float32(0.5))
+    checked("y = Slice(x, a, a, b)", "(float[1,3] x) => (float[1,0] y)", a=[0], b=[1])
+    checked("t = Transpose <perm = [1, 0]> (x) y = MatMul(x, t)", "(float[2,3] x) => (float[2,2] y)")
+    checked("i = Cast <to = 7> (x) y = Gather(t, i)", "(float[1,600] x) => (float[1,600] y)", t=np.float32([1, 2]))
+
+
+def test_images_that_freeing_the_batch_would_mix_up() -> None:
+    """Time first, with one image: its rows are not to follow each other."""
+    body = "a = Reshape(x, s) b = Reshape(a, t) m = ReduceMean <axes = [0]> (b) c = Sub(b, m) y = Reshape(c, e)"
+    with pytest.raises(ModelError, match="output 'y' mixes up the images"):
+        checked(body, "(float[1,5,4] x) => (float[1,20] y)", s=[5, 4], t=[5, 1, 4], e=[1, 20])

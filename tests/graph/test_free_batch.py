@@ -89,6 +89,21 @@ def test_reshapes_that_merge_the_batch_axis_with_others(own: int, shape: str, al
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "t = Reshape(x, s) a = Slice(t, i, j, j) b = Slice(t, j, k, j) c = Concat <axis = 1> (b, a) y = Reshape(c, e)",
+        "t = Reshape(x, u) a = Expand(t, w) y = Reshape(a, f)",
+    ],
+)
+def test_merged_axes_behind_a_concat_and_an_expand(body: str) -> None:
+    """As detectors take their boxes apart."""
+    vectors = {"s": [6, 4], "i": [0], "j": [1], "k": [2], "e": [1, 12], "u": [6, 1, 4], "w": [6, 2, 4], "f": [1, 48]}
+    constants = {name: np.array(value) for name, value in vectors.items() if name in body}
+    found, expected = freed(body, "(float[1,2,3,4] x) => (float[1,K] y)", constants, batch=3)
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_the_zero_of_an_empty_tensor_is_left_alone() -> None:
     model = onnx.parser.parse_model(
         """<ir_version: 8, opset_import: ["": 17]>

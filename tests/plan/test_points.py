@@ -3,8 +3,10 @@
 import pytest
 
 from pdq_export.errors import ModelError
+from pdq_export.graph.lookup import GraphIndex
 from pdq_export.graph.prepare import prepare
 from pdq_export.plan import PlanOptions, make_plan
+from pdq_export.plan.summary import summarize_layers
 from pdq_export.spec import Plan, Role
 
 from ..onnx_text import fill, parse
@@ -230,19 +232,107 @@ def test_a_normalization_counts_to_the_layer_before_it(before: str) -> None:
     assert points["u" if "Relu" in before else "c1"] == (Role.CARRIER, 8)
 
 
-def test_a_layer_s_own_bits_are_those_behind_its_normalization() -> None:
+def test_a_normalization_in_a_residual_network_reads_a_carrier() -> None:
+    plan = plan_of(
+        f"""c0 = Conv {PAD} (image, w1)  n1 = InstanceNormalization(c0, s, s)  c1 = Conv {PAD} (n1, w2)
+            x1 = Add(c0, c1)  n2 = InstanceNormalization(x1, s, s)  c2 = Conv {PAD} (n2, w3)  x2 = Add(x1, c2)
+            p = GlobalAveragePool(x2)  f = Flatten(p)  y = Gemm <transB = 1> (f, w4)""",
+        {**WEIGHTS, "s": (4,)},
+    )
+    points = table(plan)
+    assert {points[name] for name in ("c0", "c1", "x1", "c2")} == {(Role.CARRIER, 8)}
+    assert {points[name] for name in ("n1", "n2")} == {(Role.ACTIVATION, 2)}
+
+
+GROUP_NORM = """k1 = Constant <value_ints = [0, 2, -1]> ()  g1 = Reshape(c1, k1)  g2 = InstanceNormalization(g1, s2, s2)
+    k2 = Shape(c1)  g3 = Reshape(g2, k2)  g4 = Mul(g3, t)  g5 = Add(g4, t)  a = Relu(g5)"""
+
+
+@pytest.mark.parametrize(
+    ("behind", "end"),
+    [
+        ("n = InstanceNormalization(c1, s, s)  a = Relu(n)", "a"),
+        (GROUP_NORM, "a"),
+        ("m = MaxPool <kernel_shape = [1, 1]> (c1)  a = Add(m, a0)", "a"),
+        ("m = MaxPool <kernel_shape = [1, 1]> (c1)  e = Elu(m)  a = Add(e, a0)", "a"),
+        ("n = InstanceNormalization(c1, s, s)  g = Sigmoid(n)  a = Mul(n, g)", "a"),
+        ("u = Relu(c1)  z = LRN <size = 3> (u)  a = Add(z, a0)", "a"),
+        ("u = LeakyRelu(c1)  a = Add(u, a0)", "a"),
+        ("n = InstanceNormalization(c1, s, s)  a = Concat <axis = 2> (n, a0)", "n"),
+    ],
+)
+def test_a_layer_s_own_bits_reach_the_activation_that_it_ends_in(behind: str, end: str) -> None:
     model = fill(
         parse(
-            f"""c1 = Conv {PAD} (image, w1)  n = InstanceNormalization(c1, s, s)  a1 = Relu(n)
-                c2 = Conv {PAD} (a1, w2)  a2 = Relu(c2)  c3 = Conv {PAD} (a2, w3)  y = Relu(c3)""",
+            f"""c0 = Conv {PAD} (image, w1)  a0 = Relu(c0)  c1 = Conv {PAD} (a0, w2)  {behind}
+                c2 = Conv {PAD} (a, w3)  r2 = Relu(c2)  c3 = Conv {PAD} (r2, w5)  y = Relu(c3)""",
             outputs="float[N,K,8,8] y",
         ),
-        {**WEIGHTS, "s": (4,)},
+        {**WEIGHTS, "w5": (4, 4, 3, 3), "s": (4,), "s2": (2,), "t": (4, 1, 1)},
+    )
+    prepared = prepare(model).model
+    convs = [node.name for node in prepared.graph.node if node.op_type == "Conv"]
+    plan = make_plan(prepared, PlanOptions.of("4/3", layer_bits=[f"^{convs[1]}$=8/6"]))
+    learned = {name: bits for name, (role, bits) in table(plan).items() if role is Role.ACTIVATION}
+    assert learned == {"a0": 3, end: 6, "r2": 8}
+    assert [row.activation_bits for row in summarize_layers(GraphIndex(prepared), plan)] == [3, 6, 8, None]
+
+
+def test_a_layer_s_own_bits_do_not_reach_the_next_layer() -> None:
+    model = fill(
+        parse(
+            f"""c1 = Conv {PAD} (image, w1)  n = InstanceNormalization(c1, s, s)  c2 = Conv {PAD} (n, w2)
+                x = Add(n, c2)  r = Relu(x)  c3 = Conv {PAD} (r, w3)  r3 = Relu(c3)
+                c4 = Conv {PAD} (r3, w5)  y = Relu(c4)""",
+            outputs="float[N,K,8,8] y",
+        ),
+        {**WEIGHTS, "w5": (4, 4, 3, 3), "s": (4,)},
     )
     prepared = prepare(model).model
     first = next(node.name for node in prepared.graph.node if node.op_type == "Conv")
-    points = table(make_plan(prepared, PlanOptions.of("4/2", layer_bits=[f"^{first}$=8/5"])))
-    assert (points["c1"], points["a1"]) == ((Role.CARRIER, 8), (Role.ACTIVATION, 5))
+    points = table(make_plan(prepared, PlanOptions.of("4/3", layer_bits=[f"^{first}$=8/6"])))
+    assert (points["n"][1], points["r"][1]) == (6, 3)
+
+
+def test_what_a_float_resize_writes_is_rounded_where_a_layer_reads_it() -> None:
+    plan = plan_of(
+        f"""c1 = Conv {PAD} (image, w1)  r1 = Relu(c1)  m = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (r1)
+            c2 = Conv {PAD} (m, w2)  r2 = Relu(c2)  k = Constant <value_floats = [1.0, 1.0, 2.0, 2.0]> ()
+            u = Resize <mode = "linear"> (r2, , k)  a = Concat <axis = 1> (u, r1)  c3 = Conv {PAD} (a, w8)
+            p = GlobalAveragePool(c3)  f = Flatten(p)  y = Gemm <transB = 1> (f, w4)""",
+        {**WEIGHTS, "w8": (4, 8, 3, 3)},
+    )
+    points = table(plan)
+    assert [points[name] for name in ("r2", "u", "r1")] == [(Role.CARRIER, 8), *[(Role.ACTIVATION, 2)] * 2]
+
+
+def test_an_output_behind_a_pool_leaves_the_layer_its_integers() -> None:
+    plan = plan_of(
+        f"""c0 = Conv {PAD} (image, w1)  r0 = Relu(c0)  c1 = Conv {PAD} (r0, w2)
+            m = MaxPool <kernel_shape = [1, 1]> (c1)  y = Relu(m)  c2 = Conv {PAD} (y, w3)  z = Elu(c2)""",
+        {name: WEIGHTS[name] for name in ("w1", "w2", "w3")},
+        output="float[N,4,8,8] y, float[N,4,8,8] z",
+    )
+    assert table(plan)["c1"] == (Role.CARRIER, 8)
+
+
+@pytest.mark.parametrize(
+    ("node", "width", "passes"),
+    [
+        ("p = ReduceMax <axes = [1]> (a1)", 64, True),
+        ("p = ReduceMin <axes = [2, 3]> (a1)", 4, True),
+        ("k = Constant <value_ints = [1, 1, 2, 1]> ()  p = Tile(a1, k)", 512, True),
+        ("k = Constant <value_ints = [2, 0]> ()  p = Gather <axis = 1> (a1, k)", 128, True),
+        ("p = ReduceMean <axes = [1]> (a1)", 64, False),
+    ],
+)
+def test_operators_that_only_choose_elements_pass_integers_on(node: str, width: int, passes: bool) -> None:
+    plan = plan_of(
+        f"c1 = Conv {PAD} (image, w1)  a1 = Relu(c1)  {node}  f = Flatten(p)  y = MatMul(f, w)",
+        {"w1": WEIGHTS["w1"], "w": (width, 5)},
+    )
+    assert (plan.passthrough.get("p") == "a1") == passes
+    assert bool({"p", "f"} & plan.points.keys()) != passes
 
 
 def test_an_activation_behind_a_reshape_is_rounded_once() -> None:

@@ -41,7 +41,8 @@ def _free(index: GraphIndex, node: NodeProto, batch: int, rows: dict[str, int]) 
         return
     if node.op_type == "Concat":
         _free_concat(index, node, batch)
-        return
+        if attribute(node, "axis", 1) in (0, -(index.rank(node.output[0]) or 0)):
+            return
     data = node.input[0] if node.input else ""
     known = next((rows[name] for name in node.input if name in rows), None)
     if known is None and _starts_with(index, data, batch):
@@ -51,7 +52,7 @@ def _free(index: GraphIndex, node: NodeProto, batch: int, rows: dict[str, int]) 
     if node.op_type == "Reshape":
         _free_reshape(index, node, batch, batch * known)
     elif node.op_type == "Expand":
-        _free_expand(index, node, batch)
+        _free_expand(index, node, batch * known)
     elif node.op_type == "Resize" and attribute(node, "axes") is None:
         _free_resize(index, node, batch)
     merges = node.op_type in ("Reshape", "Flatten")
@@ -75,10 +76,10 @@ def _free_reshape(index: GraphIndex, node: NodeProto, batch: int, first: int) ->
     if wanted[0] == first:
         freed = [0, *wanted[1:]]  # 0 keeps
     else:
-        shape = index.static_shape(node.output[0])
-        if shape is None or shape[0] % batch or not all(shape):
+        sizes = wanted.tolist() if (wanted > 0).all() else index.static_shape(node.output[0])
+        if sizes is None or sizes[0] % batch or not all(sizes):
             return
-        freed = [-1, *shape[1:]]
+        freed = [-1, *sizes[1:]]
     edit.drop_attribute(node, "allowzero")
     node.input[1] = edit.add_constant(index, f"{node.input[1]}.batch", np.array(freed, np.int64))
 
