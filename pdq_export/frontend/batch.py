@@ -64,6 +64,8 @@ def _mixed_output(
     """An output whose values for some random images depend on one that is run with them; None where none does."""
     generator = torch.Generator().manual_seed(0)
     images = [torch.randn(batch + 1, *shape[1:], generator=generator) for shape in shapes]
+    for x in images:
+        x[batch:] = 4 * x[batch:] + 2  # noise has the same averages as other noise
     try:
         together, alone = network(*images), network(*(x[:batch] for x in images))
     except _WRONG_SHAPES:  # noise need not be what the network takes, such as indices

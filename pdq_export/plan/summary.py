@@ -11,7 +11,7 @@ class LayerSummary:
     """Bits of a layer; None stands for float. ``input_bits``: as the layer reads it.
 
     ``activation_bits``: of the learned activation that the layer ends in, behind its activation function or the Add
-    that it leads to.
+    that it leads to; behind the last layers, of what they write.
     """
 
     node: str
@@ -45,7 +45,8 @@ def _summary(index: GraphIndex, plan: Plan, layer: Layer, excluded: bool) -> Lay
 
 
 def _activation_bits(index: GraphIndex, plan: Plan, tensor: str) -> int | None:
-    """Bits of the first learned point behind ``tensor`` and before the next layers."""
+    """Bits of the first learned point behind ``tensor`` and before the next layers, or, without one, of a carrier."""
+    carrier = None
     layers = {layer.node for layer in (*plan.layers, *plan.excluded)}
     pending, seen = [tensor], {tensor}
     while pending:
@@ -53,8 +54,9 @@ def _activation_bits(index: GraphIndex, plan: Plan, tensor: str) -> int | None:
         point = plan.points.get(current)
         if point is not None and point.role is Role.ACTIVATION:
             return point.bits
+        carrier = carrier or point
         readers = (reader for reader in index.consumers(current) if reader.name not in layers)
         found = [name for reader in readers for name in reader.output if name not in seen]
         seen.update(found)
         pending.extend(found)
-    return None
+    return None if carrier is None else carrier.bits

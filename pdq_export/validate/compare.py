@@ -15,8 +15,8 @@ Array = NDArray[np.float32]
 class Agreement:
     """How close outputs are to reference outputs.
 
-    ``argmax_agreement``: share of equal argmax over axis 1, None where that axis has one element or is
-    missing.
+    ``argmax_agreement``: share of equal argmax over axis 1 of scores [N, K] or [N, K, H, W]; None for other shapes,
+    such as the boxes of a detector, and where K is 1.
     ``sqnr_db``: 10 log10(sum ref^2 / sum (ref - x)^2), None where they are equal. ``relative_error``:
     ||x - ref|| / ||ref|| over everything; ``max_relative_error``: the largest one of a single image.
     """
@@ -65,7 +65,7 @@ class AgreementMeter:
         self._signal += float(signal.sum())
         self._noise += float(noise.sum())
         self._max_relative = max(self._max_relative, float(relative.max(initial=0)))
-        if reference.ndim >= 2 and reference.shape[1] > 1:
+        if reference.ndim in (2, 4) and reference.shape[1] > 1:
             equal = reference.argmax(axis=1) == outputs.argmax(axis=1)
             self._positions += equal.size
             self._equal += int(equal.sum())

@@ -44,6 +44,12 @@ def test_images_that_influence_each_other(axis: int, warns: bool, caplog: pytest
     assert ("output 'y': images that are run together influence each other" in caplog.text) == warns
 
 
+def test_images_that_influence_each_other_by_their_averages_alone(caplog: pytest.LogCaptureFixture) -> None:
+    body = "m = ReduceMean <axes = [0]> (x) d = Sub(x, m) s = ReduceMean <axes = [2]> (d) y = Squeeze(s, k)"
+    checked(body, "(float[4,3,4096] x) => (float[4,3] y)", k=[2])
+    assert "influence each other" in caplog.text
+
+
 def test_outputs_that_cannot_be_compared() -> None:
     checked("y = Greater(x, t)", "(float[1,3] x) => (bool[1,3] y)", t=np.float32(0.5))
     checked("y = Slice(x, a, a, b)", "(float[1,3] x) => (float[1,0] y)", a=[0], b=[1])

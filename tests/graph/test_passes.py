@@ -184,6 +184,20 @@ class TestFoldReshape:
         assert operators(result) == {becomes: 1}
         assert_same(before, result, x=random(3))
 
+    def test_what_is_inferred_is_kept_where_it_is_the_same(self) -> None:
+        """The end of GroupNormalization as the older exporter writes it."""
+        model = onnx.parser.parse_model(
+            """<ir_version: 8, opset_import: ["": 17]>
+            g (float[N, 4, 2, 2] x) => (float[N, 4, 2, 2] y, float[M, 4] z)
+            <int64[3] s = {0, 2, -1}, int64[4] t = {-1, 4, 2, 2}, int64[2] u = {-1, 4}>
+            { a = Reshape(x, s) b = Sigmoid(a) y = Reshape(b, t) z = Reshape(b, u) }"""
+        )
+        before = onnx.ModelProto.FromString(model.SerializeToString())
+        index = GraphIndex(fold_reshape.run(model))
+        shapes = {name: index.constant(index.producer[name].input[1]).tolist() for name in ("a", "y", "z")}
+        assert shapes == {"a": [0, 2, -1], "y": [0, 4, 2, 2], "z": [-1, 4]}
+        assert_same(before, model, x=random(3, 4, 2, 2))
+
     @pytest.mark.parametrize("batch", ["N", "?"])
     @pytest.mark.parametrize("rest", ["-1", "12"])
     @pytest.mark.parametrize("form", FLATTEN)

@@ -5,6 +5,7 @@ the symbol of the same axis of Reshape's input is written 0 (keep), a last dynam
 vector's elements in their order, torch's as_strided of what is contiguous, becomes Reshape as well.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -31,14 +32,30 @@ def run(model: onnx.ModelProto) -> onnx.ModelProto:
         if (shape := _shape_of_all(index, node)) is not None:
             node.op_type = "Reshape"
             edit.drop_attribute(node, "axis")
-        elif node.op_type == "Reshape" and not node.domain and not index.is_constant(node.input[1]):
-            shape = _constant_shape(index, node)
+        elif node.op_type == "Reshape" and not node.domain:
+            known = index.constant(node.input[1])
+            shape = _constant_shape(index, node) if known is None else _kept_axis(index, node, known.tolist())
         if shape is not None:
             edit.drop_attribute(node, "allowzero")  # there are no empty tensors among what is evaluated
             node.input[1] = edit.add_constant(index, f"{node.input[1]}.constant", np.array(shape, dtype=np.int64))
     for value, before in zip(model.graph.input, interface, strict=True):
         value.type.ParseFromString(before)
     return tidy.infer_shapes(tidy.remove_unused(model))
+
+
+def _kept_axis(index: GraphIndex, node: NodeProto, wanted: Sequence[int]) -> Sequence[int] | None:
+    """[0, ...] for [-1, ...] where axis 0 is dynamic and stays as it is, which shape inference cannot tell."""
+    first, *rest = index.shape(node.input[0]) or [None]
+    sizes = [size for size in rest if isinstance(size, int)]
+    if (
+        isinstance(first, int)
+        or len(sizes) < len(rest)
+        or not sizes
+        or wanted[:1] != [-1]
+        or min(wanted[1:], default=0) <= 0
+    ):
+        return None
+    return [0, *wanted[1:]] if math.prod(sizes) == math.prod(wanted[1:]) else None
 
 
 def _shape_of_all(index: GraphIndex, node: NodeProto) -> Sequence[int] | None:
