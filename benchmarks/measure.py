@@ -12,6 +12,7 @@ import torch
 
 import pdq_export
 from benchmarks.common import StageClock, noise
+from pdq_export.calibrate import WHOLE_NETWORK
 from pdq_export.data import ImageSet
 from pdq_export.options import CalibrationOptions, choose_options
 from pdq_export.pipeline import Progress
@@ -86,23 +87,35 @@ class Measurement:
     model_bytes: int
 
     @property
+    def reconstructed(self) -> list[BlockTime]:
+        """The blocks, without what is learned of the whole network at the end."""
+        return [block for block in self.blocks if block.block != WHOLE_NETWORK]
+
+    @property
+    def end_seconds(self) -> float:
+        """What the steps of end-to-end learning take; passes over the images, before and after, are none of it."""
+        ends = (block for block in self.blocks if block.block == WHOLE_NETWORK)
+        return sum(b.seconds if b.step_seconds is None else b.steps * b.step_seconds for b in ends)
+
+    @property
     def step_seconds(self) -> float | None:
         """One step in each block; None where it is not known of one."""
-        known = [block.step_seconds for block in self.blocks if block.step_seconds is not None]
-        return sum(known) if len(known) == len(self.blocks) else None
+        known = [block.step_seconds for block in self.reconstructed if block.step_seconds is not None]
+        return sum(known) if len(known) == len(self.reconstructed) else None
 
     @property
     def other_seconds(self) -> float | None:
-        """What the steps did not take."""
+        """What steps, of blocks and of the whole network, did not take."""
         if self.step_seconds is None:
             return None
-        return max(self.seconds - sum(block.steps * (block.step_seconds or 0.0) for block in self.blocks), 0.0)
+        steps = sum(block.steps * (block.step_seconds or 0.0) for block in self.reconstructed)
+        return max(self.seconds - steps - self.end_seconds, 0.0)
 
     def extrapolated(self) -> float | None:
         """Seconds that the preset's own budget would take; None where the time of a step is not known.
 
-        Steps in proportion to their number, scale search to its images, and everything else but what is fixed to the
-        number of images.
+        Steps in proportion to their number, scale search to its images, end-to-end learning as it is, and everything
+        else but what is fixed to the number of images.
         """
         if self.step_seconds is None or self.other_seconds is None:
             return None
@@ -111,7 +124,7 @@ class Measurement:
         images = max(self.other_seconds - fixed - search, 0.0)
         search *= min(full.samples, full.search_samples) / min(run.samples, run.search_samples)
         images *= full.samples / run.samples
-        return self.step_seconds * full.iters + fixed + search + images
+        return self.step_seconds * full.iters + self.end_seconds + fixed + search + images
 
 
 class BlockClock(StageClock):

@@ -41,6 +41,12 @@ _OPTIONS = (
         help="Keep 8 bits in residual connections; layers read A bits of them. Not as in the paper; for A of 2 or 3.",
     ),
     click.option(
+        "--reduce-range",
+        is_flag=True,
+        help="Weights of 7 bits where wider ones saturate on x86 processors without VNNI: layers with 8-bit inputs, "
+        "at 4/4 the first and the last.",
+    ),
+    click.option(
         "--target",
         default="ort",
         metavar="ort|native|qcdq|tensorrt",
@@ -67,5 +73,5 @@ def check_plan_options(arguments: Mapping[str, Any]) -> None:
     """Raise OptionError for what is wrong whatever the model is."""
     from pdq_export.plan.options import PlanOptions
 
-    names = ("bits", "layer_bits", "exclude", "first_last", "weights", "wide_residuals")
+    names = ("bits", "layer_bits", "exclude", "first_last", "weights", "wide_residuals", "reduce_range")
     PlanOptions.of(**{name: arguments[name] for name in names})

@@ -6,8 +6,8 @@ JSON schema of `Inspection.to_dict`, version 2 (null stands for "not known")::
     model             {name, sha256, size}    the file as it is; size in bytes
     opset             of the file
     inputs, outputs   [{name, dtype, shape}]  shape: per axis a number, the name of a dynamic axis, or null
-    settings          {bits, first_last, layer_bits, exclude, wide_residuals, weights, target, opset}  opset: of the
-                      file to write
+    settings          {bits, first_last, layer_bits, exclude, wide_residuals, reduce_range, weights, target, opset}
+                      opset: of the file to write
     family            plain, grouped or depthwise: which of the paper's networks it is like
     hyper_parameters  {temperature, lambda_c, rounding_weight} that the family gets
     batch_norm        {in_file, statistics, layers}  nodes in the file; layers with statistics; all layers
@@ -143,6 +143,7 @@ def inspect_model(
     first_last: Widths = "8/8",
     weights: str = "asymmetric",
     wide_residuals: bool = False,
+    reduce_range: bool = False,
     target: str = "ort",
     opset: int | None = None,
 ) -> Inspection:
@@ -158,6 +159,7 @@ def inspect_model(
         first_last=first_last,
         weights=weights,
         wide_residuals=wide_residuals,
+        reduce_range=reduce_range,
     )
     original = load_model(model) if isinstance(model, str | Path) else check_model(model)
     prepared, plan = prepare_and_plan(original, options, target=target, opset=opset)

@@ -10,7 +10,7 @@ from pdq_export.errors import OptionError
 
 OUTPUT_LOSSES = ("auto", "kl", "mse")
 _POSITIVE = (
-    *("temperature", "lambda_c", "lambda_r", "rounding_lr", "scale_lr", "correction_lr"),
+    *("temperature", "lambda_c", "lambda_r", "rounding_lr", "scale_lr", "correction_lr", "end_to_end_lr"),
     *("exponent_start", "exponent_end"),
 )
 
@@ -21,7 +21,10 @@ class CalibrationOptions:
 
     ``samples``: calibration images used. ``iters``: optimizer steps per block. ``batch_size``: images per step.
     ``per_layer``: every layer is a block of its own (AdaRound). ``learn_rounding``, ``learn_scales``,
-    ``prediction_difference``: parts of the method. ``compensate_rounding``: what is undecided after the last step is
+    ``prediction_difference``: parts of the method. ``end_to_end_iters``: steps of end-to-end learning
+    of scales and biases after the last block (`calibrate.end_to_end`; not in the paper; 0 switches it off), with
+    ``end_to_end_lr``, and ``augment``: on random crops and mirror images, where the input is one of images.
+    ``compensate_rounding``: what is undecided after the last step is
     rounded with error compensation instead of one by one (`calibrate.hardening`; not in the paper).
     ``equalize_channels``: before anything else the channels that a depthwise Conv reads are brought to one range, where
     that costs nothing (`graph.passes.equalize`; not in the paper). ``prediction_interval``: the prediction difference
@@ -49,6 +52,8 @@ class CalibrationOptions:
     keep_probability: float = 0.5
     mix_probability: float = 0.5
     correction_iters: int = 100
+    end_to_end_iters: int = 0
+    augment: bool = True
 
     temperature: float = 4.0
     lambda_c: float = 0.02
@@ -58,6 +63,7 @@ class CalibrationOptions:
     rounding_lr: float = 3e-3
     scale_lr: float = 4e-5
     correction_lr: float = 1e-3
+    end_to_end_lr: float = 1e-3
     warmup: float = 0.2
     exponent_start: float = 20.0
     exponent_end: float = 2.0
@@ -65,7 +71,7 @@ class CalibrationOptions:
 
     def __post_init__(self) -> None:
         smallest = {"samples": 1, "batch_size": 1, "prediction_interval": 1, "search_samples": 1}
-        for name in ("samples", "iters", "batch_size", "correction_iters", "seed", *smallest):
+        for name in ("samples", "iters", "batch_size", "correction_iters", "end_to_end_iters", "seed", *smallest):
             if (value := getattr(self, name)) < smallest.get(name, 0):
                 raise OptionError(f"{name} is {value}; expected {smallest.get(name, 0)} or more")
         for name in ("keep_probability", "mix_probability", "warmup"):
@@ -87,10 +93,11 @@ _BRECQ: Mapping[str, Any] = {
     "keep_probability": 0.0,
     "mix_probability": 1.0,
     "correction_iters": 0,
+    "end_to_end_iters": 0,
 }
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "pd-quant": {},
-    "qdrop": {"prediction_difference": False, "correction_iters": 0},
+    "qdrop": {"prediction_difference": False, "correction_iters": 0, "end_to_end_iters": 0},
     "brecq": _BRECQ,
     "adaround": {**_BRECQ, "per_layer": True},
     "nearest": {
@@ -122,8 +129,8 @@ _LONG_STEPS: Mapping[str, Any] = {
     "equalize_channels": True,
 }
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "fast": {"samples": 256, "iters": 100, "correction_iters": 10, **_LONG_STEPS},
-    "balanced": {"samples": 1024, "iters": 200, "correction_iters": 20, **_LONG_STEPS},
+    "fast": {"samples": 256, "iters": 100, "correction_iters": 10, "end_to_end_iters": 50, **_LONG_STEPS},
+    "balanced": {"samples": 1024, "iters": 200, "correction_iters": 20, "end_to_end_iters": 100, **_LONG_STEPS},
     "paper": {"samples": 1024, "iters": 20000, "correction_iters": 500},
 }
 
@@ -183,12 +190,15 @@ _NEEDS: Mapping[str, Callable[[CalibrationOptions], bool]] = {
     "learn_scales": lambda o: not o.learn_scales or o.iters > 0,
     "prediction_difference": lambda o: not o.prediction_difference or _steps(o),
     "correction_iters": lambda o: o.correction_iters == 0 or _steps(o),
-    **dict.fromkeys(("seed", "batch_size", "keep_probability", "mix_probability"), _steps),
+    **dict.fromkeys(("seed", "batch_size"), lambda o: _steps(o) or o.end_to_end_iters > 0),
+    **dict.fromkeys(("keep_probability", "mix_probability"), _steps),
     "compensate_rounding": lambda o: not o.compensate_rounding or _rounds(o),
     **dict.fromkeys(("rounding_lr", "warmup", "exponent_start", "exponent_end"), _rounds),
     "rounding_weight": lambda o: _rounds(o) and o.warmup < 1.0,
     "scale_lr": lambda o: _steps(o) and o.learn_scales,
-    **dict.fromkeys(("prediction_interval", "lambda_r", "output_loss"), _predicts),
+    **dict.fromkeys(("prediction_interval", "lambda_r"), _predicts),
+    "output_loss": lambda o: _predicts(o) or o.end_to_end_iters > 0,
+    **dict.fromkeys(("end_to_end_lr", "augment"), lambda o: o.end_to_end_iters > 0),
     "temperature": lambda o: _predicts(o) and o.output_loss != "mse",
     **dict.fromkeys(("lambda_c", "correction_lr"), _corrects),
     "search_samples": lambda o: o.search_samples <= o.samples,

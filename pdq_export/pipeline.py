@@ -31,6 +31,7 @@ from pdq_export.graph.save import check_output, save_model
 from pdq_export.numerics.ramp import ramp_qparams
 from pdq_export.options import choose_options
 from pdq_export.plan import PlanOptions, network_family, without_tail
+from pdq_export.plan.saturation import saturating_layers
 from pdq_export.plan.summary import summarize_layers
 from pdq_export.spec import BitWidths, Plan, QuantizedTensors, Ramp
 from pdq_export.stages import (
@@ -41,12 +42,15 @@ from pdq_export.stages import (
     input_specs,
     prepare_and_plan,
 )
-from pdq_export.validate import BATCH_SIZE, Batch, ModelInfo, Report, check_loads, check_same, validate
+from pdq_export.validate import BATCH_SIZE, Batch, ModelInfo, OutputAgreement, Report, check_loads, check_same, validate
 from pdq_export.validate.compare import class_scores
 
 logger = logging.getLogger(__name__)
 
 Data = ImageSet | InputSet
+
+# Of onnxruntime from the simulation, where all is well: rounding that differs in a few integers stays far below.
+_LARGEST_DEVIATION = 0.01
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,6 +89,7 @@ def quantize(
     preset: str = "balanced",
     weights: str = "asymmetric",
     wide_residuals: bool = False,
+    reduce_range: bool = False,
     layer_bits: Mapping[str, str | BitWidths] | Sequence[str] = (),
     exclude: Sequence[str] = (),
     first_last: str | BitWidths = "8/8",
@@ -98,6 +103,7 @@ def quantize(
     ``method``: pd-quant, or one of the methods that it grew from: qdrop, brecq, adaround, nearest. ``preset``: the
     budget, fast, balanced or paper. ``weights``: asymmetric, or symmetric where a runtime needs zero_point 0.
     ``wide_residuals``: residual connections keep 8 bits, and what layers read of them has A.
+    ``reduce_range``: weights of 7 bits where wider ones saturate on x86 processors without VNNI.
     ``layer_bits``: bits of single layers, {REGEX: W/A} or ``REGEX=W/A``; ``exclude``: regular expressions of layers
     that stay in float; ``first_last``: bits of the first and last layer; `plan.options.PlanOptions` says what wins.
     ``options``: fields of `CalibrationOptions` that win over method, preset and what the graph suggests.
@@ -120,6 +126,7 @@ def quantize(
         first_last=first_last,
         weights=weights,
         wide_residuals=wide_residuals,
+        reduce_range=reduce_range,
         per_layer=per_layer,
     )
     torch_device = _device(device)
@@ -215,6 +222,7 @@ def quantize(
         ],
         predictions=calibrated.predictions,
     )
+    _tell_saturation(report.outputs, plan)
     if output is not None:
         written = save_model(output, quantized, external=external_data)
         report = dataclasses.replace(report, quantized=ModelInfo.of(Path(output).name, *written))
@@ -256,6 +264,23 @@ def _tell_tail(plan: Plan, compared: Sequence[str]) -> None:
         ", ..." if len(plan.tail) > 3 else "",
         " and ".join(map(repr, compared)),
     )
+
+
+def _tell_saturation(outputs: Sequence[OutputAgreement], plan: Plan) -> None:
+    """Warn where onnxruntime's results are not the simulation's and its kernels may have saturated."""
+    layers = saturating_layers(plan)
+    for output in outputs:
+        agreement = output.quantized_simulated
+        if layers and agreement is not None and agreement.relative_error > _LARGEST_DEVIATION:
+            logger.warning(
+                "output %r: on this machine onnxruntime is %.1f %% off the simulation. x86 processors without VNNI "
+                "saturate on weights of more than 7 bits with 8-bit inputs (%s%s); quantize with --reduce-range if the "
+                "file is to run on such",
+                output.name,
+                100 * agreement.relative_error,
+                ", ".join(map(repr, layers[:3])),
+                ", ..." if len(layers) > 3 else "",
+            )
 
 
 def _whole_batches(images: Data, batch: int) -> Data:

@@ -22,6 +22,7 @@ from pdq_export.options import CalibrationOptions
 from pdq_export.plan import PlanOptions, make_plan
 from pdq_export.plan.floating import EXCLUDED, FloatNode, find_floating
 from pdq_export.plan.residuals import widen
+from pdq_export.plan.saturation import reduce_range, saturating_layers
 from pdq_export.spec import Plan, Point, QuantizedTensor, Role
 from pdq_export.validate import check_loads
 
@@ -45,6 +46,8 @@ def prepare_and_plan(
     if needed > own:
         prepared = at_opset(prepared, needed)
         plan = make_plan(prepared.model, options, _unsupported(prepared.model))
+    if options.reduce_range:
+        plan = _reduced(plan)
     if not options.wide_residuals:
         return prepared, plan
     model, widened = widen(prepared.model, plan, per_layer=options.per_layer)
@@ -54,6 +57,15 @@ def prepare_and_plan(
     carried = [name for name, point in plan.points.items() if point.bits < widened.points[name].bits]
     logger.info("residual connections that keep 8 bits: %s", ", ".join(carried))
     return dataclasses.replace(prepared, model=model), widened
+
+
+def _reduced(plan: Plan) -> Plan:
+    layers = saturating_layers(plan)
+    if not layers:
+        logger.warning("--reduce-range changes nothing: no layer with 8-bit inputs has weights of more than 7 bits")
+        return plan
+    logger.info("weights that get 7 bits: those of %s", ", ".join(layers))
+    return reduce_range(plan)
 
 
 def _unsupported(model: onnx.ModelProto) -> dict[str, str]:

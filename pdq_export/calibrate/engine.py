@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from pdq_export.calibrate.cache import Cache, Store
 from pdq_export.calibrate.correction import correct_distribution, estimate_statistics
+from pdq_export.calibrate.end_to_end import learn_end_to_end, part_images, prepare_end_to_end
 from pdq_export.calibrate.fitting import ActivationFitter
 from pdq_export.calibrate.hardening import harden_block, hardening_bytes
 from pdq_export.calibrate.losses import class_axis
@@ -39,11 +40,15 @@ logger = logging.getLogger(__name__)
 
 # Images at a time of the finished simulation, whose additions in float64 take three times FP32's memory.
 _COLLAPSE_BATCH = 16
+WHOLE_NETWORK = "whole network"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BlockProgress:
-    """Where calibration is: ``step`` of ``steps`` in block ``index`` (from 0) of ``count``; ``loss`` of that step."""
+    """Where calibration is: ``step`` of ``steps`` in block ``index`` (from 0) of ``count``; ``loss`` of that step.
+
+    What is learned of the whole network at the end counts as one more block, named `WHOLE_NETWORK`.
+    """
 
     block: str
     index: int
@@ -131,27 +136,25 @@ class _Engine:
         self._find_predictions(some)
         self._begin(inputs)
         blocks = self.plan.blocks
+        stages = len(blocks) + (self.options.end_to_end_iters > 0)
+
+        def reporter(name: str, index: int, steps: int) -> Callable[[int, float], None]:
+            def report(step: int, loss: float) -> None:
+                progress(BlockProgress(block=name, index=index, count=stages, step=step, steps=steps, loss=loss))
+
+            return report
+
         for position, block in enumerate(blocks):
             logger.info("block %d of %d: %s", position + 1, len(blocks), block.name)
-
-            def report(step: int, loss: float, block: Block = block, position: int = position) -> None:
-                progress(
-                    BlockProgress(
-                        block=block.name,
-                        index=position,
-                        count=len(blocks),
-                        step=step,
-                        steps=self.options.iters,
-                        loss=loss,
-                    )
-                )
-
-            self._calibrate_block(block, blocks[position + 1 :], report)
-            self._advance(block, blocks[position + 1 :])
+            later = blocks[position + 1 :]
+            self._calibrate_block(block, later, reporter(block.name, position, self.options.iters))
+            self._advance(block, later)
+        if self.options.end_to_end_iters:
+            self._learn_end_to_end(inputs, reporter(WHOLE_NETWORK, len(blocks), self.options.end_to_end_iters))
         simulation = self.done.simulation(self.graph_inputs, self.graph_outputs)
         self._look_for_collapse(simulation, some)
         biases = {name: bias.cpu().numpy() for name, bias in self.done.shifted.items()}
-        predictions = self.prediction_of if self.options.prediction_difference else {}
+        predictions = self.prediction_of if _predicts(self.options) else {}
         return Calibrated(tensors=self.done.tensors(), biases=biases, simulation=simulation, predictions=predictions)
 
     @torch.no_grad()
@@ -175,7 +178,7 @@ class _Engine:
         names = list(dict.fromkeys(itertools.chain.from_iterable(self.prediction_of.values())))
         values = run_pass(extract(self.network, self.graph_inputs, names), inputs, names, self.store)
         self.predictions = values
-        if self.options.prediction_difference:
+        if _predicts(self.options):
             self.class_axes = {
                 name: class_axis(self.options.output_loss, self.class_axes[name], x.shape, name)
                 for name, x in self.predictions.items()
@@ -321,6 +324,21 @@ class _Engine:
         with self.store.step([student] if tail is None else [student, tail]):
             reconstruct(problem, self.options, self.generator, report)
 
+    def _learn_end_to_end(self, inputs: Sequence[Cache], report: Callable[[int, float], None]) -> None:
+        if not self.class_axes:
+            return  # nothing depends on the inputs
+        named = dict(zip(self.graph_inputs, inputs, strict=True))
+        problem = prepare_end_to_end(
+            self.network, self.plan, self.done, named, self.class_axes, learn_scales=self.options.learn_scales
+        )
+        if self.store.limited and len(inputs[0]) > STEP_IMAGES:
+            some, count = [x.slice(0, STEP_IMAGES) for x in inputs], part_images(inputs, self.options.batch_size)
+            self.store.reserve(step_bytes(problem.student, None, some, [], count, self.generator))
+        trim_heap()
+        with self.store.step([problem.student, problem.teacher]):
+            learn_end_to_end(problem, self.plan, self.done, inputs, self.options, self.generator, report)
+        self.store.reserve(0)
+
     def _leave_room(
         self,
         student: fx.GraphModule,
@@ -377,6 +395,10 @@ class _Engine:
             del inputs
             for name in set(live) - set(needed):
                 del live[name]
+
+
+def _predicts(options: CalibrationOptions) -> bool:
+    return options.prediction_difference or options.end_to_end_iters > 0
 
 
 def _read_by(blocks: Sequence[Block]) -> dict[str, None]:

@@ -24,6 +24,7 @@ class PlanOptions:
     ``layer_bits``: regular expressions over layers' node names (`re.search`), each with bits. ``exclude``: regular
     expressions; the layers that match stay in float. ``symmetric_weights``: zero_point 0 for all weights.
     ``wide_residuals``: what Adds read keeps 8 bits, layers read A bits of it (`plan.residuals`).
+    ``reduce_range``: no weight is so wide that kernels of x86 processors without VNNI saturate (`plan.saturation`).
     ``per_layer``: every layer is a block of its own. ``tensorrt``, set from the layout: symmetric points, only where
     TensorRT's explicit quantization wants them, and float biases.
 
@@ -38,6 +39,7 @@ class PlanOptions:
     exclude: tuple[str, ...] = ()
     symmetric_weights: bool = False
     wide_residuals: bool = False
+    reduce_range: bool = False
     per_layer: bool = False
     tensorrt: bool = False
 
@@ -57,13 +59,15 @@ class PlanOptions:
         exclude: str | Iterable[str] = (),
         weights: str = WEIGHTS[0],
         wide_residuals: bool = False,
+        reduce_range: bool = False,
         per_layer: bool = False,
     ) -> "PlanOptions":
         """From texts: ``W/A``, and ``layer_bits`` as {REGEX: W/A} or as texts ``REGEX=W/A``. Raises OptionError."""
         if weights not in WEIGHTS:
             raise OptionError(f"--weights {weights!r}: expected {' or '.join(WEIGHTS)}")
-        if not isinstance(wide_residuals, bool):
-            raise OptionError(f"wide_residuals is {wide_residuals!r}; expected True or False")
+        for name, value in (("wide_residuals", wide_residuals), ("reduce_range", reduce_range)):
+            if not isinstance(value, bool):
+                raise OptionError(f"{name} is {value!r}; expected True or False")
         if isinstance(layer_bits, Mapping):
             rules = tuple(layer_bits.items())
         else:
@@ -75,6 +79,7 @@ class PlanOptions:
             exclude=(exclude,) if isinstance(exclude, str) else tuple(exclude),
             symmetric_weights=weights == "symmetric",
             wide_residuals=wide_residuals,
+            reduce_range=reduce_range,
             per_layer=per_layer,
         )
 
@@ -86,6 +91,7 @@ class PlanOptions:
             "layer_bits": [f"{pattern}={bits}" for pattern, bits in self.layer_bits],
             "exclude": list(self.exclude),
             "wide_residuals": self.wide_residuals,
+            "reduce_range": self.reduce_range,
         }
 
     def resolve(self, names: Iterable[str]) -> "LayerRules":

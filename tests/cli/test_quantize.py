@@ -56,6 +56,7 @@ def test_defaults(run: Run, pipeline: FakePipeline, folder: Path) -> None:
         "preset": "balanced",
         "weights": "asymmetric",
         "wide_residuals": False,
+        "reduce_range": False,
         "layer_bits": (),
         "exclude": (),
         "first_last": "8/8",
@@ -74,11 +75,12 @@ def test_every_option_arrives(run: Run, pipeline: FakePipeline, folder: Path) ->
         *("--method", "qdrop", "--preset", "fast", "--weights", "symmetric", "--set", "scale-lr=0.1"),
         *("--layer-bits", "a=2/2", "--layer-bits", "b=c=3/3", "--exclude", "x", "--first-last", "6/6"),
         *("--device", "cuda:1", "--target", "native", "--opset", "21", "--report", "out.json", "--overwrite"),
-        *("--max-memory", "4GB", "--wide-residuals"),
+        *("--max-memory", "4GB", "--wide-residuals", "--reduce-range"),
     )
     assert result.exit_code == 0, result.output
     (call,) = pipeline.calls
     assert call["wide_residuals"] is True
+    assert call["reduce_range"] is True
     assert call["options"] == {"samples": 7, "iters": 5, "correction_iters": 0, "seed": 3, "scale_lr": "0.1"}
     assert (call["method"], call["preset"], call["weights"]) == ("qdrop", "fast", "symmetric")
     assert call["max_memory"] == "4GB"
