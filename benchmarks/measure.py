@@ -93,7 +93,7 @@ class Measurement:
 
     @property
     def end_seconds(self) -> float:
-        """What the steps of end-to-end learning take; passes over the images, before and after, are none of it."""
+        """What the steps of end-to-end learning take, and where they are too few to tell, all of it with its passes."""
         ends = (block for block in self.blocks if block.block == WHOLE_NETWORK)
         return sum(b.seconds if b.step_seconds is None else b.steps * b.step_seconds for b in ends)
 
@@ -114,8 +114,8 @@ class Measurement:
     def extrapolated(self) -> float | None:
         """Seconds that the preset's own budget would take; None where the time of a step is not known.
 
-        Steps in proportion to their number, scale search to its images, end-to-end learning as it is, and everything
-        else but what is fixed to the number of images.
+        Steps, of blocks and end to end, in proportion to their number, scale search to its images, and everything else
+        but what is fixed to the number of images.
         """
         if self.step_seconds is None or self.other_seconds is None:
             return None
@@ -124,7 +124,8 @@ class Measurement:
         images = max(self.other_seconds - fixed - search, 0.0)
         search *= min(full.samples, full.search_samples) / min(run.samples, run.search_samples)
         images *= full.samples / run.samples
-        return self.step_seconds * full.iters + self.end_seconds + fixed + search + images
+        end = self.end_seconds * full.end_to_end_iters / max(run.end_to_end_iters, 1)
+        return self.step_seconds * full.iters + end + fixed + search + images
 
 
 class BlockClock(StageClock):

@@ -187,7 +187,7 @@ def _corrects(options: CalibrationOptions) -> bool:
 _NEEDS: Mapping[str, Callable[[CalibrationOptions], bool]] = {
     "iters": lambda o: o.iters == 0 or o.learn_rounding or o.learn_scales,
     "learn_rounding": lambda o: not o.learn_rounding or o.iters > 0,
-    "learn_scales": lambda o: not o.learn_scales or o.iters > 0,
+    "learn_scales": lambda o: not o.learn_scales or o.iters > 0 or o.end_to_end_iters > 0,
     "prediction_difference": lambda o: not o.prediction_difference or _steps(o),
     "correction_iters": lambda o: o.correction_iters == 0 or _steps(o),
     **dict.fromkeys(("seed", "batch_size"), lambda o: _steps(o) or o.end_to_end_iters > 0),

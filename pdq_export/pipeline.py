@@ -42,7 +42,17 @@ from pdq_export.stages import (
     input_specs,
     prepare_and_plan,
 )
-from pdq_export.validate import BATCH_SIZE, Batch, ModelInfo, OutputAgreement, Report, check_loads, check_same, validate
+from pdq_export.validate import (
+    BATCH_SIZE,
+    Batch,
+    ModelInfo,
+    OutputAgreement,
+    Report,
+    check_loads,
+    check_same,
+    kernels_saturate,
+    validate,
+)
 from pdq_export.validate.compare import class_scores
 
 logger = logging.getLogger(__name__)
@@ -267,15 +277,15 @@ def _tell_tail(plan: Plan, compared: Sequence[str]) -> None:
 
 
 def _tell_saturation(outputs: Sequence[OutputAgreement], plan: Plan) -> None:
-    """Warn where onnxruntime's results are not the simulation's and its kernels may have saturated."""
-    layers = saturating_layers(plan)
+    """Warn where onnxruntime's results are not the simulation's and its kernels saturate on this processor."""
+    layers = saturating_layers(plan) if kernels_saturate() else []
     for output in outputs:
         agreement = output.quantized_simulated
         if layers and agreement is not None and agreement.relative_error > _LARGEST_DEVIATION:
             logger.warning(
-                "output %r: on this machine onnxruntime is %.1f %% off the simulation. x86 processors without VNNI "
-                "saturate on weights of more than 7 bits with 8-bit inputs (%s%s); quantize with --reduce-range if the "
-                "file is to run on such",
+                "output %r: onnxruntime is %.1f %% off the simulation: on this processor its kernels saturate on "
+                "weights of more than 7 bits with 8-bit inputs (%s%s); quantize with --reduce-range if the file is to "
+                "run on such",
                 output.name,
                 100 * agreement.relative_error,
                 ", ".join(map(repr, layers[:3])),

@@ -62,7 +62,9 @@ def prepare_and_plan(
 def _reduced(plan: Plan) -> Plan:
     layers = saturating_layers(plan)
     if not layers:
-        logger.warning("--reduce-range changes nothing: no layer with 8-bit inputs has weights of more than 7 bits")
+        logger.warning(
+            "--reduce-range changes nothing: no layer with UINT8 inputs of 8 bits has weights of more than 7 bits"
+        )
         return plan
     logger.info("weights that get 7 bits: those of %s", ", ".join(layers))
     return reduce_range(plan)

@@ -251,6 +251,7 @@ def test_a_float_model_is_refused(tmp_path: Path) -> None:
         convert(path, "native")
 
 
+@pytest.mark.wide_weights
 def test_tensorrt_is_another_calibration() -> None:
     with pytest.raises(OptionError, match="--target tensorrt: a finished file cannot be converted"):
         convert(export("chain", "8/8", "ort"), "tensorrt")

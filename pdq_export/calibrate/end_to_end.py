@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from pdq_export.calibrate.augment import random_views
 from pdq_export.calibrate.cache import Cache
 from pdq_export.calibrate.losses import prediction_difference
-from pdq_export.calibrate.passes import spread
+from pdq_export.calibrate.passes import PASS_BATCH, spread
 from pdq_export.calibrate.quantizers import ActivationQuantizer, WeightQuantizer
 from pdq_export.calibrate.state import Quantizers
 from pdq_export.calibrate.subgraph import extract
@@ -39,6 +39,7 @@ _BETAS = (0.9, 0.99)
 _LARGEST_CHANGE = 2.0  # of a scale
 _JUDGED = 256  # images on which the result has to be better than what was there
 _UNIT_IMAGES = 4
+_MOST_CHANNELS = 4  # of an image: grey, colours, an alpha channel
 _REPORTED = 5  # steps between reports
 
 
@@ -80,13 +81,14 @@ class _ShiftedBias(nn.Module):
 class EndToEnd:
     """The quantized network with what can be learned of it, and the FP32 network that it is to predict like.
 
-    ``student`` and ``teacher`` give the predictions, whose ``class_axes`` are those of
-    `losses.prediction_difference`. ``factors`` of scales and ``shifts`` of biases are the parameters.
+    ``student`` and ``teacher`` give the predictions; their ``class_axes`` and ``powers`` (mean squares over all images)
+    are those of `losses.prediction_difference`. Factors of scales and shifts of biases are the parameters.
     """
 
     student: fx.GraphModule
     teacher: fx.GraphModule
     class_axes: Sequence[int | None]
+    powers: Sequence[float]
     scaled: Sequence[_ScaledActivation | _ScaledWeight]
     shifted: Mapping[str, _ShiftedBias]  # by ONNX node
 
@@ -101,36 +103,36 @@ def prepare_end_to_end(
     plan: Plan,
     done: Quantizers,
     inputs: Mapping[str, Cache],
+    predictions: Mapping[str, Cache],
     class_axes: Mapping[str, int | None],
     *,
     learn_scales: bool,
 ) -> EndToEnd:
     """Splice learnable scales and biases into the finished network.
 
-    ``inputs`` by graph input. ``class_axes`` by prediction. Without ``learn_scales`` activations keep theirs, as do
-    carriers and what shares the integers of another tensor.
+    ``inputs`` by graph input. ``predictions`` of the FP32 network and their ``class_axes``, by tensor. Without
+    ``learn_scales`` activations keep theirs, as carriers always do.
     """
-    fixed = {ramp.source for ramp in plan.ramps.values()}
     weights = {name: _ScaledWeight(weight) for name, weight in done.weights.items()}
     activations = {
         name: _ScaledActivation(quantizer)
         for name, quantizer in done.activations.items()
-        if learn_scales and plan.points[name].role is Role.ACTIVATION and name not in fixed
+        if learn_scales and plan.points[name].role is Role.ACTIVATION
     }
     shifted = _shifted_biases(network, plan, done, inputs)
-    predictions = list(class_axes)
     student = extract(
         network,
         list(inputs),
-        predictions,
+        list(predictions),
         quantizers={**done.activations, **weights, **activations},
         biases={**done.biases, **shifted},
         whole=True,
     )
     return EndToEnd(
         student=student,
-        teacher=extract(network, list(inputs), predictions, whole=True),
-        class_axes=list(class_axes.values()),
+        teacher=extract(network, list(inputs), list(predictions), whole=True),
+        class_axes=[class_axes[name] for name in predictions],
+        powers=[_power(x) for x in predictions.values()],
         scaled=[*weights.values(), *activations.values()],
         shifted=shifted,
     )
@@ -145,7 +147,7 @@ def _shifted_biases(
         *(x[spread(len(x), _UNIT_IMAGES).to(x.device)] for x in inputs.values())
     )
     return {
-        layer.node: _ShiftedBias(done.constants[_bias(layer)].detach(), output.std().item())
+        layer.node: _ShiftedBias(done.constants[_bias(layer)].detach(), output.std(correction=0).item())
         for layer, output in zip(layers, outputs, strict=True)
     }
 
@@ -166,7 +168,7 @@ def learn_end_to_end(
     """
     draw = functools.partial(_draw, inputs, generator if _has_views(options, inputs) else None)
     judged = generator.get_state()
-    before = _judge(problem, inputs, draw)
+    before = _judge(problem, inputs, draw, options.batch_size)
     optimizer = torch.optim.Adam(problem.parameters, lr=options.end_to_end_lr, betas=_BETAS)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, options.end_to_end_iters))
     losses: list[float] = []
@@ -174,7 +176,7 @@ def learn_end_to_end(
         chosen = torch.randperm(len(inputs[0]), generator=generator, device=generator.device)[: options.batch_size]
         optimizer.zero_grad(set_to_none=True)
         loss = 0.0
-        for part in _parts(chosen, inputs):
+        for part in _parts(chosen, inputs, options.batch_size):
             difference = _difference(problem, draw(part)) * (len(part) / len(chosen))
             difference.backward()
             loss += difference.item()
@@ -192,7 +194,7 @@ def learn_end_to_end(
         if (step + 1) % _REPORTED == 0 or step + 1 == options.end_to_end_iters:
             report(step + 1, sum(losses[-_REPORTED:]) / len(losses[-_REPORTED:]))
     generator.set_state(judged)  # the same views again
-    after = _judge(problem, inputs, draw)
+    after = _judge(problem, inputs, draw, options.batch_size)
     if after < before:
         logger.info("end to end: the prediction difference is %.4g, it was %.4g", after, before)
         _settle(problem, plan, done)
@@ -212,20 +214,36 @@ def _settle(problem: EndToEnd, plan: Plan, done: Quantizers) -> None:
         done.round_biases(block)
 
 
+def weight_bytes(problem: EndToEnd) -> int:
+    """What a step keeps of the weights, whatever the images: dequantized, and times their factors."""
+    return sum(8 * module.quantizer.q.numel() for module in problem.scaled if isinstance(module, _ScaledWeight))
+
+
+def _power(x: Cache) -> float:
+    total = sum(batch.square().sum(dtype=torch.float64).item() for batch in x.batches(PASS_BATCH))
+    return total / max(math.prod(x.shape), 1)
+
+
 def part_images(inputs: Sequence[Cache], batch_size: int) -> int:
     """Images that run at a time in a step on ``batch_size`` of them."""
-    return max(1, min(batch_size, _ELEMENTS // max(1, sum(math.prod(x.shape[1:]) for x in inputs))))
+    return max(2, min(batch_size, _ELEMENTS // max(1, sum(math.prod(x.shape[1:]) for x in inputs))))
 
 
-def _parts(chosen: Tensor, inputs: Sequence[Cache]) -> Sequence[Tensor]:
-    """``chosen`` in equal parts: a last one of a single image could take other ways through operators."""
-    return chosen.tensor_split(math.ceil(len(chosen) / part_images(inputs, len(chosen))))
+def _parts(chosen: Tensor, inputs: Sequence[Cache], batch_size: int) -> Sequence[Tensor]:
+    """``chosen`` in equal parts, none of a single image, which could take other ways through operators."""
+    return chosen.tensor_split(max(1, len(chosen) // part_images(inputs, batch_size)))
 
 
 def _has_views(options: CalibrationOptions, inputs: Sequence[Cache]) -> bool:
-    """Whether there are views to draw: of one input of images, since views of several would not belong together."""
+    """Whether there are views to draw: of one input of images [N, 1 to 4, H, W].
+
+    Views of several inputs would not belong together, and more channels are no colours: they may be another axis.
+    """
     shapes = [x.shape for x in inputs]
-    return options.augment and len(shapes) == 1 and len(shapes[0]) == 4 and min(shapes[0][2:]) > 1
+    if not options.augment or len(shapes) != 1 or len(shapes[0]) != 4:
+        return False
+    _, channels, height, width = shapes[0]
+    return channels <= _MOST_CHANNELS < min(height, width)
 
 
 def _draw(inputs: Sequence[Cache], generator: torch.Generator | None, chosen: Tensor) -> list[Tensor]:
@@ -237,17 +255,20 @@ def _draw(inputs: Sequence[Cache], generator: torch.Generator | None, chosen: Te
 def _difference(problem: EndToEnd, batch: Sequence[Tensor]) -> Tensor:
     with torch.no_grad():
         targets = problem.teacher(*batch)
-    return prediction_difference(problem.student(*batch), targets, problem.class_axes, _TEMPERATURE)
+    return prediction_difference(problem.student(*batch), targets, problem.class_axes, _TEMPERATURE, problem.powers)
 
 
 @torch.no_grad()
-def _judge(problem: EndToEnd, inputs: Sequence[Cache], draw: Callable[[Tensor], list[Tensor]]) -> float:
+def _judge(
+    problem: EndToEnd, inputs: Sequence[Cache], draw: Callable[[Tensor], list[Tensor]], batch_size: int
+) -> float:
     """The prediction difference on images from all over the set, drawn as for steps.
 
-    The images as they are would not do: blocks have learned their roundings on these.
+    Of images as they are, which is all there is without views, blocks have learned their roundings: there it only
+    tells of learning that has failed.
     """
     chosen = spread(len(inputs[0]), _JUDGED).to(inputs[0].device)
-    parts = chosen.split(part_images(inputs, len(chosen)))
+    parts = _parts(chosen, inputs, batch_size)
     return sum(_difference(problem, draw(part)).item() * len(part) for part in parts) / len(chosen)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from pdq_export.calibrate.cache import Cache, Store
 from pdq_export.calibrate.correction import correct_distribution, estimate_statistics
-from pdq_export.calibrate.end_to_end import learn_end_to_end, part_images, prepare_end_to_end
+from pdq_export.calibrate.end_to_end import learn_end_to_end, part_images, prepare_end_to_end, weight_bytes
 from pdq_export.calibrate.fitting import ActivationFitter
 from pdq_export.calibrate.hardening import harden_block, hardening_bytes
 from pdq_export.calibrate.losses import class_axis
@@ -136,7 +136,8 @@ class _Engine:
         self._find_predictions(some)
         self._begin(inputs)
         blocks = self.plan.blocks
-        stages = len(blocks) + (self.options.end_to_end_iters > 0)
+        end_to_end = self.options.end_to_end_iters > 0 and bool(self.predictions)  # which depend on the inputs
+        stages = len(blocks) + end_to_end
 
         def reporter(name: str, index: int, steps: int) -> Callable[[int, float], None]:
             def report(step: int, loss: float) -> None:
@@ -149,7 +150,7 @@ class _Engine:
             later = blocks[position + 1 :]
             self._calibrate_block(block, later, reporter(block.name, position, self.options.iters))
             self._advance(block, later)
-        if self.options.end_to_end_iters:
+        if end_to_end:
             self._learn_end_to_end(inputs, reporter(WHOLE_NETWORK, len(blocks), self.options.end_to_end_iters))
         simulation = self.done.simulation(self.graph_inputs, self.graph_outputs)
         self._look_for_collapse(simulation, some)
@@ -325,15 +326,20 @@ class _Engine:
             reconstruct(problem, self.options, self.generator, report)
 
     def _learn_end_to_end(self, inputs: Sequence[Cache], report: Callable[[int, float], None]) -> None:
-        if not self.class_axes:
-            return  # nothing depends on the inputs
         named = dict(zip(self.graph_inputs, inputs, strict=True))
         problem = prepare_end_to_end(
-            self.network, self.plan, self.done, named, self.class_axes, learn_scales=self.options.learn_scales
+            self.network,
+            self.plan,
+            self.done,
+            named,
+            self.predictions,
+            self.class_axes,
+            learn_scales=self.options.learn_scales,
         )
         if self.store.limited and len(inputs[0]) > STEP_IMAGES:
             some, count = [x.slice(0, STEP_IMAGES) for x in inputs], part_images(inputs, self.options.batch_size)
-            self.store.reserve(step_bytes(problem.student, None, some, [], count, self.generator))
+            images = step_bytes(problem.student, None, some, [], count, self.generator)
+            self.store.reserve(images + weight_bytes(problem))
         trim_heap()
         with self.store.step([problem.student, problem.teacher]):
             learn_end_to_end(problem, self.plan, self.done, inputs, self.options, self.generator, report)

@@ -31,5 +31,7 @@ def _can_saturate(plan: Plan, layer: Layer) -> bool:
     weight, source = plan.points.get(layer.weight), plan.points.get(plan.source(layer.input) or "")
     if weight is None or source is None or source.bits < CARRIER_BITS or source.symmetric:
         return False
+    if layer.op_type == "ConvTranspose":
+        return False  # onnxruntime has no integer kernel for it
     # An asymmetric weight may have its zero_point at either end of the range.
     return (-weight.qmin if weight.symmetric else weight.qmax) > _LARGEST_WEIGHT

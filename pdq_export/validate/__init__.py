@@ -13,7 +13,15 @@ import pdq_export
 from pdq_export.errors import ValidationError
 from pdq_export.validate.compare import Accuracy, AccuracyMeter, Agreement, AgreementMeter
 from pdq_export.validate.report import ModelInfo, OutputAgreement, Report
-from pdq_export.validate.runtime import Batch, KernelCount, Session, count_kernels, needed_config, with_outputs
+from pdq_export.validate.runtime import (
+    Batch,
+    KernelCount,
+    Session,
+    count_kernels,
+    kernels_saturate,
+    needed_config,
+    with_outputs,
+)
 
 __all__ = [
     "BATCH_SIZE",
@@ -30,6 +38,7 @@ __all__ = [
     "check_loads",
     "check_same",
     "count_kernels",
+    "kernels_saturate",
     "needed_config",
     "validate",
 ]

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -143,6 +144,27 @@ def needed_config(model: bytes | str | Path) -> Mapping[str, str]:
         _load(model, _options(None, WITHOUT_FUSION))
         return WITHOUT_FUSION
     return {}
+
+
+@functools.cache
+def kernels_saturate() -> bool:
+    """Whether onnxruntime's kernels saturate on 8-bit activations and weights, as on x86 processors without VNNI."""
+    text = """<ir_version: 8, opset_import: ["": 17]>
+    saturation (uint8[1,64] x, float s, uint8 zx, int8[64,16] w, int8 zw, float sy) => (uint8[1,16] y) {
+        y = QLinearMatMul(x, s, zx, w, s, zw, sy, zx)
+    }"""
+    expected = 200
+    values = {
+        "x": np.full((1, 64), 255, np.uint8),
+        "w": np.full((64, 16), 127, np.int8),
+        "s": np.float32(1),
+        "sy": np.float32(64 * 255 * 127 / expected),
+        "zx": np.uint8(0),
+        "zw": np.int8(0),
+    }
+    session = _load(onnx.parser.parse_model(text).SerializeToString(), _options(1))
+    (y,) = session.run(None, {name: np.asarray(value) for name, value in values.items()})
+    return bool((y != expected).any())
 
 
 def _quantizes_below_8_bits(model: bytes | str | Path) -> bool:

@@ -110,7 +110,10 @@ def test_a_loss_that_is_not_finite_is_told(monkeypatch: pytest.MonkeyPatch) -> N
         run(residual("4/4"), end_to_end_iters=2)
 
 
-@pytest.mark.parametrize(("shape", "expected"), [((3, 8, 8), True), ((3, 8, 1), False), ((24,), False)])
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [((3, 8, 8), True), ((1, 5, 9), True), ((8, 8, 3), False), ((3, 8, 1), False), ((24,), False)],
+)
 def test_views_are_drawn_of_images_alone(shape: tuple[int, ...], expected: bool) -> None:
     store = Store.of_process(CPU, None)
     inputs = [store.adopt(torch.zeros(4, *shape))]

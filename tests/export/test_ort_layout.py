@@ -409,7 +409,7 @@ def test_gemm_factors_and_bias_shapes(bias):
         "(float[2,6] x) => (float[2,5] y) { y = Gemm <alpha=0.5, beta=2.0> (x, w, b) }",
         {"w": (6, 5), "b": bias},
     )
-    plan = plan_of(model, carrier("x"), weight("w", 8, axis=1, symmetric=True))
+    plan = plan_of(model, carrier("x"), weight("w", 7, axis=1, symmetric=True))
     x = nets.images((2, 6))
     tensors = calibrate(model, plan, {"x": x})
     exported = export_model(model, plan, tensors, metadata={})

@@ -68,6 +68,7 @@ def test_below_8_bits_is_refused_before_calibration(bits: str) -> None:
         required_opset(plan, "tensorrt")
 
 
+@pytest.mark.wide_weights
 def test_a_plan_for_another_target_is_refused() -> None:
     with pytest.raises(ExportError, match="expected symmetric with zero_point 0, INT8"):
         export("residual", tensorrt=False)
