@@ -47,9 +47,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def weights_that_kernels_can_multiply(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where kernels saturate, every plan has a reduced range, or no file would compute what its simulation does.
 
-    But for tests of the plan itself. Plans that module-scoped fixtures make are as they are everywhere.
+    But for tests of the plan itself, and of how it is shown. Plans that module-scoped fixtures make are as they are
+    everywhere.
     """
-    if kernels_saturate() and Path(__file__).parent / "plan" not in request.path.parents:
+    of_plan = Path(__file__).parent / "plan" in request.path.parents or request.path.name == "test_inspect.py"
+    if kernels_saturate() and not of_plan:
 
         def reduced(**fields: Any) -> Plan:
             return reduce_range(Plan(**fields))
