@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -265,31 +264,34 @@ def _with_fitted_ramps(plan: Plan, tensors: QuantizedTensors) -> Plan:
 
 
 def _tell_tail(plan: Plan, compared: Sequence[str]) -> None:
-    nodes = ", ".join(f"{node!r} ({reason})" for node, reason in itertools.islice(plan.tail.items(), 3))
     logger.warning(
-        "behind the quantized part, %d of the nodes stay in float as they are: %s%s; calibration and validation "
+        "behind the quantized part, %d of the nodes stay in float as they are: %s; calibration and validation "
         "compare %s",
         len(plan.tail),
-        nodes,
-        ", ..." if len(plan.tail) > 3 else "",
+        _first_few([f"{node!r} ({reason})" for node, reason in plan.tail.items()]),
         " and ".join(map(repr, compared)),
     )
 
 
+def _first_few(texts: Sequence[str]) -> str:
+    return ", ".join([*texts[:3], *(["..."] if len(texts) > 3 else [])])
+
+
 def _tell_saturation(outputs: Sequence[OutputAgreement], plan: Plan) -> None:
     """Warn where onnxruntime's results are not the simulation's and its kernels saturate on this processor."""
-    layers = saturating_layers(plan) if kernels_saturate() else []
     for output in outputs:
         agreement = output.quantized_simulated
-        if layers and agreement is not None and agreement.relative_error > _LARGEST_DEVIATION:
+        if agreement is None or agreement.relative_error <= _LARGEST_DEVIATION:
+            continue
+        layers = saturating_layers(plan)
+        if layers and kernels_saturate():
             logger.warning(
                 "output %r: onnxruntime is %.1f %% off the simulation: on this processor its kernels saturate on "
-                "weights of more than 7 bits with 8-bit inputs (%s%s); quantize with --reduce-range if the file is to "
+                "weights of more than 7 bits with 8-bit inputs (%s); quantize with --reduce-range if the file is to "
                 "run on such",
                 output.name,
                 100 * agreement.relative_error,
-                ", ".join(map(repr, layers[:3])),
-                ", ..." if len(layers) > 3 else "",
+                _first_few([repr(layer) for layer in layers]),
             )
 
 

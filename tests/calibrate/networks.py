@@ -1,14 +1,17 @@
 """Small trained-looking networks for calibration tests, from ONNX text to the imported graph."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import onnx
 import torch
 from torch import fx
 
+from pdq_export.calibrate import Calibrated, calibrate
 from pdq_export.frontend import import_model
 from pdq_export.graph.prepare import PreparedModel, prepare
+from pdq_export.options import CalibrationOptions
 from pdq_export.plan import PlanOptions, make_plan
 from pdq_export.spec import Plan
 
@@ -39,6 +42,19 @@ class Example:
     plan: Plan
     network: fx.GraphModule
     images: torch.Tensor
+
+
+def calibrate_example(example: Example, options: CalibrationOptions, **keywords: Any) -> Calibrated:
+    """Calibrate on the example's own images and statistics, on the CPU."""
+    return calibrate(
+        example.network,
+        example.plan,
+        example.prepared.statistics,
+        [example.images],
+        options,
+        device=torch.device("cpu"),
+        **keywords,
+    )
 
 
 def residual(bits: str = "4/4", seed: int = 0, images: int = 64) -> Example:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pdq_export.calibrate import BlockProgress, Calibrated, calibrate, end_to_end
+from pdq_export.calibrate import BlockProgress, Calibrated, end_to_end
 from pdq_export.calibrate.cache import Store
 from pdq_export.calibrate.engine import WHOLE_NETWORK
 from pdq_export.calibrate.losses import prediction_difference
@@ -17,7 +17,7 @@ from pdq_export.errors import CalibrationError
 from pdq_export.options import CalibrationOptions
 from pdq_export.spec import Role
 
-from .networks import Example, residual
+from .networks import Example, calibrate_example, residual
 
 TINY = CalibrationOptions(iters=4, samples=64, correction_iters=0, batch_size=16)
 STEPS = {"end_to_end_iters": 40, "end_to_end_lr": 3e-3}
@@ -25,16 +25,7 @@ CPU = torch.device("cpu")
 
 
 def run(example: Example, progress: Any = None, **changes: Any) -> Calibrated:
-    options = dataclasses.replace(TINY, **changes)
-    return calibrate(
-        example.network,
-        example.plan,
-        example.prepared.statistics,
-        [example.images],
-        options,
-        device=CPU,
-        progress=progress,
-    )
+    return calibrate_example(example, dataclasses.replace(TINY, **changes), progress=progress)
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from pdq_export.calibrate.state import Quantizers
 from pdq_export.calibrate.subgraph import extract
 from pdq_export.errors import CalibrationError, OptionError
 
-from .networks import Example, chain, residual
+from .networks import Example, calibrate_example, chain, residual
 from .test_cache import open_files
 from .test_engine import CPU, TINY, same
 
@@ -40,15 +40,7 @@ def stores(monkeypatch: pytest.MonkeyPatch) -> list[Store]:
 
 def run(example: Example, max_memory: int | None, **changes: Any) -> Calibrated:
     options = dataclasses.replace(TINY, **{"iters": 4, **changes})
-    return calibrate(
-        example.network,
-        example.plan,
-        example.prepared.statistics,
-        [example.images],
-        options,
-        device=CPU,
-        max_memory=max_memory,
-    )
+    return calibrate_example(example, options, max_memory=max_memory)
 
 
 @pytest.mark.usefixtures("small_tensors_count")
