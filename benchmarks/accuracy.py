@@ -12,7 +12,6 @@ the call to the export (load, plan, calibrate), without reading images and witho
 
 import argparse
 import dataclasses
-import hashlib
 import importlib.metadata
 import sys
 import tempfile
@@ -22,7 +21,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnxruntime
 import torch
@@ -30,7 +28,7 @@ import torch
 import pdq_export
 from benchmarks.common import StageClock, digest, open_session, parse_setting, quantize_with_onnxruntime
 from benchmarks.results import FULL, Outcome, Run, Work, append, read, tables
-from pdq_export.data import ImageSet, load_images
+from pdq_export.data import ImageSet, image_digests, load_images
 from pdq_export.errors import DataError, OptionError, PdqError
 from pdq_export.graph.load import load_model
 from pdq_export.graph.lookup import GraphIndex
@@ -79,7 +77,7 @@ def prepare(options: argparse.Namespace) -> Task:
     calib, judged = load_images(options.calib, limit=chosen.samples), load_images(options.eval)
     if judged.labels is None:
         raise OptionError(f"--eval {options.eval}: it has no labels; expected one an image, for accuracy")
-    seen, unseen = _digests(calib, judged)
+    seen, unseen = image_digests(calib, judged)
     if shared := sum(map(set(seen).__contains__, unseen)):
         raise DataError(
             f"--eval {options.eval}: {shared:,} of its {len(judged):,} images are among the {len(calib):,} of --calib "
@@ -98,6 +96,7 @@ def prepare(options: argparse.Namespace) -> Task:
         preset=options.preset,
         weights=options.weights,
         wide_residuals=options.wide_residuals,
+        reduce_range=options.reduce_range,
         samples=len(calib),
         iters=chosen.iters,
         correction_iters=chosen.correction_iters,
@@ -107,19 +106,6 @@ def prepare(options: argparse.Namespace) -> Task:
         versions=_versions(),
     )
     return Task(work=work, model=options.model, calib=calib, eval=judged)
-
-
-def _digests(*sets: ImageSet) -> list[list[bytes]]:
-    """One a image: of its bytes where all have bytes, so that mean and std do not matter, else as the model sees it."""
-    stored = all(images.pixels.dtype == np.uint8 for images in sets)
-    return [
-        [
-            hashlib.sha256(image.tobytes()).digest()
-            for batch in ([images.pixels] if stored else images.batches(BATCH))
-            for image in batch
-        ]
-        for images in sets
-    ]
 
 
 def _family(model: onnx.ModelProto) -> str:
@@ -182,6 +168,7 @@ def _quantize(task: Task, run: Run, path: Path) -> Outcome:
         preset=run.work.preset,
         weights=run.work.weights,
         wide_residuals=run.work.wide_residuals,
+        reduce_range=run.work.reduce_range,
         options=overrides(run.work, run.row, run.seed),
         device=run.work.device,
         progress=clock,
@@ -252,6 +239,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--preset", choices=list(PRESETS), default="balanced")
     parser.add_argument("--weights", choices=WEIGHTS, default=WEIGHTS[0])
     parser.add_argument("--wide-residuals", action="store_true", help="of all rows but fp32 and onnxruntime")
+    parser.add_argument("--reduce-range", action="store_true", help="of the same rows, where there is no VNNI")
     parser.add_argument("--samples", type=int, help="calibration images, the first ones")
     parser.add_argument("--set", nargs="+", type=parse_setting, action="extend", default=[], metavar="NAME=VALUE")
     parser.add_argument("--threads", type=int, default=1, help="of torch and onnxruntime")

@@ -39,10 +39,11 @@ class Work:
     device: str
     versions: Mapping[str, str]
     wide_residuals: bool = False
+    reduce_range: bool = False
 
     def __str__(self) -> str:
         shown = {name: value for name, value in self.overrides.items() if name not in ("iters", "correction_iters")}
-        extra = ", wide residuals" * self.wide_residuals
+        extra = ", wide residuals" * self.wide_residuals + ", reduced range" * self.reduce_range
         extra += "".join(f", {name}={value}" for name, value in shown.items())
         return (
             f"{self.model}: {self.eval_images:,} images of {self.eval}; "

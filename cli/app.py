@@ -51,7 +51,8 @@ class App(click.Group):
 
 def _usage(error: click.ClickException) -> str:
     command = getattr(getattr(error, "ctx", None), "command_path", None)
-    return f"{error.format_message()}{f' See {command} --help' if command else ''}"
+    message = error.format_message()
+    return f"{message.rstrip('.')}. See {command} --help" if command else message
 
 
 def _fail(message: str, status: int) -> NoReturn:

@@ -9,6 +9,7 @@ from rich.console import Console
 from pdq_export.errors import ModelError, OptionError
 
 from .log import set_up_logging
+from .options import OutputPath
 from .render import session_note
 
 _PATH = click.Path(path_type=Path)
@@ -21,7 +22,7 @@ _PATH = click.Path(path_type=Path)
 @click.argument("model", type=_PATH, metavar="QUANT.onnx")
 @click.option("--target", required=True, metavar="ort|native|qcdq", help="The layout to write.")
 @click.option(
-    "-o", "--output", type=_PATH, metavar="OUT.onnx", help="The file to write.  [default: ./QUANT-TARGET.onnx]"
+    "-o", "--output", type=OutputPath(), metavar="OUT.onnx", help="The file to write.  [default: ./QUANT-TARGET.onnx]"
 )
 @click.option("--overwrite", is_flag=True, help="Replace the output where it exists.")
 @click.option(

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pdq_export.errors import ModelError
+from pdq_export.graph.messages import first_few
 
 from .log import set_up_logging
 from .options import check_plan_options, plan_options
@@ -119,14 +120,17 @@ def _float(found: "Inspection") -> Iterable[str]:
         yield "stays in float:"
     for (op_type, reason), count in reasons.items():
         names = [node.node for node in found.floating if (node.op_type, node.reason) == (op_type, reason)]
-        some = f"{', '.join(names[:3])}{', ...' if count > 3 else ''}"
-        yield f"  {count} {op_type}: {reason} ({some})"
+        yield f"  {count} {op_type}: {reason} ({first_few(names)})"
 
 
 def _end(found: "Inspection") -> Iterable[str]:
     if found.kernels is not None:
         integer, floating = (sum(counts.values()) for counts in (found.kernels.integer, found.kernels.floating))
         yield f"weighted layers that run as integers in onnxruntime: {integer} of {integer + floating}"
+    if found.saturating:
+        count = len(found.saturating)
+        names = first_few(found.saturating)
+        yield f"of them saturate on x86 processors without VNNI, unless --reduce-range: {count} ({names})"
     if found.quantized_size is not None:
         before, after = format_sizes(found.model.size, found.quantized_size)
         ratio = found.quantized_size / max(found.model.size, 1)

@@ -1,9 +1,28 @@
 """Options that several commands share: what is to be quantized to what, and for whom."""
 
+import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+
+from pdq_export.errors import OptionError
+
+
+class OutputPath(click.ParamType[Path]):
+    """The name of a file to write; a folder's, or ``-``, would be taken for one."""
+
+    name = "path"
+
+    def convert(self, value: str | Path, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Check the text as it was typed: a `Path` has no slash at its end any more."""
+        if str(value).endswith(("/", os.sep)):
+            raise OptionError(f"{value}: is a folder; expected the name of a file to write")
+        if str(value) == "-":
+            raise OptionError("-: nothing is written to the standard output; expected the name of a file to write")
+        return Path(value)
+
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -31,9 +50,8 @@ _OPTIONS = (
     ),
     click.option(
         "--weights",
-        default="asymmetric",
         metavar="asymmetric|symmetric",
-        help="Symmetric weights have zero_point 0 and lose accuracy.  [default: asymmetric]",
+        help="Symmetric weights have zero_point 0 and lose accuracy.  [default: asymmetric; symmetric for tensorrt]",
     ),
     click.option(
         "--wide-residuals",

@@ -14,7 +14,7 @@ from pdq_export.files import check_writable, write_atomically
 from pdq_export.options import choose_options
 
 from .log import NOTES, set_up_logging
-from .options import check_plan_options, plan_options
+from .options import OutputPath, check_plan_options, plan_options
 from .progress import ProgressDisplay
 from .render import report_table, session_note
 
@@ -58,8 +58,14 @@ class Request:
     metavar="PATH",
     help="Evaluation images for the report, like --calib.  [default: calib_data/eval.*, where --calib is not given]",
 )
-@click.option("-o", "--output", type=_PATH, metavar="OUT.onnx", help="The file to write.  [default: ./MODEL-w4a4.onnx]")
-@click.option("--report", type=_PATH, metavar="OUT.json", help="Write the report as JSON.")
+@click.option(
+    "-o",
+    "--output",
+    type=OutputPath(),
+    metavar="OUT.onnx",
+    help="The file to write.  [default: ./MODEL-w4a4.onnx, or -w4a4-TARGET]",
+)
+@click.option("--report", type=OutputPath(), metavar="OUT.json", help="Write the report as JSON.")
 @click.option("--overwrite", is_flag=True, help="Replace the output and the report where they exist.")
 @click.option(
     "--preset",
@@ -148,7 +154,7 @@ def quantize(
         model=model,
         calib=calib,
         eval=evaluation,
-        output=output or _default_output(model, arguments["bits"]),
+        output=output or _default_output(model, arguments["bits"], arguments["target"]),
         report=report,
         overwrite=overwrite,
         arguments={**arguments, "options": settings},
@@ -194,11 +200,12 @@ def _find_images(calib: Path | None, evaluation: Path | None) -> tuple[Path, Pat
     return found, evaluation
 
 
-def _default_output(model: Path, bits: str) -> Path:
+def _default_output(model: Path, bits: str, target: str) -> Path:
     from pdq_export.spec import BitWidths
 
     widths = BitWidths.parse(bits)
-    return Path(f"{model.stem}-w{widths.weight}a{widths.activation}.onnx")
+    layout = "" if target == "ort" else f"-{target}"
+    return Path(f"{model.stem}-w{widths.weight}a{widths.activation}{layout}.onnx")
 
 
 def _check_paths(request: Request) -> None:
@@ -241,7 +248,9 @@ def _run(request: Request, console: Console, *, quiet: bool, verbose: bool) -> "
 
 
 def _show(request: Request, result: "Result") -> None:
-    on = str(request.eval) if request.eval else f"{request.calib}, used for calibration too: --eval gives others"
+    on = str(request.eval or request.calib)
+    if result.report.settings["evaluated_on_calibration_images"]:
+        on += ", used for calibration too: --eval gives others"
     console = Console(highlight=False)
     console.print(f"{result.report.images:,} images of {on}", markup=False, soft_wrap=True)
     console.print(report_table(result.report, bits=request.arguments["bits"]))

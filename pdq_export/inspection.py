@@ -19,6 +19,7 @@ JSON schema of `Inspection.to_dict`, version 2 (null stands for "not known")::
                       only what is excluded or cannot be calibrated, since TensorRT's builder decides on the rest
     size              {float, quantized, ratio} in bytes, quantized to about a percent; null where it cannot be written
     kernels           {integer: {op_type: count}, floating: {op_type: count}} of layers, as onnxruntime chooses them
+    saturating        [node]  layers whose integer kernels saturate on x86 processors without VNNI, unless reduce_range
     unsupported       [message]  nodes that calibration cannot compute and that a quantized layer depends on
     problems          [message]  everything else that quantize would refuse
 """
@@ -32,6 +33,7 @@ from typing import Any
 import onnx
 
 from pdq_export.errors import ModelError, PdqError
+from pdq_export.export import find_layout
 from pdq_export.frontend import check_batch, find_unsupported, import_model
 from pdq_export.graph.load import check_model, load_model
 from pdq_export.graph.lookup import Dimension, GraphIndex
@@ -41,6 +43,7 @@ from pdq_export.options import FAMILIES, choose_options
 from pdq_export.plan import PlanOptions, network_family, without_tail
 from pdq_export.plan.floating import FloatNode
 from pdq_export.plan.options import Widths
+from pdq_export.plan.saturation import saturating_layers
 from pdq_export.plan.summary import LayerSummary, summarize_layers
 from pdq_export.spec import Plan, Role
 from pdq_export.stages import (
@@ -82,6 +85,7 @@ class Inspection:
     floating: tuple[FloatNode, ...]
     quantized_size: int | None
     kernels: KernelCount | None
+    saturating: tuple[str, ...]
     unsupported: tuple[str, ...]
     problems: tuple[str, ...]
 
@@ -125,6 +129,7 @@ class Inspection:
             "floating": [dataclasses.asdict(node) for node in self.floating],
             "size": size,
             "kernels": kernels,
+            "saturating": list(self.saturating),
             "unsupported": list(self.unsupported),
             "problems": list(self.problems),
         }
@@ -141,7 +146,7 @@ def inspect_model(
     layer_bits: Mapping[str, Widths] | Iterable[str] = (),
     exclude: str | Iterable[str] = (),
     first_last: Widths = "8/8",
-    weights: str = "asymmetric",
+    weights: str | None = None,
     wide_residuals: bool = False,
     reduce_range: bool = False,
     target: str = "ort",
@@ -160,13 +165,14 @@ def inspect_model(
         weights=weights,
         wide_residuals=wide_residuals,
         reduce_range=reduce_range,
+        tensorrt=find_layout(target).tensorrt,
     )
     original = load_model(model) if isinstance(model, str | Path) else check_model(model)
     prepared, plan = prepare_and_plan(original, options, target=target, opset=opset)
     index, prepared_index = GraphIndex(original), GraphIndex(prepared.model)
     layers = (*plan.layers, *plan.excluded)
     family = network_family(prepared_index, layers)
-    settings = collect_settings(options, choose_options(family=family), target=target, weights=weights, family=family)
+    settings = collect_settings(options, choose_options(family=family), target=target, family=family)
     trial = _try(prepared, plan, target, file_metadata(settings))
     name = "" if isinstance(model, onnx.ModelProto) else Path(model).name
     return Inspection(
@@ -174,7 +180,7 @@ def inspect_model(
         opset=index.opset,
         inputs=tuple(_tensor(index, name) for name in index.inputs if not index.is_constant(name)),
         outputs=tuple(_tensor(index, name) for name in index.outputs),
-        settings={**options.settings(), "weights": weights, "target": target, "opset": prepared_index.opset},
+        settings={**options.settings(), "target": target, "opset": prepared_index.opset},
         family=family,
         batch_norm_nodes=sum(node.op_type == "BatchNormalization" for node in original.graph.node),
         layers_with_statistics=sum(layer.output in prepared.statistics for layer in layers),
@@ -183,6 +189,7 @@ def inspect_model(
         floating=floating_nodes(prepared_index, plan, target),
         quantized_size=trial.quantized_size,
         kernels=trial.kernels,
+        saturating=() if trial.kernels is None else trial.kernels.as_integers(saturating_layers(plan)),
         unsupported=trial.unsupported,
         problems=trial.problems,
     )

@@ -158,11 +158,11 @@ def choose_options(
         _check_name("option", name, fields)
         overrides[name] = _typed(name, value, type(fields[name].default))
     chosen = CalibrationOptions(**{**PRESETS[preset], **FAMILIES[family], **METHODS[method], **overrides})
-    for name, part in _NEEDS.items():
+    for name, (part, missing) in _NEEDS.items():
         if name in overrides and not part(chosen):
             raise OptionError(
-                f"{name} is given, but it has no effect with method {method!r}, iters={chosen.iters} and the other "
-                "options; leave it out or switch on the part that it belongs to"
+                f"{name} is given, but it has no effect: with method {method!r} and preset {preset!r} "
+                f"there is {missing}; leave it out, or switch that on"
             )
     return chosen
 
@@ -183,25 +183,36 @@ def _corrects(options: CalibrationOptions) -> bool:
     return _steps(options) and options.correction_iters > 0
 
 
-# What must hold for an option to have an effect; switching a part off that is off already does no harm.
-_NEEDS: Mapping[str, Callable[[CalibrationOptions], bool]] = {
-    "iters": lambda o: o.iters == 0 or o.learn_rounding or o.learn_scales,
-    "learn_rounding": lambda o: not o.learn_rounding or o.iters > 0,
-    "learn_scales": lambda o: not o.learn_scales or o.iters > 0 or o.end_to_end_iters > 0,
-    "prediction_difference": lambda o: not o.prediction_difference or _steps(o),
-    "correction_iters": lambda o: o.correction_iters == 0 or _steps(o),
-    **dict.fromkeys(("seed", "batch_size"), lambda o: _steps(o) or o.end_to_end_iters > 0),
-    **dict.fromkeys(("keep_probability", "mix_probability"), _steps),
-    "compensate_rounding": lambda o: not o.compensate_rounding or _rounds(o),
-    **dict.fromkeys(("rounding_lr", "warmup", "exponent_start", "exponent_end"), _rounds),
-    "rounding_weight": lambda o: _rounds(o) and o.warmup < 1.0,
-    "scale_lr": lambda o: _steps(o) and o.learn_scales,
-    **dict.fromkeys(("prediction_interval", "lambda_r"), _predicts),
-    "output_loss": lambda o: _predicts(o) or o.end_to_end_iters > 0,
-    **dict.fromkeys(("end_to_end_lr", "augment"), lambda o: o.end_to_end_iters > 0),
-    "temperature": lambda o: _predicts(o) and o.output_loss != "mse",
-    **dict.fromkeys(("lambda_c", "correction_lr"), _corrects),
-    "search_samples": lambda o: o.search_samples <= o.samples,
+_Needed = tuple[Callable[[CalibrationOptions], bool], str]
+_RECONSTRUCTION = "no reconstruction (iters, with learn_rounding or learn_scales)"
+_ROUNDING: _Needed = (_rounds, "no learned rounding (learn_rounding, iters)")
+_PREDICTION: _Needed = (_predicts, "no prediction difference (prediction_difference, iters)")
+_CORRECTION: _Needed = (_corrects, "no distribution correction (correction_iters, iters)")
+_END_TO_END: _Needed = (lambda o: o.end_to_end_iters > 0, "no end-to-end learning (end_to_end_iters)")
+
+# What must hold for an option to have an effect, and what there is otherwise; switching a part off that is off
+# already does no harm.
+_NEEDS: Mapping[str, _Needed] = {
+    "iters": (lambda o: o.iters == 0 or o.learn_rounding or o.learn_scales, "nothing that they learn"),
+    "learn_rounding": (lambda o: not o.learn_rounding or o.iters > 0, "no step of it (iters)"),
+    "learn_scales": (
+        lambda o: not o.learn_scales or o.iters > 0 or o.end_to_end_iters > 0,
+        "no step of it (iters, end_to_end_iters)",
+    ),
+    "prediction_difference": (lambda o: not o.prediction_difference or _steps(o), _RECONSTRUCTION),
+    "correction_iters": (lambda o: o.correction_iters == 0 or _steps(o), _RECONSTRUCTION),
+    **dict.fromkeys(("seed", "batch_size"), (lambda o: _steps(o) or o.end_to_end_iters > 0, "nothing that is learned")),
+    **dict.fromkeys(("keep_probability", "mix_probability"), (_steps, _RECONSTRUCTION)),
+    "compensate_rounding": (lambda o: not o.compensate_rounding or _rounds(o), _ROUNDING[1]),
+    **dict.fromkeys(("rounding_lr", "warmup", "exponent_start", "exponent_end"), _ROUNDING),
+    "rounding_weight": (lambda o: _rounds(o) and o.warmup < 1.0, "no rounding term (learn_rounding, iters, warmup)"),
+    "scale_lr": (lambda o: _steps(o) and o.learn_scales, "no learned activation scales (learn_scales, iters)"),
+    **dict.fromkeys(("prediction_interval", "lambda_r"), _PREDICTION),
+    "output_loss": (lambda o: _predicts(o) or o.end_to_end_iters > 0, _PREDICTION[1]),
+    **dict.fromkeys(("end_to_end_lr", "augment"), _END_TO_END),
+    "temperature": (lambda o: _predicts(o) and o.output_loss != "mse", "no prediction difference by KL"),
+    **dict.fromkeys(("lambda_c", "correction_lr"), _CORRECTION),
+    "search_samples": (lambda o: o.search_samples <= o.samples, "no more images than that (samples)"),
 }
 
 

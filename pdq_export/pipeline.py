@@ -17,13 +17,14 @@ from pdq_export.calibrate import BlockProgress, Calibrated, calibrate
 from pdq_export.calibrate.equalization import channel_factors
 from pdq_export.calibrate.memory import parse_size, trim_heap
 from pdq_export.calibrate.precision import full_float32
-from pdq_export.data import ImageSet, InputSet, Source, check_exists, read_data
+from pdq_export.data import ImageSet, InputSet, Source, all_equal, check_exists, count_shared, read_data
 from pdq_export.errors import DataError, OptionError
 from pdq_export.export import MIN_OPSET, export_model, find_layout
 from pdq_export.frontend import check_batch, check_runs, import_model
 from pdq_export.graph.edit import with_constants
 from pdq_export.graph.load import check_model, load_model
 from pdq_export.graph.lookup import GraphIndex, opset_version
+from pdq_export.graph.messages import first_few
 from pdq_export.graph.passes import equalize, free_batch
 from pdq_export.graph.prepare import PreparedModel, float32_reference
 from pdq_export.graph.save import check_output, save_model
@@ -45,7 +46,6 @@ from pdq_export.validate import (
     BATCH_SIZE,
     Batch,
     ModelInfo,
-    OutputAgreement,
     Report,
     check_loads,
     check_same,
@@ -96,7 +96,7 @@ def quantize(
     external_data: bool = False,
     method: str = "pd-quant",
     preset: str = "balanced",
-    weights: str = "asymmetric",
+    weights: str | None = None,
     wide_residuals: bool = False,
     reduce_range: bool = False,
     layer_bits: Mapping[str, str | BitWidths] | Sequence[str] = (),
@@ -110,7 +110,8 @@ def quantize(
     """Quantize an FP32 ONNX CNN to ``bits`` (W/A) with PD-Quant and validate the result in onnxruntime.
 
     ``method``: pd-quant, or one of the methods that it grew from: qdrop, brecq, adaround, nearest. ``preset``: the
-    budget, fast, balanced or paper. ``weights``: asymmetric, or symmetric where a runtime needs zero_point 0.
+    budget, fast, balanced or paper. ``weights``: asymmetric, or symmetric where a runtime needs zero_point 0; None is
+    asymmetric where the target takes that.
     ``wide_residuals``: residual connections keep 8 bits, and what layers read of them has A.
     ``reduce_range``: weights of 7 bits where wider ones saturate on x86 processors without VNNI.
     ``layer_bits``: bits of single layers, {REGEX: W/A} or ``REGEX=W/A``; ``exclude``: regular expressions of layers
@@ -126,7 +127,6 @@ def quantize(
     """
     choose = functools.partial(choose_options, method=method, preset=preset, overrides=options)
     per_layer = choose().per_layer  # and wrong options are told before any work
-    find_layout(target)
     tell = progress or (lambda _: None)
     planning = PlanOptions.of(
         bits,
@@ -137,6 +137,7 @@ def quantize(
         wide_residuals=wide_residuals,
         reduce_range=reduce_range,
         per_layer=per_layer,
+        tensorrt=find_layout(target).tensorrt,
     )
     torch_device = _device(device)
     memory = None if max_memory is None else parse_size(max_memory)
@@ -166,6 +167,9 @@ def quantize(
     calibration = read_data(calib, specs, limit=chosen.samples)
     judged = _whole_batches(calibration if eval is None else read_data(eval, specs), batch or 1)
     scores, *_ = check_runs(network, _as_seen(calibration.head(2).inputs(), prepared))
+    if all_equal(calibration):
+        logger.warning("%s: all %d images are the same; expected different ones", calibration.source, len(calibration))
+    shared = len(judged) if eval is None else _tell_shared(calibration, judged)
     if judged.labels is not None and not plan.tail:
         check_labels(prepared.model.graph.output[0].name, scores.numpy(), judged)
     dry_run(prepared, plan, target)
@@ -194,9 +198,7 @@ def quantize(
     )
     del inputs
     tell(Progress(stage="export"))
-    settings = collect_settings(
-        planning, chosen, target=target, method=method, preset=preset, weights=weights, family=family
-    )
+    settings = collect_settings(planning, chosen, target=target, method=method, preset=preset, family=family)
     quantized = export_model(
         with_constants(prepared.model, calibrated.biases),
         plan,
@@ -220,7 +222,8 @@ def quantize(
             "device": str(torch_device),
             "calibration": str(calibration),
             "evaluation": str(judged),
-            "evaluated_on_calibration_images": eval is None,
+            "evaluated_on_calibration_images": shared == len(judged),
+            "evaluation_images_seen_in_calibration": shared,
             "equalized_tensors": equalized,
         },
         model=info,
@@ -231,7 +234,7 @@ def quantize(
         ],
         predictions=calibrated.predictions,
     )
-    _tell_saturation(report.outputs, plan)
+    report = dataclasses.replace(report, saturated_layers=_saturated_layers(report, plan))
     if output is not None:
         written = save_model(output, quantized, external=external_data)
         report = dataclasses.replace(report, quantized=ModelInfo.of(Path(output).name, *written))
@@ -268,31 +271,49 @@ def _tell_tail(plan: Plan, compared: Sequence[str]) -> None:
         "behind the quantized part, %d of the nodes stay in float as they are: %s; calibration and validation "
         "compare %s",
         len(plan.tail),
-        _first_few([f"{node!r} ({reason})" for node, reason in plan.tail.items()]),
+        first_few([f"{node!r} ({reason})" for node, reason in plan.tail.items()]),
         " and ".join(map(repr, compared)),
     )
 
 
-def _first_few(texts: Sequence[str]) -> str:
-    return ", ".join([*texts[:3], *(["..."] if len(texts) > 3 else [])])
+def _saturated_layers(report: Report, plan: Plan) -> tuple[str, ...]:
+    """Where onnxruntime's results are not the simulation's and its kernels saturate on this processor, with a warning.
+
+    Empty where results are the simulation's.
+    """
+    differing = [
+        (output.name, output.quantized_simulated.relative_error)
+        for output in report.outputs
+        if output.quantized_simulated is not None and output.quantized_simulated.relative_error > _LARGEST_DEVIATION
+    ]
+    layers = report.kernels.as_integers(saturating_layers(plan)) if differing else ()
+    if not layers or not kernels_saturate():
+        return ()
+    for name, error in differing:
+        logger.warning(
+            "output %r: onnxruntime is %.1f %% off the simulation: on this processor its kernels saturate on "
+            "weights of more than 7 bits with 8-bit inputs (%s); quantize with --reduce-range if the file is to "
+            "run on such",
+            name,
+            100 * error,
+            first_few([repr(layer) for layer in layers]),
+        )
+    return layers
 
 
-def _tell_saturation(outputs: Sequence[OutputAgreement], plan: Plan) -> None:
-    """Warn where onnxruntime's results are not the simulation's and its kernels saturate on this processor."""
-    for output in outputs:
-        agreement = output.quantized_simulated
-        if agreement is None or agreement.relative_error <= _LARGEST_DEVIATION:
-            continue
-        layers = saturating_layers(plan)
-        if layers and kernels_saturate():
-            logger.warning(
-                "output %r: onnxruntime is %.1f %% off the simulation: on this processor its kernels saturate on "
-                "weights of more than 7 bits with 8-bit inputs (%s); quantize with --reduce-range if the file is to "
-                "run on such",
-                output.name,
-                100 * agreement.relative_error,
-                _first_few([repr(layer) for layer in layers]),
-            )
+def _tell_shared(calibration: Data, judged: Data) -> int:
+    """How many evaluation images calibration sees, with a warning where it sees any."""
+    shared = count_shared(calibration, judged)
+    if shared:
+        logger.warning(
+            "%s: %d of the %d evaluation images are among the %d of calibration, so that the figures say little about "
+            "other images; evaluate on images that calibration does not see",
+            judged.source,
+            shared,
+            len(judged),
+            len(calibration),
+        )
+    return shared
 
 
 def _whole_batches(images: Data, batch: int) -> Data:

@@ -33,7 +33,6 @@ def prepare_and_plan(
     model: onnx.ModelProto, options: PlanOptions, *, target: str, opset: int | None
 ) -> tuple[PreparedModel, Plan]:
     """Prepare the model at the opset that the layout needs for what is planned, in the way that the layout wants."""
-    options = dataclasses.replace(options, tensorrt=find_layout(target).tensorrt)
     prepared = prepare(model)
     plan = make_plan(prepared.model, options, _unsupported(prepared.model))
     needed = required_opset(plan, target, opset)
@@ -87,7 +86,6 @@ def collect_settings(
     options: CalibrationOptions,
     *,
     target: str,
-    weights: str,
     family: str,
     method: str = "pd-quant",
     preset: str = "balanced",
@@ -98,7 +96,6 @@ def collect_settings(
         "target": target,
         "method": method,
         "preset": preset,
-        "weights": weights,
         "family": family,
         **dataclasses.asdict(options),
     }

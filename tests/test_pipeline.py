@@ -2,8 +2,9 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -231,6 +232,28 @@ def with_nan(position: int) -> np.ndarray:
     return x
 
 
+def test_evaluation_images_that_calibration_has_seen_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    def settings(calib: np.ndarray, judged: np.ndarray) -> Mapping[str, Any]:
+        result = quantize(small(), bits="4/4", calib=calib, eval=judged, method="nearest", device="cpu")
+        return result.report.settings
+
+    x = images(12)
+    told = settings(x[:8], x[6:])
+    assert (told["evaluated_on_calibration_images"], told["evaluation_images_seen_in_calibration"]) == (False, 2)
+    assert "2 of the 6 evaluation images are among the 8 of calibration" in caplog.text
+    told = settings(x, x)
+    assert (told["evaluated_on_calibration_images"], told["evaluation_images_seen_in_calibration"]) == (True, 12)
+    caplog.clear()
+    told = settings(x[:8], x[8:])
+    assert (told["evaluated_on_calibration_images"], told["evaluation_images_seen_in_calibration"]) == (False, 0)
+    assert not caplog.text
+
+
+def test_images_that_are_all_the_same_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    quantize(small(), bits="4/4", calib=np.ones((8, 3, 8, 8), np.float32), method="nearest", device="cpu")
+    assert "all 8 images are the same" in caplog.text
+
+
 @pytest.mark.parametrize("batch", [1, 4])
 def test_a_fixed_batch(batch: int) -> None:
     """Exporters write one unless told otherwise; the number of images need not be a multiple of it."""
@@ -300,6 +323,7 @@ def test_a_target_can_be_chosen_after_calibration() -> None:
 
 def test_tensorrt_activations_are_symmetric() -> None:
     result = quantize(small(DEEPER), bits="8/8", target="tensorrt", calib=images(), options=FAST, device="cpu")
+    assert result.report.settings["weights"] == "symmetric"
     assert all(not tensor.zero_point.any() for tensor in result.tensors.values())
     with pytest.raises(OptionError, match="--target tensorrt: tensor 'd' is to have 4 bits; expected 8"):
         quantize(small(DEEPER), bits="8/4", target="tensorrt", calib=images(), options=FAST, device="cpu")
@@ -346,6 +370,7 @@ def test_convert_writes_what_quantizing_would_have_written(target: str) -> None:
         (OptionError, "there is no folder 'no'", {"output": "no/out.onnx"}),
         (OptionError, "is the same file as the input", {"output": "model.onnx", "overwrite": True}),
         (OptionError, "exists already", {"output": "images.npy", "calib": images()}),
+        (OptionError, "--weights asymmetric: TensorRT", {"bits": "8/8", "weights": "asymmetric", "target": "tensorrt"}),
         (OptionError, "'tpu': expected auto, cpu", {"device": "tpu"}),
         (OptionError, "--device 'cuda:99'", {"device": "cuda:99"}),
         (OptionError, "--max-memory 'much': expected a size", {"max_memory": "much"}),

@@ -8,6 +8,7 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
+_NOISE = 1e-10  # share of an output's power that rounding in float32 may add
 WATCHED = 20  # the last steps of a block, which its warning is about
 
 
@@ -32,8 +33,10 @@ def warn_of_collapse(name: str, full: Tensor, quantized: Tensor) -> None:
     if len(full) < 2 or not full.is_floating_point():
         return
     signal = (full - full.mean(0)).square().sum()
-    error = float((quantized - full).square().sum() / signal.clamp(min=1e-12))
-    if signal > 0 and not error < 1.0:
+    if signal <= _NOISE * full.square().sum():
+        return  # it is the same for all images, but for rounding
+    error = float((quantized - full).square().sum() / signal)
+    if not error < 1.0:
         logger.warning(
             "output %s: the network has collapsed: its error is %.2g times the spread of FP32's outputs; use more "
             "bits, images or steps (--samples, --iters), or --method pd-quant where that was another",

@@ -4,14 +4,18 @@ from pdq_export.data.image_set import ImageSet
 from pdq_export.data.input_set import InputSet
 from pdq_export.data.input_spec import InputSpec
 from pdq_export.data.load import Source, check_exists, find_default, load_images, load_inputs, read_data
+from pdq_export.data.overlap import all_equal, count_shared, image_digests
 
 __all__ = [
     "ImageSet",
     "InputSet",
     "InputSpec",
     "Source",
+    "all_equal",
     "check_exists",
+    "count_shared",
     "find_default",
+    "image_digests",
     "load_images",
     "load_inputs",
     "read_data",

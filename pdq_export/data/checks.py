@@ -97,7 +97,9 @@ def check_labels(where: str, labels: NDArray[Any], count: int) -> NDArray[np.int
         raise DataError(f"{where}: labels are {labels.dtype}; expected integers, the index of each image's class")
     if labels.shape != (count,):
         found = format_shape(labels.shape)
-        raise DataError(f"{where}: labels of shape {found} for {count} images; expected one label for each image")
+        raise DataError(
+            f"{where}: labels of shape {found} for {count} images; expected one for each image, the index of its class"
+        )
     if labels.size and (labels.min() < 0 or labels.max() > np.iinfo(np.int32).max):
         bad = int(np.argmax((labels < 0) | (labels > np.iinfo(np.int32).max)))
         raise DataError(f"{where}: label {labels[bad]} of image {bad}; expected class indices from 0")

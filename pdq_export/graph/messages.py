@@ -1,4 +1,11 @@
-"""Words for other people's exceptions."""
+"""Words that several messages share."""
+
+from collections.abc import Sequence
+
+
+def first_few(texts: Sequence[str]) -> str:
+    """Three of them at most, with what says that there are more."""
+    return ", ".join([*texts[:3], *(["..."] if len(texts) > 3 else [])])
 
 
 def essential_line(error: BaseException) -> str:

@@ -25,8 +25,8 @@ class PlanOptions:
     expressions; the layers that match stay in float. ``symmetric_weights``: zero_point 0 for all weights.
     ``wide_residuals``: what Adds read keeps 8 bits, layers read A bits of it (`plan.residuals`).
     ``reduce_range``: no weight is so wide that kernels of x86 processors without VNNI saturate (`plan.saturation`).
-    ``per_layer``: every layer is a block of its own. ``tensorrt``, set from the layout: symmetric points, only where
-    TensorRT's explicit quantization wants them, and float biases.
+    ``per_layer``: every layer is a block of its own. ``tensorrt``: symmetric points, only where TensorRT's explicit
+    quantization wants them, and float biases.
 
     What wins: ``exclude``, then ``layer_bits`` (the last one that matches), then ``first_last``, then ``bits``.
     W are the bits of a layer's weight. A are the bits of the activation that the layer ends in: behind its activation
@@ -57,14 +57,20 @@ class PlanOptions:
         first_last: Widths = "8/8",
         layer_bits: Mapping[str, Widths] | Iterable[str] = (),
         exclude: str | Iterable[str] = (),
-        weights: str = WEIGHTS[0],
+        weights: str | None = None,
         wide_residuals: bool = False,
         reduce_range: bool = False,
         per_layer: bool = False,
+        tensorrt: bool = False,
     ) -> "PlanOptions":
-        """From texts: ``W/A``, and ``layer_bits`` as {REGEX: W/A} or as texts ``REGEX=W/A``. Raises OptionError."""
-        if weights not in WEIGHTS:
+        """From texts: ``W/A``, and ``layer_bits`` as {REGEX: W/A} or as texts ``REGEX=W/A``. Raises OptionError.
+
+        ``weights``: asymmetric or symmetric; None stands for what accuracy wants and the layout takes.
+        """
+        if weights not in (None, *WEIGHTS):
             raise OptionError(f"--weights {weights!r}: expected {' or '.join(WEIGHTS)}")
+        if tensorrt and weights == "asymmetric":
+            raise OptionError("--weights asymmetric: TensorRT takes symmetric weights only; leave the option out")
         for name, value in (("wide_residuals", wide_residuals), ("reduce_range", reduce_range)):
             if not isinstance(value, bool):
                 raise OptionError(f"{name} is {value!r}; expected True or False")
@@ -81,6 +87,7 @@ class PlanOptions:
             wide_residuals=wide_residuals,
             reduce_range=reduce_range,
             per_layer=per_layer,
+            tensorrt=tensorrt,
         )
 
     def settings(self) -> dict[str, Any]:
@@ -92,6 +99,7 @@ class PlanOptions:
             "exclude": list(self.exclude),
             "wide_residuals": self.wide_residuals,
             "reduce_range": self.reduce_range,
+            "weights": "symmetric" if self.symmetric_weights or self.tensorrt else "asymmetric",
         }
 
     def resolve(self, names: Iterable[str]) -> "LayerRules":

@@ -18,6 +18,8 @@ Schema, version 1 (null stands for "not measured", for sqnr_db for "no differenc
                     read stand for the outputs that they compute
     kernels         {integer: {op_type: count}, floating: {op_type: count}, floating_nodes: [name],
                     between_pairs: {op_type: count}}, see KernelCount
+    saturated_layers  [name]                layers whose integer kernels saturate on this processor, where that makes
+                                            the quantized model's results differ from the simulation's
     session_config  {key: value}            session options without which onnxruntime does not load the quantized file
     layers          [{...}]                 one per weighted layer: {node, op_type, weight_shape,
                                             weight_bits, input_bits, activation_bits, excluded}; null bits
@@ -78,6 +80,7 @@ class Report:
     simulated_accuracy: Accuracy | None
     outputs: tuple[OutputAgreement, ...]
     kernels: KernelCount
+    saturated_layers: tuple[str, ...] = ()
     session_config: Mapping[str, str] = dataclasses.field(default_factory=dict)
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -112,6 +115,7 @@ class Report:
                 "floating_nodes": list(self.kernels.floating_nodes),
                 "between_pairs": dict(self.kernels.between_pairs),
             },
+            "saturated_layers": list(self.saturated_layers),
             "session_config": dict(self.session_config),
             "layers": [dict(layer) for layer in self.layers],
             "floating": [dict(node) for node in self.floating],

@@ -75,6 +75,10 @@ class KernelCount:
         """Whether no weighted node is left in float."""
         return not self.floating
 
+    def as_integers(self, nodes: Iterable[str]) -> tuple[str, ...]:
+        """Those of the weighted ``nodes`` that do not run in float."""
+        return tuple(node for node in nodes if node not in self.floating_nodes)
+
 
 class Session:
     """A model in onnxruntime on the CPU, with default session options but for ``config`` (see `needed_config`).

@@ -105,10 +105,12 @@ def test_runs_and_goes_on_where_it_was(
     first = output.read_text()
     assert first.count("\n") == 3
     wide = tmp_path / "wide.jsonl"
-    assert main([*arguments(model, images, wide, "--bits", "4/4", "--methods", "nearest"), "--wide-residuals"]) == 0
+    plans = ("--wide-residuals", "--reduce-range")
+    assert main([*arguments(model, images, wide, "--bits", "4/4", "--methods", "nearest"), *plans]) == 0
     (run,) = read(wide)
     assert run.run.work.wide_residuals
-    assert ", wide residuals" in str(run.run.work)
+    assert run.run.work.reduce_range
+    assert ", wide residuals, reduced range" in str(run.run.work)
     output.write_text(first + '{"run": ')  # an interrupted write
 
     assert main([*command, "fp32", "pd-quant"]) == 0

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from pdq_export.errors import CalibrationError, ModelError, OptionError
 from pdq_export.spec import BitWidths
-from pdq_export.validate import ModelInfo
+from pdq_export.validate import Accuracy, ModelInfo
 
 from .fakes import FakeBlock, FakePipeline, FakeProgress, agreement, make_report
 
@@ -54,7 +54,7 @@ def test_defaults(run: Run, pipeline: FakePipeline, folder: Path) -> None:
         "external_data": False,
         "method": "pd-quant",
         "preset": "balanced",
-        "weights": "asymmetric",
+        "weights": None,
         "wide_residuals": False,
         "reduce_range": False,
         "layer_bits": (),
@@ -134,7 +134,12 @@ def test_the_table_without_labels_and_with_several_outputs(run: Run, pipeline: F
     maps = type(output)(
         name="maps", quantized_float=agreement(None, None), quantized_simulated=None, simulated_float=None
     )
-    pipeline.report = make_report(float_accuracy=None, quantized_accuracy=None, outputs=(output, maps))
+    pipeline.report = make_report(
+        float_accuracy=None,
+        quantized_accuracy=None,
+        outputs=(output, maps),
+        settings={"evaluated_on_calibration_images": True},
+    )
     result = run("quantize", "model.onnx", "--calib", "images.npy")
     assert "top-1" not in result.stdout
     assert "used for calibration too" in result.stdout
@@ -142,6 +147,21 @@ def test_the_table_without_labels_and_with_several_outputs(run: Run, pipeline: F
     assert "equal" in result.stdout
     assert "argmax agrees with FP32 (logits)" in result.stdout
     assert "argmax agrees with FP32 (maps)" not in result.stdout
+
+
+def test_the_simulation_is_shown_where_kernels_saturate(run: Run, pipeline: FakePipeline) -> None:
+    simulated = Accuracy(images=200, top1=0.93, top5=None)
+    pipeline.report = make_report(simulated_accuracy=simulated)
+    command = ("quantize", "model.onnx", "--calib", "images.npy", "--eval", "eval.npz")
+    assert "simulated" not in run(*command).stdout
+    pipeline.report = make_report(simulated_accuracy=simulated, saturated_layers=("stem",))
+    table = [line.split() for line in run(*command, "--overwrite").stdout.splitlines()]
+    assert "top-1 accuracy, simulated 93.10 % 93.00 % -0.10 points".split() in table
+
+
+def test_the_name_of_the_file_tells_the_layout(run: Run, pipeline: FakePipeline, folder: Path) -> None:
+    assert run("quantize", "model.onnx", "--calib", "images.npy", "--target", "qcdq", "--bits", "2/8").exit_code == 0
+    assert (folder / "model-w2a8-qcdq.onnx").exists()
 
 
 def test_sizes_share_a_unit(run: Run, pipeline: FakePipeline) -> None:
@@ -195,7 +215,11 @@ def test_images_that_are_ambiguous(run: Run, folder: Path) -> None:
         (["quantize", "model.onnx", "--seed", "-1"], "seed is -1; expected 0 or more"),
         (["quantize", "model.onnx", "--method", "pdquant"], "method 'pdquant' is unknown; expected one of pd-quant"),
         (["quantize", "model.onnx", "--preset", "best"], "preset 'best' is unknown; expected one of fast"),
-        (["quantize", "model.onnx", "--method", "nearest", "--iters", "9"], "iters is given, but it has no effect"),
+        (
+            ["quantize", "model.onnx", "--method", "nearest", "--iters", "9"],
+            "iters is given, but it has no effect: with",
+        ),
+        (["quantize", "model.onnx", "--preset", "paper", "--set", "augment=true"], "no end-to-end learning (end_to"),
         (["quantize", "model.onnx", "--output-loss", "l1"], "output_loss is 'l1'; expected one of auto, kl, mse"),
         (["quantize", "model.onnx", "--set", "temprature=1"], "did you mean temperature?"),
         (["quantize", "model.onnx", "--set", "temperature=hot"], "option temperature is 'hot'; expected a number"),
@@ -210,6 +234,8 @@ def test_images_that_are_ambiguous(run: Run, folder: Path) -> None:
         (["quantize", "model.onnx", "-o", "model.onnx"], "model.onnx: is the same file as the input"),
         (["quantize", "model.onnx", "-o", "images.npy"], "images.npy: is the same file as the input"),
         (["quantize", "model.onnx", "-o", "."], ".: is a folder; expected the name of a file to write"),
+        (["quantize", "model.onnx", "-o", "sub/"], "sub/: is a folder; expected the name of a file to write"),
+        (["quantize", "model.onnx", "--report", "-"], "-: nothing is written to the standard output"),
         (["quantize", "model.onnx", "-o", "no/a.onnx"], "no/a.onnx: cannot be written: there is no folder 'no'"),
         (["quantize", "model.onnx", "--report", "no/a.json"], "no/a.json: cannot be written"),
         (["quantize", "model.onnx", "--report", "model.onnx"], "model.onnx: is the same file as the input"),

@@ -70,6 +70,12 @@ def test_an_option_that_changes_nothing_is_told(caplog: pytest.LogCaptureFixture
     assert inspection.settings["reduce_range"] is True
 
 
+def test_inspect_tells_what_can_saturate() -> None:
+    assert pdq_export.inspect_model(model(), bits="4/4").saturating == ("c1", "y")
+    assert pdq_export.inspect_model(model(), bits="4/4", exclude="c1").saturating == ("y",)
+    assert pdq_export.inspect_model(model(), bits="4/4", reduce_range=True).saturating == ()
+
+
 def test_a_file_that_saturates_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     images = np.random.default_rng(0).normal(size=(8, 3, 8, 8)).astype(np.float32)
     real = pdq_export.pipeline._simulator
@@ -81,8 +87,9 @@ def test_a_file_that_saturates_is_told(monkeypatch: pytest.MonkeyPatch, caplog: 
     monkeypatch.setattr("pdq_export.pipeline._simulator", elsewhere)
     monkeypatch.setattr("pdq_export.pipeline.kernels_saturate", lambda: True)
     quantize = {"bits": "4/4", "calib": images, "method": "nearest"}
-    pdq_export.quantize(model(), **quantize)  # type: ignore[arg-type]
+    result = pdq_export.quantize(model(), **quantize)  # type: ignore[arg-type]
     assert "its kernels saturate on" in caplog.text
+    assert result.report.to_dict()["saturated_layers"] == ["c1", "y"]
     assert "'c1', 'y'" in caplog.text
     caplog.clear()
     pdq_export.quantize(model(), reduce_range=True, **quantize)  # type: ignore[arg-type]

@@ -1,0 +1,44 @@
+"""Images that are the same: of calibration and evaluation, or all of a set."""
+
+import hashlib
+
+import numpy as np
+
+from pdq_export.data.image_set import ImageSet
+from pdq_export.data.input_set import InputSet
+
+_BATCH = 64
+
+
+def image_digests(*sets: ImageSet | InputSet) -> list[list[bytes]]:
+    """A digest of every image of every set, equal for equal images.
+
+    Of the bytes where all sets hold uint8, so that mean and std do not matter, else of what the model sees.
+    """
+    if all(isinstance(images, ImageSet) and images.pixels.dtype == np.uint8 for images in sets):
+        return [[_digest(image) for image in images.pixels] for images in sets if isinstance(images, ImageSet)]
+    return [[digest for batch in images.batches(_BATCH) for digest in _rows(batch)] for images in sets]
+
+
+def all_equal(images: ImageSet | InputSet) -> bool:
+    """Whether there are several images and all are the same."""
+    (digests,) = image_digests(images)
+    return len(digests) > 1 and len(set(digests)) == 1
+
+
+def count_shared(calibration: ImageSet | InputSet, evaluation: ImageSet | InputSet) -> int:
+    """How many of the ``evaluation`` images are among those of ``calibration``, value for value."""
+    seen, judged = image_digests(calibration, evaluation)
+    return sum(map(set(seen).__contains__, judged))
+
+
+def _rows(batch: np.ndarray | tuple[np.ndarray, ...]) -> list[bytes]:
+    arrays = batch if isinstance(batch, tuple) else (batch,)
+    return [_digest(*row) for row in zip(*arrays, strict=True)]
+
+
+def _digest(*arrays: np.ndarray) -> bytes:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.digest()
