@@ -51,7 +51,6 @@ ABLATION: Mapping[str, Mapping[str, Any]] = {
     "drops off": {"keep_probability": 0.0, "mix_probability": 1.0},
     "activation-scale learning off": {"learn_scales": False},
     "compensated rounding off": {"compensate_rounding": False},
-    "end-to-end learning off": {"end_to_end_iters": 0},
 }
 BITS = ("8/8", "4/4", "2/4", "4/2", "2/2")
 BATCH = 50

@@ -127,13 +127,12 @@ def _milliseconds(seconds: float | None) -> float | None:
 # Head and cell of every column of the table of totals.
 COLUMNS: dict[str, Callable[[Measurement], str]] = {
     "model MB": lambda m: f"{m.model_bytes / MEGABYTE:.1f}",
-    "blocks": lambda m: str(len(m.reconstructed)),
+    "blocks": lambda m: str(len(m.blocks)),
     "images": lambda m: str(m.job.options().samples),
     "steps a block": lambda m: str(m.job.options().iters),
     "seconds": lambda m: f"{m.seconds:.1f}",
     "CPU s": lambda m: f"{m.cpu_seconds:.1f}",
     "ms a step, all blocks": lambda m: _number(_milliseconds(m.step_seconds), ".1f"),
-    "s end to end": lambda m: f"{m.end_seconds:.1f}",
     "s besides steps": lambda m: _number(m.other_seconds, ".1f"),
     "of it fixed": lambda m: _number(m.fixed_seconds, ".1f"),
     "extrapolated to the preset, s": lambda m: _number(m.extrapolated(), ",.0f"),

@@ -12,7 +12,6 @@ import torch
 
 import pdq_export
 from benchmarks.common import StageClock, noise
-from pdq_export.calibrate import WHOLE_NETWORK
 from pdq_export.data import ImageSet
 from pdq_export.options import CalibrationOptions, choose_options
 from pdq_export.pipeline import Progress
@@ -35,13 +34,19 @@ class Job:
     threads: int
 
     def options(self) -> CalibrationOptions:
-        """The options that are run; a network's family does not change a budget."""
-        return choose_options(method=self.method, preset=self.preset, overrides=self.overrides)
+        """The options that most blocks are run with; a network's family does not change a budget."""
+        return self._chosen(self.overrides)
 
     def full(self) -> CalibrationOptions:
         """The same with the preset's number of images and steps."""
-        others = {name: value for name, value in self.overrides.items() if name not in ("samples", "iters")}
-        return choose_options(method=self.method, preset=self.preset, overrides=others)
+        others = {
+            name: value for name, value in self.overrides.items() if name not in ("samples", "iters", "wide_iters")
+        }
+        return self._chosen(others)
+
+    def _chosen(self, overrides: Mapping[str, str]) -> CalibrationOptions:
+        chosen = choose_options(method=self.method, preset=self.preset, overrides=overrides)
+        return chosen.of_block(min(map(int, self.bits.split("/"))))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,35 +92,23 @@ class Measurement:
     model_bytes: int
 
     @property
-    def reconstructed(self) -> list[BlockTime]:
-        """The blocks, without what is learned of the whole network at the end."""
-        return [block for block in self.blocks if block.block != WHOLE_NETWORK]
-
-    @property
-    def end_seconds(self) -> float:
-        """What the steps of end-to-end learning take, and where they are too few to tell, all of it with its passes."""
-        ends = (block for block in self.blocks if block.block == WHOLE_NETWORK)
-        return sum(b.seconds if b.step_seconds is None else b.steps * b.step_seconds for b in ends)
-
-    @property
     def step_seconds(self) -> float | None:
         """One step in each block; None where it is not known of one."""
-        known = [block.step_seconds for block in self.reconstructed if block.step_seconds is not None]
-        return sum(known) if len(known) == len(self.reconstructed) else None
+        known = [block.step_seconds for block in self.blocks if block.step_seconds is not None]
+        return sum(known) if len(known) == len(self.blocks) else None
 
     @property
     def other_seconds(self) -> float | None:
-        """What steps, of blocks and of the whole network, did not take."""
+        """What the steps did not take."""
         if self.step_seconds is None:
             return None
-        steps = sum(block.steps * (block.step_seconds or 0.0) for block in self.reconstructed)
-        return max(self.seconds - steps - self.end_seconds, 0.0)
+        return max(self.seconds - sum(block.steps * (block.step_seconds or 0.0) for block in self.blocks), 0.0)
 
     def extrapolated(self) -> float | None:
         """Seconds that the preset's own budget would take; None where the time of a step is not known.
 
-        Steps, of blocks and end to end, in proportion to their number, scale search to its images, and everything else
-        but what is fixed to the number of images.
+        Steps in proportion to their number, scale search to its images, and everything else but what is fixed to the
+        number of images.
         """
         if self.step_seconds is None or self.other_seconds is None:
             return None
@@ -124,8 +117,7 @@ class Measurement:
         images = max(self.other_seconds - fixed - search, 0.0)
         search *= min(full.samples, full.search_samples) / min(run.samples, run.search_samples)
         images *= full.samples / run.samples
-        end = self.end_seconds * full.end_to_end_iters / max(run.end_to_end_iters, 1)
-        return self.step_seconds * full.iters + end + fixed + search + images
+        return self.step_seconds * full.iters + fixed + search + images
 
 
 class BlockClock(StageClock):

@@ -9,8 +9,9 @@ from typing import Any
 from pdq_export.errors import OptionError
 
 OUTPUT_LOSSES = ("auto", "kl", "mse")
+WIDE_BITS = 4  # from here on few steps settle a block, and more of them learn the images by heart
 _POSITIVE = (
-    *("temperature", "lambda_c", "lambda_r", "rounding_lr", "scale_lr", "correction_lr", "end_to_end_lr"),
+    *("temperature", "lambda_c", "lambda_r", "rounding_lr", "scale_lr", "correction_lr"),
     *("exponent_start", "exponent_end"),
 )
 
@@ -19,12 +20,10 @@ _POSITIVE = (
 class CalibrationOptions:
     """Every number of the method, settled; `choose_options` makes one from a method, a preset and a network.
 
-    ``samples``: calibration images used. ``iters``: optimizer steps per block. ``batch_size``: images per step.
+    ``samples``: calibration images used. ``iters``: optimizer steps per block; ``wide_iters``: of blocks whose weights
+    and activations all have 4 bits or more (0: ``iters`` of them too). ``batch_size``: images per step.
     ``per_layer``: every layer is a block of its own (AdaRound). ``learn_rounding``, ``learn_scales``,
-    ``prediction_difference``: parts of the method. ``end_to_end_iters``: steps of end-to-end learning
-    of scales and biases after the last block (`calibrate.end_to_end`; not in the paper; 0 switches it off), with
-    ``end_to_end_lr``, and ``augment``: on random crops and mirror images, where the input is one of images.
-    ``compensate_rounding``: what is undecided after the last step is
+    ``prediction_difference``: parts of the method. ``compensate_rounding``: what is undecided after the last step is
     rounded with error compensation instead of one by one (`calibrate.hardening`; not in the paper).
     ``equalize_channels``: before anything else the channels that a depthwise Conv reads are brought to one range, where
     that costs nothing (`graph.passes.equalize`; not in the paper). ``prediction_interval``: the prediction difference
@@ -38,6 +37,7 @@ class CalibrationOptions:
 
     samples: int = 1024
     iters: int = 500
+    wide_iters: int = 0
     batch_size: int = 32
     seed: int = 0
 
@@ -52,8 +52,6 @@ class CalibrationOptions:
     keep_probability: float = 0.5
     mix_probability: float = 0.5
     correction_iters: int = 100
-    end_to_end_iters: int = 0
-    augment: bool = True
 
     temperature: float = 4.0
     lambda_c: float = 0.02
@@ -63,7 +61,6 @@ class CalibrationOptions:
     rounding_lr: float = 3e-3
     scale_lr: float = 4e-5
     correction_lr: float = 1e-3
-    end_to_end_lr: float = 1e-3
     warmup: float = 0.2
     exponent_start: float = 20.0
     exponent_end: float = 2.0
@@ -71,7 +68,15 @@ class CalibrationOptions:
 
     def __post_init__(self) -> None:
         smallest = {"samples": 1, "batch_size": 1, "prediction_interval": 1, "search_samples": 1}
-        for name in ("samples", "iters", "batch_size", "correction_iters", "end_to_end_iters", "seed", *smallest):
+        for name in (
+            "samples",
+            "iters",
+            "wide_iters",
+            "batch_size",
+            "correction_iters",
+            "seed",
+            *smallest,
+        ):
             if (value := getattr(self, name)) < smallest.get(name, 0):
                 raise OptionError(f"{name} is {value}; expected {smallest.get(name, 0)} or more")
         for name in ("keep_probability", "mix_probability", "warmup"):
@@ -85,6 +90,11 @@ class CalibrationOptions:
         if self.output_loss not in OUTPUT_LOSSES:
             raise OptionError(f"output_loss is {self.output_loss!r}; expected one of {', '.join(OUTPUT_LOSSES)}")
 
+    def of_block(self, bits: int) -> "CalibrationOptions":
+        """For a block whose narrowest weight or activation has ``bits``, with ``iters`` its number of steps."""
+        wide = bits >= WIDE_BITS and self.iters > 0 and self.wide_iters > 0
+        return dataclasses.replace(self, iters=self.wide_iters, wide_iters=0) if wide else self
+
 
 # What each method leaves out of PD-Quant; the loop is the same.
 _BRECQ: Mapping[str, Any] = {
@@ -93,11 +103,10 @@ _BRECQ: Mapping[str, Any] = {
     "keep_probability": 0.0,
     "mix_probability": 1.0,
     "correction_iters": 0,
-    "end_to_end_iters": 0,
 }
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "pd-quant": {},
-    "qdrop": {"prediction_difference": False, "correction_iters": 0, "end_to_end_iters": 0},
+    "qdrop": {"prediction_difference": False, "correction_iters": 0},
     "brecq": _BRECQ,
     "adaround": {**_BRECQ, "per_layer": True},
     "nearest": {
@@ -106,6 +115,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
         "compensate_rounding": False,
         "equalize_channels": False,
         "iters": 0,
+        "wide_iters": 0,
     },
 }
 
@@ -129,8 +139,20 @@ _LONG_STEPS: Mapping[str, Any] = {
     "equalize_channels": True,
 }
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "fast": {"samples": 256, "iters": 100, "correction_iters": 10, "end_to_end_iters": 50, **_LONG_STEPS},
-    "balanced": {"samples": 1024, "iters": 200, "correction_iters": 20, "end_to_end_iters": 100, **_LONG_STEPS},
+    "fast": {
+        "samples": 256,
+        "iters": 100,
+        "wide_iters": 25,
+        "correction_iters": 10,
+        **_LONG_STEPS,
+    },
+    "balanced": {
+        "samples": 1024,
+        "iters": 200,
+        "wide_iters": 50,
+        "correction_iters": 20,
+        **_LONG_STEPS,
+    },
     "paper": {"samples": 1024, "iters": 20000, "correction_iters": 500},
 }
 
@@ -144,7 +166,8 @@ def choose_options(
 ) -> CalibrationOptions:
     """The options of a ``preset`` (budget), a network ``family`` (hyper-parameters) and a ``method`` (parts left out).
 
-    ``overrides``: fields of `CalibrationOptions` that win over all three. Raises OptionError for an unknown name, a
+    ``overrides``: fields of `CalibrationOptions` that win over all three; ``iters`` is then meant for all blocks,
+    unless there is ``wide_iters``, too. Raises OptionError for an unknown name, a
     value of the wrong type, or an override that the method would have to ignore.
     """
     if overrides is not None and not isinstance(overrides, Mapping):
@@ -157,7 +180,8 @@ def choose_options(
     for name, value in overrides.items():
         _check_name("option", name, fields)
         overrides[name] = _typed(name, value, type(fields[name].default))
-    chosen = CalibrationOptions(**{**PRESETS[preset], **FAMILIES[family], **METHODS[method], **overrides})
+    budget = {**PRESETS[preset], **({"wide_iters": 0} if "iters" in overrides else {})}
+    chosen = CalibrationOptions(**{**budget, **FAMILIES[family], **METHODS[method], **overrides})
     for name, (part, missing) in _NEEDS.items():
         if name in overrides and not part(chosen):
             raise OptionError(
@@ -188,28 +212,22 @@ _RECONSTRUCTION = "no reconstruction (iters, with learn_rounding or learn_scales
 _ROUNDING: _Needed = (_rounds, "no learned rounding (learn_rounding, iters)")
 _PREDICTION: _Needed = (_predicts, "no prediction difference (prediction_difference, iters)")
 _CORRECTION: _Needed = (_corrects, "no distribution correction (correction_iters, iters)")
-_END_TO_END: _Needed = (lambda o: o.end_to_end_iters > 0, "no end-to-end learning (end_to_end_iters)")
 
 # What must hold for an option to have an effect, and what there is otherwise; switching a part off that is off
 # already does no harm.
 _NEEDS: Mapping[str, _Needed] = {
     "iters": (lambda o: o.iters == 0 or o.learn_rounding or o.learn_scales, "nothing that they learn"),
+    "wide_iters": (lambda o: o.wide_iters == 0 or _steps(o), _RECONSTRUCTION),
     "learn_rounding": (lambda o: not o.learn_rounding or o.iters > 0, "no step of it (iters)"),
-    "learn_scales": (
-        lambda o: not o.learn_scales or o.iters > 0 or o.end_to_end_iters > 0,
-        "no step of it (iters, end_to_end_iters)",
-    ),
+    "learn_scales": (lambda o: not o.learn_scales or o.iters > 0, "no step of it (iters)"),
     "prediction_difference": (lambda o: not o.prediction_difference or _steps(o), _RECONSTRUCTION),
     "correction_iters": (lambda o: o.correction_iters == 0 or _steps(o), _RECONSTRUCTION),
-    **dict.fromkeys(("seed", "batch_size"), (lambda o: _steps(o) or o.end_to_end_iters > 0, "nothing that is learned")),
-    **dict.fromkeys(("keep_probability", "mix_probability"), (_steps, _RECONSTRUCTION)),
+    **dict.fromkeys(("seed", "batch_size", "keep_probability", "mix_probability"), (_steps, _RECONSTRUCTION)),
     "compensate_rounding": (lambda o: not o.compensate_rounding or _rounds(o), _ROUNDING[1]),
     **dict.fromkeys(("rounding_lr", "warmup", "exponent_start", "exponent_end"), _ROUNDING),
     "rounding_weight": (lambda o: _rounds(o) and o.warmup < 1.0, "no rounding term (learn_rounding, iters, warmup)"),
     "scale_lr": (lambda o: _steps(o) and o.learn_scales, "no learned activation scales (learn_scales, iters)"),
-    **dict.fromkeys(("prediction_interval", "lambda_r"), _PREDICTION),
-    "output_loss": (lambda o: _predicts(o) or o.end_to_end_iters > 0, _PREDICTION[1]),
-    **dict.fromkeys(("end_to_end_lr", "augment"), _END_TO_END),
+    **dict.fromkeys(("prediction_interval", "lambda_r", "output_loss"), _PREDICTION),
     "temperature": (lambda o: _predicts(o) and o.output_loss != "mse", "no prediction difference by KL"),
     **dict.fromkeys(("lambda_c", "correction_lr"), _CORRECTION),
     "search_samples": (lambda o: o.search_samples <= o.samples, "no more images than that (samples)"),

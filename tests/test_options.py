@@ -56,9 +56,7 @@ def test_texts_are_read_as_the_field_wants_them() -> None:
         ("pd-quant", {"learn_rounding": False, "rounding_weight": 0.1}),
         ("pd-quant", {"learn_rounding": False, "learn_scales": False, "iters": 9}),
         ("pd-quant", {"correction_iters": 0, "correction_lr": 0.1}),
-        ("pd-quant", {"prediction_difference": False, "end_to_end_iters": 0, "output_loss": "kl"}),
-        ("pd-quant", {"end_to_end_iters": 0, "end_to_end_lr": 0.1}),
-        ("qdrop", {"augment": True}),
+        ("pd-quant", {"prediction_difference": False, "output_loss": "kl"}),
         ("pd-quant", {"output_loss": "mse", "temperature": 2.0}),
         ("pd-quant", {"samples": 8, "search_samples": 9}),
     ],
@@ -93,7 +91,7 @@ def test_an_unknown_name_or_kind_is_refused() -> None:
 
 
 def test_every_field_has_an_effect_or_a_rule() -> None:
-    always = {"samples", "per_layer", "equalize_channels", "end_to_end_iters"}
+    always = {"samples", "per_layer", "equalize_channels"}
     from pdq_export.options import _NEEDS
 
     assert {field.name for field in dataclasses.fields(CalibrationOptions)} == always | set(_NEEDS)

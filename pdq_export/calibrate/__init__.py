@@ -1,5 +1,5 @@
 """PD-Quant: block reconstruction with learned rounding and scales, guided by the network's prediction."""
 
-from pdq_export.calibrate.engine import WHOLE_NETWORK, BlockProgress, Calibrated, calibrate
+from pdq_export.calibrate.engine import BlockProgress, Calibrated, calibrate
 
-__all__ = ["WHOLE_NETWORK", "BlockProgress", "Calibrated", "calibrate"]
+__all__ = ["BlockProgress", "Calibrated", "calibrate"]

@@ -13,7 +13,6 @@ from torch import Tensor, fx, nn
 
 from pdq_export.calibrate.cache import Cache, Store
 from pdq_export.calibrate.correction import correct_distribution, estimate_statistics
-from pdq_export.calibrate.end_to_end import learn_end_to_end, part_images, prepare_end_to_end, weight_bytes
 from pdq_export.calibrate.fitting import ActivationFitter
 from pdq_export.calibrate.hardening import harden_block, hardening_bytes
 from pdq_export.calibrate.losses import class_axis
@@ -34,21 +33,17 @@ from pdq_export.calibrate.watch import warn_of_collapse
 from pdq_export.errors import CalibrationError
 from pdq_export.numerics.search import choose_activation_qparams
 from pdq_export.options import CalibrationOptions
-from pdq_export.spec import Block, ChannelStatistics, Plan, Point, QuantizedTensors, Role
+from pdq_export.spec import CARRIER_BITS, Block, ChannelStatistics, Plan, Point, QuantizedTensors, Role
 
 logger = logging.getLogger(__name__)
 
 # Images at a time of the finished simulation, whose additions in float64 take three times FP32's memory.
 _COLLAPSE_BATCH = 16
-WHOLE_NETWORK = "whole network"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BlockProgress:
-    """Where calibration is: ``step`` of ``steps`` in block ``index`` (from 0) of ``count``; ``loss`` of that step.
-
-    What is learned of the whole network at the end counts as one more block, named `WHOLE_NETWORK`.
-    """
+    """Where calibration is: ``step`` of ``steps`` in block ``index`` (from 0) of ``count``; ``loss`` of that step."""
 
     block: str
     index: int
@@ -136,26 +131,22 @@ class _Engine:
         self._find_predictions(some)
         self._begin(inputs)
         blocks = self.plan.blocks
-        end_to_end = self.options.end_to_end_iters > 0 and bool(self.predictions)  # which depend on the inputs
-        stages = len(blocks) + end_to_end
-
-        def reporter(name: str, index: int, steps: int) -> Callable[[int, float], None]:
-            def report(step: int, loss: float) -> None:
-                progress(BlockProgress(block=name, index=index, count=stages, step=step, steps=steps, loss=loss))
-
-            return report
-
         for position, block in enumerate(blocks):
             logger.info("block %d of %d: %s", position + 1, len(blocks), block.name)
-            later = blocks[position + 1 :]
-            self._calibrate_block(block, later, reporter(block.name, position, self.options.iters))
-            self._advance(block, later)
-        if end_to_end:
-            self._learn_end_to_end(inputs, reporter(WHOLE_NETWORK, len(blocks), self.options.end_to_end_iters))
+            options = self.options.of_block(self._narrowest(block))
+            place = BlockProgress(
+                block=block.name, index=position, count=len(blocks), step=0, steps=options.iters, loss=0.0
+            )
+
+            def report(step: int, loss: float, place: BlockProgress = place) -> None:
+                progress(dataclasses.replace(place, step=step, loss=loss))
+
+            self._calibrate_block(block, blocks[position + 1 :], options, report)
+            self._advance(block, blocks[position + 1 :])
         simulation = self.done.simulation(self.graph_inputs, self.graph_outputs)
         self._look_for_collapse(simulation, some)
         biases = {name: bias.cpu().numpy() for name, bias in self.done.shifted.items()}
-        predictions = self.prediction_of if _predicts(self.options) else {}
+        predictions = self.prediction_of if self.options.prediction_difference else {}
         return Calibrated(tensors=self.done.tensors(), biases=biases, simulation=simulation, predictions=predictions)
 
     @torch.no_grad()
@@ -179,7 +170,7 @@ class _Engine:
         names = list(dict.fromkeys(itertools.chain.from_iterable(self.prediction_of.values())))
         values = run_pass(extract(self.network, self.graph_inputs, names), inputs, names, self.store)
         self.predictions = values
-        if _predicts(self.options):
+        if self.options.prediction_difference:
             self.class_axes = {
                 name: class_axis(self.options.output_loss, self.class_axes[name], x.shape, name)
                 for name, x in self.predictions.items()
@@ -210,15 +201,23 @@ class _Engine:
                     for batch in x.batches(PASS_BATCH):
                         self.quantized[name].append(quantizer(batch))
 
-    def _calibrate_block(self, block: Block, later: Sequence[Block], report: Callable[[int, float], None]) -> None:
+    def _narrowest(self, block: Block) -> int:
+        """The fewest bits of what the block learns or could learn."""
+        points = [self.plan.points[layer.weight] for layer in block.layers]
+        points += [point for point in self._points_inside(block) if point.role is Role.ACTIVATION]
+        return min((point.bits for point in points), default=CARRIER_BITS)
+
+    def _calibrate_block(
+        self, block: Block, later: Sequence[Block], options: CalibrationOptions, report: Callable[[int, float], None]
+    ) -> None:
         quantized = [self.quantized[name] for name in block.inputs]
         points = self._points_inside(block)
         self._initialize_activations(block, points, quantized)
         soft = self._initialize_weights(block)
         learned = [self.done.activations[p.tensor] for p in points if p.role is Role.ACTIVATION]
         scales = learned if self.options.learn_scales else []
-        if self.options.iters and (soft or scales):
-            self._reconstruct(block, later, points, soft, scales, report)
+        if options.iters and (soft or scales):
+            self._reconstruct(block, later, points, soft, scales, options, report)
             self.store.reserve(0)
         if soft and self.options.compensate_rounding:
             self.store.reserve(hardening_bytes(self.network, block, soft))
@@ -293,6 +292,7 @@ class _Engine:
         points: Sequence[Point],
         soft: Mapping[str, SoftRounding],
         scales: Sequence[ActivationQuantizer],
+        options: CalibrationOptions,
         report: Callable[[int, float], None],
     ) -> None:
         outputs = self._compared(block, later)
@@ -323,27 +323,7 @@ class _Engine:
         )
         trim_heap()  # what was freed so far lies in holes that the tensors of a step do not fit into
         with self.store.step([student] if tail is None else [student, tail]):
-            reconstruct(problem, self.options, self.generator, report)
-
-    def _learn_end_to_end(self, inputs: Sequence[Cache], report: Callable[[int, float], None]) -> None:
-        named = dict(zip(self.graph_inputs, inputs, strict=True))
-        problem = prepare_end_to_end(
-            self.network,
-            self.plan,
-            self.done,
-            named,
-            self.predictions,
-            self.class_axes,
-            learn_scales=self.options.learn_scales,
-        )
-        if self.store.limited and len(inputs[0]) > STEP_IMAGES:
-            some, count = [x.slice(0, STEP_IMAGES) for x in inputs], part_images(inputs, self.options.batch_size)
-            images = step_bytes(problem.student, None, some, [], count, self.generator)
-            self.store.reserve(images + weight_bytes(problem))
-        trim_heap()
-        with self.store.step([problem.student, problem.teacher]):
-            learn_end_to_end(problem, self.plan, self.done, inputs, self.options, self.generator, report)
-        self.store.reserve(0)
+            reconstruct(problem, options, self.generator, report)
 
     def _leave_room(
         self,
@@ -401,10 +381,6 @@ class _Engine:
             del inputs
             for name in set(live) - set(needed):
                 del live[name]
-
-
-def _predicts(options: CalibrationOptions) -> bool:
-    return options.prediction_difference or options.end_to_end_iters > 0
 
 
 def _read_by(blocks: Sequence[Block]) -> dict[str, None]:

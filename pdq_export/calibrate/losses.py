@@ -16,27 +16,21 @@ def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
 
 
 def prediction_difference(
-    outputs: Sequence[Tensor],
-    targets: Sequence[Tensor],
-    axes: Sequence[int | None],
-    temperature: float,
-    powers: Sequence[float] | None = None,
+    outputs: Sequence[Tensor], targets: Sequence[Tensor], axes: Sequence[int | None], temperature: float
 ) -> Tensor:
     """How far predictions are from the FP32 network's, summed over outputs (PD-Quant, equation 5).
 
     An output with a class axis in ``axes``: KL(softmax(target / T) || softmax(output / T)), summed over classes and
-    averaged over the rest. Any other: squared error over the target's mean square, which ``powers`` gives where the
-    targets are too few to tell.
+    averaged over the rest. Any other: squared error over the target's mean square.
     """
     losses = []
-    for number, (output, target, axis) in enumerate(zip(outputs, targets, axes, strict=True)):
+    for output, target, axis in zip(outputs, targets, axes, strict=True):
         if axis is not None:
             logs = F.log_softmax(output / temperature, dim=axis)
             wanted = F.log_softmax(target / temperature, dim=axis)
             losses.append((wanted.exp() * (wanted - logs)).sum(axis).mean())
         else:
-            power = target.square().mean() if powers is None else target.new_tensor(powers[number])
-            losses.append(F.mse_loss(output, target) / power.clamp(min=1e-12))
+            losses.append(F.mse_loss(output, target) / target.square().mean().clamp(min=1e-12))
     return torch.stack(losses).sum()
 
 

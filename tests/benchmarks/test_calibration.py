@@ -14,7 +14,7 @@ from benchmarks.calibration import main, make_model, parse_arguments, plan_rows
 from benchmarks.common import StageClock
 from benchmarks.measure import BlockClock, BlockTime, Job, Measurement, measure, peak_memory
 from pdq_export import options
-from pdq_export.calibrate import WHOLE_NETWORK, BlockProgress
+from pdq_export.calibrate import BlockProgress
 from pdq_export.options import PRESETS
 from pdq_export.pipeline import Progress
 
@@ -47,11 +47,8 @@ FOUND = Measurement(
 
 def test_a_calibration_is_measured(model: Path) -> None:
     found = measure(JOB, model)
-    assert len(found.reconstructed) == 6
-    assert all(block.steps == 3 and block.step_seconds is not None for block in found.reconstructed)
-    (end,) = (block for block in found.blocks if block.block == WHOLE_NETWORK)
-    assert end.steps == PRESETS[JOB.preset]["end_to_end_iters"]
-    assert 0.0 < found.end_seconds < end.seconds
+    assert len(found.blocks) == 6
+    assert all(block.steps == 3 and block.step_seconds is not None for block in found.blocks)
     assert 0.0 < sum(block.seconds for block in found.blocks) <= found.seconds
     assert found.fixed_seconds is not None
     assert found.fixed_seconds > 0.0
@@ -86,7 +83,7 @@ def test_times_of_blocks() -> None:
 
 
 def test_a_cut_budget_is_extrapolated() -> None:
-    steps, fixed, images = PRESETS[JOB.preset]["iters"] * 0.5, 1.0, (5.0 - 2 * 0.5 - 1.0) * 256 / 8
+    steps, fixed, images = PRESETS[JOB.preset]["wide_iters"] * 0.5, 1.0, (5.0 - 2 * 0.5 - 1.0) * 256 / 8
     assert FOUND.extrapolated() == pytest.approx(steps + fixed + images)
     job = dataclasses.replace(JOB, overrides={**JOB.overrides, "search_samples": "4"})
     few = dataclasses.replace(FOUND, job=job)
@@ -95,10 +92,6 @@ def test_a_cut_budget_is_extrapolated() -> None:
         FOUND, job=dataclasses.replace(JOB, overrides={}), fixed_seconds=None, search_seconds=None
     )
     assert whole.extrapolated() == pytest.approx(steps + 4.0)
-    end = BlockTime(block=WHOLE_NETWORK, seconds=1.0, steps=9, step_seconds=0.1)
-    learned = dataclasses.replace(FOUND, blocks=(*FOUND.blocks, end))
-    assert learned.step_seconds == 0.5
-    assert learned.extrapolated() == pytest.approx(steps + fixed + 0.9 + (5.0 - 2 * 0.5 - 0.9 - 1.0) * 256 / 8)
     unknown = dataclasses.replace(FOUND, blocks=(dataclasses.replace(FOUND.blocks[0], steps=1, step_seconds=None),))
     assert unknown.extrapolated() is None
     assert unknown.other_seconds is None
@@ -126,14 +119,7 @@ def test_what_is_extrapolated_is_what_the_whole_run_takes(
         e = Conv <pads = [1, 1, 1, 1]> (d, v) f = Add(e, b) g = Relu(f) p = GlobalAveragePool(g) q = Flatten(p)
         y = Gemm <transB = 1> (q, w)"""
     onnx.save(fill(parse(body), {"u": (8, 3, 3, 3), "v": (8, 8, 3, 3), "w": (5, 8)}), tmp_path / "m.onnx")
-    preset = {
-        **PRESETS["fast"],
-        "samples": 96,
-        "iters": 60,
-        "batch_size": 8,
-        "correction_iters": 4,
-        "end_to_end_iters": 10,
-    }
+    preset = {**PRESETS["fast"], "samples": 96, "wide_iters": 60, "batch_size": 8, "correction_iters": 4}
     monkeypatch.setattr(options, "PRESETS", {**PRESETS, "fast": preset})
     work = Work()
     monkeypatch.setattr(StageClock, "now", staticmethod(lambda: (work.done, 0.0)))
