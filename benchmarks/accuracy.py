@@ -28,7 +28,7 @@ import torch
 import pdq_export
 from benchmarks.common import StageClock, digest, open_session, parse_setting, quantize_with_onnxruntime
 from benchmarks.results import FULL, Outcome, Run, Work, append, read, tables
-from pdq_export.data import ImageSet, image_digests, load_images
+from pdq_export.data import ImageSet, image_digests, load_images, shared_digests
 from pdq_export.errors import DataError, OptionError, PdqError
 from pdq_export.graph.load import load_model
 from pdq_export.graph.lookup import GraphIndex
@@ -77,7 +77,7 @@ def prepare(options: argparse.Namespace) -> Task:
     if judged.labels is None:
         raise OptionError(f"--eval {options.eval}: it has no labels; expected one an image, for accuracy")
     seen, unseen = image_digests(calib, judged)
-    if shared := sum(map(set(seen).__contains__, unseen)):
+    if shared := shared_digests(seen, unseen):
         raise DataError(
             f"--eval {options.eval}: {shared:,} of its {len(judged):,} images are among the {len(calib):,} of --calib "
             f"{options.calib}, pixel for pixel; expected images that calibration never sees; leave them out"
@@ -98,6 +98,7 @@ def prepare(options: argparse.Namespace) -> Task:
         reduce_range=options.reduce_range,
         samples=len(calib),
         iters=chosen.iters,
+        wide_iters=chosen.wide_iters,
         correction_iters=chosen.correction_iters,
         overrides={name: value for name, value in sorted(options.set.items()) if name != "samples"},
         threads=options.threads,

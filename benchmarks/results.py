@@ -10,12 +10,13 @@ from typing import Any
 from benchmarks.common import append_line, markdown, read_lines
 from pdq_export.errors import DataError
 
+_NAMED = ("iters", "wide_iters", "correction_iters")  # options that a title has words for
 FULL = "pd-quant"  # what the rows of the ablation are compared with
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Work:
-    """What all rows of one table share. ``iters`` and ``correction_iters`` are pd-quant's.
+    """What all rows of one table share. The numbers of steps are pd-quant's.
 
     Files go by name and digest: of the model with its weights, and of the images that are used. ``family``: whose
     hyper-parameters the model gets. ``versions``: of what decides the result.
@@ -33,6 +34,7 @@ class Work:
     weights: str
     samples: int
     iters: int
+    wide_iters: int
     correction_iters: int
     overrides: Mapping[str, str]
     threads: int
@@ -42,12 +44,13 @@ class Work:
     reduce_range: bool = False
 
     def __str__(self) -> str:
-        shown = {name: value for name, value in self.overrides.items() if name not in ("iters", "correction_iters")}
+        shown = {name: value for name, value in self.overrides.items() if name not in _NAMED}
         extra = ", wide residuals" * self.wide_residuals + ", reduced range" * self.reduce_range
         extra += "".join(f", {name}={value}" for name, value in shown.items())
         return (
             f"{self.model}: {self.eval_images:,} images of {self.eval}; "
-            f"calibrated on {self.samples:,} of {self.calib}, preset {self.preset}, {self.iters:,} steps a block, "
+            f"calibrated on {self.samples:,} of {self.calib}, preset {self.preset}, {self.iters:,} steps a block "
+            f"({self.wide_iters or self.iters:,} from 4 bits on), "
             f"{self.correction_iters} correction steps, {self.weights} weights{extra}; "
             f"{self.device}, threads: {self.threads}; "
             f"{', '.join(f'{package} {version}' for package, version in self.versions.items())}"

@@ -11,8 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pdq_export.errors import ModelError
-from pdq_export.graph.messages import first_few
+from pdq_export.errors import ModelError, first_few
 
 from .log import set_up_logging
 from .options import check_plan_options, plan_options

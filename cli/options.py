@@ -10,12 +10,10 @@ import click
 from pdq_export.errors import OptionError
 
 
-class OutputPath(click.ParamType[Path]):
+class OutputPath(click.Path):
     """The name of a file to write; a folder's, or ``-``, would be taken for one."""
 
-    name = "path"
-
-    def convert(self, value: str | Path, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+    def convert(self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """Check the text as it was typed: a `Path` has no slash at its end any more."""
         if str(value).endswith(("/", os.sep)):
             raise OptionError(f"{value}: is a folder; expected the name of a file to write")
@@ -89,7 +87,9 @@ def plan_options(command: Command) -> Command:
 
 def check_plan_options(arguments: Mapping[str, Any]) -> None:
     """Raise OptionError for what is wrong whatever the model is."""
+    from pdq_export.export import find_layout
     from pdq_export.plan.options import PlanOptions
 
     names = ("bits", "layer_bits", "exclude", "first_last", "weights", "wide_residuals", "reduce_range")
-    PlanOptions.of(**{name: arguments[name] for name in names})
+    tensorrt = find_layout(arguments["target"]).tensorrt
+    PlanOptions.of(**{name: arguments[name] for name in names}, tensorrt=tensorrt)

@@ -250,7 +250,7 @@ def _run(request: Request, console: Console, *, quiet: bool, verbose: bool) -> "
 def _show(request: Request, result: "Result") -> None:
     on = str(request.eval or request.calib)
     if result.report.settings["evaluated_on_calibration_images"]:
-        on += ", used for calibration too: --eval gives others"
+        on += f", used for calibration too: {'give others with --eval' if request.eval else '--eval gives others'}"
     console = Console(highlight=False)
     console.print(f"{result.report.images:,} images of {on}", markup=False, soft_wrap=True)
     console.print(report_table(result.report, bits=request.arguments["bits"]))

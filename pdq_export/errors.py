@@ -3,6 +3,8 @@
 A message says where, what was found, what was expected and what to do about it.
 """
 
+from collections.abc import Sequence
+
 
 class PdqError(Exception):
     """Base of all errors raised on purpose by pdq-export."""
@@ -38,3 +40,8 @@ class ExportError(PdqError):
 
 class ValidationError(PdqError):
     """The written file does not load in onnxruntime or does not agree with the simulation."""
+
+
+def first_few(texts: Sequence[str]) -> str:
+    """Three of the texts at most, with what says that there are more, for messages."""
+    return ", ".join([*texts[:3], *(["..."] if len(texts) > 3 else [])])

@@ -2,7 +2,7 @@
 
 JSON schema of `Inspection.to_dict`, version 2 (null stands for "not known")::
 
-    schema_version    1
+    schema_version    2
     model             {name, sha256, size}    the file as it is; size in bytes
     opset             of the file
     inputs, outputs   [{name, dtype, shape}]  shape: per axis a number, the name of a dynamic axis, or null

@@ -182,11 +182,11 @@ def choose_options(
         overrides[name] = _typed(name, value, type(fields[name].default))
     budget = {**PRESETS[preset], **({"wide_iters": 0} if "iters" in overrides else {})}
     chosen = CalibrationOptions(**{**budget, **FAMILIES[family], **METHODS[method], **overrides})
-    for name, (part, missing) in _NEEDS.items():
+    for name, (part, reason) in _NEEDS.items():
         if name in overrides and not part(chosen):
             raise OptionError(
-                f"{name} is given, but it has no effect: with method {method!r} and preset {preset!r} "
-                f"there is {missing}; leave it out, or switch that on"
+                f"{name} is given, but it has no effect: with method {method!r}, preset {preset!r} and what is set "
+                f"{reason}; leave it out, or change that"
             )
     return chosen
 
@@ -208,29 +208,29 @@ def _corrects(options: CalibrationOptions) -> bool:
 
 
 _Needed = tuple[Callable[[CalibrationOptions], bool], str]
-_RECONSTRUCTION = "no reconstruction (iters, with learn_rounding or learn_scales)"
-_ROUNDING: _Needed = (_rounds, "no learned rounding (learn_rounding, iters)")
-_PREDICTION: _Needed = (_predicts, "no prediction difference (prediction_difference, iters)")
-_CORRECTION: _Needed = (_corrects, "no distribution correction (correction_iters, iters)")
+_OPTIMIZED = "no block is optimized (iters, learn_rounding, learn_scales)"
+_ROUNDED: _Needed = (_rounds, "no rounding is learned (iters, learn_rounding)")
+_PREDICTED: _Needed = (_predicts, "there is no prediction difference (prediction_difference, iters)")
+_CORRECTED: _Needed = (_corrects, "there is no distribution correction (correction_iters, iters)")
 
-# What must hold for an option to have an effect, and what there is otherwise; switching a part off that is off
-# already does no harm.
+# What must hold for an option to have an effect, and why it has none; switching a part off that is off already does
+# no harm.
 _NEEDS: Mapping[str, _Needed] = {
-    "iters": (lambda o: o.iters == 0 or o.learn_rounding or o.learn_scales, "nothing that they learn"),
-    "wide_iters": (lambda o: o.wide_iters == 0 or _steps(o), _RECONSTRUCTION),
-    "learn_rounding": (lambda o: not o.learn_rounding or o.iters > 0, "no step of it (iters)"),
-    "learn_scales": (lambda o: not o.learn_scales or o.iters > 0, "no step of it (iters)"),
-    "prediction_difference": (lambda o: not o.prediction_difference or _steps(o), _RECONSTRUCTION),
-    "correction_iters": (lambda o: o.correction_iters == 0 or _steps(o), _RECONSTRUCTION),
-    **dict.fromkeys(("seed", "batch_size", "keep_probability", "mix_probability"), (_steps, _RECONSTRUCTION)),
-    "compensate_rounding": (lambda o: not o.compensate_rounding or _rounds(o), _ROUNDING[1]),
-    **dict.fromkeys(("rounding_lr", "warmup", "exponent_start", "exponent_end"), _ROUNDING),
-    "rounding_weight": (lambda o: _rounds(o) and o.warmup < 1.0, "no rounding term (learn_rounding, iters, warmup)"),
-    "scale_lr": (lambda o: _steps(o) and o.learn_scales, "no learned activation scales (learn_scales, iters)"),
-    **dict.fromkeys(("prediction_interval", "lambda_r", "output_loss"), _PREDICTION),
-    "temperature": (lambda o: _predicts(o) and o.output_loss != "mse", "no prediction difference by KL"),
-    **dict.fromkeys(("lambda_c", "correction_lr"), _CORRECTION),
-    "search_samples": (lambda o: o.search_samples <= o.samples, "no more images than that (samples)"),
+    "iters": (lambda o: o.iters == 0 or _steps(o), "nothing is learned (learn_rounding, learn_scales)"),
+    "wide_iters": (lambda o: o.wide_iters == 0 or _steps(o), _OPTIMIZED),
+    "learn_rounding": (lambda o: not o.learn_rounding or o.iters > 0, "there are no steps (iters)"),
+    "learn_scales": (lambda o: not o.learn_scales or o.iters > 0, "there are no steps (iters)"),
+    "prediction_difference": (lambda o: not o.prediction_difference or _steps(o), _OPTIMIZED),
+    "correction_iters": (lambda o: o.correction_iters == 0 or _steps(o), _OPTIMIZED),
+    **dict.fromkeys(("seed", "batch_size", "keep_probability", "mix_probability"), (_steps, _OPTIMIZED)),
+    "compensate_rounding": (lambda o: not o.compensate_rounding or _rounds(o), _ROUNDED[1]),
+    **dict.fromkeys(("rounding_lr", "warmup", "exponent_start", "exponent_end"), _ROUNDED),
+    "rounding_weight": (lambda o: _rounds(o) and o.warmup < 1.0, "the rounding term is off (iters, warmup)"),
+    "scale_lr": (lambda o: _steps(o) and o.learn_scales, "no activation scale is learned (iters, learn_scales)"),
+    **dict.fromkeys(("prediction_interval", "lambda_r", "output_loss"), _PREDICTED),
+    "temperature": (lambda o: _predicts(o) and o.output_loss != "mse", "predictions are not compared by KL"),
+    **dict.fromkeys(("lambda_c", "correction_lr"), _CORRECTED),
+    "search_samples": (lambda o: o.search_samples <= o.samples, "it is more than there are images (samples)"),
 }
 
 

@@ -18,13 +18,12 @@ from pdq_export.calibrate.equalization import channel_factors
 from pdq_export.calibrate.memory import parse_size, trim_heap
 from pdq_export.calibrate.precision import full_float32
 from pdq_export.data import ImageSet, InputSet, Source, all_equal, check_exists, count_shared, read_data
-from pdq_export.errors import DataError, OptionError
+from pdq_export.errors import DataError, OptionError, first_few
 from pdq_export.export import MIN_OPSET, export_model, find_layout
 from pdq_export.frontend import check_batch, check_runs, import_model
 from pdq_export.graph.edit import with_constants
 from pdq_export.graph.load import check_model, load_model
 from pdq_export.graph.lookup import GraphIndex, opset_version
-from pdq_export.graph.messages import first_few
 from pdq_export.graph.passes import equalize, free_batch
 from pdq_export.graph.prepare import PreparedModel, float32_reference
 from pdq_export.graph.save import check_output, save_model
@@ -306,8 +305,8 @@ def _tell_shared(calibration: Data, judged: Data) -> int:
     shared = count_shared(calibration, judged)
     if shared:
         logger.warning(
-            "%s: %d of the %d evaluation images are among the %d of calibration, so that the figures say little about "
-            "other images; evaluate on images that calibration does not see",
+            "%s: %d of the %d evaluation images are among the %d of calibration, which makes figures look better than "
+            "they are; leave them out",
             judged.source,
             shared,
             len(judged),

@@ -22,13 +22,21 @@ def image_digests(*sets: ImageSet | InputSet) -> list[list[bytes]]:
 
 def all_equal(images: ImageSet | InputSet) -> bool:
     """Whether there are several images and all are the same."""
-    (digests,) = image_digests(images)
-    return len(digests) > 1 and len(set(digests)) == 1
+    first = images.head(1).inputs()
+    return len(images) > 1 and all(
+        (x == y).all()
+        for batch in images.batches(_BATCH)
+        for x, y in zip(batch if isinstance(batch, tuple) else (batch,), first, strict=True)
+    )
 
 
 def count_shared(calibration: ImageSet | InputSet, evaluation: ImageSet | InputSet) -> int:
     """How many of the ``evaluation`` images are among those of ``calibration``, value for value."""
-    seen, judged = image_digests(calibration, evaluation)
+    return shared_digests(*image_digests(calibration, evaluation))
+
+
+def shared_digests(seen: list[bytes], judged: list[bytes]) -> int:
+    """How many of the ``judged`` are among those ``seen``."""
     return sum(map(set(seen).__contains__, judged))
 
 

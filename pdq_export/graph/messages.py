@@ -1,11 +1,4 @@
-"""Words that several messages share."""
-
-from collections.abc import Sequence
-
-
-def first_few(texts: Sequence[str]) -> str:
-    """Three of them at most, with what says that there are more."""
-    return ", ".join([*texts[:3], *(["..."] if len(texts) > 3 else [])])
+"""Words for other people's exceptions."""
 
 
 def essential_line(error: BaseException) -> str:

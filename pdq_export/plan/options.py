@@ -83,7 +83,7 @@ class PlanOptions:
             first_last=_widths(first_last, "--first-last"),
             layer_bits=tuple((pattern, _widths(text, f"--layer-bits {pattern!r}:")) for pattern, text in rules),
             exclude=(exclude,) if isinstance(exclude, str) else tuple(exclude),
-            symmetric_weights=weights == "symmetric",
+            symmetric_weights=tensorrt or weights == "symmetric",
             wide_residuals=wide_residuals,
             reduce_range=reduce_range,
             per_layer=per_layer,
@@ -99,7 +99,7 @@ class PlanOptions:
             "exclude": list(self.exclude),
             "wide_residuals": self.wide_residuals,
             "reduce_range": self.reduce_range,
-            "weights": "symmetric" if self.symmetric_weights or self.tensorrt else "asymmetric",
+            "weights": "symmetric" if self.symmetric_weights else "asymmetric",
         }
 
     def resolve(self, names: Iterable[str]) -> "LayerRules":

@@ -14,7 +14,7 @@ import pdq_export
 from benchmarks.architectures import build, export
 from pdq_export.data import ImageSet
 from pdq_export.data.preprocess import Preprocess
-from pdq_export.errors import ModelError, PdqError
+from pdq_export.errors import ModelError, PdqError, first_few
 from pdq_export.validate import AccuracyMeter, Session
 from recipes.imagenet.images import Sample, draw, list_samples, load, load_as_in_training, preprocessing
 from recipes.imagenet.paper import BITS, FULL_PRECISION, PAPER
@@ -51,11 +51,7 @@ def _check_names(path: Path, found: Mapping[str, Tensor], wanted: Mapping[str, T
         "unexpected": sorted(set(found) - set(wanted)),
         "of another shape": sorted(n for n in set(found) & set(wanted) if found[n].shape != wanted[n].shape),
     }
-    text = "; ".join(
-        f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-        for what, names in problems.items()
-        if names
-    )
+    text = "; ".join(f"{len(names)} {what} ({first_few(names)})" for what, names in problems.items() if names)
     if text:
         raise ModelError(f"{path}: {text}; expected the names in benchmarks/architectures.py; rename the tensors")
 

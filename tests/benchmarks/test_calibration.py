@@ -55,7 +55,7 @@ def test_a_calibration_is_measured(model: Path) -> None:
     assert 50e6 < 0.99 * found.start_memory <= found.calibration_memory <= found.peak_memory <= 1.01 * peak_memory()
     assert found.device_memory is None
     assert found.step_seconds is not None
-    assert (found.extrapolated() or 0.0) > found.step_seconds * PRESETS[JOB.preset]["iters"]
+    assert (found.extrapolated() or 0.0) > found.step_seconds * PRESETS[JOB.preset]["wide_iters"]
 
 
 class Clock(BlockClock):

@@ -27,5 +27,8 @@ def test_a_collapsed_network_is_told(error: float, warned: bool, caplog: pytest.
 
 def test_outputs_that_never_change_and_integers_are_left_alone(caplog: pytest.LogCaptureFixture) -> None:
     warn_of_collapse("y", torch.ones(4, 3), torch.ones(4, 3))
+    rounded = torch.ones(4, 3) + 1e-7 * torch.arange(12.0).reshape(4, 3)
+    assert rounded.std(0).max() > 0
+    warn_of_collapse("y", rounded, torch.full((4, 3), 1.1))
     warn_of_collapse("y", torch.ones(4, dtype=torch.int64), torch.zeros(4, dtype=torch.int64))
     assert not caplog.records

@@ -26,6 +26,7 @@ def test_the_embedded_model(run: Run) -> None:
     assert "1 Conv: excluded (/blocks/blocks.0/conv1/Conv)".split() in lines
     assert any(line[1:] == "/fc/Gemm Gemm 10x64 6 8 float".split() for line in lines)
     assert "weighted layers that run as integers in onnxruntime: 11 of 12" in result.stdout
+    assert "of them saturate on x86 processors without VNNI, unless --reduce-range: 1 (/conv/Conv)" in result.stdout
     assert "(target ort, opset 25)" in result.stdout
 
 
