@@ -35,7 +35,7 @@ class Job:
     threads: int
 
     def options(self) -> CalibrationOptions:
-        """The options of a block of ``bits``, which most are; a network's family does not change a budget."""
+        """The options that are run; a network's family does not change a budget."""
         return self._chosen(self.overrides)
 
     def full(self) -> CalibrationOptions:
@@ -47,7 +47,7 @@ class Job:
 
     def _chosen(self, overrides: Mapping[str, str]) -> CalibrationOptions:
         chosen = choose_options(method=self.method, preset=self.preset, overrides=overrides)
-        return chosen.of_block(BitWidths.parse(self.bits).narrowest)
+        return chosen.of_network(BitWidths.parse(self.bits).narrowest)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,8 +107,6 @@ class Measurement:
 
     def extrapolated(self) -> float | None:
         """Seconds that the preset's own budget would take; None where the time of a step is not known.
-
-        All blocks count with the steps of those of the job's bits.
 
         Steps in proportion to their number, scale search to its images, and everything else but what is fixed to the
         number of images.

@@ -9,7 +9,7 @@ from typing import Any
 from pdq_export.errors import OptionError
 
 OUTPUT_LOSSES = ("auto", "kl", "mse")
-WIDE_BITS = 4  # from here on few steps settle a block, and more of them learn the images by heart
+WIDE_BITS = 4  # from here on few steps settle blocks, and more of them learn the images by heart
 _POSITIVE = (
     *("temperature", "lambda_c", "lambda_r", "rounding_lr", "scale_lr", "correction_lr"),
     *("exponent_start", "exponent_end"),
@@ -20,8 +20,8 @@ _POSITIVE = (
 class CalibrationOptions:
     """Every number of the method, settled; `choose_options` makes one from a method, a preset and a network.
 
-    ``samples``: calibration images used. ``iters``: optimizer steps per block; ``wide_iters``: of blocks whose weights
-    and activations all have 4 bits or more (0: ``iters`` of them too). ``batch_size``: images per step.
+    ``samples``: calibration images used. ``iters``: optimizer steps per block; ``wide_iters``: where all weights and
+    activations of the network have 4 bits or more (0: ``iters`` there, too). ``batch_size``: images per step.
     ``per_layer``: every layer is a block of its own (AdaRound). ``learn_rounding``, ``learn_scales``,
     ``prediction_difference``: parts of the method. ``compensate_rounding``: what is undecided after the last step is
     rounded with error compensation instead of one by one (`calibrate.hardening`; not in the paper).
@@ -90,8 +90,8 @@ class CalibrationOptions:
         if self.output_loss not in OUTPUT_LOSSES:
             raise OptionError(f"output_loss is {self.output_loss!r}; expected one of {', '.join(OUTPUT_LOSSES)}")
 
-    def of_block(self, bits: int) -> "CalibrationOptions":
-        """For a block whose narrowest weight or activation has ``bits``, with ``iters`` its number of steps."""
+    def of_network(self, bits: int) -> "CalibrationOptions":
+        """For a network whose narrowest weight or activation has ``bits``, with ``iters`` its number of steps."""
         wide = bits >= WIDE_BITS and self.iters > 0 and self.wide_iters > 0
         return dataclasses.replace(self, iters=self.wide_iters, wide_iters=0) if wide else self
 
@@ -166,7 +166,7 @@ def choose_options(
 ) -> CalibrationOptions:
     """The options of a ``preset`` (budget), a network ``family`` (hyper-parameters) and a ``method`` (parts left out).
 
-    ``overrides``: fields of `CalibrationOptions` that win over all three; ``iters`` is then meant for all blocks,
+    ``overrides``: fields of `CalibrationOptions` that win over all three; ``iters`` is then meant for all bits,
     unless there is ``wide_iters``, too. Raises OptionError for an unknown name, a
     value of the wrong type, or an override that the method would have to ignore.
     """

@@ -33,12 +33,13 @@ from pdq_export.calibrate.watch import warn_of_collapse
 from pdq_export.errors import CalibrationError
 from pdq_export.numerics.search import choose_activation_qparams
 from pdq_export.options import CalibrationOptions
-from pdq_export.spec import CARRIER_BITS, Block, ChannelStatistics, Plan, Point, QuantizedTensors, Role
+from pdq_export.spec import Block, ChannelStatistics, Plan, Point, QuantizedTensors, Role
 
 logger = logging.getLogger(__name__)
 
 # Images at a time of the finished simulation, whose additions in float64 take three times FP32's memory.
 _COLLAPSE_BATCH = 16
+_LEARNED = (Role.WEIGHT, Role.ACTIVATION)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,7 +113,7 @@ class _Engine:
         self.network = network
         self.plan = plan
         self.statistics = dict(statistics)
-        self.options = options
+        self.options = options.of_network(min((p.bits for p in plan.points.values() if p.role in _LEARNED), default=8))
         self.store = store
         self.generator = torch.Generator(store.device).manual_seed(options.seed)
         self.done = Quantizers(network, plan)
@@ -133,15 +134,20 @@ class _Engine:
         blocks = self.plan.blocks
         for position, block in enumerate(blocks):
             logger.info("block %d of %d: %s", position + 1, len(blocks), block.name)
-            options = self.options.of_block(self._narrowest(block))
-            place = BlockProgress(
-                block=block.name, index=position, count=len(blocks), step=0, steps=options.iters, loss=0.0
-            )
 
-            def report(step: int, loss: float, place: BlockProgress = place) -> None:
-                progress(dataclasses.replace(place, step=step, loss=loss))
+            def report(step: int, loss: float, block: Block = block, position: int = position) -> None:
+                progress(
+                    BlockProgress(
+                        block=block.name,
+                        index=position,
+                        count=len(blocks),
+                        step=step,
+                        steps=self.options.iters,
+                        loss=loss,
+                    )
+                )
 
-            self._calibrate_block(block, blocks[position + 1 :], options, report)
+            self._calibrate_block(block, blocks[position + 1 :], report)
             self._advance(block, blocks[position + 1 :])
         simulation = self.done.simulation(self.graph_inputs, self.graph_outputs)
         self._look_for_collapse(simulation, some)
@@ -201,23 +207,15 @@ class _Engine:
                     for batch in x.batches(PASS_BATCH):
                         self.quantized[name].append(quantizer(batch))
 
-    def _narrowest(self, block: Block) -> int:
-        """The fewest bits of what the block learns or could learn."""
-        points = [self.plan.points[layer.weight] for layer in block.layers]
-        points += [point for point in self._points_inside(block) if point.role is Role.ACTIVATION]
-        return min((point.bits for point in points), default=CARRIER_BITS)
-
-    def _calibrate_block(
-        self, block: Block, later: Sequence[Block], options: CalibrationOptions, report: Callable[[int, float], None]
-    ) -> None:
+    def _calibrate_block(self, block: Block, later: Sequence[Block], report: Callable[[int, float], None]) -> None:
         quantized = [self.quantized[name] for name in block.inputs]
         points = self._points_inside(block)
         self._initialize_activations(block, points, quantized)
         soft = self._initialize_weights(block)
         learned = [self.done.activations[p.tensor] for p in points if p.role is Role.ACTIVATION]
         scales = learned if self.options.learn_scales else []
-        if options.iters and (soft or scales):
-            self._reconstruct(block, later, points, soft, scales, options, report)
+        if self.options.iters and (soft or scales):
+            self._reconstruct(block, later, points, soft, scales, report)
             self.store.reserve(0)
         if soft and self.options.compensate_rounding:
             self.store.reserve(hardening_bytes(self.network, block, soft))
@@ -292,7 +290,6 @@ class _Engine:
         points: Sequence[Point],
         soft: Mapping[str, SoftRounding],
         scales: Sequence[ActivationQuantizer],
-        options: CalibrationOptions,
         report: Callable[[int, float], None],
     ) -> None:
         outputs = self._compared(block, later)
@@ -323,7 +320,7 @@ class _Engine:
         )
         trim_heap()  # what was freed so far lies in holes that the tensors of a step do not fit into
         with self.store.step([student] if tail is None else [student, tail]):
-            reconstruct(problem, options, self.generator, report)
+            reconstruct(problem, self.options, self.generator, report)
 
     def _leave_room(
         self,

@@ -307,14 +307,9 @@ def test_progress() -> None:
 
 
 @pytest.mark.parametrize(
-    ("bits", "expected"),
-    [
-        ("4/4", [2, 2, 2]),
-        ("3/8", [2, 5, 2]),
-        ("8/3", [5, 5, 2]),  # the last layer keeps 8 bits, what the first one writes does not
-    ],
+    ("bits", "expected"), [("4/4", [2, 2, 2]), ("8/8", [2, 2, 2]), ("3/8", [5, 5, 5]), ("8/3", [5, 5, 5])]
 )
-def test_blocks_of_few_bits_take_more_steps(bits: str, expected: list[int]) -> None:
+def test_networks_of_few_bits_take_more_steps(bits: str, expected: list[int]) -> None:
     example = residual(bits)
     steps: dict[str, int] = {}
 
