@@ -124,6 +124,7 @@ def test_json_follows_the_schema():
         "accuracy",
         "outputs",
         "kernels",
+        "saturated_layers",
         "session_config",
         "layers",
         "floating",
