@@ -81,11 +81,11 @@ class KernelCount:
 
 
 class Session:
-    """A model in onnxruntime on the CPU, with default session options but for ``config`` (see `needed_config`).
+    """A model in onnxruntime on the CPU, with default session options but that idle threads sleep, and ``config``.
 
-    ``model``: bytes or a path. ``threads``: of one operator; None lets onnxruntime choose. Without ``optimize`` the
-    graph is run as it is written. ``outputs``: the graph's, those that are tensors. Raises ValidationError where
-    onnxruntime refuses the model.
+    ``model``: bytes or a path. ``config``: see `needed_config`. ``threads``: of one operator; None lets onnxruntime
+    choose. Without ``optimize`` the graph is run as it is written. ``outputs``: the graph's, those that are tensors.
+    Raises ValidationError where onnxruntime refuses the model.
     """
 
     def __init__(
@@ -224,6 +224,8 @@ def _between_pairs(graph: onnx.GraphProto) -> Iterator[str]:
 def _options(threads: int | None, config: Mapping[str, str] | None = None) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL_ONLY  # what goes wrong comes as an exception as well
+    # Two sessions and torch take turns: threads that spin for their next turn would hold the cores of who has it.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     for key, value in (config or {}).items():
         options.add_session_config_entry(key, value)
     if threads is not None:
