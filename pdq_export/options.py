@@ -142,14 +142,14 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "fast": {
         "samples": 256,
         "iters": 100,
-        "wide_iters": 25,
+        "wide_iters": 50,
         "correction_iters": 10,
         **_LONG_STEPS,
     },
     "balanced": {
         "samples": 1024,
         "iters": 200,
-        "wide_iters": 50,
+        "wide_iters": 100,
         "correction_iters": 20,
         **_LONG_STEPS,
     },
