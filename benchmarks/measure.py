@@ -35,7 +35,7 @@ class Job:
     threads: int
 
     def options(self) -> CalibrationOptions:
-        """The options that are run; a network's family does not change a budget."""
+        """The options that are run, but that networks with depthwise layers have no ``wide_iters``."""
         return self._chosen(self.overrides)
 
     def full(self) -> CalibrationOptions:

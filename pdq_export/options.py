@@ -180,7 +180,9 @@ def choose_options(
     for name, value in overrides.items():
         _check_name("option", name, fields)
         overrides[name] = _typed(name, value, type(fields[name].default))
-    budget = {**PRESETS[preset], **({"wide_iters": 0} if "iters" in overrides else {})}
+    # Small networks with depthwise layers lose by fewer steps at 4 bits, too (benchmarks/PROFILE.md).
+    all_alike = "iters" in overrides or family == "depthwise"
+    budget = {**PRESETS[preset], **({"wide_iters": 0} if all_alike else {})}
     chosen = CalibrationOptions(**{**budget, **FAMILIES[family], **METHODS[method], **overrides})
     for name, (part, reason) in _NEEDS.items():
         if name in overrides and not part(chosen):

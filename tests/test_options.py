@@ -97,6 +97,7 @@ def test_steps_by_bits() -> None:
     assert choose_options(overrides={"iters": 7}).of_network(8).iters == 7
     assert choose_options(overrides={"iters": 7, "wide_iters": 3}).of_network(8).iters == 3
     assert choose_options(preset="paper").of_network(8).iters == 20_000
+    assert choose_options(family="depthwise").of_network(8).iters == balanced.iters
     assert choose_options(method="nearest").of_network(8).iters == 0
 
 
