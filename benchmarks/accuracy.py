@@ -83,10 +83,12 @@ def prepare(options: argparse.Namespace) -> Task:
             f"{options.calib}, pixel for pixel; expected images that calibration never sees; leave them out"
         )
     model = load_model(options.model)
+    family = _family(model)
+    chosen = choose_options(preset=options.preset, family=family, overrides=given)
     work = Work(
         model=options.model.name,
         model_sha256=digest(model.SerializeToString(deterministic=True)),
-        family=_family(model),
+        family=family,
         calib=options.calib.name,
         calib_sha256=digest(*seen),
         eval=options.eval.name,

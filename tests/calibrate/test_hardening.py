@@ -14,7 +14,7 @@ from pdq_export.calibrate.subgraph import tensor_nodes
 from pdq_export.frontend import import_model
 from pdq_export.options import CalibrationOptions
 from pdq_export.spec import Point, Role
-from tests.calibrate.networks import Example, residual
+from tests.calibrate.networks import Example, calibrate_example, residual
 
 OPTIONS = CalibrationOptions(
     samples=64, iters=20, batch_size=16, correction_iters=2, rounding_lr=0.1, compensate_rounding=True
@@ -73,14 +73,7 @@ def test_large_inputs_are_taken_in_pieces(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def _calibrated(example: Example, options: CalibrationOptions) -> torch.Tensor:
-    result = calibrate(
-        example.network,
-        example.plan,
-        example.prepared.statistics,
-        [example.images],
-        options,
-        device=torch.device("cpu"),
-    )
+    result = calibrate_example(example, options)
     with torch.no_grad():
         return (result.simulation(example.images)[0] - example.network(example.images)[0]).square().mean()
 
