@@ -13,7 +13,7 @@ from pdq_export.errors import DataError
 
 @pytest.fixture
 def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"LINES": 40, "BATCH": 20, "PAGES": 1, "PAGE": (96, 128)}.items():
+    for name, value in {"LINES": 40, "BATCH": 20, "PAGES": 12, "PAGE": (96, 128)}.items():
         monkeypatch.setattr(ocr, name, value)
     monkeypatch.setattr(ocr, "latency_ratios", lambda *_: {"1": [0.5, 0.4, 0.6], "8": [0.7, 0.6, 0.8]})
 
@@ -36,7 +36,7 @@ def test_both_networks(
         *("--classifier", str(shared_models / "ch_ppocr_mobile_v2.0_cls_infer.onnx")),
         *("--detector", str(shared_models / "ch_PP-OCRv4_det_infer.onnx")),
     ]
-    budget = ["--method", "nearest", "--bits", "8/8", "--samples", "32", "--pages", "2", "--page-size", "96"]
+    budget = ["--method", "nearest", "--bits", "8/8", "--samples", "32", "--pages", "4", "--page-size", "96"]
     assert main([*models, *budget, "--output", str(output)]) == 0
     classifier, detector = (json.loads(line) for line in output.read_text().splitlines())
     assert classifier["agreement"] >= 0.9
