@@ -26,6 +26,7 @@ class Job:
     """What is calibrated, and how. ``overrides``: fields of CalibrationOptions, the budget among them, as text."""
 
     model: str
+    family: str
     preset: str
     device: str
     bits: str
@@ -35,7 +36,7 @@ class Job:
     threads: int
 
     def options(self) -> CalibrationOptions:
-        """The options that are run, but that networks with depthwise layers have no ``wide_iters``."""
+        """The options that are run."""
         return self._chosen(self.overrides)
 
     def full(self) -> CalibrationOptions:
@@ -46,7 +47,7 @@ class Job:
         return self._chosen(others)
 
     def _chosen(self, overrides: Mapping[str, str]) -> CalibrationOptions:
-        chosen = choose_options(method=self.method, preset=self.preset, overrides=overrides)
+        chosen = choose_options(method=self.method, preset=self.preset, family=self.family, overrides=overrides)
         return chosen.of_network(BitWidths.parse(self.bits).narrowest)
 
 

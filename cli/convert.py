@@ -58,7 +58,7 @@ def convert(
 
     from pdq_export.conversion import check_target
     from pdq_export.conversion import convert as run
-    from pdq_export.graph.save import check_output, data_path, save_model
+    from pdq_export.graph.save import check_output, save_model
     from pdq_export.validate import needed_config
 
     onnxruntime.set_default_logger_severity(4)
@@ -66,12 +66,12 @@ def convert(
     output = output or Path(f"{model.stem}-{target}.onnx")
     check_output(output, overwrite=overwrite, model=model, external=external_data)
     converted = run(model, target, opset=opset)
-    save_model(output, converted, external=external_data)
+    written = save_model(output, converted, external=external_data)
     if not quiet:
         console = Console(highlight=False)
-        for path in (output, *([data_path(output)] if external_data else [])):
-            size = path.stat().st_size
-            console.print(f"wrote {shlex.quote(str(path))}, {size / 1e3:,.0f} kB", markup=False, soft_wrap=True)
+        for path, content in written.items():
+            size = f"{len(content) / 1e3:,.0f} kB"
+            console.print(f"wrote {shlex.quote(str(path))}, {size}", markup=False, soft_wrap=True)
         config = needed_config(converted.SerializeToString())
         if config:
             console.print(session_note(config), markup=False, soft_wrap=True)

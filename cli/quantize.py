@@ -254,9 +254,7 @@ def _show(request: Request, result: "Result") -> None:
     console = Console(highlight=False)
     console.print(f"{result.report.images:,} images of {on}", markup=False, soft_wrap=True)
     console.print(report_table(result.report, bits=request.arguments["bits"]))
-    data = _data(request.output) if request.arguments["external_data"] else None
-    for path in (request.output, data, request.report):
-        if path is not None:
-            console.print(f"wrote {shlex.quote(str(path))}", markup=False, soft_wrap=True)
+    for path in (*result.files, *([request.report] if request.report else [])):
+        console.print(f"wrote {shlex.quote(str(path))}", markup=False, soft_wrap=True)
     if result.report.session_config:
         console.print(session_note(result.report.session_config), markup=False, soft_wrap=True)

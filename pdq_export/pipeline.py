@@ -17,7 +17,7 @@ from pdq_export.calibrate import BlockProgress, Calibrated, calibrate
 from pdq_export.calibrate.equalization import channel_factors
 from pdq_export.calibrate.memory import parse_size, trim_heap
 from pdq_export.calibrate.precision import full_float32
-from pdq_export.data import ImageSet, InputSet, Source, all_equal, check_exists, count_shared, read_data
+from pdq_export.data import ImageSet, InputSet, InputSpec, Source, all_equal, check_exists, count_shared, read_data
 from pdq_export.errors import DataError, OptionError, first_few
 from pdq_export.export import MIN_OPSET, export_model, find_layout
 from pdq_export.frontend import check_batch, check_runs, import_model
@@ -71,12 +71,16 @@ class Progress:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Result:
-    """``model``: the quantized file's content. ``tensors``: its integers, scales and zero_points by tensor name."""
+    """``model``: the quantized file's content. ``tensors``: its integers, scales and zero_points by tensor name.
+
+    ``files``: what was written, the model and where there is one the file of its weights.
+    """
 
     model: onnx.ModelProto
     plan: Plan
     tensors: QuantizedTensors
     report: Report
+    files: tuple[Path, ...]
 
 
 ProgressCallback = Callable[[Progress], None]
@@ -163,25 +167,21 @@ def quantize(
     core = without_tail(prepared.model, plan.tail)
     network = import_model(free_batch.run(core))
     check_batch(network, core)
-    calibration = read_data(calib, specs, limit=chosen.samples)
-    judged = _whole_batches(calibration if eval is None else read_data(eval, specs), batch or 1)
-    scores, *_ = check_runs(network, _as_seen(calibration.head(2).inputs(), prepared))
-    if all_equal(calibration):
-        logger.warning("%s: all %d images are the same; expected different ones", calibration.source, len(calibration))
-    shared = len(judged) if eval is None else _tell_shared(calibration, judged)
-    if judged.labels is not None and not plan.tail:
-        check_labels(prepared.model.graph.output[0].name, scores.numpy(), judged)
+    samples = _read_samples(calib, eval, specs, chosen.samples)
+    scores, *_ = check_runs(network, _as_seen(samples.calibration.head(2).inputs(), prepared))
+    if samples.judged.labels is not None and not plan.tail:
+        check_labels(prepared.model.graph.output[0].name, scores.numpy(), samples.judged)
     dry_run(prepared, plan, target)
     trim_heap()  # of large models several copies were made so far
     compared: Sequence[str] = ()
     if plan.tail:
         compared = [value.name for value in core.graph.output]
         _tell_tail(plan, compared)
-        check_same(reference, prepared.model, tuple(judged.head(batch or 2).inputs()))
+        check_same(reference, prepared.model, tuple(samples.judged.head(batch or 2).inputs()))
         reference = prepared.model  # the user's may lack a tensor of this name
 
     tell(Progress(stage="calibrate"))
-    inputs = _as_seen(calibration.inputs(), prepared)
+    inputs = _as_seen(samples.calibration.inputs(), prepared)
     equalized: list[str] = []
     if chosen.equalize_channels:
         prepared, network, equalized = _equalize(prepared, plan, network, inputs)
@@ -211,18 +211,15 @@ def quantize(
     report = validate(
         original=reference,
         quantized=quantized,
-        images=judged.batches(batch or BATCH_SIZE),
-        labels=judged.labels,
+        images=samples.judged.batches(batch or BATCH_SIZE),
+        labels=samples.judged.labels,
         simulate=_simulator(calibrated, prepared, torch_device),
         compared=compared,
         settings={
             **settings,
             "opset": GraphIndex(quantized).opset,
             "device": str(torch_device),
-            "calibration": str(calibration),
-            "evaluation": str(judged),
-            "evaluated_on_calibration_images": shared == len(judged),
-            "evaluation_images_seen_in_calibration": shared,
+            **samples.settings(),
             "equalized_tensors": equalized,
         },
         model=info,
@@ -234,10 +231,39 @@ def quantize(
         predictions=calibrated.predictions,
     )
     report = dataclasses.replace(report, saturated_layers=_saturated_layers(report, plan))
+    written: dict[Path, bytes] = {}
     if output is not None:
         written = save_model(output, quantized, external=external_data)
-        report = dataclasses.replace(report, quantized=ModelInfo.of(Path(output).name, *written))
-    return Result(model=quantized, plan=plan, tensors=calibrated.tensors, report=report)
+        report = dataclasses.replace(report, quantized=ModelInfo.of(Path(output).name, *written.values()))
+    return Result(model=quantized, plan=plan, tensors=calibrated.tensors, report=report, files=tuple(written))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Samples:
+    """What is calibrated on and what is judged on; ``shared``: how many of the latter calibration sees."""
+
+    calibration: Data
+    judged: Data
+    shared: int
+
+    def settings(self) -> dict[str, Any]:
+        """What the report says of them."""
+        return {
+            "calibration": str(self.calibration),
+            "evaluation": str(self.judged),
+            "evaluated_on_calibration_images": self.shared == len(self.judged),
+            "evaluation_images_seen_in_calibration": self.shared,
+        }
+
+
+def _read_samples(calib: Source, eval: Source | None, specs: Sequence[InputSpec], limit: int) -> _Samples:
+    """At most ``limit`` samples to calibrate on; without ``eval`` they are judged on, too, in whole batches."""
+    calibration = read_data(calib, specs, limit=limit)
+    judged = _whole_batches(calibration if eval is None else read_data(eval, specs), specs[0].shape[0] or 1)
+    if all_equal(calibration):
+        logger.warning("%s: all %d images are the same; expected different ones", calibration.source, len(calibration))
+    shared = len(judged) if eval is None else _tell_shared(calibration, judged)
+    return _Samples(calibration=calibration, judged=judged, shared=shared)
 
 
 def _equalize(

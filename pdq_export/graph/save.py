@@ -5,7 +5,7 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto
 
-from pdq_export.files import check_writable, write_atomically, write_together
+from pdq_export.files import check_writable, write_together
 from pdq_export.graph.external import all_tensors
 from pdq_export.graph.load import LIMIT, external_files
 
@@ -32,20 +32,21 @@ def check_output(
         check_writable(written, overwrite=overwrite, inputs=read)
 
 
-def save_model(path: str | Path, model: onnx.ModelProto, *, external: bool = False) -> tuple[bytes, ...]:
-    """Write a model atomically and return what was written, the model first; equal models give equal bytes.
+def save_model(path: str | Path, model: onnx.ModelProto, *, external: bool = False) -> dict[Path, bytes]:
+    """Write a model atomically and return the files and their content, the model first; equal models, equal bytes.
 
     With ``external``, or over 2 GB, tensors of 1 kB and more go to ``path.data``, which the model names by its base
-    name; both files appear together. Raises OptionError where they cannot be written.
+    name; both files appear together. Without such tensors there is no second file. Raises OptionError where they
+    cannot be written.
     """
     path = Path(path)
     if not external and model.ByteSize() <= LIMIT:
-        content = model.SerializeToString(deterministic=True)
-        write_atomically(path, content)
-        return (content,)
-    content, data = split(model, data_path(path).name)
-    write_together({data_path(path): data, path: content})
-    return content, data
+        files = {path: model.SerializeToString(deterministic=True)}
+    else:
+        content, data = split(model, data_path(path).name)
+        files = {path: content, **({data_path(path): data} if data else {})}
+    write_together(dict(reversed(files.items())))  # the model last, as it names the other
+    return files
 
 
 def data_path(path: str | Path) -> Path:

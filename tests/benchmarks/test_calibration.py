@@ -22,6 +22,7 @@ from ..onnx_text import fill, parse
 
 JOB = Job(
     model="m.onnx",
+    family="plain",
     preset="fast",
     device="cpu",
     bits="4/4",
@@ -109,6 +110,11 @@ class Work(TorchDispatchMode):
         outputs = result if isinstance(result, tuple | list) else (result,)
         self.done += 1e3 + sum(x.numel() for x in outputs if isinstance(x, torch.Tensor))
         return result
+
+
+@pytest.mark.parametrize(("family", "steps"), [("plain", "wide_iters"), ("depthwise", "iters")])
+def test_the_network_decides_how_many_steps_its_bits_take(family: str, steps: str) -> None:
+    assert dataclasses.replace(JOB, family=family).full().iters == PRESETS[JOB.preset][steps]
 
 
 @pytest.mark.parametrize("iters", [9, 20])

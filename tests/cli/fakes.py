@@ -64,5 +64,8 @@ class FakePipeline:
     def quantize(self, model: Path, **options: Any) -> Any:
         self.calls.append({"model": model, **options})
         self.act(options["progress"])
-        options["output"].write_bytes(b"quantized")
-        return types.SimpleNamespace(model=onnx.ModelProto(), plan=None, tensors={}, report=self.report)
+        output = options["output"]
+        files = (output, *([output.with_name(f"{output.name}.data")] if options["external_data"] else []))
+        for path in files:
+            path.write_bytes(b"quantized")
+        return types.SimpleNamespace(model=onnx.ModelProto(), plan=None, tensors={}, report=self.report, files=files)

@@ -54,6 +54,13 @@ def test_models_over_2_gb_are_split_unasked(tmp_path: Path, monkeypatch: pytest.
     assert sorted(os.listdir(tmp_path)) == ["net.onnx", "net.onnx.data"]
 
 
+def test_without_large_tensors_there_is_no_second_file(tmp_path: Path) -> None:
+    small = model()
+    del small.graph.initializer[0]
+    assert list(save_model(tmp_path / "net.onnx", small, external=True)) == [tmp_path / "net.onnx"]
+    assert os.listdir(tmp_path) == ["net.onnx"]
+
+
 def test_equal_models_give_equal_bytes(tmp_path: Path) -> None:
     contents = [save.split(model(), "net.onnx.data") for _ in range(2)]
     assert contents[0] == contents[1]
