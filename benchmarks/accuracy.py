@@ -21,17 +21,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import onnx
 import onnxruntime
 import torch
 
 import pdq_export
-from benchmarks.common import StageClock, digest, family_of, open_session, parse_setting, quantize_with_onnxruntime
+from benchmarks.common import StageClock, digest, open_session, parse_setting, quantize_with_onnxruntime
 from benchmarks.results import FULL, Outcome, Run, Work, append, read, tables
 from pdq_export.data import ImageSet, image_digests, load_images, shared_digests
 from pdq_export.errors import DataError, OptionError, PdqError
 from pdq_export.graph.load import load_model
+from pdq_export.graph.lookup import GraphIndex
+from pdq_export.graph.prepare import prepare as prepare_model
 from pdq_export.options import METHODS, PRESETS, choose_options
+from pdq_export.plan import network_family
 from pdq_export.plan.options import WEIGHTS
+from pdq_export.plan.points import find_layers
 from pdq_export.validate import Accuracy, AccuracyMeter
 
 FLOAT = "fp32"
@@ -78,7 +83,7 @@ def prepare(options: argparse.Namespace) -> Task:
             f"{options.calib}, pixel for pixel; expected images that calibration never sees; leave them out"
         )
     model = load_model(options.model)
-    family = family_of(model)
+    family = _family(model)
     chosen = choose_options(preset=options.preset, family=family, overrides=given)
     work = Work(
         model=options.model.name,
@@ -95,7 +100,6 @@ def prepare(options: argparse.Namespace) -> Task:
         reduce_range=options.reduce_range,
         samples=len(calib),
         iters=chosen.iters,
-        wide_iters=chosen.wide_iters,
         correction_iters=chosen.correction_iters,
         overrides={name: value for name, value in sorted(options.set.items()) if name != "samples"},
         threads=options.threads,
@@ -103,6 +107,11 @@ def prepare(options: argparse.Namespace) -> Task:
         versions=_versions(),
     )
     return Task(work=work, model=options.model, calib=calib, eval=judged)
+
+
+def _family(model: onnx.ModelProto) -> str:
+    index = GraphIndex(prepare_model(model).model)
+    return network_family(index, find_layers(index))
 
 
 def plan_runs(work: Work, rows: Sequence[str], bits: Sequence[str], seeds: Sequence[int]) -> Iterator[Run]:

@@ -21,10 +21,9 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from benchmarks.architectures import ARCHITECTURES, BasicBlock, ResNet, build, export, randomized
-from benchmarks.common import append_line, family_of, markdown, parse_setting, read_lines
+from benchmarks.common import append_line, markdown, parse_setting, read_lines
 from benchmarks.measure import MEGABYTE, BlockTime, Job, Measurement, measure
 from pdq_export.errors import PdqError
-from pdq_export.graph.load import load_model
 from pdq_export.options import METHODS, PRESETS
 
 # What --sweep varies where --values does not say: images, steps a block, side of the image, units in each stage.
@@ -70,7 +69,7 @@ def plan_rows(options: argparse.Namespace, folder: Path) -> list[Row]:
         label, path = make_model(name, folder, resolution=options.resolution)
         for device in options.devices:
             for preset in options.presets:
-                job = _job(options, label, path, preset, device, options.budget)
+                job = _job(options, label, preset, device, options.budget)
                 rows.append(Row(label=f"{label}, {preset}, {device}", path=path, job=job))
     return rows
 
@@ -83,15 +82,14 @@ def _swept(options: argparse.Namespace, folder: Path) -> list[Row]:
         depth = value if options.sweep == "depth" else None
         name, path = make_model(options.models[0], folder, resolution=resolution, depth=depth)
         budget = {**options.budget, **({} if option is None else {option: str(value)})}
-        job = _job(options, name, path, options.presets[0], options.devices[0], budget)
+        job = _job(options, name, options.presets[0], options.devices[0], budget)
         rows.append(Row(label=str(value), path=path, job=job))
     return rows
 
 
-def _job(options: argparse.Namespace, model: str, path: Path, preset: str, device: str, budget: dict[str, str]) -> Job:
+def _job(options: argparse.Namespace, model: str, preset: str, device: str, budget: dict[str, str]) -> Job:
     return Job(
         model=model,
-        family=family_of(load_model(path)),
         preset=preset,
         device=device,
         bits=options.bits,

@@ -10,18 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
 from pdq_export.data import ImageSet
 from pdq_export.errors import ValidationError
-from pdq_export.graph.lookup import GraphIndex
 from pdq_export.graph.messages import essential_line
-from pdq_export.graph.prepare import prepare as prepare_model
 from pdq_export.pipeline import Progress
-from pdq_export.plan import network_family
-from pdq_export.plan.points import find_layers
 
 Array = NDArray[np.float32]
 
@@ -46,12 +41,6 @@ class StageClock:
     def now() -> tuple[float, float]:
         """Wall and CPU seconds, to be subtracted from each other."""
         return time.perf_counter(), time.process_time()
-
-
-def family_of(model: onnx.ModelProto) -> str:
-    """The family that `pdq_export.quantize` takes a network for: some options follow from it."""
-    index = GraphIndex(prepare_model(model).model)
-    return network_family(index, find_layers(index))
 
 
 def open_session(path: Path, threads: int, config: Mapping[str, str] | None = None) -> onnxruntime.InferenceSession:

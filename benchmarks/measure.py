@@ -15,7 +15,6 @@ from benchmarks.common import StageClock, noise
 from pdq_export.data import ImageSet
 from pdq_export.options import CalibrationOptions, choose_options
 from pdq_export.pipeline import Progress
-from pdq_export.spec import BitWidths
 from pdq_export.validate import BATCH_SIZE
 
 MEGABYTE = 1e6
@@ -26,7 +25,6 @@ class Job:
     """What is calibrated, and how. ``overrides``: fields of CalibrationOptions, the budget among them, as text."""
 
     model: str
-    family: str
     preset: str
     device: str
     bits: str
@@ -36,19 +34,16 @@ class Job:
     threads: int
 
     def options(self) -> CalibrationOptions:
-        """The options that are run."""
+        """The options that are run; a network's family does not change a budget."""
         return self._chosen(self.overrides)
 
     def full(self) -> CalibrationOptions:
         """The same with the preset's number of images and steps."""
-        others = {
-            name: value for name, value in self.overrides.items() if name not in ("samples", "iters", "wide_iters")
-        }
+        others = {name: value for name, value in self.overrides.items() if name not in ("samples", "iters")}
         return self._chosen(others)
 
     def _chosen(self, overrides: Mapping[str, str]) -> CalibrationOptions:
-        chosen = choose_options(method=self.method, preset=self.preset, family=self.family, overrides=overrides)
-        return chosen.of_network(BitWidths.parse(self.bits).narrowest)
+        return choose_options(method=self.method, preset=self.preset, overrides=overrides)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

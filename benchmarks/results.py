@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.common import append_line, markdown, read_lines
 from pdq_export.errors import DataError
 
-_NAMED = ("iters", "wide_iters", "correction_iters")  # options that a title has words for
+_NAMED = ("iters", "correction_iters")  # options that a title has words for
 FULL = "pd-quant"  # what the rows of the ablation are compared with
 
 
@@ -34,7 +34,6 @@ class Work:
     weights: str
     samples: int
     iters: int
-    wide_iters: int
     correction_iters: int
     overrides: Mapping[str, str]
     threads: int
@@ -49,8 +48,7 @@ class Work:
         extra += "".join(f", {name}={value}" for name, value in shown.items())
         return (
             f"{self.model}: {self.eval_images:,} images of {self.eval}; "
-            f"calibrated on {self.samples:,} of {self.calib}, preset {self.preset}, {self.iters:,} steps a block "
-            f"({self.wide_iters or self.iters:,} from 4 bits on), "
+            f"calibrated on {self.samples:,} of {self.calib}, preset {self.preset}, {self.iters:,} steps a block, "
             f"{self.correction_iters} correction steps, {self.weights} weights{extra}; "
             f"{self.device}, threads: {self.threads}; "
             f"{', '.join(f'{package} {version}' for package, version in self.versions.items())}"

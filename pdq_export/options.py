@@ -9,7 +9,6 @@ from typing import Any
 from pdq_export.errors import OptionError
 
 OUTPUT_LOSSES = ("auto", "kl", "mse")
-WIDE_BITS = 4  # from here on few steps settle blocks, and more of them learn the images by heart
 _POSITIVE = (
     *("temperature", "lambda_c", "lambda_r", "rounding_lr", "scale_lr", "correction_lr"),
     *("exponent_start", "exponent_end"),
@@ -20,8 +19,7 @@ _POSITIVE = (
 class CalibrationOptions:
     """Every number of the method, settled; `choose_options` makes one from a method, a preset and a network.
 
-    ``samples``: calibration images used. ``iters``: optimizer steps per block; ``wide_iters``: where all weights and
-    activations of the network have 4 bits or more (0: ``iters`` there, too). ``batch_size``: images per step.
+    ``samples``: calibration images used. ``iters``: optimizer steps per block. ``batch_size``: images per step.
     ``per_layer``: every layer is a block of its own (AdaRound). ``learn_rounding``, ``learn_scales``,
     ``prediction_difference``: parts of the method. ``compensate_rounding``: what is undecided after the last step is
     rounded with error compensation instead of one by one (`calibrate.hardening`; not in the paper).
@@ -37,7 +35,6 @@ class CalibrationOptions:
 
     samples: int = 1024
     iters: int = 500
-    wide_iters: int = 0
     batch_size: int = 32
     seed: int = 0
 
@@ -68,15 +65,7 @@ class CalibrationOptions:
 
     def __post_init__(self) -> None:
         smallest = {"samples": 1, "batch_size": 1, "prediction_interval": 1, "search_samples": 1}
-        for name in (
-            "samples",
-            "iters",
-            "wide_iters",
-            "batch_size",
-            "correction_iters",
-            "seed",
-            *smallest,
-        ):
+        for name in ("iters", "correction_iters", "seed", *smallest):
             if (value := getattr(self, name)) < smallest.get(name, 0):
                 raise OptionError(f"{name} is {value}; expected {smallest.get(name, 0)} or more")
         for name in ("keep_probability", "mix_probability", "warmup"):
@@ -89,11 +78,6 @@ class CalibrationOptions:
             raise OptionError(f"rounding_weight is {self.rounding_weight}; expected 0 or a number above")
         if self.output_loss not in OUTPUT_LOSSES:
             raise OptionError(f"output_loss is {self.output_loss!r}; expected one of {', '.join(OUTPUT_LOSSES)}")
-
-    def of_network(self, bits: int) -> "CalibrationOptions":
-        """For a network whose narrowest weight or activation has ``bits``, with ``iters`` its number of steps."""
-        wide = bits >= WIDE_BITS and self.iters > 0 and self.wide_iters > 0
-        return dataclasses.replace(self, iters=self.wide_iters, wide_iters=0) if wide else self
 
 
 # What each method leaves out of PD-Quant; the loop is the same.
@@ -115,7 +99,6 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
         "compensate_rounding": False,
         "equalize_channels": False,
         "iters": 0,
-        "wide_iters": 0,
     },
 }
 
@@ -142,14 +125,12 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "fast": {
         "samples": 256,
         "iters": 100,
-        "wide_iters": 50,
         "correction_iters": 10,
         **_LONG_STEPS,
     },
     "balanced": {
         "samples": 1024,
         "iters": 200,
-        "wide_iters": 100,
         "correction_iters": 20,
         **_LONG_STEPS,
     },
@@ -166,8 +147,7 @@ def choose_options(
 ) -> CalibrationOptions:
     """The options of a ``preset`` (budget), a network ``family`` (hyper-parameters) and a ``method`` (parts left out).
 
-    ``overrides``: fields of `CalibrationOptions` that win over all three; ``iters`` is then meant for all bits,
-    unless there is ``wide_iters``, too. Raises OptionError for an unknown name, a
+    ``overrides``: fields of `CalibrationOptions` that win over all three. Raises OptionError for an unknown name, a
     value of the wrong type, or an override that the method would have to ignore.
     """
     if overrides is not None and not isinstance(overrides, Mapping):
@@ -180,10 +160,7 @@ def choose_options(
     for name, value in overrides.items():
         _check_name("option", name, fields)
         overrides[name] = _typed(name, value, type(fields[name].default))
-    # Small networks with depthwise layers lose by fewer steps at 4 bits, too (benchmarks/PROFILE.md).
-    all_alike = "iters" in overrides or family == "depthwise"
-    budget = {**PRESETS[preset], **({"wide_iters": 0} if all_alike else {})}
-    chosen = CalibrationOptions(**{**budget, **FAMILIES[family], **METHODS[method], **overrides})
+    chosen = CalibrationOptions(**{**PRESETS[preset], **FAMILIES[family], **METHODS[method], **overrides})
     for name, (part, reason) in _NEEDS.items():
         if name in overrides and not part(chosen):
             raise OptionError(
@@ -219,7 +196,6 @@ _CORRECTED: _Needed = (_corrects, "there is no distribution correction (correcti
 # no harm.
 _NEEDS: Mapping[str, _Needed] = {
     "iters": (lambda o: o.iters == 0 or _steps(o), "nothing is learned (learn_rounding, learn_scales)"),
-    "wide_iters": (lambda o: o.wide_iters == 0 or _steps(o), _OPTIMIZED),
     "learn_rounding": (lambda o: not o.learn_rounding or o.iters > 0, "there are no steps (iters)"),
     "learn_scales": (lambda o: not o.learn_scales or o.iters > 0, "there are no steps (iters)"),
     "prediction_difference": (lambda o: not o.prediction_difference or _steps(o), _OPTIMIZED),

@@ -31,11 +31,6 @@ class BitWidths:
     def __str__(self) -> str:
         return f"{self.weight}/{self.activation}"
 
-    @property
-    def narrowest(self) -> int:
-        """The fewer bits of the two."""
-        return min(self.weight, self.activation)
-
     @classmethod
     def parse(cls, text: str, *, option: str = "--bits") -> "BitWidths":
         """Read ``W/A``, e.g. ``4/4``. Raises OptionError, which names ``option``, for anything else."""

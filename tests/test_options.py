@@ -90,17 +90,6 @@ def test_an_unknown_name_or_kind_is_refused() -> None:
             choose_options(**arguments)  # type: ignore[arg-type]
 
 
-def test_steps_by_bits() -> None:
-    balanced = choose_options()
-    assert balanced.of_network(3) == balanced
-    assert balanced.of_network(4).iters == balanced.wide_iters < balanced.iters
-    assert choose_options(overrides={"iters": 7}).of_network(8).iters == 7
-    assert choose_options(overrides={"iters": 7, "wide_iters": 3}).of_network(8).iters == 3
-    assert choose_options(preset="paper").of_network(8).iters == 20_000
-    assert choose_options(family="depthwise").of_network(8).iters == balanced.iters
-    assert choose_options(method="nearest").of_network(8).iters == 0
-
-
 def test_every_field_has_an_effect_or_a_rule() -> None:
     always = {"samples", "per_layer", "equalize_channels"}
     from pdq_export.options import _NEEDS

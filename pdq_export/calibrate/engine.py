@@ -39,7 +39,6 @@ logger = logging.getLogger(__name__)
 
 # Images at a time of the finished simulation, whose additions in float64 take three times FP32's memory.
 _COLLAPSE_BATCH = 16
-_LEARNED = (Role.WEIGHT, Role.ACTIVATION)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,7 +112,7 @@ class _Engine:
         self.network = network
         self.plan = plan
         self.statistics = dict(statistics)
-        self.options = options.of_network(min((p.bits for p in plan.points.values() if p.role in _LEARNED), default=8))
+        self.options = options
         self.store = store
         self.generator = torch.Generator(store.device).manual_seed(options.seed)
         self.done = Quantizers(network, plan)

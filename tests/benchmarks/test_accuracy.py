@@ -29,7 +29,6 @@ def work(**values: str) -> Work:
         weights="asymmetric",
         samples=8,
         iters=1,
-        wide_iters=0,
         correction_iters=1,
         overrides=values,
         threads=1,

@@ -22,7 +22,6 @@ from ..onnx_text import fill, parse
 
 JOB = Job(
     model="m.onnx",
-    family="plain",
     preset="fast",
     device="cpu",
     bits="4/4",
@@ -56,7 +55,7 @@ def test_a_calibration_is_measured(model: Path) -> None:
     assert 50e6 < 0.99 * found.start_memory <= found.calibration_memory <= found.peak_memory <= 1.01 * peak_memory()
     assert found.device_memory is None
     assert found.step_seconds is not None
-    assert (found.extrapolated() or 0.0) > found.step_seconds * PRESETS[JOB.preset]["wide_iters"]
+    assert (found.extrapolated() or 0.0) > found.step_seconds * PRESETS[JOB.preset]["iters"]
 
 
 class Clock(BlockClock):
@@ -84,7 +83,7 @@ def test_times_of_blocks() -> None:
 
 
 def test_a_cut_budget_is_extrapolated() -> None:
-    steps, fixed, images = PRESETS[JOB.preset]["wide_iters"] * 0.5, 1.0, (5.0 - 2 * 0.5 - 1.0) * 256 / 8
+    steps, fixed, images = PRESETS[JOB.preset]["iters"] * 0.5, 1.0, (5.0 - 2 * 0.5 - 1.0) * 256 / 8
     assert FOUND.extrapolated() == pytest.approx(steps + fixed + images)
     job = dataclasses.replace(JOB, overrides={**JOB.overrides, "search_samples": "4"})
     few = dataclasses.replace(FOUND, job=job)
@@ -112,11 +111,6 @@ class Work(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize(("family", "steps"), [("plain", "wide_iters"), ("depthwise", "iters")])
-def test_the_network_decides_how_many_steps_its_bits_take(family: str, steps: str) -> None:
-    assert dataclasses.replace(JOB, family=family).full().iters == PRESETS[JOB.preset][steps]
-
-
 @pytest.mark.parametrize("iters", [9, 20])
 def test_what_is_extrapolated_is_what_the_whole_run_takes(
     iters: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -125,7 +119,7 @@ def test_what_is_extrapolated_is_what_the_whole_run_takes(
         e = Conv <pads = [1, 1, 1, 1]> (d, v) f = Add(e, b) g = Relu(f) p = GlobalAveragePool(g) q = Flatten(p)
         y = Gemm <transB = 1> (q, w)"""
     onnx.save(fill(parse(body), {"u": (8, 3, 3, 3), "v": (8, 8, 3, 3), "w": (5, 8)}), tmp_path / "m.onnx")
-    preset = {**PRESETS["fast"], "samples": 96, "wide_iters": 60, "batch_size": 8, "correction_iters": 4}
+    preset = {**PRESETS["fast"], "samples": 96, "iters": 60, "batch_size": 8, "correction_iters": 4}
     monkeypatch.setattr(options, "PRESETS", {**PRESETS, "fast": preset})
     work = Work()
     monkeypatch.setattr(StageClock, "now", staticmethod(lambda: (work.done, 0.0)))

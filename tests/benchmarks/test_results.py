@@ -21,7 +21,6 @@ WORK = Work(
     weights="asymmetric",
     samples=256,
     iters=200,
-    wide_iters=50,
     correction_iters=20,
     overrides={"iters": "200", "temperature": "2"},
     threads=1,

@@ -306,21 +306,6 @@ def test_progress() -> None:
     assert [call.index for call in calls] == sorted(call.index for call in calls)
 
 
-@pytest.mark.parametrize(
-    ("bits", "expected"), [("4/4", [2, 2, 2]), ("8/8", [2, 2, 2]), ("3/8", [5, 5, 5]), ("8/3", [5, 5, 5])]
-)
-def test_networks_of_few_bits_take_more_steps(bits: str, expected: list[int]) -> None:
-    example = residual(bits)
-    steps: dict[str, int] = {}
-
-    def progress(at: BlockProgress) -> None:
-        steps[at.block] = at.step
-        assert at.step <= at.steps
-
-    run(example, iters=5, wide_iters=2, progress=progress)
-    assert list(steps.values()) == expected
-
-
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize(
     "change",
