@@ -28,7 +28,7 @@ import torch
 import pdq_export
 from benchmarks.common import StageClock, digest, open_session, parse_setting, quantize_with_onnxruntime
 from benchmarks.results import FULL, Outcome, Run, Work, append, read, tables
-from pdq_export.data import ImageSet, image_digests, load_images, shared_digests
+from pdq_export.data import ImageSet, count_shared, image_digests, load_images
 from pdq_export.errors import DataError, OptionError, PdqError
 from pdq_export.graph.load import load_model
 from pdq_export.graph.lookup import GraphIndex
@@ -76,23 +76,21 @@ def prepare(options: argparse.Namespace) -> Task:
     calib, judged = load_images(options.calib, limit=chosen.samples), load_images(options.eval)
     if judged.labels is None:
         raise OptionError(f"--eval {options.eval}: it has no labels; expected one an image, for accuracy")
-    seen, unseen = image_digests(calib, judged)
-    if shared := shared_digests(seen, unseen):
+    if shared := count_shared(calib, judged):
         raise DataError(
             f"--eval {options.eval}: {shared:,} of its {len(judged):,} images are among the {len(calib):,} of --calib "
             f"{options.calib}, pixel for pixel; expected images that calibration never sees; leave them out"
         )
     model = load_model(options.model)
-    family = _family(model)
-    chosen = choose_options(preset=options.preset, family=family, overrides=given)
+    calib_digests, eval_digests = image_digests(calib, judged)
     work = Work(
         model=options.model.name,
         model_sha256=digest(model.SerializeToString(deterministic=True)),
-        family=family,
+        family=_family(model),
         calib=options.calib.name,
-        calib_sha256=digest(*seen),
+        calib_sha256=digest(*calib_digests),
         eval=options.eval.name,
-        eval_sha256=digest(*unseen, judged.labels.tobytes()),
+        eval_sha256=digest(*eval_digests, judged.labels.tobytes()),
         eval_images=len(judged),
         preset=options.preset,
         weights=options.weights,
@@ -151,7 +149,7 @@ def perform(task: Task, run: Run) -> Outcome:
 def _own_int8(task: Task, run: Run, folder: Path) -> Outcome:
     images = task.calib.images
     wall, cpu = time.perf_counter(), time.process_time()
-    path = quantize_with_onnxruntime(task.model, images, folder)
+    path = quantize_with_onnxruntime(task.model, images, folder, reduce_range=task.work.reduce_range)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     return Outcome(run=run, top1=evaluate(path, task).top1, wall_seconds=wall, cpu_seconds=cpu)
 

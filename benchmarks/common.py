@@ -59,8 +59,13 @@ def open_session(path: Path, threads: int, config: Mapping[str, str] | None = No
         raise ValidationError(f"{path.name}: onnxruntime does not load it ({essential_line(error)})") from error
 
 
-def quantize_with_onnxruntime(model: Path, images: Array, folder: Path, batch: int = 32) -> Path:
-    """Quantize statically with onnxruntime: QDQ, per channel, INT8 weights, min-max over the images."""
+def quantize_with_onnxruntime(
+    model: Path, images: Array, folder: Path, batch: int = 32, *, reduce_range: bool = False
+) -> Path:
+    """Quantize statically with onnxruntime: QDQ, per channel, INT8 weights, min-max over the images.
+
+    ``reduce_range``: weights of 7 bits, which no kernel saturates on.
+    """
     from onnxruntime import quantization
     from onnxruntime.quantization import shape_inference
 
@@ -83,6 +88,7 @@ def quantize_with_onnxruntime(model: Path, images: Array, folder: Path, batch: i
         per_channel=True,
         activation_type=quantization.QuantType.QUInt8,
         weight_type=quantization.QuantType.QInt8,
+        reduce_range=reduce_range,
     )
     return quantized
 

@@ -217,14 +217,11 @@ def _check_paths(request: Request) -> None:
         inputs += external_files(request.model)
     check_writable(request.output, overwrite=request.overwrite, inputs=inputs)
     if request.report is not None:
-        if request.report.resolve() in (request.output.resolve(), _data(request.output).resolve()):
+        from pdq_export.graph.save import data_path
+
+        if request.report.resolve() in (request.output.resolve(), data_path(request.output).resolve()):
             raise OptionError(f"{request.report}: is both --report and --output; expected two files")
         check_writable(request.report, overwrite=request.overwrite, inputs=inputs)
-
-
-def _data(output: Path) -> Path:
-    """Where the weights go with --external-data."""
-    return output.with_name(f"{output.name}.data")
 
 
 def _run(request: Request, console: Console, *, quiet: bool, verbose: bool) -> "Result":

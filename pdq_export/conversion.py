@@ -12,7 +12,7 @@ from pdq_export.errors import ExportError, ModelError, OptionError, PdqError, Va
 from pdq_export.export import assemble, find_layout, layout_names, read_source, required_opset
 from pdq_export.export.layouts import Quantized
 from pdq_export.export.source import Source, fill_missing
-from pdq_export.graph.load import read_model
+from pdq_export.graph.load import in_memory, read_model
 from pdq_export.graph.lookup import GraphIndex, opset_version
 from pdq_export.graph.passes import lower_opset, raise_opset, tidy
 from pdq_export.validate import Session, check_loads
@@ -30,7 +30,7 @@ def convert(model: str | Path | onnx.ModelProto, target: str, *, opset: int | No
     and for an opset that cannot be had, ValidationError where outputs differ.
     """
     check_target(target)
-    file = read_model(model) if isinstance(model, str | Path) else model
+    file = read_model(model) if isinstance(model, str | Path) else in_memory(model)
     where = "model" if isinstance(model, onnx.ModelProto) else str(model)
     properties = {entry.key: entry.value for entry in file.metadata_props}
     written_for = properties.get("pdq_export.target", "")

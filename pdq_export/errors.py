@@ -1,4 +1,4 @@
-"""Every error a user can meet. The command line turns them into one message and exit code 2.
+"""Every error a user can meet, and what messages share. The command line makes one message and exit code 2 of them.
 
 A message says where, what was found, what was expected and what to do about it.
 """

@@ -122,18 +122,8 @@ _LONG_STEPS: Mapping[str, Any] = {
     "equalize_channels": True,
 }
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "fast": {
-        "samples": 256,
-        "iters": 100,
-        "correction_iters": 10,
-        **_LONG_STEPS,
-    },
-    "balanced": {
-        "samples": 1024,
-        "iters": 200,
-        "correction_iters": 20,
-        **_LONG_STEPS,
-    },
+    "fast": {"samples": 256, "iters": 100, "correction_iters": 10, **_LONG_STEPS},
+    "balanced": {"samples": 1024, "iters": 200, "correction_iters": 20, **_LONG_STEPS},
     "paper": {"samples": 1024, "iters": 20000, "correction_iters": 500},
 }
 
@@ -164,8 +154,8 @@ def choose_options(
     for name, (part, reason) in _NEEDS.items():
         if name in overrides and not part(chosen):
             raise OptionError(
-                f"{name} is given, but it has no effect: with method {method!r}, preset {preset!r} and what is set "
-                f"{reason}; leave it out, or change that"
+                f"{name} is given, but it has no effect: {reason}, with method {method!r}, preset {preset!r} and the "
+                "other options; leave it out, or change that"
             )
     return chosen
 
@@ -208,14 +198,13 @@ _NEEDS: Mapping[str, _Needed] = {
     **dict.fromkeys(("prediction_interval", "lambda_r", "output_loss"), _PREDICTED),
     "temperature": (lambda o: _predicts(o) and o.output_loss != "mse", "predictions are not compared by KL"),
     **dict.fromkeys(("lambda_c", "correction_lr"), _CORRECTED),
-    "search_samples": (lambda o: o.search_samples <= o.samples, "it is more than there are images (samples)"),
 }
 
 
 def _check_name(what: str, name: str, known: Iterable[str]) -> None:
     known = list(known)
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=3)
+        near = difflib.get_close_matches(str(name), known, n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise OptionError(f"{what} {name!r} is unknown; expected one of {', '.join(known)}{hint}")
 

@@ -73,7 +73,7 @@ class Progress:
 class Result:
     """``model``: the quantized file's content. ``tensors``: its integers, scales and zero_points by tensor name.
 
-    ``files``: what was written, the model and where there is one the file of its weights.
+    ``files``: what was written, the model and where there is one the file of its weights; empty without ``output``.
     """
 
     model: onnx.ModelProto
@@ -257,7 +257,10 @@ class _Samples:
 
 
 def _read_samples(calib: Source, eval: Source | None, specs: Sequence[InputSpec], limit: int) -> _Samples:
-    """At most ``limit`` samples to calibrate on; without ``eval`` they are judged on, too, in whole batches."""
+    """At most ``limit`` samples to calibrate on, and those to judge on, in whole batches: ``eval``, or else the same.
+
+    Warns of samples that are all the same, left over, or in both.
+    """
     calibration = read_data(calib, specs, limit=limit)
     judged = _whole_batches(calibration if eval is None else read_data(eval, specs), specs[0].shape[0] or 1)
     if all_equal(calibration):
@@ -401,7 +404,7 @@ def _device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise OptionError(f"--device {name!r}: expected auto, cpu, cuda or cuda:N") from None
     if device.type not in ("cpu", "cuda"):
         raise OptionError(f"--device {name!r}: expected auto, cpu, cuda or cuda:N")

@@ -251,6 +251,11 @@ def test_a_float_model_is_refused(tmp_path: Path) -> None:
         convert(path, "native")
 
 
+def test_what_is_no_model_is_named() -> None:
+    with pytest.raises(ModelError, match=r"bytes given as model; expected a path or an onnx\.ModelProto"):
+        convert(b"model", "native")  # type: ignore[arg-type]
+
+
 @pytest.mark.wide_weights
 def test_tensorrt_is_another_calibration() -> None:
     with pytest.raises(OptionError, match="--target tensorrt: a finished file cannot be converted"):

@@ -173,6 +173,7 @@ def test_the_same_call_gives_the_same_bytes(
     second = run_embedded(evaluation, "4/4", output=output, progress=progress)
     assert content(second.model) == content(first.model)
     assert output.read_bytes() == content(first.model)
+    assert (first.files, second.files) == ((), (output,))
     assert [path.name for path in tmp_path.iterdir()] == ["out.onnx"]
     reports = [result.report.to_dict() for result in (first, second)]
     assert [report["quantized"].pop("name") for report in reports] == ["", "out.onnx"]
@@ -332,6 +333,7 @@ def test_external_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = {"bits": "4/4", "calib": images(), "options": FAST, "device": "cpu"}
     result = quantize(small(DEEPER), output=path, external_data=True, **arguments)
     data = tmp_path / "out.onnx.data"
+    assert result.files == (path, data)
     assert result.report.quantized.size == path.stat().st_size + data.stat().st_size
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     assert session.run(None, {"image": images()})[0].shape == (10, 5)
@@ -369,6 +371,7 @@ def test_convert_writes_what_quantizing_would_have_written(target: str) -> None:
         (OptionError, "exists already", {"output": "images.npy", "calib": images()}),
         (OptionError, "--weights asymmetric: TensorRT", {"bits": "8/8", "weights": "asymmetric", "target": "tensorrt"}),
         (OptionError, "'tpu': expected auto, cpu", {"device": "tpu"}),
+        (OptionError, "None: expected auto, cpu", {"device": None}),
         (OptionError, "--device 'cuda:99'", {"device": "cuda:99"}),
         (OptionError, "--max-memory 'much': expected a size", {"max_memory": "much"}),
         (OptionError, "--max-memory 1 MB: with the model and the images the process holds", {"max_memory": "1MB"}),

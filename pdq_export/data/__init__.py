@@ -4,7 +4,7 @@ from pdq_export.data.image_set import ImageSet
 from pdq_export.data.input_set import InputSet
 from pdq_export.data.input_spec import InputSpec
 from pdq_export.data.load import Source, check_exists, find_default, load_images, load_inputs, read_data
-from pdq_export.data.overlap import all_equal, count_shared, image_digests, shared_digests
+from pdq_export.data.overlap import all_equal, count_shared, image_digests
 
 __all__ = [
     "ImageSet",
@@ -19,5 +19,4 @@ __all__ = [
     "load_images",
     "load_inputs",
     "read_data",
-    "shared_digests",
 ]

@@ -32,11 +32,7 @@ def all_equal(images: ImageSet | InputSet) -> bool:
 
 def count_shared(calibration: ImageSet | InputSet, evaluation: ImageSet | InputSet) -> int:
     """How many of the ``evaluation`` images are among those of ``calibration``, value for value."""
-    return shared_digests(*image_digests(calibration, evaluation))
-
-
-def shared_digests(seen: list[bytes], judged: list[bytes]) -> int:
-    """How many of the ``judged`` are among those ``seen``."""
+    seen, judged = image_digests(calibration, evaluation)
     return sum(map(set(seen).__contains__, judged))
 
 

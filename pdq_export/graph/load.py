@@ -54,7 +54,7 @@ def external_files(path: str | Path) -> list[Path]:
 
 def check_model(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a model that is already in memory after the same checks. Raises ModelError."""
-    checks.check_opset(model)
+    checks.check_opset(in_memory(model))
     if model.graph.sparse_initializer:
         name = model.graph.sparse_initializer[0].values.name
         raise ModelError(f"tensor {name!r}: is sparse; expected dense weights; export the model again")
@@ -64,6 +64,13 @@ def check_model(model: onnx.ModelProto) -> onnx.ModelProto:
     checks.check_not_quantized(model)
     checks.check_finite(model)
     check_tensor_sizes(model)
+    return model
+
+
+def in_memory(model: object) -> onnx.ModelProto:
+    """The argument. Raises ModelError where it is no model, but what a caller took for one, or for a path."""
+    if not isinstance(model, onnx.ModelProto):
+        raise ModelError(f"{type(model).__name__} given as model; expected a path or an onnx.ModelProto")
     return model
 
 

@@ -81,7 +81,7 @@ class KernelCount:
 
 
 class Session:
-    """A model in onnxruntime on the CPU, with default session options but that idle threads sleep, and ``config``.
+    """A model in onnxruntime on the CPU, with default session options and ``config``; idle threads do not spin.
 
     ``model``: bytes or a path. ``config``: see `needed_config`. ``threads``: of one operator; None lets onnxruntime
     choose. Without ``optimize`` the graph is run as it is written. ``outputs``: the graph's, those that are tensors.
@@ -224,7 +224,7 @@ def _between_pairs(graph: onnx.GraphProto) -> Iterator[str]:
 def _options(threads: int | None, config: Mapping[str, str] | None = None) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL_ONLY  # what goes wrong comes as an exception as well
-    # Two sessions and torch take turns: threads that spin for their next turn would hold the cores of who has it.
+    # Two sessions and torch alternate: spinning threads of an idle one would take the cores from the one that runs.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     for key, value in (config or {}).items():
         options.add_session_config_entry(key, value)

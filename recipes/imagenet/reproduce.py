@@ -66,7 +66,7 @@ def quantize(
     published = PAPER[name]
     overrides: dict[str, Any] = {
         "temperature": published.temperature,
-        "lambda_c": published.lambda_c,
+        **({"lambda_c": published.lambda_c} if budget["correction_iters"] else {}),
         "lambda_r": published.lambda_r,
         "rounding_weight": published.rounding_weight,
         **budget,

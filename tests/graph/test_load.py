@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from pdq_export.errors import ModelError
-from pdq_export.graph.load import load_model
+from pdq_export.graph.load import check_model, load_model
 
 from .models import build, node, norm_constants, random
 
@@ -40,6 +40,11 @@ def refused(path: Path, *patterns: str) -> str:
     for pattern in patterns:
         assert re.search(pattern, message), message
     return message
+
+
+def test_what_is_no_model() -> None:
+    with pytest.raises(ModelError, match=r"NoneType given as model; expected a path or an onnx\.ModelProto"):
+        check_model(None)  # type: ignore[arg-type]
 
 
 def test_a_good_file_comes_back_unchanged(tmp_path: Path) -> None:
