@@ -56,6 +56,18 @@ def _check_names(path: Path, found: Mapping[str, Tensor], wanted: Mapping[str, T
         raise ModelError(f"{path}: {text}; expected the names in benchmarks/architectures.py; rename the tensors")
 
 
+def settings(name: str, budget: Mapping[str, int]) -> dict[str, Any]:
+    """The paper's hyper-parameters for the network ``name``, as far as ``budget`` has a use for them, and ``budget``."""
+    published = PAPER[name]
+    return {
+        "temperature": published.temperature,
+        **({"lambda_c": published.lambda_c} if budget["correction_iters"] else {}),
+        "lambda_r": published.lambda_r,
+        "rounding_weight": published.rounding_weight,
+        **budget,
+    }
+
+
 def quantize(
     name: str, model: Path, bits: str, calibration: ImageSet, output: Path, budget: Mapping[str, int], device: str
 ) -> None:
@@ -63,14 +75,6 @@ def quantize(
 
     ``budget``: samples, iters, correction_iters, batch_size and seed.
     """
-    published = PAPER[name]
-    overrides: dict[str, Any] = {
-        "temperature": published.temperature,
-        **({"lambda_c": published.lambda_c} if budget["correction_iters"] else {}),
-        "lambda_r": published.lambda_r,
-        "rounding_weight": published.rounding_weight,
-        **budget,
-    }
     result = pdq_export.quantize(
         model,
         bits=bits,
@@ -78,7 +82,7 @@ def quantize(
         output=output,
         overwrite=True,
         preset="paper",
-        options=overrides,
+        options=settings(name, budget),
         device=device,
     )
     output.with_suffix(".json").write_text(result.report.to_json(), encoding="utf-8")

@@ -11,10 +11,11 @@ from PIL import Image
 from benchmarks.architectures import ARCHITECTURES, build, export
 from pdq_export.data import load_images
 from pdq_export.errors import DataError, ModelError
+from pdq_export.options import choose_options
 from pdq_export.validate import Session
 from recipes.imagenet.images import draw, list_samples, load, load_as_in_training, preprocessing, random_crop
 from recipes.imagenet.paper import PAPER
-from recipes.imagenet.reproduce import evaluate, load_checkpoint, main
+from recipes.imagenet.reproduce import evaluate, load_checkpoint, main, settings
 
 SIZE = 32
 CLASSES = ("n01440764", "n01443537", "n01484850")
@@ -129,6 +130,13 @@ def test_checkpoint_of_something_else_is_refused(content: object, tmp_path: Path
 
 def test_every_network_has_its_figures() -> None:
     assert set(PAPER) == set(ARCHITECTURES)
+
+
+@pytest.mark.parametrize("correction_iters", [0, 500])
+@pytest.mark.parametrize("name", PAPER)
+def test_every_budget_can_be_run(name: str, correction_iters: int) -> None:
+    chosen = choose_options(preset="paper", overrides=settings(name, {"correction_iters": correction_iters}))
+    assert (chosen.correction_iters, chosen.temperature) == (correction_iters, PAPER[name].temperature)
 
 
 @pytest.mark.usefixtures("short_search")
