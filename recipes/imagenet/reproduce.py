@@ -57,7 +57,7 @@ def _check_names(path: Path, found: Mapping[str, Tensor], wanted: Mapping[str, T
 
 
 def settings(name: str, budget: Mapping[str, int]) -> dict[str, Any]:
-    """The paper's hyper-parameters for the network ``name``, as far as ``budget`` has a use for them, and ``budget``."""
+    """The paper's hyper-parameters for the network ``name``, as far as ``budget`` has a use for them, and that."""
     published = PAPER[name]
     return {
         "temperature": published.temperature,
