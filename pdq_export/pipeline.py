@@ -59,6 +59,8 @@ Data = ImageSet | InputSet
 
 # Of onnxruntime from the simulation, where all is well: rounding that differs in a few integers stays far below.
 _LARGEST_DEVIATION = 0.01
+# Relative error of outputs that say nothing of FP32's any more.
+_USELESS = 0.9
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -230,6 +232,7 @@ def quantize(
         ],
         predictions=calibrated.predictions,
     )
+    _tell_useless(report, samples.judged)
     report = dataclasses.replace(report, saturated_layers=_saturated_layers(report, plan))
     written: dict[Path, bytes] = {}
     if output is not None:
@@ -304,6 +307,19 @@ def _tell_tail(plan: Plan, compared: Sequence[str]) -> None:
     )
 
 
+def _tell_useless(report: Report, judged: Data) -> None:
+    """Warn where an output is hardly nearer to FP32's than zeros are."""
+    for output in report.outputs:
+        if (error := output.quantized_float.relative_error) > _USELESS:
+            logger.warning(
+                "output %r: its error on %s is %.0f %% of FP32's output, where zeros have 100 %%: the file is of no use; "
+                "calibrate on images like those, or use more bits, images or steps",
+                output.name,
+                judged.source,
+                100 * error,
+            )
+
+
 def _saturated_layers(report: Report, plan: Plan) -> tuple[str, ...]:
     """Where onnxruntime's results are not the simulation's and its kernels saturate on this processor, with a warning.
 
@@ -320,8 +336,7 @@ def _saturated_layers(report: Report, plan: Plan) -> tuple[str, ...]:
     for name, error in differing:
         logger.warning(
             "output %r: onnxruntime is %.1f %% off the simulation: on this processor its kernels saturate on "
-            "weights of more than 7 bits with 8-bit inputs (%s); quantize with --reduce-range if the file is to "
-            "run on such",
+            "weights of more than 7 bits with 8-bit inputs (%s); quantize with --reduce-range for processors like it",
             name,
             100 * error,
             first_few([repr(layer) for layer in layers]),

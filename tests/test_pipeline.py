@@ -247,6 +247,14 @@ def test_evaluation_images_that_calibration_has_seen_are_told(caplog: pytest.Log
     assert not caplog.text
 
 
+def test_a_file_of_no_use_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    x = images()
+    quantize(small(), bits="4/4", calib=x, eval=x, method="nearest", device="cpu")
+    assert "of no use" not in caplog.text
+    quantize(small(), bits="4/4", calib=x / 1000, eval=x, method="nearest", device="cpu")
+    assert "output 'y': its error on array is 100 % of FP32's output" in caplog.text
+
+
 def test_images_that_are_all_the_same_are_told(caplog: pytest.LogCaptureFixture) -> None:
     quantize(small(), bits="4/4", calib=np.ones((8, 3, 8, 8), np.float32), method="nearest", device="cpu")
     assert "all 8 images are the same" in caplog.text

@@ -1,6 +1,6 @@
 """Images from .npz and .npy files.
 
-Headers are read first and checked before memory is taken, and only the images asked for are read: an archive of a few
+Headers are read first and checked before memory is taken, and only the images asked for are kept: an archive of a few
 kilobytes may declare terabytes. Pickled objects are never loaded.
 """
 
@@ -19,9 +19,9 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from pdq_export.data.checks import check_bytes, check_labels, check_shape
+from pdq_export.data.checks import MAX_BYTES, check_bytes, check_labels, check_shape
 from pdq_export.data.image_set import ImageSet
-from pdq_export.data.input_set import InputSet, check_names
+from pdq_export.data.input_set import InputSet, check_lengths, check_names
 from pdq_export.data.input_spec import InputSpec, format_shape
 from pdq_export.errors import DataError
 
@@ -69,13 +69,16 @@ def load_npz_inputs(path: Path, *, expected: Sequence[InputSpec], limit: int | N
     with _damage_is_an_error(where), zipfile.ZipFile(path) as archive:
         names = {name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")}
         check_names(where, names, expected)
-        arrays = {}
+        arrays, lengths = {}, {}
         for spec in expected:
             with _open_member(archive, where, spec.name) as (file, header):
                 check_bytes(f"{where}[{spec.name}]", header.shape, header.dtype.itemsize)
                 arrays[spec.name] = _read_head(file, where, header, limit)
+                lengths[spec.name] = header.shape[0] if header.shape else 0
+        check_lengths(where, lengths)
         if "labels" in names - arrays.keys():
-            labels = _read_small(archive, where, "labels", LONGEST_LABELS)[:limit]
+            labels = _read_small(archive, where, "labels", LONGEST_LABELS)
+            labels = check_labels(where, labels, lengths[expected[0].name])[:limit]
     return InputSet.from_arrays(arrays, labels=labels, source=where, expected=expected)
 
 
@@ -136,7 +139,10 @@ def _read_header(file: IO[bytes], where: str) -> _Header:
 
 @contextmanager
 def _open_member(archive: zipfile.ZipFile, where: str, name: str) -> Iterator[tuple[IO[bytes], _Header]]:
-    """Open an array of the archive behind its header, whose size must be what the archive declares."""
+    """Open an array of the archive behind its header, whose size must be what the archive declares.
+
+    What was not read is read at the end, as far as it can be meant: only then does the archive compare checksums.
+    """
     info = archive.getinfo(f"{name}.npy")
     with archive.open(info) as file:
         header = _read_header(file, f"{where}[{name}]")
@@ -148,6 +154,8 @@ def _open_member(archive: zipfile.ZipFile, where: str, name: str) -> Iterator[tu
                 f"expected {header.nbytes:,}: write it again with np.savez"
             )
         yield file, header
+        while info.file_size <= MAX_BYTES and file.read(_BLOCK):
+            pass
 
 
 def _read_images(
@@ -163,8 +171,8 @@ def _read_small(archive: zipfile.ZipFile, where: str, name: str, limit: int) -> 
     """Read labels, mean or std, which cannot be meant to be much longer than ``limit``."""
     with _open_member(archive, where, name) as (file, header):
         if math.prod(header.shape) > limit:
-            found = format_shape(header.shape)
-            raise DataError(f"{where}[{name}]: shape {found}; expected at most {limit} values")
+            found, meant = format_shape(header.shape), ", the class of each image" * (name == "labels")
+            raise DataError(f"{where}[{name}]: shape {found}; expected at most {limit} values{meant}")
         return _read_head(file, where, header, None)
 
 

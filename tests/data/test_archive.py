@@ -136,7 +136,10 @@ def test_damage_is_an_error_of_ours_or_harmless(tmp_path: Path, data: st.DataObj
         ({}, r"holds nothing; expected an array named 'images' or 'x'"),
         ({"images": BYTES, "mean": STATISTICS["mean"]}, r"uint8 images without std"),
         ({"images": BYTES, **STATISTICS, "labels": np.arange(4)}, r"labels of shape 4 for 6 images"),
-        ({"images": BYTES, **STATISTICS, "labels": np.arange(99)}, r"\[labels\]: shape 99; expected at most 6"),
+        (
+            {"images": BYTES, **STATISTICS, "labels": np.arange(99)},
+            r"\[labels\]: shape 99; .* at most 6 values, the class",
+        ),
         ({"images": BYTES, "mean": np.zeros(1000), "std": np.ones(3)}, r"\[mean\]: shape 1000; expected at most"),
         ({"images": FLOATS[:, :, :2]}, r"images are 3 x 2 x 5 .* \(\? x 3 x 4 x 5, float32\)"),
         ({"images": np.array([FLOATS, None], dtype=object)}, r"\[images\]: an array of Python objects"),
@@ -194,6 +197,15 @@ def test_a_bomb_of_zeros_is_read_only_as_far_as_asked(tmp_path: Path) -> None:
     assert path.stat().st_size < 10**6
     images = load_images(path, limit=2)
     assert images.pixels.base is None or images.pixels.base.nbytes == 2 * 3 * 256 * 256 * 4
+
+
+def test_damage_behind_what_is_read_is_found(tmp_path: Path) -> None:
+    path = npz(tmp_path, images=np.random.default_rng(0).random((64, 3, 40, 50), np.float32))
+    content = bytearray(path.read_bytes())
+    content[-100_000:-90_000] = bytes(10_000)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"not a readable NumPy file .*CRC"):
+        load_images(path, limit=2)
 
 
 @pytest.mark.parametrize("shape", ["(-1, 3, 4, 5)", "(True, 3, 4, 5)", "('a',)", "7"])

@@ -59,16 +59,24 @@ def test_every_form_of_data(tmp_path: Path) -> None:
         ),
         ({"image": np.zeros((6, 3, 4), np.float32)}, "[image]: float32 of shape 6 x 3 x 4"),
         ({"image": np.zeros((6, 3, 4, 5))}, "[image]: float64 of shape"),
-        ({"image": np.zeros((0, 3, 4, 5), np.float32)}, "of shape 0 x 3 x 4 x 5"),
+        ({"image": np.zeros((0, 3, 4, 5), np.float32)}, "arrays of different length: 'image' 0, 'a/b' 6"),
         ({"a/b": np.zeros((5, 2), np.float32)}, "arrays of different length: 'image' 6, 'a/b' 5"),
         ({"a/b": np.full((6, 2), np.nan, np.float32)}, "[a/b]: holds NaN or Inf"),
         ({"labels": np.zeros(5, np.int64)}, "labels of shape 5 for 6 images"),
     ],
 )
 def test_what_does_not_fit(tmp_path: Path, changes: dict[str, np.ndarray], message: str) -> None:
-    with pytest.raises(DataError) as caught:
-        load_inputs(saved(tmp_path, **changes), expected=SPECS)
-    assert message in str(caught.value)
+    for limit in (None, 6):
+        with pytest.raises(DataError) as caught:
+            load_inputs(saved(tmp_path, **changes), expected=SPECS, limit=limit)
+        assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a/b", "labels"])
+def test_lengths_count_behind_what_is_read(tmp_path: Path, name: str) -> None:
+    short = {"a/b": np.zeros((5, 2), np.float32), "labels": np.zeros(5, np.int64)}[name]
+    with pytest.raises(DataError, match=r"different length: 'image' 6, 'a/b' 5|labels of shape 5 for 6 images"):
+        load_inputs(saved(tmp_path, **{name: short}), expected=SPECS, limit=2)
 
 
 def test_what_is_missing(tmp_path: Path) -> None:
