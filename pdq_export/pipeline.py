@@ -312,7 +312,7 @@ def _tell_useless(report: Report, judged: Data) -> None:
     for output in report.outputs:
         if (error := output.quantized_float.relative_error) > _USELESS:
             logger.warning(
-                "output %r: its error on %s is %.0f %% of FP32's output, where zeros have 100 %%: the file is of no use; "
+                "output %r: its error on %s is %.0f %% of FP32's output (zeros have 100 %%): the file is of no use; "
                 "calibrate on images like those, or use more bits, images or steps",
                 output.name,
                 judged.source,
