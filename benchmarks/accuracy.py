@@ -28,7 +28,7 @@ import torch
 import pdq_export
 from benchmarks.common import StageClock, digest, open_session, parse_setting, quantize_with_onnxruntime
 from benchmarks.results import FULL, Outcome, Run, Work, append, read, tables
-from pdq_export.data import ImageSet, count_shared, image_digests, load_images
+from pdq_export.data import ImageSet, count_shared_digests, image_digests, load_images
 from pdq_export.errors import DataError, OptionError, PdqError
 from pdq_export.graph.load import load_model
 from pdq_export.graph.lookup import GraphIndex
@@ -76,13 +76,13 @@ def prepare(options: argparse.Namespace) -> Task:
     calib, judged = load_images(options.calib, limit=chosen.samples), load_images(options.eval)
     if judged.labels is None:
         raise OptionError(f"--eval {options.eval}: it has no labels; expected one an image, for accuracy")
-    if shared := count_shared(calib, judged):
+    calib_digests, eval_digests = image_digests(calib, judged)
+    if shared := count_shared_digests(calib_digests, eval_digests):
         raise DataError(
             f"--eval {options.eval}: {shared:,} of its {len(judged):,} images are among the {len(calib):,} of --calib "
             f"{options.calib}, pixel for pixel; expected images that calibration never sees; leave them out"
         )
     model = load_model(options.model)
-    calib_digests, eval_digests = image_digests(calib, judged)
     work = Work(
         model=options.model.name,
         model_sha256=digest(model.SerializeToString(deterministic=True)),

@@ -133,18 +133,12 @@ class _Engine:
         blocks = self.plan.blocks
         for position, block in enumerate(blocks):
             logger.info("block %d of %d: %s", position + 1, len(blocks), block.name)
+            place = BlockProgress(
+                block=block.name, index=position, count=len(blocks), step=0, steps=self.options.iters, loss=0.0
+            )
 
-            def report(step: int, loss: float, block: Block = block, position: int = position) -> None:
-                progress(
-                    BlockProgress(
-                        block=block.name,
-                        index=position,
-                        count=len(blocks),
-                        step=step,
-                        steps=self.options.iters,
-                        loss=loss,
-                    )
-                )
+            def report(step: int, loss: float, place: BlockProgress = place) -> None:
+                progress(dataclasses.replace(place, step=step, loss=loss))
 
             self._calibrate_block(block, blocks[position + 1 :], report)
             self._advance(block, blocks[position + 1 :])

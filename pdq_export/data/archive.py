@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from pdq_export.data.checks import MAX_BYTES, check_bytes, check_labels, check_shape
 from pdq_export.data.image_set import ImageSet
-from pdq_export.data.input_set import InputSet, check_lengths, check_names
+from pdq_export.data.input_set import InputSet, check_names
 from pdq_export.data.input_spec import InputSpec, format_shape
 from pdq_export.errors import DataError
 
@@ -75,11 +75,9 @@ def load_npz_inputs(path: Path, *, expected: Sequence[InputSpec], limit: int | N
                 check_bytes(f"{where}[{spec.name}]", header.shape, header.dtype.itemsize)
                 arrays[spec.name] = _read_head(file, where, header, limit)
                 lengths[spec.name] = header.shape[0] if header.shape else 0
-        check_lengths(where, lengths)
         if "labels" in names - arrays.keys():
             labels = _read_small(archive, where, "labels", LONGEST_LABELS)
-            labels = check_labels(where, labels, lengths[expected[0].name])[:limit]
-    return InputSet.from_arrays(arrays, labels=labels, source=where, expected=expected)
+    return InputSet.from_arrays(arrays, labels=labels, source=where, expected=expected, limit=limit, lengths=lengths)
 
 
 def load_npy(path: Path, *, expected: InputSpec | None, limit: int | None) -> ImageSet:

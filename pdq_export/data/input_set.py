@@ -35,12 +35,20 @@ class InputSet:
         source: str = "arrays",
         expected: Sequence[InputSpec],
         limit: int | None = None,
+        lengths: Mapping[str, int] | None = None,
     ) -> "InputSet":
-        """The first ``limit`` rows of the arrays, by input name. Raises DataError where they do not fit the inputs."""
+        """The first ``limit`` rows of the arrays, by input name. Raises DataError where they do not fit the inputs.
+
+        ``lengths``: how many rows there are of each, by name, where ``arrays`` hold only the first ``limit``.
+        """
         check_names(source, arrays, expected)
         chosen = [_checked(np.asarray(arrays[spec.name]), f"{source}[{spec.name}]", spec) for spec in expected]
-        check_lengths(source, {spec.name: len(array) for spec, array in zip(expected, chosen, strict=True)})
-        checked = None if labels is None else check_labels(source, np.asarray(labels), len(chosen[0]))[:limit]
+        lengths = lengths or {spec.name: len(array) for spec, array in zip(expected, chosen, strict=True)}
+        counts = set(lengths.values())
+        if len(counts) != 1:
+            sizes = ", ".join(f"{name!r} {length}" for name, length in lengths.items())
+            raise DataError(f"{source}: arrays of different length: {sizes}; expected one row of each for every sample")
+        checked = None if labels is None else check_labels(source, np.asarray(labels), counts.pop())[:limit]
         rows = tuple(np.ascontiguousarray(array[:limit]) for array in chosen)
         return cls(names=tuple(spec.name for spec in expected), arrays=rows, labels=checked, source=source)
 
@@ -70,13 +78,6 @@ class InputSet:
         """All samples in order, ``size`` at a time; the last batch may be smaller."""
         for start in range(0, len(self), size):
             yield tuple(array[start : start + size] for array in self.arrays)
-
-
-def check_lengths(where: str, lengths: Mapping[str, int]) -> None:
-    """Raise DataError where the arrays, by name, have not all the same number of rows."""
-    if len(set(lengths.values())) > 1:
-        sizes = ", ".join(f"{name!r} {length}" for name, length in lengths.items())
-        raise DataError(f"{where}: arrays of different length: {sizes}; expected one row of each for every sample")
 
 
 def check_names(where: str, names: Iterable[str], expected: Sequence[InputSpec]) -> None:

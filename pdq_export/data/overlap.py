@@ -32,7 +32,11 @@ def all_equal(images: ImageSet | InputSet) -> bool:
 
 def count_shared(calibration: ImageSet | InputSet, evaluation: ImageSet | InputSet) -> int:
     """How many of the ``evaluation`` images are among those of ``calibration``, value for value."""
-    seen, judged = image_digests(calibration, evaluation)
+    return count_shared_digests(*image_digests(calibration, evaluation))
+
+
+def count_shared_digests(seen: list[bytes], judged: list[bytes]) -> int:
+    """How many of the ``judged`` are among those ``seen``, both of `image_digests`."""
     return sum(map(set(seen).__contains__, judged))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import onnx
 
+from pdq_export.graph.save import data_path
 from pdq_export.validate import Accuracy, Agreement, KernelCount, ModelInfo, OutputAgreement, Report
 
 
@@ -65,7 +66,7 @@ class FakePipeline:
         self.calls.append({"model": model, **options})
         self.act(options["progress"])
         output = options["output"]
-        files = (output, *([output.with_name(f"{output.name}.data")] if options["external_data"] else []))
+        files = (output, *([data_path(output)] if options["external_data"] else []))
         for path in files:
             path.write_bytes(b"quantized")
         return types.SimpleNamespace(model=onnx.ModelProto(), plan=None, tensors={}, report=self.report, files=files)

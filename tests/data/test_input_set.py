@@ -59,7 +59,7 @@ def test_every_form_of_data(tmp_path: Path) -> None:
         ),
         ({"image": np.zeros((6, 3, 4), np.float32)}, "[image]: float32 of shape 6 x 3 x 4"),
         ({"image": np.zeros((6, 3, 4, 5))}, "[image]: float64 of shape"),
-        ({"image": np.zeros((0, 3, 4, 5), np.float32)}, "arrays of different length: 'image' 0, 'a/b' 6"),
+        ({"image": np.zeros((0, 3, 4, 5), np.float32)}, "of shape 0 x 3 x 4 x 5"),
         ({"a/b": np.zeros((5, 2), np.float32)}, "arrays of different length: 'image' 6, 'a/b' 5"),
         ({"a/b": np.full((6, 2), np.nan, np.float32)}, "[a/b]: holds NaN or Inf"),
         ({"labels": np.zeros(5, np.int64)}, "labels of shape 5 for 6 images"),
