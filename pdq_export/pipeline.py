@@ -17,8 +17,8 @@ from pdq_export.calibrate import BlockProgress, Calibrated, calibrate
 from pdq_export.calibrate.equalization import channel_factors
 from pdq_export.calibrate.memory import parse_size, trim_heap
 from pdq_export.calibrate.precision import full_float32
-from pdq_export.data import ImageSet, InputSet, InputSpec, Source, all_equal, check_exists, count_shared, read_data
-from pdq_export.errors import DataError, OptionError, first_few
+from pdq_export.data import Source, check_exists
+from pdq_export.errors import OptionError, first_few
 from pdq_export.export import MIN_OPSET, export_model, find_layout
 from pdq_export.frontend import check_batch, check_runs, import_model
 from pdq_export.graph.edit import with_constants
@@ -30,8 +30,8 @@ from pdq_export.graph.save import check_output, save_model
 from pdq_export.numerics.ramp import ramp_qparams
 from pdq_export.options import choose_options
 from pdq_export.plan import PlanOptions, network_family, without_tail
-from pdq_export.plan.saturation import saturating_layers
 from pdq_export.plan.summary import summarize_layers
+from pdq_export.samples import check_labels, read_samples
 from pdq_export.spec import BitWidths, Plan, QuantizedTensors, Ramp
 from pdq_export.stages import (
     collect_settings,
@@ -48,19 +48,11 @@ from pdq_export.validate import (
     Report,
     check_loads,
     check_same,
-    kernels_saturate,
     validate,
 )
-from pdq_export.validate.compare import class_scores
+from pdq_export.verdict import saturated_layers, warn_useless
 
 logger = logging.getLogger(__name__)
-
-Data = ImageSet | InputSet
-
-# Of onnxruntime from the simulation, where all is well: rounding that differs in a few integers stays far below.
-_LARGEST_DEVIATION = 0.01
-# Relative error of outputs that say nothing of FP32's any more.
-_USELESS = 0.9
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -169,7 +161,7 @@ def quantize(
     core = without_tail(prepared.model, plan.tail)
     network = import_model(free_batch.run(core))
     check_batch(network, core)
-    samples = _read_samples(calib, eval, specs, chosen.samples)
+    samples = read_samples(calib, eval, specs, chosen.samples)
     scores, *_ = check_runs(network, _as_seen(samples.calibration.head(2).inputs(), prepared))
     if samples.judged.labels is not None and not plan.tail:
         check_labels(prepared.model.graph.output[0].name, scores.numpy(), samples.judged)
@@ -232,44 +224,13 @@ def quantize(
         ],
         predictions=calibrated.predictions,
     )
-    _tell_useless(report, samples.judged)
-    report = dataclasses.replace(report, saturated_layers=_saturated_layers(report, plan))
+    warn_useless(report, samples.judged)
+    report = dataclasses.replace(report, saturated_layers=saturated_layers(report, plan))
     written: dict[Path, bytes] = {}
     if output is not None:
         written = save_model(output, quantized, external=external_data)
         report = dataclasses.replace(report, quantized=ModelInfo.of(Path(output).name, *written.values()))
     return Result(model=quantized, plan=plan, tensors=calibrated.tensors, report=report, files=tuple(written))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Samples:
-    """What is calibrated on and what is judged on; ``shared``: how many of the latter calibration sees."""
-
-    calibration: Data
-    judged: Data
-    shared: int
-
-    def settings(self) -> dict[str, Any]:
-        """What the report says of them."""
-        return {
-            "calibration": str(self.calibration),
-            "evaluation": str(self.judged),
-            "evaluated_on_calibration_images": self.shared == len(self.judged),
-            "evaluation_images_seen_in_calibration": self.shared,
-        }
-
-
-def _read_samples(calib: Source, eval: Source | None, specs: Sequence[InputSpec], limit: int) -> _Samples:
-    """At most ``limit`` samples to calibrate on, and those to judge on, in whole batches: ``eval``, or else the same.
-
-    Warns of samples that are all the same, left over, or in both.
-    """
-    calibration = read_data(calib, specs, limit=limit)
-    judged = _whole_batches(calibration if eval is None else read_data(eval, specs), specs[0].shape[0] or 1)
-    if all_equal(calibration):
-        logger.warning("%s: all %d images are the same; expected different ones", calibration.source, len(calibration))
-    shared = len(judged) if eval is None else _tell_shared(calibration, judged)
-    return _Samples(calibration=calibration, judged=judged, shared=shared)
 
 
 def _equalize(
@@ -305,85 +266,6 @@ def _tell_tail(plan: Plan, compared: Sequence[str]) -> None:
         first_few([f"{node!r} ({reason})" for node, reason in plan.tail.items()]),
         " and ".join(map(repr, compared)),
     )
-
-
-def _tell_useless(report: Report, judged: Data) -> None:
-    """Warn where an output is hardly nearer to FP32's than zeros are."""
-    for output in report.outputs:
-        if (error := output.quantized_float.relative_error) > _USELESS:
-            logger.warning(
-                "output %r: its error on %s is %.0f %% of FP32's output (zeros have 100 %%): the file is of no use; "
-                "calibrate on images like those, or use more bits, images or steps",
-                output.name,
-                judged.source,
-                100 * error,
-            )
-
-
-def _saturated_layers(report: Report, plan: Plan) -> tuple[str, ...]:
-    """Where onnxruntime's results are not the simulation's and its kernels saturate on this processor, with a warning.
-
-    Empty where results are the simulation's.
-    """
-    differing = [
-        (output.name, output.quantized_simulated.relative_error)
-        for output in report.outputs
-        if output.quantized_simulated is not None and output.quantized_simulated.relative_error > _LARGEST_DEVIATION
-    ]
-    layers = report.kernels.as_integers(saturating_layers(plan)) if differing else ()
-    if not layers or not kernels_saturate():
-        return ()
-    for name, error in differing:
-        logger.warning(
-            "output %r: onnxruntime is %.1f %% off the simulation: on this processor its kernels saturate on "
-            "weights of more than 7 bits with 8-bit inputs (%s); quantize with --reduce-range for processors like it",
-            name,
-            100 * error,
-            first_few([repr(layer) for layer in layers]),
-        )
-    return layers
-
-
-def _tell_shared(calibration: Data, judged: Data) -> int:
-    """How many evaluation images calibration sees, with a warning where it sees any."""
-    shared = count_shared(calibration, judged)
-    if shared:
-        logger.warning(
-            "%s: %d of the %d evaluation images are among the %d of calibration, which makes figures look better than "
-            "they are; leave them out",
-            judged.source,
-            shared,
-            len(judged),
-            len(calibration),
-        )
-    return shared
-
-
-def _whole_batches(images: Data, batch: int) -> Data:
-    """Without the images that do not fill a batch, where the model fixes its size."""
-    left_over = len(images) % batch
-    if left_over == len(images):
-        raise DataError(f"{images.source}: {len(images)} images; expected at least {batch}, the model's batch size")
-    if left_over:
-        logger.warning("the model's batch size is %d: the last %d images are not evaluated", batch, left_over)
-    return images.head(len(images) - left_over)
-
-
-def check_labels(output: str, scores: NDArray[np.floating], images: Data) -> None:
-    """Raise DataError where the model's first output, ``scores`` for some images, has no class for a label."""
-    by_class = class_scores(scores)
-    if by_class is None or images.labels is None:
-        raise DataError(
-            f"{images.source}: has labels, but the model's first output {output!r} is {list(scores.shape)} for "
-            f"{len(scores)} images; expected a score for each class, [N, classes]; leave the labels out, or export the "
-            "model with its class scores as the first output"
-        )
-    low, high, classes = int(images.labels.min()), int(images.labels.max()), by_class.shape[1]
-    if low < 0 or high >= classes:
-        raise DataError(
-            f"{images.source}: labels span [{low}, {high}]; expected 0 to {classes - 1}, as output {output!r} has "
-            f"{classes} classes; remap the labels or leave them out"
-        )
 
 
 def _model_info(model: str | Path | onnx.ModelProto, original: onnx.ModelProto) -> ModelInfo:

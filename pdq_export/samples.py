@@ -1,0 +1,90 @@
+"""What a run calibrates on and what it judges on, read and checked against the model and each other."""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pdq_export.data import ImageSet, InputSet, InputSpec, Source, all_equal, count_shared, read_data
+from pdq_export.errors import DataError
+from pdq_export.validate.compare import class_scores
+
+logger = logging.getLogger(__name__)
+
+Data = ImageSet | InputSet
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Samples:
+    """What is calibrated on and what is judged on; ``shared``: how many of the latter calibration sees."""
+
+    calibration: Data
+    judged: Data
+    shared: int
+
+    def settings(self) -> dict[str, Any]:
+        """What the report says of them."""
+        return {
+            "calibration": str(self.calibration),
+            "evaluation": str(self.judged),
+            "evaluated_on_calibration_images": self.shared == len(self.judged),
+            "evaluation_images_seen_in_calibration": self.shared,
+        }
+
+
+def read_samples(calib: Source, eval: Source | None, specs: Sequence[InputSpec], limit: int) -> Samples:
+    """At most ``limit`` samples to calibrate on, and those to judge on, in whole batches: ``eval``, or else the same.
+
+    Warns of samples that are all the same, left over, or in both.
+    """
+    calibration = read_data(calib, specs, limit=limit)
+    judged = _whole_batches(calibration if eval is None else read_data(eval, specs), specs[0].shape[0] or 1)
+    if all_equal(calibration):
+        logger.warning("%s: all %d images are the same; expected different ones", calibration.source, len(calibration))
+    shared = len(judged) if eval is None else _tell_shared(calibration, judged)
+    return Samples(calibration=calibration, judged=judged, shared=shared)
+
+
+def check_labels(output: str, scores: NDArray[np.floating], images: Data) -> None:
+    """Raise DataError where the model's first output, ``scores`` for some images, has no class for a label."""
+    by_class = class_scores(scores)
+    if by_class is None or images.labels is None:
+        raise DataError(
+            f"{images.source}: has labels, but the model's first output {output!r} is {list(scores.shape)} for "
+            f"{len(scores)} images; expected a score for each class, [N, classes]; leave the labels out, or export the "
+            "model with its class scores as the first output"
+        )
+    low, high, classes = int(images.labels.min()), int(images.labels.max()), by_class.shape[1]
+    if low < 0 or high >= classes:
+        raise DataError(
+            f"{images.source}: labels span [{low}, {high}]; expected 0 to {classes - 1}, as output {output!r} has "
+            f"{classes} classes; remap the labels or leave them out"
+        )
+
+
+def _tell_shared(calibration: Data, judged: Data) -> int:
+    """How many evaluation images calibration sees, with a warning where it sees any."""
+    shared = count_shared(calibration, judged)
+    if shared:
+        logger.warning(
+            "%s: %d of the %d evaluation images are among the %d of calibration, which makes figures look better than "
+            "they are; leave them out",
+            judged.source,
+            shared,
+            len(judged),
+            len(calibration),
+        )
+    return shared
+
+
+def _whole_batches(images: Data, batch: int) -> Data:
+    """Without the images that do not fill a batch, where the model fixes its size."""
+    left_over = len(images) % batch
+    if left_over == len(images):
+        raise DataError(f"{images.source}: {len(images)} images; expected at least {batch}, the model's batch size")
+    if left_over:
+        logger.warning("the model's batch size is %d: the last %d images are not evaluated", batch, left_over)
+    return images.head(len(images) - left_over)
