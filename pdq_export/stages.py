@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 import pdq_export
 from pdq_export.data import InputSpec
-from pdq_export.errors import ModelError, OptionError
+from pdq_export.errors import ModelError, OptionError, first_few
 from pdq_export.export import export_model, find_layout, required_opset
 from pdq_export.frontend import find_unsupported
 from pdq_export.graph.lookup import GraphIndex
@@ -20,6 +20,7 @@ from pdq_export.graph.passes import free_batch
 from pdq_export.graph.prepare import PreparedModel, at_opset, prepare
 from pdq_export.options import CalibrationOptions
 from pdq_export.plan import PlanOptions, make_plan
+from pdq_export.plan.accumulators import fit_accumulators
 from pdq_export.plan.floating import EXCLUDED, FloatNode, find_floating
 from pdq_export.plan.residuals import widen
 from pdq_export.plan.saturation import reduce_range, saturating_layers
@@ -47,6 +48,7 @@ def prepare_and_plan(
         plan = make_plan(prepared.model, options, _unsupported(prepared.model))
     if options.reduce_range:
         plan = _reduced(plan)
+    plan = _fitting(GraphIndex(prepared.model), plan)
     if not options.wide_residuals:
         return prepared, plan
     model, widened = widen(prepared.model, plan, per_layer=options.per_layer)
@@ -67,6 +69,17 @@ def _reduced(plan: Plan) -> Plan:
         return plan
     logger.info("weights that get 7 bits: those of %s", ", ".join(layers))
     return reduce_range(plan)
+
+
+def _fitting(index: GraphIndex, plan: Plan) -> Plan:
+    plan, narrowed = fit_accumulators(index, plan)
+    if narrowed:
+        logger.warning(
+            "sums of so many products could leave the runtime's INT32, so weights get fewer bits: %s; --exclude leaves "
+            "a layer in float",
+            first_few([f"{node!r} {bits}" for node, bits in narrowed.items()]),
+        )
+    return plan
 
 
 def _unsupported(model: onnx.ModelProto) -> dict[str, str]:

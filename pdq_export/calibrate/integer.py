@@ -20,15 +20,17 @@ from pdq_export.spec import Layer, Plan
 
 # Without a quantized output onnxruntime multiplies integers only for matrices.
 _FLOAT_OUTPUT = frozenset({"Gemm", "MatMul"})
+_EXACT = 2**24  # float32 holds every integer up to here
 
 
 class IntegerLayer(nn.Module):
     """round_half_even(accumulator * (s_x * s_w / s_y)) * s_y, every step in float32, as QLinearConv computes it.
 
-    Integers are kept in float32, which is exact up to 2^24. Without an ``output`` quantizer the result is
-    accumulator * (s_x * s_w), as QGemm has it.
+    Integers are kept in float32 where no sum of them, whatever the input, can leave what it holds exactly, and in
+    float64 elsewhere. Without an ``output`` quantizer the result is accumulator * (s_x * s_w), as QGemm has it.
     """
 
+    _weight: Tensor
     _factor: Tensor
 
     def __init__(
@@ -44,16 +46,33 @@ class IntegerLayer(nn.Module):
         self._function = function
         self._source, self._output = source, output
         rank = weight.q.ndim
-        self.register_buffer("_weight", weight.q - per_channel(weight.zero_point, weight.point.axis, rank))
         product = source.scale.detach() * weight.scale
-        self.register_buffer("_bias", None if bias is None else torch.round(bias.value / product))
+        distances = weight.q - per_channel(weight.zero_point, weight.point.axis, rank)
+        added = None if bias is None else _bias_integers(bias, product)
+        dtype = torch.float32 if _largest_sum(distances, weight.point.axis, source, added) < _EXACT else torch.float64
+        self.register_buffer("_weight", distances.to(dtype))
+        self.register_buffer("_bias", None if added is None else added.to(dtype))
         factor = product if output is None else product / output.scale.detach()
         self.register_buffer("_factor", factor if channels_last else factor.view(-1, *[1] * (rank - 2)))
 
     def forward(self, x: Tensor) -> Tensor:
-        integers = torch.round(x / self._source.scale)
-        result: Tensor = self._function(integers, self._weight, self._bias) * self._factor
+        integers = torch.round(x / self._source.scale).to(self._weight.dtype)
+        result: Tensor = self._function(integers, self._weight, self._bias).float() * self._factor
         return result if self._output is None else torch.round(result) * self._output.scale
+
+
+def _bias_integers(bias: BiasQuantizer, product: Tensor) -> Tensor:
+    if bias.integers is None or bias.integers.numel() != bias.value.numel():
+        return torch.round(bias.value / product)
+    return bias.integers.view(bias.value.shape)
+
+
+def _largest_sum(weight: Tensor, axis: int | None, source: ActivationQuantizer, bias: Tensor | None) -> float:
+    """A bound on the size of every partial sum. ``weight``: q - zero_point, output channels along ``axis``."""
+    assert axis is not None
+    per_output = weight.abs().movedim(axis, 0).flatten(1).sum(1, dtype=torch.float64)
+    largest = float(per_output.max()) * max(-source.low, source.high)
+    return largest + (0.0 if bias is None else float(bias.abs().max()))
 
 
 class IntegerAdd(nn.Module):

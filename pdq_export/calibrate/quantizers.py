@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pdq_export.export.bias import round_bias
+from pdq_export.export.bias import bias_integers, channel_bias, round_bias
 from pdq_export.numerics.affine import (
     bernoulli_like,
     dequantize_affine,
@@ -108,15 +108,22 @@ class SoftRounding(nn.Module):
 
 
 class BiasQuantizer(nn.Module):
-    """The bias as the runtime adds it: INT32 at input scale times weight scale, for the scales as they are now."""
+    """The bias as the runtime adds it: INT32 at input scale times weight scale, for the scales as they are now.
+
+    ``integers``: these, in float64, which holds them exactly, [C]; None for a bias that is not one per channel.
+    """
 
     value: Tensor
+    integers: Tensor | None
 
     def __init__(self, bias: Tensor, input_scale: Tensor, weight_scale: Tensor) -> None:
         super().__init__()
         b, s_w = bias.detach().cpu().numpy(), weight_scale.detach().cpu().numpy()
-        rounded = round_bias(b, np.float32(input_scale.item()), s_w)
-        self.register_buffer("value", torch.from_numpy(rounded).to(bias.device))
+        s_x = np.float32(input_scale.item())
+        self.register_buffer("value", torch.from_numpy(round_bias(b, s_x, s_w)).to(bias.device))
+        flat = channel_bias(b, s_w)
+        integers = None if flat is None else torch.from_numpy(bias_integers(flat, s_x, s_w).astype(np.float64))
+        self.register_buffer("integers", None if integers is None else integers.to(bias.device))
 
     def forward(self) -> Tensor:
         return self.value

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from pdq_export.calibrate.integer import IntegerAdd, IntegerAverage, IntegerIdentity, IntegerLayer
-from pdq_export.calibrate.quantizers import ActivationQuantizer, WeightQuantizer
+from pdq_export.calibrate.quantizers import ActivationQuantizer, BiasQuantizer, WeightQuantizer
 from pdq_export.export.arithmetic import add_integers, average_integers, requantize
 from pdq_export.numerics.search import QParams
 from pdq_export.spec import Point, Role
@@ -63,3 +63,18 @@ def test_average(y_scale: float) -> None:
     scales = [np.float32(quantizer.scale.item()) for quantizer in (source, output)]
     expected = average_integers(q.numpy(), scales[0], 9, scales[1], 40)
     np.testing.assert_array_equal(torch.round(result / output.scale).long().numpy() + 40, expected)
+
+
+@pytest.mark.parametrize("terms", [519, 700, 5000])
+def test_a_layer_whose_sums_float32_does_not_hold(terms: int) -> None:
+    """Odd sums beyond 2^24 do not exist in float32, and halfway between two of its numbers is easily hit."""
+    source, point = activation(1.0, 0), Point(tensor="w", role=Role.WEIGHT, bits=8, axis=0, symmetric=True)
+    generator = torch.Generator().manual_seed(terms)
+    q = torch.randint(100, 128, (3, terms), generator=generator).float()
+    q_x = torch.randint(200, 256, (64, terms), generator=generator).float()
+    weight = WeightQuantizer(point, q, QParams(scale=torch.ones(3), zero_point=torch.zeros(3)))
+    bias = BiasQuantizer(torch.tensor([0.0, 2.0**25 + 4, -(2.0**29) - 64]), torch.tensor(1.0), torch.ones(3))
+    layer = IntegerLayer(F.linear, source, weight, bias, None, channels_last=True)
+    assert bias.integers is not None
+    exact = (q_x.double() @ q.double().T + bias.integers).numpy().astype(np.int64).astype(np.float32)
+    np.testing.assert_array_equal(layer(q_x).numpy(), exact)
