@@ -5,7 +5,6 @@ from typing import Any
 
 import onnx
 import onnx.helper
-import onnx.inliner
 import torch
 from onnx import TensorProto
 from torch import fx, nn
@@ -18,6 +17,7 @@ from pdq_export.frontend.names import Names
 from pdq_export.frontend.node import Call, OnnxNode, Ref, describe
 from pdq_export.frontend.registry import OLDEST_OPSET, find_converter, find_schema
 from pdq_export.graph.messages import essential_line
+from pdq_export.graph.passes import inline
 
 _SHAPE_OPERATORS = frozenset({"Shape", "Size"})
 # Results of constant nodes are computed at import time up to this many elements: parameters are far smaller, and
@@ -38,9 +38,7 @@ def import_model(model: onnx.ModelProto) -> fx.GraphModule:
     ModelError for anything else that cannot be expressed (element types, opsets, sparse constants).
     """
     ops.load()
-    if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
-    return _Importer(model).run()
+    return _Importer(inline.run(model)).run()
 
 
 def find_unsupported(model: onnx.ModelProto) -> dict[str, UnsupportedOperatorError]:
@@ -49,9 +47,7 @@ def find_unsupported(model: onnx.ModelProto) -> dict[str, UnsupportedOperatorErr
     ``model``: its nodes have names, each another. Raises ModelError as `import_model` does.
     """
     ops.load()
-    if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
-    return _Importer(model).find_unsupported()
+    return _Importer(inline.run(model)).find_unsupported()
 
 
 class _Importer:

@@ -1,11 +1,11 @@
 """One spelling for what ONNX lets files spell in several ways."""
 
-import onnx
-import onnx.inliner
+import itertools
 
-from pdq_export.errors import ModelError
+import onnx
+
 from pdq_export.graph.lookup import all_nodes
-from pdq_export.graph.messages import essential_line
+from pdq_export.graph.passes import inline
 
 
 def run(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -13,23 +13,17 @@ def run(model: onnx.ModelProto) -> onnx.ModelProto:
 
     Nodes of one name are what onnxruntime refuses; unnamed ones stay unnamed.
     """
-    for entry in model.opset_import:
+    parts = (model.graph, *model.functions)
+    for entry in itertools.chain(model.opset_import, *(function.opset_import for function in model.functions)):
         entry.domain = _domain(entry.domain)
-    for node in all_nodes(model.graph.node):
+    for node in itertools.chain.from_iterable(all_nodes(part.node) for part in parts):
         node.domain = _domain(node.domain)
     for value in (*model.graph.input, *model.graph.output):
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_value < 0 or dim.dim_param == "?":  # two "?" are not equal
                 dim.Clear()
     del model.graph.value_info[:]
-    if model.functions:
-        try:
-            model = onnx.inliner.inline_local_functions(model, convert_version=True)
-        except Exception as error:  # RuntimeError, ValueError, ... of its C++ core
-            raise ModelError(
-                f"model: its functions cannot be inlined ({essential_line(error)}); expected functions that fit their "
-                "calls; export the model without functions"
-            ) from error
+    model = inline.run(model)
     _tell_names_apart(model)
     return model
 
