@@ -1,7 +1,8 @@
 """The preparation of a model: small passes in a fixed order."""
 
 import dataclasses
-from collections.abc import Mapping
+import enum
+from collections.abc import Iterator, Mapping
 
 import onnx
 
@@ -13,13 +14,29 @@ from pdq_export.graph.passes import (
     fold_reshape,
     hard_sigmoid,
     normalize,
+    own_weights,
     raise_opset,
     simplify,
     spatial_mean,
     tidy,
+    vector_weights,
     widen,
 )
 from pdq_export.spec import ChannelStatistics
+
+
+class Step(enum.Enum):
+    """A step of preparation: what it does, and how to export a model that does not need it."""
+
+    INLINE = "inlining its functions", "export it without functions, or with functions of the model's own opset"
+    WIDEN = "computing in float32", "export it in float32"
+    SIMPLIFY = "simplifying it (constants, HardSwish, onnxsim)", "export it with its constants folded"
+    SHAPES = "making shapes constant", "export it with fixed input shapes"
+    FOLD = "folding BatchNormalization and factors into layers", "export it with BatchNormalization folded"
+    OPSET = "raising its opset", "export it with the opset that is written"
+
+    def __init__(self, what: str, remedy: str) -> None:
+        self.what, self.remedy = what, remedy
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,21 +70,33 @@ def prepare(model: onnx.ModelProto, *, opset: int | None = None) -> PreparedMode
     Names, types and order of graph inputs and outputs stay; so do the results but for float rounding. ``opset``
     is the version to raise an older model to. Raises ModelError.
     """
+    *_, (_, prepared) = prepare_in_steps(model, opset=opset)
+    return prepared
+
+
+def prepare_in_steps(model: onnx.ModelProto, *, opset: int | None = None) -> Iterator[tuple[Step, PreparedModel]]:
+    """What `prepare` does, one step after the other, each with what it has made; that is changed by the next."""
     work = onnx.ModelProto()
     work.CopyFrom(model)
     work = normalize.run(work)
     checks.check_domains(work)
+    yield Step.INLINE, PreparedModel(model=work, statistics={})
     work = widen.run(work)
+    yield Step.WIDEN, PreparedModel(model=work, statistics={})
     # HardSwish first: onnxsim and fold_affine take its Add(3) apart
     for clean in (constants.run, hard_sigmoid.run, simplify.run, constants.run, hard_sigmoid.run):
         work = clean(work)
+    yield Step.SIMPLIFY, PreparedModel(model=work, statistics={})
+    work = vector_weights.run(tidy.infer_shapes(work))
     checks.check_layers(work)
     checks.check_finite(work)
-    work = fold_reshape.run(spatial_mean.run(tidy.infer_shapes(work)))
-    work, statistics = fold_batch_norm.run(work)
+    work = fold_reshape.run(spatial_mean.run(work))
+    yield Step.SHAPES, PreparedModel(model=work, statistics={})
+    work, statistics = fold_batch_norm.run(own_weights.run(work))
     work, statistics = fold_affine.run(work, statistics)
     checks.check_finite(work)  # folding can leave the range of float32
-    return at_opset(PreparedModel(model=work, statistics=statistics), opset or 0)
+    yield Step.FOLD, PreparedModel(model=work, statistics=statistics)
+    yield Step.OPSET, at_opset(PreparedModel(model=work, statistics=statistics), opset or 0)
 
 
 def at_opset(prepared: PreparedModel, opset: int) -> PreparedModel:

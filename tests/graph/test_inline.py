@@ -171,7 +171,7 @@ X = np.random.default_rng(0).normal(size=(2, 3)).astype(np.float32)
     "model",
     [
         parsed(
-            "g (float[2,3] x) => (float[2,3] y) { c = Constant<value_float = 0.25> () t = my.f(x, , c) y = my.f(t, c) }",
+            "g (float[2,3] x) => (float[2,3] y) { c = Constant<value_float = 0.25>() t = my.f(x, , c) y = my.f(t, c) }",
             """<domain: "my", opset_import: ["": 17]> f (a, low, high) => (b) {
                 w = Constant<value_float = 0.5> () t = Add(a, w) b = Clip(t, low, high) }""",
         ),

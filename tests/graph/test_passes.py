@@ -10,9 +10,18 @@ from onnx import TensorProto, helper
 
 from pdq_export.errors import ModelError
 from pdq_export.graph.lookup import GraphIndex
-from pdq_export.graph.passes import constants, fold_reshape, hard_sigmoid, normalize, simplify, tidy
+from pdq_export.graph.passes import (
+    constants,
+    fold_reshape,
+    hard_sigmoid,
+    normalize,
+    own_weights,
+    simplify,
+    tidy,
+    vector_weights,
+)
 
-from .models import assert_same, build, node, operators, random
+from .models import assert_same, build, node, operators, random, run
 
 
 class TestNormalize:
@@ -383,3 +392,35 @@ def test_nodes_of_one_name_are_told_apart_and_unnamed_ones_stay() -> None:
         }"""
     )
     assert [item.name for item in normalize.run(model).graph.node] == ["n", "n_2", "n_1", "", "n_3"]
+
+
+def test_a_weight_along_two_axes_becomes_two_and_along_one_stays() -> None:
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (float[2,3] x) => (float[2,3] y) <float[3,3] w = {1, 2, 3, 4, 5, 6, 7, 8, 9}> {
+            a = Gemm(x, w) b = Relu(a) c = MatMul(b, w) d = Relu(c) e = Gemm<transB = 1>(d, w) f = Relu(e)
+            y = Gemm<transB = 1>(f, w) }"""
+    )
+    before = onnx.ModelProto()
+    before.CopyFrom(model)
+    after = own_weights.run(model)
+    a, c, e, y = (node.input[1] for node in after.graph.node if node.op_type in ("Gemm", "MatMul"))
+    assert a == c == "w"
+    assert e == y != "w"
+    x = np.random.default_rng(0).normal(size=(2, 3)).astype(np.float32)
+    np.testing.assert_array_equal(run(after, x=x), run(before, x=x))
+
+
+@pytest.mark.parametrize("opset", [11, 17])
+def test_a_vector_is_a_matrix_of_one_column(opset: int) -> None:
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["": {opset}]>
+        g (float[N,2,3] x) => (float[N,2] y) <float[3] v = {{1, 2, 3}}> {{ a = MatMul(x, v) y = Relu(a) }}"""
+    )
+    before = onnx.ModelProto()
+    before.CopyFrom(model)
+    after = vector_weights.run(tidy.infer_shapes(model))
+    assert operators(after) == {"MatMul": 1, "Squeeze": 1, "Relu": 1}
+    assert GraphIndex(after).shape("a") == ("N", 2)
+    x = np.random.default_rng(0).normal(size=(4, 2, 3)).astype(np.float32)
+    np.testing.assert_allclose(run(after, x=x)[0], run(before, x=x)[0], rtol=1e-6)
