@@ -34,6 +34,7 @@ import onnx
 
 from pdq_export.errors import ModelError, PdqError
 from pdq_export.export import find_layout
+from pdq_export.fidelity import UserFile, check_on_noise
 from pdq_export.frontend import check_batch, find_unsupported, import_model
 from pdq_export.graph.load import check_model, load_model
 from pdq_export.graph.lookup import Dimension, GraphIndex
@@ -173,7 +174,7 @@ def inspect_model(
     layers = (*plan.layers, *plan.excluded)
     family = network_family(prepared_index, layers)
     settings = collect_settings(options, choose_options(family=family), target=target, family=family)
-    trial = _try(prepared, plan, target, file_metadata(settings))
+    trial = _try(original, prepared, plan, target, file_metadata(settings))
     name = "" if isinstance(model, onnx.ModelProto) else Path(model).name
     return Inspection(
         model=ModelInfo.of(name, original.SerializeToString(deterministic=True)),
@@ -205,7 +206,9 @@ class _Trial:
     kernels: KernelCount | None = None
 
 
-def _try(prepared: PreparedModel, plan: Plan, target: str, metadata: Mapping[str, str]) -> _Trial:
+def _try(
+    original: onnx.ModelProto, prepared: PreparedModel, plan: Plan, target: str, metadata: Mapping[str, str]
+) -> _Trial:
     unsupported: tuple[str, ...] = ()
     problems = []
     size = kernels = None
@@ -214,8 +217,10 @@ def _try(prepared: PreparedModel, plan: Plan, target: str, metadata: Mapping[str
         freed = free_batch.run(core)
         unsupported = tuple(map(str, find_unsupported(freed).values()))
         if not unsupported:
-            check_batch(import_model(freed), core)
-    except ModelError as error:
+            network = import_model(freed)
+            check_batch(network, core)
+            check_on_noise(UserFile.of(original), prepared, core, network)
+    except PdqError as error:
         problems.append(str(error))
     try:
         input_specs(prepared.model)

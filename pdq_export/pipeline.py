@@ -20,18 +20,19 @@ from pdq_export.calibrate.precision import full_float32
 from pdq_export.data import Source, check_exists
 from pdq_export.errors import OptionError, first_few
 from pdq_export.export import MIN_OPSET, export_model, find_layout
+from pdq_export.fidelity import BATCHES, Fidelity, Probe, UserFile, as_seen
 from pdq_export.frontend import check_batch, check_runs, import_model
 from pdq_export.graph.edit import with_constants
 from pdq_export.graph.load import check_model, load_model
 from pdq_export.graph.lookup import GraphIndex, opset_version
 from pdq_export.graph.passes import equalize, free_batch
-from pdq_export.graph.prepare import PreparedModel, float32_reference
+from pdq_export.graph.prepare import PreparedModel
 from pdq_export.graph.save import check_output, save_model
 from pdq_export.numerics.ramp import ramp_qparams
 from pdq_export.options import choose_options
 from pdq_export.plan import PlanOptions, network_family, without_tail
 from pdq_export.plan.summary import summarize_layers
-from pdq_export.samples import check_labels, read_samples
+from pdq_export.samples import Samples, check_labels, read_samples
 from pdq_export.spec import BitWidths, Plan, QuantizedTensors, Ramp
 from pdq_export.stages import (
     collect_settings,
@@ -46,8 +47,6 @@ from pdq_export.validate import (
     Batch,
     ModelInfo,
     Report,
-    check_loads,
-    check_same,
     validate,
 )
 from pdq_export.verdict import saturated_layers, warn_useless
@@ -148,8 +147,7 @@ def quantize(
     tell(Progress(stage="load"))
     original = load_model(model) if isinstance(model, str | Path) else check_model(model)
     info, own_opset = _model_info(model, original), max(opset_version(original), MIN_OPSET)
-    reference = float32_reference(original)
-    check_loads(reference)
+    file = UserFile.of(original)
     tell(Progress(stage="plan"))
     prepared, plan = prepare_and_plan(original, planning, target=target, opset=opset)
     del original
@@ -162,23 +160,28 @@ def quantize(
     network = import_model(free_batch.run(core))
     check_batch(network, core)
     samples = read_samples(calib, eval, specs, chosen.samples)
-    scores, *_ = check_runs(network, _as_seen(samples.calibration.head(2).inputs(), prepared))
+    scores, *_ = check_runs(network, as_seen(samples.calibration.head(2).inputs(), prepared.model))
     if samples.judged.labels is not None and not plan.tail:
         check_labels(prepared.model.graph.output[0].name, scores.numpy(), samples.judged)
+    compared = [value.name for value in core.graph.output]
+    fidelity = _fidelity(file, samples, batch, compared)
+    fidelity.check_finite()
+    fidelity.check_model(prepared.model)
+    fidelity.check_network(network, prepared, core)
+    if plan.tail:
+        _tell_tail(plan, compared)
     dry_run(prepared, plan, target)
     trim_heap()  # of large models several copies were made so far
-    compared: Sequence[str] = ()
-    if plan.tail:
-        compared = [value.name for value in core.graph.output]
-        _tell_tail(plan, compared)
-        check_same(reference, prepared.model, tuple(samples.judged.head(batch or 2).inputs()))
-        reference = prepared.model  # the user's may lack a tensor of this name
 
     tell(Progress(stage="calibrate"))
-    inputs = _as_seen(samples.calibration.inputs(), prepared)
+    inputs = as_seen(samples.calibration.inputs(), prepared.model)
     equalized: list[str] = []
     if chosen.equalize_channels:
         prepared, network, equalized = _equalize(prepared, plan, network, inputs)
+        fidelity.check_model(prepared.model, what="equalizing channels", remedy="--set equalize_channels=false")
+        fidelity.check_network(network, prepared, core)
+    reference, optimize = fidelity.reference_for(prepared.model)
+    del fidelity, file
     calibrated = calibrate(
         network,
         plan,
@@ -208,7 +211,8 @@ def quantize(
         images=samples.judged.batches(batch or BATCH_SIZE),
         labels=samples.judged.labels,
         simulate=_simulator(calibrated, prepared, torch_device),
-        compared=compared,
+        compared=compared if plan.tail else (),
+        optimize=optimize,
         settings={
             **settings,
             "opset": GraphIndex(quantized).opset,
@@ -273,14 +277,14 @@ def _model_info(model: str | Path | onnx.ModelProto, original: onnx.ModelProto) 
     return ModelInfo.of(name, original.SerializeToString(deterministic=True))
 
 
-def _as_seen(arrays: Sequence[NDArray[np.float32]], prepared: PreparedModel) -> list[torch.Tensor]:
-    """Samples in float32 as the model sees them, rounded where it declares a float16 input."""
-    index = GraphIndex(prepared.model)
-    halves = [index.dtype(name) == np.float16 for name in index.inputs]
-    return [
-        torch.from_numpy(x.astype(np.float16).astype(np.float32) if half else x)
-        for x, half in zip(arrays, halves, strict=True)
+def _fidelity(file: UserFile, samples: Samples, batch: int | None, names: Sequence[str]) -> Fidelity:
+    """What holds models against the file, on a few images of calibration and, where these are others, of evaluation."""
+    judged = () if samples.judged.source == samples.calibration.source else (samples.judged,)
+    probes = [
+        Probe.of(tuple(data.head(BATCHES * (batch or 1)).inputs()), batch, data.source)
+        for data in (samples.calibration, *judged)
     ]
+    return Fidelity(file, probes, names)
 
 
 def _simulator(
@@ -289,7 +293,7 @@ def _simulator(
     @full_float32()
     @torch.no_grad()
     def simulate(batch: Batch) -> list[NDArray[np.float32]]:
-        inputs = _as_seen(batch if isinstance(batch, tuple) else (batch,), prepared)
+        inputs = as_seen(batch if isinstance(batch, tuple) else (batch,), prepared.model)
         outputs: Sequence[torch.Tensor] = calibrated.simulation(*(x.to(device) for x in inputs))
         return [output.cpu().numpy() for output in outputs]
 

@@ -4,7 +4,7 @@ from pdq_export.frontend import ops
 from pdq_export.frontend.batch import check_batch
 from pdq_export.frontend.importer import find_unsupported, import_model
 from pdq_export.frontend.registry import OLDEST_OPSET, table
-from pdq_export.frontend.trial import check_runs
+from pdq_export.frontend.trial import check_runs, compute_tensors
 
 
 def supported_operators() -> dict[str, tuple[int, ...]]:
@@ -16,4 +16,12 @@ def supported_operators() -> dict[str, tuple[int, ...]]:
     return {name: tuple(found) for name, found in versions.items()}
 
 
-__all__ = ["OLDEST_OPSET", "check_batch", "check_runs", "find_unsupported", "import_model", "supported_operators"]
+__all__ = [
+    "OLDEST_OPSET",
+    "check_batch",
+    "check_runs",
+    "compute_tensors",
+    "find_unsupported",
+    "import_model",
+    "supported_operators",
+]

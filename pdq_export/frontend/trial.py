@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from pdq_export.errors import ModelError, PdqError
@@ -25,6 +27,29 @@ def check_runs(module: fx.GraphModule, inputs: Sequence[Tensor]) -> Sequence[Ten
             "that runs on the calibration images; check it in onnxruntime with the same images"
         ) from error
     return outputs
+
+
+@torch.no_grad()
+def compute_tensors(module: fx.GraphModule, inputs: Sequence[Tensor]) -> dict[str, NDArray[np.floating[Any]]]:
+    """Every float tensor that nodes of ``module`` compute, by its ONNX name, on the CPU."""
+    runner = _Recorder(module)
+    runner.run(*inputs)
+    return runner.tensors
+
+
+class _Recorder(fx.Interpreter):
+    """Keeps what is computed."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.tensors: dict[str, NDArray[np.floating[Any]]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        name = n.meta.get("tensor")
+        if n.op == "call_function" and name and isinstance(result, Tensor) and result.is_floating_point():
+            self.tensors[name] = result.numpy()
+        return result
 
 
 class _Runner(fx.Interpreter):

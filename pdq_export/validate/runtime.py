@@ -112,7 +112,8 @@ class Session:
         Raises ValidationError where onnxruntime fails on it.
         """
         arrays = batch if isinstance(batch, tuple) else (batch,)
-        typed = (array.astype(dtype, copy=False) for array, dtype in zip(arrays, self._dtypes, strict=True))
+        with np.errstate(over="ignore"):  # what leaves float16 is infinite
+            typed = [array.astype(dtype, copy=False) for array, dtype in zip(arrays, self._dtypes, strict=True)]
         feed = dict(zip(self.inputs, typed, strict=True))
         try:
             results = self._session.run(self.outputs, feed)[: len(self.outputs)]  # all, where none is asked for
@@ -121,16 +122,23 @@ class Session:
             shapes = ", ".join(str(list(array.shape)) for array in arrays)
             raise ValidationError(f"onnxruntime fails on a batch of shape {shapes}: {_shorten(error)}") from error
 
+    def run_by_name(self, batch: Batch) -> dict[str, NDArray[np.float32]]:
+        """All outputs for one batch by name; see `run`."""
+        return dict(zip(self.outputs, self.run(batch), strict=True))
+
     def run_batches(self, batches: Iterable[Batch]) -> Iterator[list[NDArray[np.float32]]]:
         """All outputs for each batch, one batch at a time."""
         return (self.run(batch) for batch in batches)
 
 
 def with_outputs(model: bytes, names: Iterable[str]) -> bytes:
-    """The model with the tensors of these names among its outputs, behind its own."""
+    """The model with the tensors of these names among its outputs, behind its own; itself where it has them all."""
     changed = onnx.load_model_from_string(model)
     own = {value.name for value in changed.graph.output}
-    changed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in own)
+    others = [name for name in names if name not in own]
+    if not others:
+        return model
+    changed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in others)
     return bytes(changed.SerializeToString())
 
 

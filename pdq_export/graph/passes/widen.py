@@ -16,9 +16,9 @@ OTHER_FLOATS = (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 TYPE_ATTRIBUTES = ("to", "dtype")  # of Cast, and of what makes tensors out of nothing: EyeLike, RandomNormal, ...
 
 
-def is_needed(model: onnx.ModelProto) -> bool:
-    """Whether the model has another float type anywhere outside functions."""
-    return not set(OTHER_FLOATS).isdisjoint(_float_types(model.graph))
+def other_floats(model: onnx.ModelProto) -> set[int]:
+    """The float types besides float32 that the model has anywhere outside functions."""
+    return {dtype for dtype in _float_types(model.graph) if dtype in OTHER_FLOATS}
 
 
 def run(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -27,7 +27,7 @@ def run(model: onnx.ModelProto) -> onnx.ModelProto:
     A model that is float32 throughout is returned as it is.
     """
     graph = model.graph
-    if not is_needed(model):
+    if not other_floats(model):
         return model
     logger.info("the model computes in float16, bfloat16 or float64; it is quantized from float32")
     taken = set(_names(graph))

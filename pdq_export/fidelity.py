@@ -1,0 +1,333 @@
+"""Whether what is calibrated and written computes what the user's file computes in onnxruntime, as the file is.
+
+Everything that is done to a model before calibration is held against the file, on a few images: the prepared model in
+onnxruntime, then the network in torch. Only where they differ is it asked after which step, and whether rounding
+explains it.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto
+from torch import fx
+
+from pdq_export.errors import ModelError, ValidationError
+from pdq_export.frontend import compute_tensors, import_model
+from pdq_export.graph.lookup import GraphIndex, describe
+from pdq_export.graph.passes import free_batch, widen
+from pdq_export.graph.prepare import PreparedModel, Step, float32_reference, prepare_in_steps
+from pdq_export.validate import Session, needed_config, with_outputs
+from pdq_export.validate.equivalence import (
+    BFLOAT16,
+    FLOAT16,
+    FLOAT32,
+    Difference,
+    Inputs,
+    Outputs,
+    Precision,
+    explain,
+    find_difference,
+    join,
+)
+
+logger = logging.getLogger(__name__)
+
+BATCHES = 2  # of a model with a fixed batch size
+_LARGE_BATCH = 8
+_FREEING = "freeing its batch size", "export it with a dynamic batch axis"
+_PIXELS = 64  # along an axis whose size the model leaves open
+_LARGEST_NOISE = 2**24
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UserFile:
+    """``model`` as it was read, and ``content``, its bytes; ``precision``: of its numbers.
+
+    Where onnxruntime does not load it as it is, ``content`` is the same model in float32 with distinct names of nodes.
+    """
+
+    model: onnx.ModelProto
+    content: bytes
+    precision: Precision
+
+    @classmethod
+    def of(cls, model: onnx.ModelProto) -> "UserFile":
+        """Raises ModelError for operators of a foreign domain, ValidationError where onnxruntime does not load it."""
+        _, inlined = next(prepare_in_steps(model))
+        content = _serialized(model)
+        try:
+            needed_config(content)
+        except ValidationError as error:
+            content = _serialized(float32_reference(model))
+            needed_config(content)
+            logger.warning("the model is compared in float32 and with distinct names of nodes: %s", error)
+            return cls(model=model, content=content, precision=FLOAT32)
+        types = widen.other_floats(inlined.model)
+        halves = {TensorProto.FLOAT16: FLOAT16, TensorProto.BFLOAT16: BFLOAT16}
+        known = [precision for dtype, precision in halves.items() if dtype in types]
+        return cls(model=model, content=content, precision=known[-1] if known else FLOAT32)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Probe:
+    """Samples that models are compared on, [n, ...] for each input, run ``batch`` at a time; ``source``: in words."""
+
+    inputs: Inputs
+    batch: int
+    source: str
+
+    @classmethod
+    def of(cls, inputs: Sequence[NDArray[np.float32]], batch: int | None, source: str) -> "Probe":
+        """The first two samples, or two batches of a fixed size (one, if large), repeated where there are fewer."""
+        size = batch or min(BATCHES, len(inputs[0]))
+        count = size if batch is None or batch > _LARGE_BATCH or len(inputs[0]) <= size else BATCHES * size
+        taken = tuple(np.take(x, np.arange(count) % len(x), axis=0) for x in inputs)
+        return cls(inputs=taken, batch=size, source=source)
+
+    @property
+    def batches(self) -> list[Inputs]:
+        """The samples, ``batch`` at a time."""
+        starts = range(0, len(self.inputs[0]), self.batch)
+        return [tuple(x[start : start + self.batch] for x in self.inputs) for start in starts]
+
+
+class Fidelity:
+    """Holds models and networks against a user's file on ``probes``.
+
+    ``names``: tensors that are compared, the file's other outputs besides. Raises ModelError where the file in float32
+    is another, ValidationError where it does not run on the probes.
+    """
+
+    def __init__(self, file: UserFile, probes: Sequence[Probe], names: Sequence[str]) -> None:
+        self._file, self._probes, self._names = file, probes, tuple(names)
+        self._batches = [batch for probe in probes for batch in probe.batches]
+        self._prepared: list[Outputs] = []
+        known = [name for name in names if _has(file.model, name)]
+        self._covers_all = len(known) == len(names)
+        content = with_outputs(file.content, known)
+        self._outputs = self._run(content)
+        self._optimize = self._survives_optimization(content)
+        self._strict, self._expected = content, self._outputs
+        if file.precision is not FLOAT32:
+            self._strict = with_outputs(_serialized(float32_reference(file.model)), known)
+            self._expected = self._run(self._strict)
+            found = find_difference(self._outputs, self._expected, file.precision)
+            if (difference := self._certain(found, content, self._outputs, file.precision)) is not None:
+                raise self._error(difference, Step.WIDEN.what, Step.WIDEN.remedy)
+
+    def check_finite(self) -> None:
+        """Raise ModelError where an output that is compared is NaN or infinite."""
+        for name, value in (item for batch in self._outputs for item in batch.items()):
+            if name in self._names and value.dtype.kind == "f" and not np.isfinite(value).all():
+                raise ModelError(
+                    f"output {name!r}: the model computes NaN or infinity on {self._probes[0].source}; expected "
+                    "finite numbers; check how the images are scaled, and export a float16 model in float32"
+                )
+
+    def check_model(self, model: onnx.ModelProto, *, what: str = "", remedy: str = "") -> None:
+        """Raise ModelError where a prepared model computes something else than the file, naming the step.
+
+        ``what``, ``remedy``: the step that was made since the last check, and how to do without it.
+        """
+        self._prepared = self._run(with_outputs(_serialized(model), self._names))
+        found = find_difference(self._expected, self._prepared, FLOAT32)
+        difference = self._certain(found, self._strict, self._expected, FLOAT32)
+        if difference is None:
+            return
+        if not what:
+            what, remedy = self._find_step(GraphIndex(model).opset)
+        raise self._error(difference, what, remedy)
+
+    def check_network(self, network: fx.GraphModule, prepared: PreparedModel, core: onnx.ModelProto) -> None:
+        """Raise ModelError where the network differs from the model that was checked last, naming the node.
+
+        ``core``: the part of the model that was imported, before its batch size was freed.
+        """
+        found = [compute_outputs(network, batch, prepared.model, core) for batch in self._batches]
+        difference = find_difference(self._prepared, found, FLOAT32)
+        if difference is not None:
+            content = with_outputs(_serialized(prepared.model), self._names)
+            difference = self._certain(difference, content, self._prepared, FLOAT32)
+        if difference is not None:
+            raise self._error(difference, *_find_node(prepared.model, core, self._batches[0]))
+        for probe in self._probes:
+            at = len(probe.batches)
+            own, found = found[:at], found[at:]
+            self._check_together(network, prepared, core, probe, own)
+
+    def _check_together(
+        self,
+        network: fx.GraphModule,
+        prepared: PreparedModel,
+        core: onnx.ModelProto,
+        probe: Probe,
+        expected: Sequence[Outputs],
+    ) -> None:
+        """The same for all batches of a probe at once, which a model with a fixed batch size cannot run."""
+        if len(expected) < 2:
+            return
+
+        def run(inputs: Inputs) -> Outputs:
+            return compute_outputs(network, inputs, prepared.model, core)
+
+        together = run(probe.inputs)
+        difference = find_difference([join(expected, together)], [together], FLOAT32)
+        if difference is None or _mix_by_themselves(prepared.model, core, probe.inputs, together):
+            return  # check_batch has told that images influence each other in the model itself
+        difference = _tell_doubtful(explain(difference, run, [probe.inputs], [together], FLOAT32))
+        if difference is not None:
+            raise self._error(difference, *_FREEING)
+
+    def reference_for(self, prepared: onnx.ModelProto) -> tuple[bytes, bool]:
+        """What a quantized file is compared with, and whether onnxruntime may optimize it: the user's file.
+
+        Where that lacks a tensor that is compared, the prepared model, which was checked, as it is written.
+        """
+        return (self._file.content, self._optimize) if self._covers_all else (_serialized(prepared), False)
+
+    def _survives_optimization(self, content: bytes) -> bool:
+        """Whether onnxruntime computes the same of the file when it optimizes it, with a warning where it does not."""
+        optimized = self._run(content, optimize=True)
+        found = find_difference(self._outputs, optimized, self._file.precision)
+        difference = self._certain(found, content, self._outputs, self._file.precision)
+        if difference is not None:
+            logger.warning(
+                "output %r: with its graph optimizations onnxruntime %s computes something else of the file, %.2g %% "
+                "off, which is a fault of these; the file is compared as it is written, without them; use it "
+                "with ORT_DISABLE_ALL, too",
+                difference.output,
+                onnxruntime.__version__,
+                100 * difference.error,
+            )
+        return difference is None
+
+    def _find_step(self, opset: int) -> tuple[str, str]:
+        """The first step of preparation behind which an output differs, or the model does not run; and its remedy."""
+        for step, prepared in prepare_in_steps(self._file.model, opset=opset):
+            known = [name for name in self._names if _has(prepared.model, name)]
+            try:
+                outputs = self._run(with_outputs(_serialized(prepared.model), known))
+            except ValidationError:
+                return step.what, step.remedy
+            found = find_difference(self._expected, outputs, FLOAT32)
+            if self._certain(found, self._strict, self._expected, FLOAT32) is not None:
+                return step.what, step.remedy
+        return "planning it", "quantize it without --wide-residuals and other options of the plan"
+
+    def _run(self, content: bytes, *, optimize: bool = False) -> list[Outputs]:
+        session = Session(content, optimize=optimize)
+        return [session.run_by_name(batch) for batch in self._batches]
+
+    def _certain(
+        self, difference: Difference | None, content: bytes, expected: Sequence[Outputs], precision: Precision
+    ) -> Difference | None:
+        """The difference where rounding does not explain it; ``content``: the model that computes ``expected``."""
+        if difference is None:
+            return None
+        run = Session(content, optimize=False).run_by_name
+        return _tell_doubtful(explain(difference, run, self._batches, expected, precision))
+
+    def _error(self, difference: Difference, what: str, remedy: str) -> ModelError:
+        return ModelError(
+            f"output {difference.output!r}: {difference.words} after {what}, on {self._probes[0].source}; expected "
+            f"what onnxruntime computes of the file; {remedy}"
+        )
+
+
+def as_seen(inputs: Sequence[NDArray[np.float32]], model: onnx.ModelProto) -> list[torch.Tensor]:
+    """Samples in float32 as the model sees them, rounded where it declares a float16 input."""
+    index = GraphIndex(model)
+    halves = [index.dtype(name) == np.float16 for name in index.inputs]
+    return [
+        torch.from_numpy(x.astype(np.float16).astype(np.float32) if half else x)
+        for x, half in zip(inputs, halves, strict=True)
+    ]
+
+
+@torch.no_grad()
+def compute_outputs(network: fx.GraphModule, inputs: Inputs, model: onnx.ModelProto, core: onnx.ModelProto) -> Outputs:
+    """The outputs of ``core`` by name, computed by the network that was imported from it; ``model``: the prepared."""
+    results = network(*as_seen(inputs, model))
+    return {value.name: y.numpy() for value, y in zip(core.graph.output, results, strict=True)}
+
+
+def noise(model: onnx.ModelProto) -> Probe | None:
+    """Two random samples for a prepared model; None where sizes that have to be known are not, or inputs no floats."""
+    index, generator = GraphIndex(model), np.random.default_rng(0)
+    arrays = []
+    for name in index.inputs:
+        shape, dtype = index.shape(name), index.dtype(name)
+        if not shape or dtype is None or dtype.kind != "f":
+            return None
+        sizes = [size if isinstance(size, int) else _PIXELS if axis > 1 else 0 for axis, size in enumerate(shape)]
+        if 0 in sizes[1:] or np.prod(sizes[1:], dtype=np.float64) > _LARGEST_NOISE:
+            return None
+        arrays.append(generator.standard_normal([sizes[0] or BATCHES, *sizes[1:]]).astype(np.float32))
+    batch = free_batch.fixed_batch(model)
+    return Probe.of(arrays, batch, "random inputs")
+
+
+def check_on_noise(file: UserFile, prepared: PreparedModel, core: onnx.ModelProto, network: fx.GraphModule) -> None:
+    """What `Fidelity` can tell without images: raises ModelError where two random samples have other outputs.
+
+    Noise need not be what a model takes: where the file does not run on it, or gives no numbers, nothing is said.
+    """
+    probe = noise(prepared.model)
+    if probe is None:
+        return
+    try:
+        fidelity = Fidelity(file, [probe], [value.name for value in core.graph.output])
+    except ValidationError:
+        return
+    fidelity.check_model(prepared.model)
+    fidelity.check_network(network, prepared, core)
+
+
+def _find_node(model: onnx.ModelProto, core: onnx.ModelProto, inputs: Inputs) -> tuple[str, str]:
+    """What makes a network differ from its model, and how to do without it: a node, or freeing the batch size."""
+    found = compute_tensors(import_model(core), as_seen(inputs, model))
+    nodes = {name: node for node in core.graph.node for name in node.output if name in found}
+    expected = Session(with_outputs(_serialized(core), nodes), optimize=False).run_by_name(inputs)
+    for name, node in nodes.items():
+        difference = find_difference([{name: expected[name]}], [found], FLOAT32)
+        if difference is not None and difference.error > FLOAT32.tolerance:
+            return f"importing {describe(node)}", "replace this node by other operators in the exported model"
+    return _FREEING
+
+
+def _mix_by_themselves(model: onnx.ModelProto, core: onnx.ModelProto, inputs: Inputs, together: Outputs) -> bool:
+    """Whether the model as it is, imported without freeing its batch size, gives ``together``, too."""
+    try:
+        found = compute_outputs(import_model(core), inputs, model, core)
+    except (RuntimeError, IndexError, ValueError):  # it names its batch size somewhere
+        return False
+    return find_difference([found], [together], FLOAT32) is None
+
+
+def _tell_doubtful(difference: Difference | None) -> Difference | None:
+    """The difference where it is certain; else None, with a warning where there may be one."""
+    if difference is None or difference.certain:
+        return difference
+    logger.warning(
+        "output %r: %s once the model is prepared; tiny changes of the input make such differences, too: what lies "
+        "behind a threshold, a sort or the argument of a maximum may be another",
+        difference.output,
+        difference.words,
+    )
+    return None
+
+
+def _has(model: onnx.ModelProto, tensor: str) -> bool:
+    """Whether a model has an output of this name, or an inner tensor of its own graph."""
+    graph = model.graph
+    return any(tensor == value.name for value in graph.output) or any(tensor in node.output for node in graph.node)
+
+
+def _serialized(model: onnx.ModelProto) -> bytes:
+    return bytes(model.SerializeToString(deterministic=True))
