@@ -15,7 +15,7 @@ from pdq_export.data import InputSpec
 from pdq_export.errors import ModelError, OptionError, first_few
 from pdq_export.export import export_model, find_layout, required_opset
 from pdq_export.frontend import find_unsupported
-from pdq_export.graph.lookup import GraphIndex
+from pdq_export.graph.lookup import GraphIndex, float_tensors_behind
 from pdq_export.graph.passes import free_batch
 from pdq_export.graph.prepare import PreparedModel, at_opset, prepare
 from pdq_export.options import CalibrationOptions
@@ -156,6 +156,19 @@ def _placeholder(index: GraphIndex, point: Point, generator: np.random.Generator
     )
 
 
+def _cut(index: GraphIndex, name: str) -> str:
+    """How a model can do without an input of integers or booleans."""
+    constant = f"make it a constant where it is always the same (an initializer {name!r} in place of the input)"
+    behind = float_tensors_behind(index, name)
+    if not behind:
+        return constant
+    inputs = [other for other in index.inputs if (dtype := index.dtype(other)) is not None and dtype.kind == "f"]
+    return (
+        f"start the model behind it: onnx.utils.extract_model(old_path, new_path, {[*inputs, *behind]}, "
+        f"{list(index.outputs)}), and give what the part before computes as data, under these names; or {constant}"
+    )
+
+
 def input_specs(model: onnx.ModelProto) -> tuple[InputSpec, ...]:
     """The inputs of a model, whose axis 0 counts samples. Raises ModelError for one that calibration cannot feed."""
     index = GraphIndex(model)
@@ -164,11 +177,14 @@ def input_specs(model: onnx.ModelProto) -> tuple[InputSpec, ...]:
         dtype, shape = index.dtype(name), index.shape(name)
         if dtype is None or dtype.kind != "f":
             raise ModelError(
-                f"input {name!r}: is {dtype}; expected float32, which can be calibrated; fold the input into a constant"
+                f"input {name!r}: is {dtype}; expected float32, which can be calibrated; {_cut(index, name)}"
             )
         if not shape:
             what = "its rank is unknown" if shape is None else "is a scalar"
-            raise ModelError(f"input {name!r}: {what}; expected N x ..., for images N x C x H x W; export it so")
+            raise ModelError(
+                f"input {name!r}: {what}; expected N x ..., for images N x C x H x W; declare this shape in the file's "
+                "graph.input, a name or a number for each axis, or export it so"
+            )
         specs.append(InputSpec(name=name, shape=tuple(d if isinstance(d, int) else None for d in shape)))
     batches = {spec.shape[0] for spec in specs}
     if len(batches) != 1:

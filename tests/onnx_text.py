@@ -6,6 +6,8 @@ from collections.abc import Mapping
 import numpy as np
 import onnx
 
+from pdq_export.graph.lookup import reads
+
 
 def parse(
     body: str, inputs: str = "float[N,3,8,8] image", outputs: str = "float[N,K] y", *, opset: int = 17
@@ -21,7 +23,7 @@ def fill(
 ) -> onnx.ModelProto:
     """The model with those of the weights, by name and shape, that it reads: normal, of variance scale² / fan-in."""
     generator = np.random.default_rng(seed)
-    read = {name for node in model.graph.node for name in node.input}
+    read = {name for node in model.graph.node for name in reads(node)}
     for name, shape in shapes.items():
         value = generator.normal(size=shape) * (scale / math.sqrt(math.prod(shape[1:])))
         if name in read:

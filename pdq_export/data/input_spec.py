@@ -19,7 +19,10 @@ class InputSpec:
     def check_supported(self, where: str) -> None:
         """Raise DataError where this is not a float32 image input of rank 4."""
         if not self.takes_images:
-            raise DataError(f"{where}: images cannot feed the model's {self}; expected N x C x H x W, float32")
+            raise DataError(
+                f"{where}: images cannot feed the model's {self}; expected N x C x H x W, float32; give an .npz with a "
+                f"float32 array {self.name!r} of such rows"
+            )
 
     @property
     def takes_images(self) -> bool:

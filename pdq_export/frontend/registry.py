@@ -4,10 +4,12 @@ from collections.abc import Callable, Mapping
 
 import onnx.defs
 
-from pdq_export.errors import UnsupportedOperatorError
+from pdq_export.errors import UnsupportedOperatorError, first_few
 from pdq_export.frontend.node import Call, OnnxNode, describe_as
+from pdq_export.graph.lookup import inner_layers
 
 OLDEST_OPSET = 9
+_EXCLUDE = "leave the layers behind it in float (--exclude)"
 
 Converter = Callable[[OnnxNode], Call]
 Key = tuple[str, str, int]  # domain, op_type, since_version
@@ -49,10 +51,11 @@ def find_schema(name: str, domain: str, op_type: str, opset: int, outputs: tuple
         return onnx.defs.get_schema(op_type, opset, domain)
     except onnx.defs.SchemaError as error:
         found = "not an operator of this ONNX opset"
+        remedy = f"{_EXCLUDE}, or export the model with standard operators only"
+        if domain == "com.microsoft":
+            remedy = f"{_EXCLUDE}, or give the model as it was before onnxruntime optimized it"
         raise UnsupportedOperatorError(
-            f"{describe_as(name, domain, op_type, opset, outputs)}: {found}; "
-            "export the model with standard operators only",
-            found=found,
+            f"{describe_as(name, domain, op_type, opset, outputs)}: {found}; {remedy}", found=found
         ) from error
 
 
@@ -63,13 +66,23 @@ def find_converter(node: OnnxNode) -> Converter:
         return found
     known = sorted(version for domain, op, version in _TABLE if (domain, op) == (node.domain, node.op_type))
     if known:
-        raise node.unsupported(
-            f"version {node.since_version} of this operator is not supported",
-            f"convert the model to an opset from {known[0]} on (onnx.version_converter)",
+        newer = [version for version in known if version > node.since_version]
+        remedy = (
+            f"convert the model to an opset from {newer[0]} on (onnx.version_converter)"
+            if newer
+            else f"export the model with an opset before {node.since_version}"
         )
+        raise node.unsupported(f"version {node.since_version} of this operator is not supported", remedy)
     if node.op_type in ("If", "Loop", "Scan"):
-        raise node.unsupported(
-            "control flow is not supported",
-            "simplify the model with its input shapes fixed, or export it without data-dependent branches",
-        )
-    raise node.unsupported("not supported", "replace it in the exported model, or see the operator table")
+        raise _control_flow(node)
+    raise node.unsupported("not supported", f"{_EXCLUDE}, or replace it by other operators in the exported model")
+
+
+def _control_flow(node: OnnxNode) -> UnsupportedOperatorError:
+    layers = inner_layers(node.attributes, node.constants.keys())
+    held = "".join(f", and its {name} holds {first_few(list(map(repr, nodes)))}" for name, nodes in layers.items())
+    if node.op_type == "If":
+        remedy = f"make its condition {node.inputs[0]!r} a constant, {_EXCLUDE}, or export the model without it"
+    else:
+        remedy = f"{_EXCLUDE}, or export the model with the loop written out, as torch.export or torch.jit.trace do"
+    return node.unsupported(f"control flow is not supported{held}", remedy)

@@ -6,8 +6,18 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto
 
-from pdq_export.errors import ModelError, UnsupportedOperatorError
-from pdq_export.graph.lookup import WEIGHTED, GraphIndex, all_nodes, attribute, describe, is_layer, opset_version
+from pdq_export.errors import ModelError, UnsupportedOperatorError, first_few
+from pdq_export.graph.lookup import (
+    WEIGHTED,
+    GraphIndex,
+    all_nodes,
+    attribute,
+    attributes,
+    describe,
+    inner_layers,
+    is_layer,
+    opset_version,
+)
 
 QUANTIZED = (
     "QuantizeLinear",
@@ -67,11 +77,13 @@ def check_domains(model: onnx.ModelProto) -> None:
 
 def check_layers(model: onnx.ModelProto) -> None:
     """At least one layer with a constant weight, and float32 weights only."""
-    layers = list(_layers(GraphIndex(model)))
+    index = GraphIndex(model)
+    layers = list(_layers(index))
     if not layers:
+        _refuse_inner_layers(index)
         raise ModelError(
-            "model: nothing to quantize: no Conv, ConvTranspose, Gemm or MatMul has a constant weight; "
-            "expected at least one; export the model with its weights in it"
+            "model: nothing to quantize: no Conv, ConvTranspose, Gemm or MatMul multiplies data by a constant matrix "
+            "or kernel; expected at least one; export the model with its weights in it, as initializers"
         )
     for node, weight in layers:
         if weight.data_type != TensorProto.FLOAT:
@@ -79,6 +91,24 @@ def check_layers(model: onnx.ModelProto) -> None:
             raise ModelError(
                 f"{describe(node)}: weight {weight.name!r} is {name} ({name} model); expected float32; "
                 "convert the model to float32 first"
+            )
+
+
+def _refuse_inner_layers(index: GraphIndex) -> None:
+    """Raise ModelError where layers are there, but run or not as the input has it, or several times."""
+    for node in index.graph.node:
+        for branch, layers in inner_layers(attributes(node), index.initializers.keys()).items():
+            if node.op_type == "If":
+                remedy = (
+                    f"make its condition {node.input[0]!r} a constant (an initializer of this name in place of the "
+                    "node or input that gives it), or export the model with the branch that is wanted"
+                )
+            else:
+                remedy = "export the model with the loop written out, as torch.export or torch.jit.trace do"
+            raise ModelError(
+                f"{describe(node)}: holds the model's layers in its {branch} "
+                f"({first_few(list(map(repr, layers)))}), where they are not "
+                f"quantized; expected a layer in the graph itself; {remedy}"
             )
 
 

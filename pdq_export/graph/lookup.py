@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping, Set
 from typing import Any, TypeVar, overload
 
 import numpy as np
@@ -96,6 +96,42 @@ def all_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
         yield node
         for subgraph in subgraphs(node):
             yield from all_nodes(subgraph.node)
+
+
+def inner_layers(values: Mapping[str, Any], constants: Set[str]) -> dict[str, list[str]]:
+    """The layers with a constant weight in the subgraphs among a node's attributes, at any depth, by attribute.
+
+    Names of nodes, or of what they write. ``constants``: those of the graph around it.
+    """
+    graphs = {name: value for name, value in values.items() if isinstance(value, onnx.GraphProto)}
+    found = {name: [n.name or n.output[0] for n in _weighted(graph, constants)] for name, graph in graphs.items()}
+    return {name: layers for name, layers in found.items() if layers}
+
+
+def _weighted(graph: onnx.GraphProto, outer: Set[str]) -> Iterator[NodeProto]:
+    own = {tensor.name for tensor in graph.initializer}
+    own.update(name for node in graph.node if node.op_type == "Constant" for name in node.output)
+    for node in graph.node:
+        weight = node.input[1] if node.op_type in WEIGHTED and len(node.input) > 1 else ""
+        if weight and weight in own | outer:
+            yield node
+        for inner in subgraphs(node):
+            yield from _weighted(inner, own | outer)
+
+
+def float_tensors_behind(index: "GraphIndex", tensor: str) -> list[str]:
+    """The first float tensors that are computed from a tensor of integers or booleans, in graph order."""
+    reached, found = {tensor}, []
+    for node in index.graph.node:
+        if reached.isdisjoint(node.input):
+            continue
+        for name in filter(None, node.output):
+            dtype = index.dtype(name)
+            if dtype is not None and dtype.kind == "f":
+                found.append(name)
+            else:
+                reached.add(name)
+    return found
 
 
 def is_layer(index: "GraphIndex", node: NodeProto) -> bool:

@@ -14,7 +14,7 @@ def test_nothing_to_quantize() -> None:
         inputs={"x": [1, 3, 4, 4], "w": [2, 3, 1, 1]},
         outputs={"y": [1, 2, 3, 3]},
     )
-    with pytest.raises(ModelError, match="nothing to quantize: no Conv, ConvTranspose, Gemm or MatMul has a constant"):
+    with pytest.raises(ModelError, match="nothing to quantize: no Conv, ConvTranspose, Gemm or MatMul multiplies"):
         prepare(model)
 
 

@@ -87,7 +87,9 @@ def _read(index: GraphIndex, node: NodeProto) -> BatchNorm:
         values.append(value.astype(np.float64))
     shapes = [value.shape for value in values]
     if len(values) != 4 or len(set(shapes)) != 1 or len(shapes[0]) != 1:
-        raise ModelError(f"{describe(node)}: parameters have shapes {shapes}; expected four of shape [C]")
+        raise ModelError(
+            f"{describe(node)}: parameters have shapes {shapes}; expected four of shape [C]; re-export the model"
+        )
     gamma, beta, mean, variance = values
     with np.errstate(invalid="ignore"):
         sigma = np.sqrt(variance + attribute(node, "epsilon", 1e-5))
