@@ -111,7 +111,12 @@ class Fidelity:
         known = [name for name in names if _has(file.model, name)]
         self._covers_all = len(known) == len(names)
         content = with_outputs(file.content, known)
-        self._outputs = self._run(content)
+        self._plain = True  # whether sessions are without optimizations: not where the file needs them
+        try:
+            self._outputs = self._run(content)
+        except ValidationError:
+            self._plain = False
+            self._outputs = self._run(content)
         self._optimize = self._survives_optimization(content)
         self._strict, self._expected = content, self._outputs
         if file.precision is not FLOAT32:
@@ -189,7 +194,7 @@ class Fidelity:
 
         Where that lacks a tensor that is compared, the prepared model, which was checked, as it is written.
         """
-        return (self._file.content, self._optimize) if self._covers_all else (_serialized(prepared), False)
+        return (self._file.content, self._optimize) if self._covers_all else (_serialized(prepared), not self._plain)
 
     def _survives_optimization(self, content: bytes) -> bool:
         """Whether onnxruntime computes the same of the file when it optimizes it, with a warning where it does not."""
@@ -221,7 +226,7 @@ class Fidelity:
         return "planning it", "quantize it without --wide-residuals and other options of the plan"
 
     def _run(self, content: bytes, *, optimize: bool = False) -> list[Outputs]:
-        session = Session(content, optimize=optimize)
+        session = Session(content, optimize=optimize or not self._plain)
         return [session.run_by_name(batch) for batch in self._batches]
 
     def _certain(
@@ -230,7 +235,7 @@ class Fidelity:
         """The difference where rounding does not explain it; ``content``: the model that computes ``expected``."""
         if difference is None:
             return None
-        run = Session(content, optimize=False).run_by_name
+        run = Session(content, optimize=not self._plain).run_by_name
         return _tell_doubtful(explain(difference, run, self._batches, expected, precision))
 
     def _error(self, difference: Difference, what: str, remedy: str) -> ModelError:

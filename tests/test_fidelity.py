@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pdq_export import fidelity, inspect_model
-from pdq_export.errors import ModelError
+from pdq_export.errors import ModelError, ValidationError
 from pdq_export.fidelity import Fidelity, Probe, UserFile
 from pdq_export.frontend import import_model
 from pdq_export.frontend.ops import activation
@@ -27,7 +27,7 @@ from pdq_export.graph.passes import (
 )
 from pdq_export.graph.prepare import prepare
 from pdq_export.pipeline import quantize
-from pdq_export.validate import Report, validate
+from pdq_export.validate import Report, Session, validate
 
 from .onnx_text import fill, parse
 
@@ -233,6 +233,19 @@ def test_the_quantized_file_of_one_that_onnxruntime_optimizes_wrongly() -> None:
     assert output.quantized_float.relative_error < 0.05
     assert output.quantized_simulated is not None
     assert output.quantized_simulated.relative_error < 1e-3
+
+
+def test_a_file_that_needs_optimizations_to_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def session(content: bytes, *, optimize: bool) -> Session:
+        if not optimize:
+            raise ValidationError("no kernel")
+        return Session(content)
+
+    monkeypatch.setattr(fidelity, "Session", session)
+    held = Fidelity(UserFile.of(network()), probes(IMAGES), ["y"])
+    held.check_model(prepare(network()).model)
+    with pytest.raises(ModelError, match=r"output 'y': it is .* % off the file's"):
+        held.check_model(wrong(prepare(network()).model))
 
 
 def test_a_file_that_onnxruntime_optimizes_rightly(caplog: pytest.LogCaptureFixture) -> None:

@@ -108,6 +108,7 @@ def _compare(name: str, expected: Sequence[Array], found: Sequence[Array], preci
 def _is_close(expected: Array, found: Array, tolerance: float) -> bool:
     if expected.dtype.kind not in "fc" or found.dtype.kind not in "fc":
         return bool(np.array_equal(expected, found))
+    tolerance = max([tolerance, *(2 * float(np.finfo(y.dtype).eps) for y in (expected, found))])  # of float16 outputs
     wide = expected.astype(np.float64)
     finite = wide[np.isfinite(wide)]
     size = float(np.sqrt(np.mean(np.square(finite)))) if finite.size else 0.0

@@ -34,6 +34,8 @@ def test_float16_has_a_tolerance_of_its_own() -> None:
     assert difference(Y, Y * np.float32(1.002)) is not None
     assert difference(Y, Y * np.float32(1.002), FLOAT16) is None
     assert difference(Y, Y * np.float32(1.1), FLOAT16) is not None
+    neighbours = Y.astype(np.float16), np.nextafter(Y.astype(np.float16), np.float16(9))
+    assert difference(*neighbours) is None
 
 
 def test_shapes_integers_and_nan() -> None:
