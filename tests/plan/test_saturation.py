@@ -85,7 +85,7 @@ def test_a_file_that_saturates_is_told(monkeypatch: pytest.MonkeyPatch, caplog: 
         return lambda batch: [1.1 * output for output in simulate(batch)]
 
     monkeypatch.setattr("pdq_export.pipeline._simulator", elsewhere)
-    monkeypatch.setattr("pdq_export.pipeline.kernels_saturate", lambda: True)
+    monkeypatch.setattr("pdq_export.verdict.kernels_saturate", lambda: True)
     quantize = {"bits": "4/4", "calib": images, "method": "nearest"}
     result = pdq_export.quantize(model(), **quantize)  # type: ignore[arg-type]
     assert "its kernels saturate on" in caplog.text
@@ -93,6 +93,6 @@ def test_a_file_that_saturates_is_told(monkeypatch: pytest.MonkeyPatch, caplog: 
     assert "'c1', 'y'" in caplog.text
     caplog.clear()
     pdq_export.quantize(model(), reduce_range=True, **quantize)  # type: ignore[arg-type]
-    monkeypatch.setattr("pdq_export.pipeline.kernels_saturate", lambda: False)
+    monkeypatch.setattr("pdq_export.verdict.kernels_saturate", lambda: False)
     pdq_export.quantize(model(), **quantize)  # type: ignore[arg-type]
     assert "saturate on" not in caplog.text
