@@ -10,7 +10,7 @@ import onnx
 
 from pdq_export.errors import ExportError, ModelError, OptionError, PdqError, ValidationError
 from pdq_export.export import assemble, find_layout, layout_names, read_source, required_opset
-from pdq_export.export.layouts import Quantized
+from pdq_export.export.layouts import FORM, Quantized
 from pdq_export.export.source import Source, fill_missing
 from pdq_export.graph.load import in_memory, read_model
 from pdq_export.graph.lookup import GraphIndex, opset_version
@@ -41,6 +41,7 @@ def convert(model: str | Path | onnx.ModelProto, target: str, *, opset: int | No
         )
     source = read_source(file, where)
     _check_unchanged(file, source, written_for or "ort", where)
+    source = dataclasses.replace(source, quantized=dataclasses.replace(source.quantized, form=FORM))
     wanted = _choose_opset(source, target, opset)
     metadata = _retargeted(properties, target)
     try:

@@ -2,9 +2,9 @@
 
 packed (ort): integers of few bits -> Cast to INT8 -> Sub of the zero point -> DequantizeLinear; the runtime sees INT8
 with zero_point 0, its fast kernel. textbook: integers [-> Clip] -> DequantizeLinear with their zero_point.
-bias: INT32 -> DequantizeLinear with scale = input scale * weight scale. Where it saves more than the nodes take, ort
-stores zero points and biases in fewer bits before a Cast, and multiplies the scales in the graph: in a wide network of
-2 bits, what there is of one number a channel is a twentieth of the file.
+bias: INT32 -> DequantizeLinear with scale = input scale * weight scale and zero_point 0. Where it saves more than the
+nodes take, ort stores zero points and biases in fewer bits before a Cast, and multiplies the scales in the graph: in a
+wide network of 2 bits, what there is of one number a channel is a twentieth of the file.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto
 
 from pdq_export.export.constants import Bias, LayerConstants, Weight
@@ -24,11 +25,11 @@ WriteWeight = Callable[[GraphWriter, Weight], tuple[str, str]]
 class LayerWriter:
     """Writes the constants of layers; layers that share a weight share its chain.
 
-    ``packs``: whether biases are stored in as few bytes as can be unpacked again.
+    ``packs``: whether biases are stored in as few bytes as can be unpacked again. ``form``: see `layouts.FORM`.
     """
 
-    def __init__(self, out: GraphWriter, write_weight: WriteWeight, *, packs: bool) -> None:
-        self._out, self._write_weight, self._packs = out, write_weight, packs
+    def __init__(self, out: GraphWriter, write_weight: WriteWeight, *, packs: bool, form: int) -> None:
+        self._out, self._write_weight, self._packs, self._form = out, write_weight, packs, form
         self._weights: dict[tuple[str, bytes], tuple[str, str]] = {}
 
     def constants(self, constants: LayerConstants, input_scale: tuple[str, np.float32] | None) -> dict[str, str]:
@@ -45,6 +46,8 @@ class LayerWriter:
         if constants.bias is not None:
             scale = self._bias_scale(constants.bias, weight, weight_scale, input_scale)
             inputs = [self._bias_integers(constants.bias), scale]
+            if self._form > 2:  # onnxruntime's own format cannot hold the fused node without it
+                inputs.append(self._out.zeros(constants.bias.scale.shape, np.int32))
             name = constants.bias.tensor
             names[name] = self._out.node("DequantizeLinear", inputs, f"{name}_dequantized", axis=0)
         return names
@@ -106,14 +109,44 @@ def textbook_weight(out: GraphWriter, weight: Weight, bits: int, *, clip: bool) 
     ``clip``: a Clip to the learned bits says how many of the container's are used.
     """
     point, name = weight.point, weight.point.tensor
-    integers, zero_point = (
-        out.initializer(packed_tensor(out.tensor_name(f"{name}_{what}"), values, bits, signed=point.symmetric))
-        for what, values in (("quantized", weight.integers), ("zero_point", weight.zero_point))
-    )
+    inputs = _integers_and_zero_point(out, weight, bits, weight.integers, weight.zero_point, signed=point.symmetric)
     if clip and point.bits < bits:
-        bounds = [out.integer(bound, bits, signed=point.symmetric) for bound in (point.qmin, point.qmax)]
-        integers = out.node("Clip", [integers, *bounds], f"{name}_clipped")
+        inputs[0] = _clipped(out, name, inputs[0], (point.qmin, point.qmax), bits, signed=point.symmetric)
+    return _dequantize(out, weight, [inputs[0], out.constant(f"{name}_scale", weight.scale), inputs[1]])
+
+
+def centered_weight(out: GraphWriter, weight: Weight) -> tuple[str, str]:
+    """Write an asymmetric weight as INT8 less its zero points, with a Clip to what b bits less those can be.
+
+    Returns the names of its float and its scale.
+    """
+    point, name = weight.point, weight.point.tensor
+    zeros = np.zeros_like(weight.zero_point)
+    integers, zero_point = _integers_and_zero_point(out, weight, 8, weight.centered, zeros, signed=True)
+    bounds = (point.qmin - int(weight.zero_point.max()), point.qmax - int(weight.zero_point.min()))
+    integers = _clipped(out, name, integers, bounds, 8, signed=True)
     return _dequantize(out, weight, [integers, out.constant(f"{name}_scale", weight.scale), zero_point])
+
+
+def _integers_and_zero_point(
+    out: GraphWriter,
+    weight: Weight,
+    bits: int,
+    integers: NDArray[np.int16],
+    zero_point: NDArray[np.int16],
+    *,
+    signed: bool,
+) -> list[str]:
+    return [
+        out.initializer(packed_tensor(out.tensor_name(f"{weight.point.tensor}_{what}"), values, bits, signed=signed))
+        for what, values in (("quantized", integers), ("zero_point", zero_point))
+    ]
+
+
+def _clipped(
+    out: GraphWriter, name: str, integers: str, bounds: tuple[int, int], bits: int, *, signed: bool
+) -> str:
+    return out.node("Clip", [integers, *(out.integer(b, bits, signed=signed) for b in bounds)], f"{name}_clipped")
 
 
 def _dequantize(out: GraphWriter, weight: Weight, inputs: list[str]) -> tuple[str, str]:

@@ -11,18 +11,24 @@ from pdq_export.graph.lookup import GraphIndex
 from pdq_export.spec import Plan, QuantizedTensors
 
 
+# How layouts write; files of older forms are written as they were only to see whether they are as pdq-export left them.
+# Before 3 the DequantizeLinear of a bias has no zero_point, and asymmetric weights of qcdq are UINT8 with theirs.
+FORM, OLDEST_FORM = 3, 2
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Quantized:
     """What a layout writes, the same for every one.
 
     ``index``: of the prepared model; what ``constants`` holds by node name may lack its data there. ``activations``:
-    the parameters of every point that is no weight.
+    the parameters of every point that is no weight. ``form``: see `FORM`.
     """
 
     index: GraphIndex
     plan: Plan
     activations: QuantizedTensors
     constants: Mapping[str, LayerConstants]
+    form: int = FORM
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

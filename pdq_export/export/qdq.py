@@ -29,7 +29,7 @@ class QdqGraph:
 
     def __init__(self, quantized: Quantized) -> None:
         self.index, self.plan, self.activations = quantized.index, quantized.plan, quantized.activations
-        self.settled = quantized.constants
+        self.settled, self.form = quantized.constants, quantized.form
         self._excluded = {layer.node for layer in self.plan.excluded}
         self.out = GraphWriter(self.index.graph)
         # Who is asked for these by name gets them in float, under that name.
@@ -37,7 +37,7 @@ class QdqGraph:
         self.integers: dict[str, str] = {}
         self.floats: dict[str, str] = {}
         self._scales: dict[str, str] = {}
-        self._layers = LayerWriter(self.out, self.weight, packs=self.packs)
+        self._layers = LayerWriter(self.out, self.weight, packs=self.packs, form=self.form)
 
     # What a layout decides
 
@@ -70,7 +70,7 @@ class QdqGraph:
     def _node(self, node: NodeProto) -> None:
         moved = [name for name in node.output if name in self.plan.passthrough and name not in self.plan.points]
         points = [name for name in node.output if self._is_activation(name)]
-        if moved and self.moves_integers(node):
+        if len(moved) == len([name for name in node.output if name]) and self.moves_integers(node):
             self._move(node, moved)
         elif not (points and self._absorb(node, points[0])):
             self._copy(node)

@@ -21,12 +21,11 @@ from onnx import GraphProto, NodeProto, TensorProto
 
 from pdq_export.errors import ModelError, PdqError
 from pdq_export.export.constants import Bias, LayerConstants, Weight
-from pdq_export.export.layouts import Quantized
+from pdq_export.export.layouts import FORM, OLDEST_FORM, Quantized
 from pdq_export.graph.lookup import GraphIndex, optional_input
 from pdq_export.spec import BitWidths, Layer, Plan, Point, QuantizedTensor, Role
 
 KEY = "pdq_export.source"
-VERSION = 2
 _PLAN_KEY = "plan"
 _SMALL = 64  # constants of up to so many elements are not looked for in the graph
 _LARGEST = 1 << 28  # bytes of the description; that of a network with 1,000 layers is a thousandth of it
@@ -63,7 +62,7 @@ def describe_source(source: Source, written: GraphProto) -> str:
         if constants.weight.zero_point.any()
     }
     content = {
-        "version": VERSION,
+        "version": FORM,
         "opsets": [source.own_opset, source.max_opset],
         "bits": str(plan.bits),
         "points": [[p.tensor, p.role.value, p.bits, p.axis, p.symmetric, p.absorbed] for p in plan.points.values()],
@@ -95,9 +94,9 @@ def read_source(file: onnx.ModelProto, where: str = "model") -> Source:
     try:
         skeleton = _unpack(properties[KEY])
         content = json.loads({entry.key: entry.value for entry in skeleton.metadata_props}[_PLAN_KEY])
-        if content["version"] != VERSION:
+        if content["version"] not in range(OLDEST_FORM, FORM + 1):
             raise ModelError(
-                f"{where}: {KEY!r} has version {content['version']}; expected {VERSION}; convert it with the "
+                f"{where}: {KEY!r} has version {content['version']}; expected {OLDEST_FORM} to {FORM}; convert it with the "
                 f"pdq-export that wrote it, {properties.get('pdq_export.version', 'a newer one')}"
             )
         return _join(file, skeleton, content)
@@ -185,7 +184,9 @@ def _join(file: onnx.ModelProto, skeleton: onnx.ModelProto, content: Mapping[str
     }
     _check_complete(index, constants)
     return Source(
-        quantized=Quantized(index=index, plan=plan, activations=activations, constants=constants),
+        quantized=Quantized(
+            index=index, plan=plan, activations=activations, constants=constants, form=content["version"]
+        ),
         own_opset=int(content["opsets"][0]),
         max_opset=content["opsets"][1],
     )

@@ -25,7 +25,7 @@ class GraphWriter:
         self._tensor_names = set(_tensor_names(graph))
         self._node_names = {node.name for node in graph.node}
         self._integers: dict[tuple[int, int, bool], str] = {}
-        self._zeros: dict[tuple[int, ...], str] = {}
+        self._zeros: dict[tuple[tuple[int, ...], type[np.integer[Any]]], str] = {}
 
     def node(self, op_type: str, inputs: Sequence[str], output: str, *, name: str = "", **attributes: Any) -> str:
         """Append a node; ``output`` and ``name`` are wishes. Returns the real name of the output.
@@ -68,17 +68,18 @@ class GraphWriter:
             self._integers[key] = self.initializer(packed_tensor(name, np.array(value), bits, signed=signed))
         return self._integers[key]
 
-    def zeros(self, shape: tuple[int, ...]) -> str:
-        """INT8 zeros that every user of the same shape shares."""
-        if shape not in self._zeros:
-            name = "_".join(["int8_zero", *(str(size) for size in shape)])
-            if math.prod(shape) < NODE_BYTES:
-                self._zeros[shape] = self.constant(name, np.zeros(shape, np.int8))
+    def zeros(self, shape: tuple[int, ...], dtype: type[np.integer[Any]] = np.int8) -> str:
+        """Integer zeros that every user of the same shape and type shares."""
+        key = (shape, dtype)
+        if key not in self._zeros:
+            name = "_".join([f"{np.dtype(dtype)}_zero", *(str(size) for size in shape)])
+            if math.prod(shape) * np.dtype(dtype).itemsize < NODE_BYTES:
+                self._zeros[key] = self.constant(name, np.zeros(shape, dtype))
             else:
                 sizes = self.constant(f"{name}_shape", np.array(shape, np.int64))
-                value = onnx.numpy_helper.from_array(np.zeros(1, np.int8))
-                self._zeros[shape] = self.node("ConstantOfShape", [sizes], name, value=value)
-        return self._zeros[shape]
+                value = onnx.numpy_helper.from_array(np.zeros(1, dtype))
+                self._zeros[key] = self.node("ConstantOfShape", [sizes], name, value=value)
+        return self._zeros[key]
 
     def tensor_name(self, wanted: str) -> str:
         """``wanted``, or ``wanted_1``, ... where that is taken; taken from now on."""

@@ -233,7 +233,9 @@ class _PointFinder:
                 break
             chain.append(node.input[0])
         for later, earlier in reversed(list(itertools.pairwise(chain))):
-            self._pass(later, earlier)
+            for sibling in self.index.producer[later].output:  # of a Split; one that was found before stays
+                if self._source(sibling) is None:
+                    self._pass(sibling, earlier)
 
     def settle_last_inputs(self) -> None:
         """The bits of ``first_last`` for the input of every last layer, found through averages and pass-through nodes.

@@ -1,1 +1,1 @@
-"""Small random graphs, quantized at 8/8 and held against FP32; ``python -m tests.random_graphs SEED`` runs one again."""
+"""Small random graphs at 8/8, held against FP32; ``python -m tests.random_graphs SEED`` runs one again."""

@@ -35,7 +35,6 @@ def tell(seed: int, verdict: Verdict, without: frozenset[int], folder: Path | No
             print(f"  {what}: {text}")
     if verdict.wrong and folder is not None:
         onnx.save(case.model, folder / f"{seed}.onnx")
-        print(onnx.printer.to_text(case.model))
 
 
 def main() -> int:

@@ -88,7 +88,7 @@ class Builder:
         return self.constant(self.rng.normal(size=shape) * gain / np.sqrt(fan_in), "w")
 
     def __call__(self, op_type: str, *inputs: str, outputs: int = 1, domain: str = "", **attributes: Any) -> Any:
-        """Add a node. Returns the name of its output, or of all. Raises Unfit for what grows, vanishes or is no number."""
+        """Add a node. Returns the name of its output, or of all. Raises Unfit for what grows or vanishes."""
         names = [self._name(op_type.lower()) for _ in range(outputs)]
         node = helper.make_node(op_type, list(inputs), names, domain=domain, **attributes)
         for name, value in zip(names, self._run(node), strict=True):

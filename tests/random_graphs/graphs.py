@@ -46,6 +46,7 @@ STEPS: dict[Step, int] = {  # how often each is drawn
     others.normalize: 2,
     others.elementwise: 2,
 }
+LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Unit"}
 _ATTEMPTS = 20
 
 
@@ -59,7 +60,7 @@ class Case:
     steps: tuple[str, ...]
 
 
-def draw(seed: int, without: frozenset[int] = frozenset(), *, calibration: int = 16, judged: int = 48) -> Case:
+def draw(seed: int, without: frozenset[int] = frozenset(), *, calibration: int = 64, judged: int = 48) -> Case:
     """The graph of a seed, less the steps with these numbers: each has random numbers of its own."""
     rng = np.random.default_rng([seed, 0])
     batch = None if rng.random() < 0.7 else int(rng.choice([1, 2, 4]))
@@ -76,7 +77,10 @@ def draw(seed: int, without: frozenset[int] = frozenset(), *, calibration: int =
     for name, shape in shapes.items():
         g.input(name, shape, every[name][: batch or 4])
     taken = _grow(g, seed, int(rng.integers(2, 11)), without)
-    model = g.model(_ends(g, np.random.default_rng([seed, 1])))
+    ends = _ends(g, np.random.default_rng([seed, 1]))
+    model = g.model(ends)
+    if not any(node.op_type in LAYERS for node in model.graph.node):
+        model = g.model([*ends, next(node.output[0] for node in reversed(g.nodes) if node.op_type in LAYERS)])
     read = {value.name for value in model.graph.input}
     return Case(
         model=model,
@@ -129,7 +133,7 @@ def _ends(g: Builder, rng: np.random.Generator) -> list[str]:
 
 
 def samples(rng: np.random.Generator, count: int, shape: tuple[int, ...]) -> Array:
-    """Smooth pictures (or series, or vectors) that differ in brightness, contrast and content, of about unit variance."""
+    """Smooth pictures, series or vectors that differ in brightness, contrast and content, of about unit variance."""
     if len(shape) == 1:
         return rng.normal(size=(count, *shape)).astype(np.float32)
     axes = np.meshgrid(*(np.linspace(0, 1, size) for size in shape[1:]), indexing="ij")

@@ -25,7 +25,7 @@ LEAST = 20.0  # dB, of the written file
 CONDITIONED = 24.0
 # More distinct values than an 8-bit tensor can have; FP32 has more than twice as many where that can be told.
 VALUES = 256
-NOTHING = {"samples": 16, "search_samples": 16}
+NOTHING = {"samples": 64, "search_samples": 64}
 _SAYS = re.compile(r"output '?(?P<name>[^':]+)'?: ")
 
 

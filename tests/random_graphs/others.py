@@ -20,15 +20,14 @@ def concat(g: Builder) -> str:
     a = g.pick(2, 3, 4, 4)
     shape = g.values[a].shape
     axis = g.choose([1, 1, len(shape) - 1])
-    fitting = [
-        name
-        for name, value in g.values.items()
-        if value.ndim == len(shape)
-        and all(i == axis or n == m for i, (n, m) in enumerate(zip(value.shape, shape, strict=True)))
-    ]
-    return g(
-        "Concat", a, *(g.choose(fitting) for _ in range(g.whole(1, 2))), axis=axis if g.flip() else axis - len(shape)
-    )
+    fitting = [name for name, value in g.values.items() if _beside(value.shape, axis) == _beside(shape, axis)]
+    parts = [a, *(g.choose(fitting) for _ in range(g.whole(1, 2)))]
+    return g("Concat", *parts, axis=axis if g.flip() else axis - len(shape))
+
+
+def _beside(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    """How many axes there are, and the extents of the others."""
+    return (len(shape), *shape[:axis], *shape[axis + 1 :])
 
 
 def with_constant(g: Builder) -> str:
@@ -81,9 +80,7 @@ def unsqueeze(g: Builder) -> str:
 
 
 def squeeze(g: Builder) -> str:
-    fitting = [
-        (name, axis) for name, v in g.values.items() for axis in range(1, v.ndim) if v.shape[axis] == 1 and v.ndim > 2
-    ]
+    fitting = [(name, v.shape.index(1, 1)) for name, v in g.values.items() if v.ndim > 2 and 1 in v.shape[1:]]
     if not fitting:
         raise Unfit
     return _axes(g, "Squeeze", *fitting[-1])
@@ -107,7 +104,7 @@ def slice_(g: Builder) -> str:
 
 def split(g: Builder) -> str:
     x = g.pick(2, 3, 4)
-    axis = g.choose([a for a in range(1, g.values[x].ndim)])
+    axis = g.whole(1, g.values[x].ndim - 1)
     size = g.values[x].shape[axis]
     if size < 2:
         raise Unfit
