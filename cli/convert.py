@@ -10,7 +10,7 @@ from pdq_export.errors import ModelError, OptionError
 
 from .log import set_up_logging
 from .options import OutputPath
-from .render import session_note
+from .render import session_note, version_note
 
 _PATH = click.Path(path_type=Path)
 
@@ -59,7 +59,7 @@ def convert(
     from pdq_export.conversion import check_target
     from pdq_export.conversion import convert as run
     from pdq_export.graph.save import check_output, save_model
-    from pdq_export.validate import needed_config
+    from pdq_export.validate import min_onnxruntime, needed_config
 
     onnxruntime.set_default_logger_severity(4)
     check_target(target)
@@ -72,6 +72,8 @@ def convert(
         for path, content in written.items():
             size = f"{len(content) / 1e3:,.0f} kB"
             console.print(f"wrote {shlex.quote(str(path))}, {size}", markup=False, soft_wrap=True)
+        if version := min_onnxruntime(converted.SerializeToString()):
+            console.print(version_note(version), markup=False, soft_wrap=True)
         config = needed_config(converted.SerializeToString())
         if config:
             console.print(session_note(config), markup=False, soft_wrap=True)

@@ -16,7 +16,7 @@ from pdq_export.options import choose_options
 from .log import NOTES, set_up_logging
 from .options import OutputPath, check_plan_options, plan_options
 from .progress import ProgressDisplay
-from .render import report_table, session_note
+from .render import report_table, session_note, version_note
 
 if TYPE_CHECKING:
     from pdq_export.pipeline import Result
@@ -253,5 +253,7 @@ def _show(request: Request, result: "Result") -> None:
     console.print(report_table(result.report, bits=request.arguments["bits"]))
     for path in (*result.files, *([request.report] if request.report else [])):
         console.print(f"wrote {shlex.quote(str(path))}", markup=False, soft_wrap=True)
+    if result.report.min_onnxruntime and request.arguments["target"] != "ort":
+        console.print(version_note(result.report.min_onnxruntime), markup=False, soft_wrap=True)
     if result.report.session_config:
         console.print(session_note(result.report.session_config), markup=False, soft_wrap=True)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pdq_export.validate import Accuracy, Report
 
 Row = tuple[str, str, str, str]
+_NARROW_ACTIVATIONS = "1.31"  # what export/runtimes.py gives for activations below 8 bits in types of their own
 
 
 def report_table(report: "Report", *, bits: str) -> Table:
@@ -35,6 +36,14 @@ def session_note(config: Mapping[str, str]) -> str:
     return f"onnxruntime loads it with the session option {options} (SessionOptions.add_session_config_entry)"
 
 
+def version_note(min_onnxruntime: str) -> str:
+    """Which versions of onnxruntime run a file, and what those before need, where it is to be had by an option."""
+    text = f"onnxruntime {min_onnxruntime} and newer compute what it says"
+    if min_onnxruntime != _NARROW_ACTIVATIONS:
+        return text
+    return f"{text}; older ones do with SessionOptions.enable_mem_reuse = False alone, and are wrong or crash without"
+
+
 def report_rows(report: "Report") -> list[Row]:
     """Rows of the table: what, FP32, quantized, difference."""
     rows = _accuracy(report.float_accuracy, report.quantized_accuracy)
@@ -50,6 +59,8 @@ def report_rows(report: "Report") -> list[Row]:
             agreement = _percent(against_simulation.argmax_agreement)
             rows.append((f"argmax agrees with simulation{name}", "", agreement, ""))
     integer, floating = (sum(counts.values()) for counts in (report.kernels.integer, report.kernels.floating))
+    if report.min_onnxruntime:
+        rows.append(("lowest version of onnxruntime", "", report.min_onnxruntime, ""))
     rows.append(("layers run as integers in onnxruntime", "", f"{integer} of {integer + floating}", ""))
     sizes = format_sizes(report.model.size, report.quantized.size)
     rows.append(("size", *sizes, f"× {report.size_ratio:.3f}"))

@@ -280,3 +280,22 @@ def test_damaged_descriptions_give_one_error(seed: int) -> None:
     entry.value = base64.b85encode(zlib.compress(bytes(data))).decode()
     with contextlib.suppress(PdqError):
         assert convert(file, "native").graph.node
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("written_for", TARGETS)
+def test_files_of_the_form_before_are_written_anew(written_for: str, target: str) -> None:
+    """Whose biases have no zero_point, and asymmetric weights theirs in qcdq: made by pdq-export of form 2, 3/4."""
+    path = Path(__file__).parent / "former" / f"form2-{written_for}.onnx"
+    converted = convert(path, target)
+    assert {entry.key: entry.value for entry in converted.metadata_props}["pdq_export.target"] == target
+    assert {len(node.input) for node in converted.graph.node if node.op_type == "DequantizeLinear"} == {3}
+    again = convert(converted, target)
+    assert again.SerializeToString(deterministic=True) == converted.SerializeToString(deterministic=True)
+
+
+def test_a_changed_file_of_the_form_before_is_refused() -> None:
+    model = onnx.load(Path(__file__).parent / "former" / "form2-ort.onnx")
+    next(node for node in model.graph.node if node.op_type == "Clip").op_type = "Max"
+    with pytest.raises(ModelError, match="not the one that its metadata describes"):
+        convert(model, "native")

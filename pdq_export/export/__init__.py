@@ -13,6 +13,8 @@ from pdq_export.export import tensorrt as tensorrt
 from pdq_export.export.bias import bias_integers, bias_scale, channel_bias, has_integer_bias, round_bias
 from pdq_export.export.constants import settle_constants
 from pdq_export.export.layouts import Layout, Quantized, find_layout, layout_names, register_layout
+from pdq_export.export.runtimes import KEY as RUNTIME_KEY
+from pdq_export.export.runtimes import min_onnxruntime
 from pdq_export.export.source import KEY as SOURCE_KEY
 from pdq_export.export.source import Source, describe_source, read_source
 from pdq_export.graph.lookup import GraphIndex, opset_version
@@ -97,6 +99,8 @@ def assemble(
     kept = {entry.key: entry.value for entry in model.metadata_props}
     onnx.helper.set_model_props(quantized, {**kept, **metadata})
     quantized.graph.CopyFrom(graph)
+    if find_layout(target).convertible:  # the others are for other runtimes
+        onnx.helper.set_model_props(quantized, {**kept, **metadata, RUNTIME_KEY: min_onnxruntime(quantized)})
     try:
         onnx.checker.check_model(quantized, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:

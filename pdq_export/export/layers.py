@@ -143,9 +143,7 @@ def _integers_and_zero_point(
     ]
 
 
-def _clipped(
-    out: GraphWriter, name: str, integers: str, bounds: tuple[int, int], bits: int, *, signed: bool
-) -> str:
+def _clipped(out: GraphWriter, name: str, integers: str, bounds: tuple[int, int], bits: int, *, signed: bool) -> str:
     return out.node("Clip", [integers, *(out.integer(b, bits, signed=signed) for b in bounds)], f"{name}_clipped")
 
 

@@ -10,7 +10,6 @@ from pdq_export.export.constants import LayerConstants
 from pdq_export.graph.lookup import GraphIndex
 from pdq_export.spec import Plan, QuantizedTensors
 
-
 # How layouts write; files of older forms are written as they were only to see whether they are as pdq-export left them.
 # Before 3 the DequantizeLinear of a bias has no zero_point, and asymmetric weights of qcdq are UINT8 with theirs.
 FORM, OLDEST_FORM = 3, 2

@@ -96,8 +96,8 @@ def read_source(file: onnx.ModelProto, where: str = "model") -> Source:
         content = json.loads({entry.key: entry.value for entry in skeleton.metadata_props}[_PLAN_KEY])
         if content["version"] not in range(OLDEST_FORM, FORM + 1):
             raise ModelError(
-                f"{where}: {KEY!r} has version {content['version']}; expected {OLDEST_FORM} to {FORM}; convert it with the "
-                f"pdq-export that wrote it, {properties.get('pdq_export.version', 'a newer one')}"
+                f"{where}: {KEY!r} has version {content['version']}; expected {OLDEST_FORM} to {FORM}; "
+                f"convert it with the pdq-export that wrote it, {properties.get('pdq_export.version', 'a newer one')}"
             )
         return _join(file, skeleton, content)
     except ModelError:

@@ -19,7 +19,9 @@ from pdq_export.validate.runtime import (
     Session,
     count_kernels,
     kernels_saturate,
+    min_onnxruntime,
     needed_config,
+    warn_older,
     with_outputs,
 )
 
@@ -38,6 +40,7 @@ __all__ = [
     "check_loads",
     "count_kernels",
     "kernels_saturate",
+    "min_onnxruntime",
     "needed_config",
     "validate",
     "with_outputs",
@@ -86,6 +89,7 @@ def validate(
         m if isinstance(m, bytes) else m.SerializeToString(deterministic=True) for m in (original, quantized)
     )
     config = needed_config(contents[1])
+    warn_older(contents[1])
     reference_session, session = (
         Session(with_outputs(content, compared), config=options, optimize=optimized)
         for content, options, optimized in ((contents[0], None, optimize), (contents[1], config, True))
@@ -113,6 +117,7 @@ def validate(
         outputs=meters.outputs(),
         kernels=count_kernels(contents[1], config),
         session_config=config,
+        min_onnxruntime=min_onnxruntime(contents[1]),
         settings=dict(settings or {}),
         versions=_versions(),
         layers=tuple(layers),

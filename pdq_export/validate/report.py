@@ -23,6 +23,8 @@ Schema, version 1 (null stands for "not measured", for sqnr_db for "no differenc
     saturated_layers  [name]                layers whose integer kernels saturate on this processor, where that makes
                                             the quantized model's results differ from the simulation's
     session_config  {key: value}            session options without which onnxruntime does not load the quantized file
+    min_onnxruntime version                 the lowest onnxruntime that computes what the quantized file says, as
+                                            measured; null where the file is for other runtimes
     layers          [{...}]                 one per weighted layer: {node, op_type, weight_shape,
                                             weight_bits, input_bits, activation_bits, excluded}; null bits
                                             stand for float
@@ -84,6 +86,7 @@ class Report:
     kernels: KernelCount
     saturated_layers: tuple[str, ...] = ()
     session_config: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    min_onnxruntime: str | None = None
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     layers: tuple[Mapping[str, Any], ...] = ()
@@ -119,6 +122,7 @@ class Report:
             },
             "saturated_layers": list(self.saturated_layers),
             "session_config": dict(self.session_config),
+            "min_onnxruntime": self.min_onnxruntime,
             "layers": [dict(layer) for layer in self.layers],
             "floating": [dict(node) for node in self.floating],
             "predictions": {output: list(tensors) for output, tensors in self.predictions.items()},

@@ -3,9 +3,10 @@
 import collections
 import dataclasses
 import functools
+import logging
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from pdq_export.errors import ValidationError
+
+logger = logging.getLogger(__name__)
 
 Batch = NDArray[np.float32] | tuple[NDArray[np.float32], ...]
 
@@ -54,6 +57,8 @@ FLOAT_KERNELS = frozenset(
 # onnxruntime's QDQ fusions know types below 8 bits only in part and leave invalid graphs; without them it runs in
 # float.
 WITHOUT_FUSION: Mapping[str, str] = {"session.disable_quant_qdq": "1"}
+# Before, the memory of a 4-bit tensor is used again for one of 8 bits: wrong values, or a crash.
+_REUSES_MEMORY_OF_NARROW = (1, 31)
 _NARROW = frozenset([TensorProto.INT4, TensorProto.UINT4, TensorProto.INT2, TensorProto.UINT2])
 
 
@@ -179,14 +184,41 @@ def kernels_saturate() -> bool:
     return bool((y != expected).any())
 
 
-def _quantizes_below_8_bits(model: bytes | str | Path) -> bool:
-    read = (
-        onnx.load_model_from_string(model) if isinstance(model, bytes) else onnx.load(model, load_external_data=False)
-    )
-    graph = read.graph
+def min_onnxruntime(model: bytes | str | Path) -> str | None:
+    """The lowest version that a written file, bytes or a path, names for itself; None where it names none."""
+    properties = {entry.key: entry.value for entry in _read(model).metadata_props}
+    return properties.get("pdq_export.min_onnxruntime")
+
+
+def warn_older(model: bytes) -> None:
+    """Warn where the installed onnxruntime is older than the file's lowest; sessions here do what can be done."""
+    lowest = min_onnxruntime(model)
+    if lowest is not None and _version(onnxruntime.__version__) < _version(lowest):
+        logger.warning(
+            "the file needs onnxruntime %s or newer, and this is %s; where it has activations below 8 bits in types of "
+            "their own it is run here with SessionOptions.enable_mem_reuse = False, and is wrong or crashes without; "
+            "update onnxruntime, or write another layout (--target)",
+            lowest,
+            onnxruntime.__version__,
+        )
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".")[:2])
+
+
+def _quantizes_below_8_bits(
+    model: bytes | str | Path, operators: Container[str] = ("QuantizeLinear", "DequantizeLinear")
+) -> bool:
+    graph = _read(model).graph
     narrow = {tensor.name for tensor in graph.initializer if tensor.data_type in _NARROW}
-    pairs = [node for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
-    return any(narrow.intersection(node.input) for node in pairs)
+    return any(node.op_type in operators and narrow.intersection(node.input) for node in graph.node)
+
+
+def _read(model: bytes | str | Path) -> onnx.ModelProto:
+    if isinstance(model, bytes):
+        return onnx.load_model_from_string(model)
+    return onnx.load(model, load_external_data=False)
 
 
 def count_kernels(model: bytes | str | Path, config: Mapping[str, str] | None = None) -> KernelCount:
@@ -244,6 +276,10 @@ def _options(threads: int | None, config: Mapping[str, str] | None = None) -> on
 def _load(model: bytes | str | Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
     source = model if isinstance(model, bytes) else str(model)
     try:
+        if _version(onnxruntime.__version__) < _REUSES_MEMORY_OF_NARROW and _quantizes_below_8_bits(
+            model, ["QuantizeLinear"]
+        ):
+            options.enable_mem_reuse = False
         return onnxruntime.InferenceSession(source, options, providers=PROVIDERS)
     except Exception as error:  # onnxruntime's errors share no base class
         where = "the model" if isinstance(model, bytes) else repr(str(model))

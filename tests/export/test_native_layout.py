@@ -23,11 +23,11 @@ def types(index: GraphIndex) -> set[str]:
 @pytest.mark.parametrize(
     ("bits", "opset", "expected"),
     [
-        ("2/2", 25, {"UINT2", "UINT8", "INT8"}),
-        ("4/4", 21, {"UINT4", "UINT8", "INT8"}),
-        ("3/3", 21, {"UINT4", "UINT8", "INT8"}),
-        ("4/2", 25, {"UINT4", "UINT2", "UINT8", "INT8"}),
-        ("6/6", 13, {"UINT8", "INT8"}),
+        ("2/2", 25, {"UINT2", "UINT8", "INT8", "INT32"}),
+        ("4/4", 21, {"UINT4", "UINT8", "INT8", "INT32"}),
+        ("3/3", 21, {"UINT4", "UINT8", "INT8", "INT32"}),
+        ("4/2", 25, {"UINT4", "UINT2", "UINT8", "INT8", "INT32"}),
+        ("6/6", 13, {"UINT8", "INT8", "INT32"}),
     ],
 )
 def test_containers(bits: str, opset: int, expected: set[str]) -> None:

@@ -339,8 +339,10 @@ def test_bias_is_int32_with_the_product_of_the_scales():
     model = conv_relu("y = Relu(c)")
     index = export(model, plan_of(model, carrier("x"), weight("w")))
     bias = index.producer[index.producer["c"].input[2]]
-    integers, scale = (index.constant(name) for name in bias.input)
-    assert integers.dtype == np.int32
+    integers, scale, zero_point = (index.constant(name) for name in bias.input)
+    assert integers.dtype == zero_point.dtype == np.int32
+    assert zero_point.shape == scale.shape
+    assert not zero_point.any()
     assert (scale == index.constant("x_scale") * index.constant("w_scale")).all()
 
 

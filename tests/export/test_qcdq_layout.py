@@ -35,12 +35,20 @@ def test_every_narrow_tensor_is_quantized_clipped_and_dequantized(name: str) -> 
     assert (0, 7, False) in bounds or name == "concat"  # whose tensors are all carriers
 
 
-def test_zero_points_per_channel() -> None:
-    index = GraphIndex(export("residual", "4/4", "qcdq"))
+def test_asymmetric_weights_are_int8_less_their_zero_points() -> None:
+    index, ort = (GraphIndex(export("residual", "4/4", target)) for target in ("qcdq", "ort"))
     dequantize = index.producer[index.nodes["Conv_c1"].input[1]]
-    assert index.producer[dequantize.input[0]].op_type == "Clip"
-    assert index.constant(dequantize.input[2]).dtype == np.uint8
-    assert index.constant(dequantize.input[2]).shape == (8,)
+    zero_point = index.constant(dequantize.input[2])
+    assert (zero_point.dtype, zero_point.shape) == (np.int8, (8,))
+    assert not zero_point.any()
+    clip = index.producer[dequantize.input[0]]
+    integers, low, high = (index.constant(name) for name in clip.input)
+    centered = ort.producer[ort.producer[ort.nodes["Conv_c1"].input[1]].input[0]]
+    packed = ort.constant(ort.producer[centered.input[0]].input[0]).astype(int)
+    subtracted = ort.constant(centered.input[1]).astype(int)
+    assert subtracted.any()
+    assert (integers == packed - subtracted).all()
+    assert (low, high) == (-subtracted.max(), 15 - subtracted.min())
 
 
 def test_symmetric_weights_are_int8() -> None:

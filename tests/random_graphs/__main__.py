@@ -3,6 +3,7 @@
 import argparse
 import collections
 import logging
+import re
 import sys
 import time
 from pathlib import Path
@@ -14,17 +15,22 @@ from .graphs import draw
 from .judge import Verdict, judge
 
 
-def shrink(seed: int) -> frozenset[int]:
-    """Steps without which the graph of a seed is wrong still."""
+def shrink(seed: int, kinds: set[str]) -> frozenset[int]:
+    """Steps without which the graph of a seed is wrong still, and of the same kinds."""
     without: frozenset[int] = frozenset()
     for number in reversed(range(10)):
         fewer = without | {number}
         try:
-            if judge(draw(seed, fewer)).wrong:
+            if kinds_of(judge(draw(seed, fewer))) >= kinds:
                 without = fewer
         except Exception:  # a graph without a layer, say
             continue
     return without
+
+
+def kinds_of(verdict: Verdict) -> set[str]:
+    """What is wrong, without names and numbers."""
+    return {re.sub(r"'[^']*'|[-\d.]+", "", text.partition(" (")[0].partition("\n")[0]) for text in verdict.wrong}
 
 
 def tell(seed: int, verdict: Verdict, without: frozenset[int], folder: Path | None) -> None:
@@ -50,7 +56,7 @@ def main() -> int:
     for seed in range(arguments.first, arguments.first + arguments.count):
         verdict, without = judge(draw(seed)), frozenset[int]()
         if verdict.wrong and arguments.shrink:
-            without = shrink(seed)
+            without = shrink(seed, kinds_of(verdict))
             verdict = judge(draw(seed, without))
         counts.update(graphs=1, wrong=bool(verdict.wrong), said=bool(verdict.said))
         counts.update(outputs=verdict.judged + len(verdict.left_out), left_out=len(verdict.left_out))

@@ -18,7 +18,7 @@ from pdq_export.pipeline import quantize
 from pdq_export.validate import kernels_saturate
 
 from .builder import Array, session
-from .graphs import Case
+from .graphs import LAYERS, Case
 
 LEAST = 20.0  # dB, of the written file
 # What rounding every tensor of the FP32 graph to 8 bits over its range leaves, dB: below that, no method is asked more.
@@ -102,18 +102,23 @@ def _problem(reference: Array, found: Array | None) -> str:
 
 
 def _rounded_snr(case: Case, reference: dict[str, Array]) -> dict[str, float]:
-    """What is left by output when every tensor that a node reads is rounded to 8 bits over its range in calibration.
+    """What is left by output when all that nodes compute with is rounded to 8 bits, tensors over their range in calibration.
 
     It is the graph as the user has it, in onnxruntime, and its functions stay as they are: nothing of ours.
     """
     model = onnx.ModelProto()
     model.CopyFrom(case.model)
     graph = model.graph
-    constants = {tensor.name for tensor in graph.initializer}
-    constants |= {node.output[0] for node in graph.node if node.op_type == "Constant"}
-    tensors = {name for node in graph.node for name in node.input if name and name not in constants}
-    ranges = _ranges(case, sorted(tensors))
-    nodes = [node for value in graph.input for node in _rounding(value.name, ranges)]
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    literals = [node for node in graph.node if node.op_type == "Constant"]
+    constants |= {node.output[0]: numpy_helper.to_array(node.attribute[0].t) for node in literals}
+    ranges = _ranges(case, sorted({name for node in graph.node for name in node.input if name} - set(constants)))
+    for node in graph.node:
+        if node.op_type in LAYERS and (weight := constants.get(node.input[1])) is not None:
+            ranges[node.input[1]] = (-float(np.abs(weight).max()), float(np.abs(weight).max()))
+    tensors = set(ranges)
+    given = [*(value.name for value in graph.input), *(tensor.name for tensor in graph.initializer)]
+    nodes = [node for name in given for node in _rounding(name, ranges)]
     for node in graph.node:
         copied = onnx.NodeProto()
         copied.CopyFrom(node)

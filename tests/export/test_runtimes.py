@@ -1,0 +1,52 @@
+"""What a file says about the onnxruntime that it needs, and that onnxruntime's own format can hold it."""
+
+from pathlib import Path
+
+import onnxruntime
+import pytest
+
+from pdq_export.export.runtimes import KEY, min_onnxruntime
+
+from .test_layouts_agree import export, feeds
+
+
+@pytest.mark.parametrize(
+    ("bits", "target", "version"),
+    [
+        ("8/8", "ort", "1.18"),  # the network's own opset is 21
+        ("4/4", "ort", "1.23"),
+        ("2/2", "ort", "1.24"),
+        ("8/8", "native", "1.18"),
+        ("4/8", "native", "1.20"),
+        ("4/4", "native", "1.31"),
+        ("2/2", "native", "1.31"),
+        ("2/2", "qcdq", "1.15"),
+    ],
+)
+def test_the_lowest_version_is_in_the_metadata(bits: str, target: str, version: str) -> None:
+    model = export("residual", bits, target)
+    if version == "1.18":
+        model.opset_import[0].version = 21
+        assert min_onnxruntime(model) == version
+        return
+    assert min_onnxruntime(model) == version
+    assert {entry.key: entry.value for entry in model.metadata_props}[KEY] == version
+
+
+@pytest.mark.parametrize("bits", ["8/8", "4/4", "2/2"])
+@pytest.mark.parametrize("target", ["ort", "qcdq"])
+@pytest.mark.parametrize("name", ["residual", "concat", "attention"])
+def test_the_format_of_onnxruntime_holds_it(name: str, target: str, bits: str, tmp_path: Path) -> None:
+    """As ``convert_onnx_models_to_ort --optimization_style Runtime`` saves it, for a runtime that fuses later."""
+    path, model = str(tmp_path / "model.ort"), export(name, bits, target).SerializeToString()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = path
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    options.add_session_config_entry("optimization.minimal_build_optimizations", "save")
+    x = feeds(name)
+    expected = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"]).run(None, x)[0]
+    onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    stored = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, x)[0]
+    assert abs(stored - expected).max() <= 1e-5 * abs(expected).max()
