@@ -11,7 +11,8 @@ import onnx
 from pdq_export.errors import ExportError, ModelError, OptionError, PdqError, ValidationError
 from pdq_export.export import assemble, find_layout, layout_names, read_source, required_opset
 from pdq_export.export.layouts import FORM, Quantized
-from pdq_export.export.source import Source, fill_missing
+from pdq_export.export.source import KEY as SOURCE_KEY
+from pdq_export.export.source import Source, fill_missing, renew_source
 from pdq_export.graph.load import in_memory, read_model
 from pdq_export.graph.lookup import GraphIndex, opset_version
 from pdq_export.graph.passes import lower_opset, raise_opset, tidy
@@ -43,7 +44,7 @@ def convert(model: str | Path | onnx.ModelProto, target: str, *, opset: int | No
     _check_unchanged(file, source, written_for or "ort", where)
     source = dataclasses.replace(source, quantized=dataclasses.replace(source.quantized, form=FORM))
     wanted = _choose_opset(source, target, opset)
-    metadata = _retargeted(properties, target)
+    metadata = _retargeted({**properties, SOURCE_KEY: renew_source(properties[SOURCE_KEY])}, target)
     try:
         converted = _write(source.quantized, target, wanted, metadata)
     except ExportError as error:

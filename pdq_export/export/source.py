@@ -76,8 +76,14 @@ def describe_source(source: Source, written: GraphProto) -> str:
         },
         "zero_points": zero_points,
     }
-    onnx.helper.set_model_props(skeleton, {_PLAN_KEY: json.dumps(content, separators=(",", ":"))})
-    return base64.b85encode(zlib.compress(skeleton.SerializeToString(deterministic=True), 9)).decode()
+    return _pack(skeleton, content)
+
+
+def renew_source(text: str) -> str:
+    """The text of `describe_source` for a graph of the present form, from that of whichever form."""
+    skeleton = _unpack(text)
+    content = _content(skeleton)
+    return text if content["version"] == FORM else _pack(skeleton, {**content, "version": FORM})
 
 
 def read_source(file: onnx.ModelProto, where: str = "model") -> Source:
@@ -93,7 +99,7 @@ def read_source(file: onnx.ModelProto, where: str = "model") -> Source:
         )
     try:
         skeleton = _unpack(properties[KEY])
-        content = json.loads({entry.key: entry.value for entry in skeleton.metadata_props}[_PLAN_KEY])
+        content = _content(skeleton)
         if content["version"] not in range(OLDEST_FORM, FORM + 1):
             raise ModelError(
                 f"{where}: {KEY!r} has version {content['version']}; expected {OLDEST_FORM} to {FORM}; "
@@ -125,6 +131,16 @@ def _without_constants(model: onnx.ModelProto) -> onnx.ModelProto:
         )
     )
     return skeleton
+
+
+def _content(skeleton: onnx.ModelProto) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads({entry.key: entry.value for entry in skeleton.metadata_props}[_PLAN_KEY])
+    return content
+
+
+def _pack(skeleton: onnx.ModelProto, content: Mapping[str, Any]) -> str:
+    onnx.helper.set_model_props(skeleton, {_PLAN_KEY: json.dumps(content, separators=(",", ":"))})
+    return base64.b85encode(zlib.compress(skeleton.SerializeToString(deterministic=True), 9)).decode()
 
 
 def _unpack(text: str) -> onnx.ModelProto:

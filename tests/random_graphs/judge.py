@@ -102,7 +102,7 @@ def _problem(reference: Array, found: Array | None) -> str:
 
 
 def _rounded_snr(case: Case, reference: dict[str, Array]) -> dict[str, float]:
-    """What is left by output when all that nodes compute with is rounded to 8 bits, tensors over their range in calibration.
+    """What is left by output when all that nodes compute with is rounded to 8 bits over its range in calibration.
 
     It is the graph as the user has it, in onnxruntime, and its functions stay as they are: nothing of ours.
     """
