@@ -225,6 +225,16 @@ def test_a_split_gives_each_part_its_integers():
     assert list(index.producer["y"].input) == ["p_dequantized", "q_dequantized"]
 
 
+def test_a_split_of_which_one_part_alone_carries_integers_runs_in_float():
+    model = conv_relu(
+        "e = Exp(c) p, q = Split <axis=1, num_outputs=2> (e) y = Exp(p)", "float[N,2,6,6] y, float[N,2,6,6] q"
+    )
+    plan = plan_of(model, carrier("x"), weight("w"), carrier("e"), p="e")
+    index = check_against_simulation(model, plan, nets.images((2, 3, 6, 6)))
+    assert index.producer["q"].op_type == "Split"
+    assert index.producer["q"].input[0] == "e_dequantized"
+
+
 def padded(value: float | None) -> onnx.ModelProto:
     third = "" if value is None else ", fill"
     model = conv_relu(f"p = Pad(c, pads{third}) y = Sigmoid(p)", "float[N,4,8,8] y")

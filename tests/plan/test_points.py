@@ -374,3 +374,13 @@ def test_a_bias_that_something_else_reads_is_not_the_layer_s_own() -> None:
         output="float[N,K,H,W] y",
     )
     assert [layer.owns_bias for layer in own.layers] == [True, False]
+
+
+def test_all_that_a_split_gives_carries_the_integers_that_one_of_them_needs() -> None:
+    plan = plan_of(
+        f"""c1 = Conv {PAD} (image, w1)  e = Exp(c1)  a, b = Split <axis = 1> (e)
+            c2 = Conv {PAD} (a, u)  s = Exp(b)  y = Add(c2, s)""",
+        {"w1": (4, 3, 3, 3), "u": (2, 2, 3, 3)},
+        output="float[N,2,8,8] y",
+    )
+    assert plan.passthrough == {"a": "e", "b": "e"}

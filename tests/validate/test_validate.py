@@ -115,6 +115,7 @@ def test_json_follows_the_schema():
         "kernels",
         "saturated_layers",
         "session_config",
+        "min_onnxruntime",
         "layers",
         "floating",
         "predictions",
