@@ -6,6 +6,7 @@ import onnxruntime
 import pytest
 
 from pdq_export.export.runtimes import KEY, min_onnxruntime
+from pdq_export.validate import validate
 
 from .test_layouts_agree import export, feeds
 
@@ -50,3 +51,24 @@ def test_the_format_of_onnxruntime_holds_it(name: str, target: str, bits: str, t
     onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     stored = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, x)[0]
     assert abs(stored - expected).max() <= 1e-5 * abs(expected).max()
+
+
+@pytest.mark.parametrize(("installed", "reuses"), [("1.24.1", False), ("1.30.0", False), ("1.31.0", True)])
+def test_older_versions_keep_the_memory_of_4_bit_tensors(
+    installed: str, reuses: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Which up to 1.30 was used again for tensors of 8 bits."""
+    seen = []
+    load = onnxruntime.InferenceSession
+
+    def keep(model, options, **more):
+        seen.append(options.enable_mem_reuse)
+        return load(model, options, **more)
+
+    native, ort = (export("residual", "4/4", target).SerializeToString() for target in ("native", "ort"))
+    monkeypatch.setattr(onnxruntime, "__version__", installed)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", keep)
+    x = feeds("residual")["x"]
+    validate(original=ort, quantized=native, images=x)
+    assert seen.count(False) == (0 if reuses else len(seen) - 1)  # the session of the other layout alone reuses it
+    assert ("SessionOptions.enable_mem_reuse = False" in caplog.text) is not reuses
