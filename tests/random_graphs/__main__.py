@@ -63,6 +63,8 @@ def main() -> int:
         if verdict.wrong or verdict.said:
             tell(seed, verdict, without, arguments.save)
             sys.stdout.flush()
+        if counts["graphs"] % 100 == 0:
+            print(dict(counts), file=sys.stderr)
     print(f"{dict(counts)}, {time.perf_counter() - began:.0f} s")
     return 1 if counts["wrong"] else 0
 
