@@ -32,6 +32,7 @@ from typing import Any
 
 import onnx
 
+from pdq_export.calibrate.precision import settled_torch
 from pdq_export.errors import ModelError, PdqError
 from pdq_export.export import find_layout
 from pdq_export.fidelity import UserFile, check_on_noise
@@ -140,6 +141,7 @@ class Inspection:
         return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
 
 
+@settled_torch()
 def inspect_model(
     model: str | Path | onnx.ModelProto,
     *,

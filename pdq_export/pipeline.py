@@ -16,7 +16,7 @@ from torch import fx
 from pdq_export.calibrate import BlockProgress, Calibrated, calibrate
 from pdq_export.calibrate.equalization import channel_factors
 from pdq_export.calibrate.memory import parse_size, trim_heap
-from pdq_export.calibrate.precision import full_float32
+from pdq_export.calibrate.precision import settled_torch
 from pdq_export.data import Source, check_exists
 from pdq_export.errors import OptionError, first_few
 from pdq_export.export import MIN_OPSET, export_model, find_layout
@@ -79,6 +79,7 @@ class Result:
 ProgressCallback = Callable[[Progress], None]
 
 
+@settled_torch()
 def quantize(
     model: str | Path | onnx.ModelProto,
     *,
@@ -290,7 +291,6 @@ def _fidelity(file: UserFile, samples: Samples, batch: int | None, names: Sequen
 def _simulator(
     calibrated: Calibrated, prepared: PreparedModel, device: torch.device
 ) -> Callable[[Batch], list[NDArray[np.float32]]]:
-    @full_float32()
     @torch.no_grad()
     def simulate(batch: Batch) -> list[NDArray[np.float32]]:
         inputs = as_seen(batch if isinstance(batch, tuple) else (batch,), prepared.model)

@@ -18,6 +18,7 @@ from pdq_export.calibrate.hardening import harden_block, hardening_bytes
 from pdq_export.calibrate.losses import class_axis
 from pdq_export.calibrate.memory import STEP_IMAGES, keep_heap, step_bytes, trim_heap
 from pdq_export.calibrate.passes import PASS_BATCH, run_pass, run_probe, spread
+from pdq_export.calibrate.precision import settled_torch
 from pdq_export.calibrate.prediction import find_predictions
 from pdq_export.calibrate.quantizers import (
     ActivationQuantizer,
@@ -68,6 +69,7 @@ class Calibrated:
     predictions: Mapping[str, Sequence[str]]
 
 
+@settled_torch()
 def calibrate(
     network: fx.GraphModule,
     plan: Plan,

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, fx
 
 from pdq_export.calibrate.cache import Cache
-from pdq_export.calibrate.precision import full_float32
 from pdq_export.calibrate.quantizers import SoftRounding
 from pdq_export.calibrate.state import Quantizers
 from pdq_export.calibrate.subgraph import tensor_nodes
@@ -33,7 +32,6 @@ _LARGEST_K = 4608
 _DAMPING, _DAMPING_OF_FEW = 1e-3, 1e-2
 
 
-@full_float32()
 @torch.no_grad()
 def harden_block(
     network: fx.GraphModule,

@@ -1,17 +1,66 @@
-"""Float32 as onnxruntime computes it."""
+"""Torch as this package computes with it, whatever the calling process has set."""
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
 
 @contextlib.contextmanager
-def full_float32() -> Iterator[None]:
-    """Keep cuDNN from rounding the inputs of convolutions to TF32, 10 bits, as it does by default on GPUs that can."""
-    allowed = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
+def settled_torch() -> Iterator[None]:
+    """Float32 in full, gradients, no autocast, new tensors in float32 on the CPU; afterwards all is as it was.
+
+    Under ``torch.use_deterministic_algorithms`` what has no deterministic form warns where it would raise.
+    """
+    dtype = torch.get_default_dtype()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(full_float32())
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for device_type in ("cpu", "cuda"):
+            stack.enter_context(torch.autocast(device_type, enabled=False))
+        if torch.get_default_device().type != "cpu":  # the mode costs time at every call
+            stack.enter_context(torch.device("cpu"))
+        torch.set_default_dtype(torch.float32)
+        stack.callback(torch.set_default_dtype, dtype)
+        if torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled():
+            torch.use_deterministic_algorithms(True, warn_only=True)
+            stack.callback(torch.use_deterministic_algorithms, True)
         yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = allowed
+
+
+@contextlib.contextmanager
+def full_float32() -> Iterator[None]:
+    """Keep convolutions and products of matrices from rounding their inputs to TF32 (10 bits) or bfloat16 (7).
+
+    cuDNN does by default on GPUs that can; the rest, on a CPU too, where the process has allowed it.
+    """
+    with contextlib.ExitStack() as stack:
+        if hasattr(torch.backends, "fp32_precision"):
+            _set_by_backend(stack)
+        else:
+            _set_by_flag(stack)
+        yield
+
+
+def _set_by_flag(stack: contextlib.ExitStack) -> None:
+    """Torch before 2.9; the precision of products of matrices holds on CUDA and in oneDNN alike."""
+    stack.callback(setattr, torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)
+    torch.backends.cudnn.allow_tf32 = False
+    stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+    torch.set_float32_matmul_precision("highest")
+
+
+def _set_by_backend(stack: contextlib.ExitStack) -> None:
+    """Torch from 2.9 on, where operators inherit from their backend and backends from the whole.
+
+    The older flags cannot be read once the two are mixed, and all kernels go by these. What still differs after its
+    parent was set is its own and put back as such; what was inherited is inherited again.
+    """
+    backends: Any = torch.backends
+    cudnn, onednn = backends.cudnn, backends.mkldnn
+    for owner in (backends, cudnn, cudnn.conv, cudnn.rnn, backends.cuda.matmul, onednn.conv, onednn.matmul, onednn.rnn):
+        if (before := owner.fp32_precision) != "ieee":
+            owner.fp32_precision = "ieee"
+            stack.callback(setattr, owner, "fp32_precision", before)

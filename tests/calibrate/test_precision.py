@@ -1,0 +1,164 @@
+"""What the calling process has set about torch neither changes a result nor is changed by it."""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from pdq_export.calibrate.precision import _set_by_flag as precision_of_versions_before_2_9
+from pdq_export.calibrate.precision import full_float32, settled_torch
+from pdq_export.pipeline import quantize
+
+NETWORK = """<ir_version: 8, opset_import: ["": 17]>
+m (float[N,3,8,8] image) => (float[N,5] y) {
+    c = Conv <pads = [1, 1, 1, 1]> (image, w1)
+    r = Relu(c)
+    p = GlobalAveragePool(r)
+    f = Flatten(p)
+    y = Gemm <transB = 1> (f, w2)
+}"""
+FAST = {"samples": 16, "iters": 4, "correction_iters": 1, "batch_size": 4}
+BACKENDS: Any = torch.backends
+OPERATORS = ("cudnn.conv", "cudnn.rnn", "cuda.matmul", "mkldnn.conv", "mkldnn.matmul", "mkldnn.rnn")
+by_backend = pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="torch before 2.9 has flags only")
+
+
+def precision(owner: str = "") -> str:
+    value: Any = BACKENDS
+    for part in filter(None, owner.split(".")):
+        value = getattr(value, part)
+    return str(value.fp32_precision)
+
+
+def set_precision(owner: str, value: str) -> None:
+    *path, last = ["backends", *filter(None, owner.split(".")), "fp32_precision"]
+    where: Any = torch
+    for part in path:
+        where = getattr(where, part)
+    setattr(where, last, value)
+
+
+def written() -> bytes:
+    x = np.random.default_rng(1).normal(size=(16, 3, 8, 8)).astype(np.float32)
+    model = onnx.parser.parse_model(NETWORK)
+    for name, shape in (("w1", (4, 3, 3, 3)), ("w2", (5, 4))):
+        weight = np.random.default_rng(2).normal(size=shape).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(weight, name))
+    return quantize(model, bits="4/4", calib=x, options=FAST, device="cpu").model.SerializeToString(deterministic=True)
+
+
+@functools.cache
+def ordinary() -> bytes:
+    return written()
+
+
+@pytest.fixture
+def expected() -> bytes:
+    """Made once, but by a test: what plans are depends on a fixture (tests/conftest.py)."""
+    return ordinary()
+
+
+@pytest.fixture
+def _as_before() -> Iterator[None]:
+    """Put back what the tests set, in the newer interface, or those after them could not read the older one."""
+    yield
+    if hasattr(torch.backends, "fp32_precision"):
+        for owner in ("", "cudnn", *OPERATORS):
+            set_precision(owner, "none")
+    torch.backends.cudnn.allow_tf32 = True
+    torch.set_float32_matmul_precision("highest")
+
+
+SETTINGS: dict[str, Callable[[], object]] = {
+    "everything": lambda: set_precision("", "tf32"),
+    "everything but": lambda: [set_precision("", "ieee"), set_precision("cuda.matmul", "tf32")],
+    "CUDA": lambda: set_precision("cudnn", "tf32"),
+    **{owner: lambda owner=owner: set_precision(owner, "tf32") for owner in OPERATORS},
+    "bfloat16": lambda: set_precision("mkldnn.matmul", "bf16"),
+    "flags": lambda: [torch.set_float32_matmul_precision("medium"), setattr(torch.backends.cudnn, "allow_tf32", False)],
+}
+
+
+@pytest.mark.usefixtures("_as_before")
+@by_backend
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_precisions_of_the_calling_process(setting: str, expected: bytes) -> None:
+    SETTINGS[setting]()
+    owners = ("", "cudnn", *OPERATORS)
+    before, kept = [precision(owner) for owner in owners], own_values()
+    with full_float32():
+        assert {precision(owner) for owner in owners} == {"ieee"}
+    assert written() == expected
+    assert [precision(owner) for owner in owners] == before
+    assert own_values() == kept
+
+
+def own_values() -> dict[str, str]:
+    """What does not follow when the precision of everything is set."""
+    everything = precision()
+    set_precision("", "ieee")
+    own = {owner: precision(owner) for owner in ("cudnn", *OPERATORS)}
+    set_precision("", everything)
+    return {owner: value for owner, value in own.items() if value != "ieee"}
+
+
+@pytest.mark.usefixtures("_as_before")
+def test_flags_of_the_calling_process() -> None:
+    torch.set_float32_matmul_precision("medium")
+    with ExitStack() as stack:
+        precision_of_versions_before_2_9(stack)
+        assert not torch.backends.cudnn.allow_tf32
+        assert not torch.backends.cuda.matmul.allow_tf32
+        assert torch.get_float32_matmul_precision() == "highest"
+    assert torch.backends.cudnn.allow_tf32
+    assert torch.get_float32_matmul_precision() == "medium"
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        torch.inference_mode,
+        torch.no_grad,
+        lambda: torch.autocast("cpu", torch.bfloat16),
+        lambda: torch.device("meta"),
+    ],
+)
+def test_contexts_of_the_calling_process(around: Callable[[], AbstractContextManager[Any]], expected: bytes) -> None:
+    with around():
+        assert written() == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_default_dtype(dtype: torch.dtype, expected: bytes) -> None:
+    torch.set_default_dtype(dtype)
+    try:
+        assert written() == expected
+        assert torch.get_default_dtype() == dtype
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_the_default_device(expected: bytes) -> None:
+    torch.set_default_device("meta")
+    try:
+        assert written() == expected
+        assert torch.get_default_device().type == "meta"
+    finally:
+        torch.set_default_device(None)
+
+
+def test_deterministic_algorithms(expected: bytes) -> None:
+    torch.use_deterministic_algorithms(True)
+    try:
+        with settled_torch():
+            assert torch.is_deterministic_algorithms_warn_only_enabled()
+        assert written() == expected
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
