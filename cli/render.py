@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 Row = tuple[str, str, str, str]
 _NARROW_ACTIVATIONS = "1.31"  # what export/runtimes.py gives for activations below 8 bits in types of their own
+_RULED_DB = 3.0
 
 
 def report_table(report: "Report", *, bits: str) -> Table:
@@ -55,6 +56,8 @@ def report_rows(report: "Report") -> list[Row]:
         against_float, against_simulation = output.quantized_float, output.quantized_simulated
         rows.append((f"argmax agrees with FP32{name}", "", _percent(against_float.argmax_agreement), ""))
         rows.append((f"SQNR against FP32{name}", "", _decibel(against_float.sqnr_db), ""))
+        if (usual := against_float.median_sqnr_db) is not None and _differs(against_float.sqnr_db, usual):
+            rows.append((f"SQNR against FP32, median image{name}", "", _decibel(usual), ""))
         if against_simulation is not None:
             agreement = _percent(against_simulation.argmax_agreement)
             rows.append((f"argmax agrees with simulation{name}", "", agreement, ""))
@@ -82,6 +85,11 @@ def _accuracy_row(name: str, floating: float, quantized: float) -> Row:
 
 def _percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.2f} %"
+
+
+def _differs(whole: float | None, median: float) -> bool:
+    """Whether single images rule the ratio over all of them."""
+    return whole is not None and abs(whole - median) > _RULED_DB
 
 
 def _decibel(value: float | None) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pdq_export.data import ImageSet, InputSet, InputSpec, Source, all_equal, count_shared, read_data
-from pdq_export.errors import DataError
+from pdq_export.data import ImageSet, InputSet, InputSpec, Source, all_equal, count_shared, find_outliers, read_data
+from pdq_export.errors import DataError, first_few
 from pdq_export.validate.compare import class_scores
 
 logger = logging.getLogger(__name__)
@@ -19,16 +19,21 @@ Data = ImageSet | InputSet
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Samples:
-    """What is calibrated on and what is judged on; ``shared``: how many of the latter calibration sees."""
+    """What is calibrated on and what is judged on; ``shared``: how many of the latter calibration sees.
+
+    ``left_out``: positions of samples given for calibration that calibration does not see.
+    """
 
     calibration: Data
     judged: Data
     shared: int
+    left_out: tuple[int, ...] = ()
 
     def settings(self) -> dict[str, Any]:
         """What the report says of them."""
         return {
             "calibration": str(self.calibration),
+            "calibration_outliers": list(self.left_out),
             "evaluation": str(self.judged),
             "evaluated_on_calibration_images": self.shared == len(self.judged),
             "evaluation_images_seen_in_calibration": self.shared,
@@ -38,14 +43,26 @@ class Samples:
 def read_samples(calib: Source, eval: Source | None, specs: Sequence[InputSpec], limit: int) -> Samples:
     """At most ``limit`` samples to calibrate on, and those to judge on, in whole batches: ``eval``, or else the same.
 
-    Warns of samples that are all the same, left over, or in both.
+    Warns of samples that are all the same, left over, or in both, and of single ones far out of the others' range,
+    which calibration does not see.
     """
     calibration = read_data(calib, specs, limit=limit)
     judged = _whole_batches(calibration if eval is None else read_data(eval, specs), specs[0].shape[0] or 1)
     if all_equal(calibration):
         logger.warning("%s: all %d images are the same; expected different ones", calibration.source, len(calibration))
+    outliers = find_outliers(calibration)
+    if outliers:
+        logger.warning(
+            "%s: calibration leaves out %d of the %d images, whose values are far beyond those of all others and would "
+            "set the scales alone: number %s, counted from 0; check them and their normalization",
+            calibration.source,
+            len(outliers),
+            len(calibration),
+            first_few([str(position) for position in outliers]),
+        )
+        calibration = calibration.without(outliers)
     shared = len(judged) if eval is None else _tell_shared(calibration, judged)
-    return Samples(calibration=calibration, judged=judged, shared=shared)
+    return Samples(calibration=calibration, judged=judged, shared=shared, left_out=tuple(outliers))
 
 
 def check_labels(output: str, scores: NDArray[np.floating], images: Data) -> None:

@@ -6,7 +6,7 @@ from pdq_export.errors import first_few
 from pdq_export.plan.saturation import saturating_layers
 from pdq_export.samples import Data
 from pdq_export.spec import Plan
-from pdq_export.validate import Report, kernels_saturate
+from pdq_export.validate import Agreement, Report, kernels_saturate
 
 logger = logging.getLogger(__name__)
 
@@ -17,16 +17,33 @@ _USELESS = 0.9
 
 
 def warn_useless(report: Report, judged: Data) -> None:
-    """Warn where an output is hardly nearer to FP32's than zeros are."""
+    """Warn where an output is hardly nearer to FP32's than zeros are, or where its argmax is FP32's by chance alone.
+
+    Nearer on half of the images: a sum over all of them may be one image's.
+    """
     for output in report.outputs:
-        if (error := output.quantized_float.relative_error) > _USELESS:
+        if found := _useless(output.quantized_float, judged.source):
             logger.warning(
-                "output %r: its error on %s is %.0f %% of FP32's output (zeros have 100 %%): the file is of no use; "
-                "calibrate on images like those, or use more bits, images or steps",
+                "output %r: %s: the file is of no use; calibrate on images like those, or use more bits, images or "
+                "steps",
                 output.name,
-                judged.source,
-                100 * error,
+                found,
             )
+
+
+def _useless(agreement: Agreement, source: str) -> str:
+    """In what an output says nothing of FP32's; empty where it does."""
+    if (error := agreement.median_relative_error) > _USELESS:
+        return (
+            f"its error on {source} is {100 * error:.0f} % of FP32's output, or more, on half of the images (zeros "
+            "have 100 %)"
+        )
+    if agreement.argmax_agreement is not None and agreement.chance_agreement is not None and agreement.is_chance:
+        return (
+            f"its argmax on {source} is FP32's {100 * agreement.argmax_agreement:.0f} % of the time, as by chance "
+            f"({100 * agreement.chance_agreement:.0f} %)"
+        )
+    return ""
 
 
 def saturated_layers(report: Report, plan: Plan) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from pdq_export.data.image_set import ImageSet
 from pdq_export.data.input_set import InputSet
 from pdq_export.data.input_spec import InputSpec
 from pdq_export.data.load import Source, check_exists, find_default, load_images, load_inputs, read_data
+from pdq_export.data.outliers import find_outliers
 from pdq_export.data.overlap import all_equal, count_shared, count_shared_digests, image_digests
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "count_shared",
     "count_shared_digests",
     "find_default",
+    "find_outliers",
     "image_digests",
     "load_images",
     "load_inputs",

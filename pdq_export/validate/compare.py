@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 from pdq_export.errors import ValidationError
 
 Array = NDArray[np.float32]
+# Agreement beyond chance, of all there could be (Cohen's kappa), that is none yet; and images that can tell.
+_CHANCE = 0.1
+_FEWEST_IMAGES = 32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,16 +19,33 @@ class Agreement:
     """How close outputs are to reference outputs.
 
     ``argmax_agreement``: share of equal argmax over axis 1 of scores [N, K] or [N, K, H, W]; None for other shapes,
-    such as the boxes of a detector, and where K is 1.
+    such as the boxes of a detector, and where K is 1. ``chance_agreement``: the share that there would be of argmaxes
+    as frequent as these, but drawn at random.
     ``sqnr_db``: 10 log10(sum ref^2 / sum (ref - x)^2), None where they are equal. ``relative_error``:
-    ||x - ref|| / ||ref|| over everything; ``max_relative_error``: the largest one of a single image.
+    ||x - ref|| / ||ref|| over everything, which single images of large values may rule; of single images,
+    ``max_relative_error`` is the largest one and ``median_relative_error`` the one that half of the images stay below.
     """
 
     images: int
     argmax_agreement: float | None
+    chance_agreement: float | None
     sqnr_db: float | None
     relative_error: float
+    median_relative_error: float
     max_relative_error: float
+
+    @property
+    def median_sqnr_db(self) -> float | None:
+        """The signal-to-noise ratio that half of the images reach, None where these are equal to the reference."""
+        return -20 * math.log10(self.median_relative_error) if self.median_relative_error else None
+
+    @property
+    def is_chance(self) -> bool:
+        """Whether argmaxes agree hardly more often than at random; false where there are too few or only one class."""
+        if self.argmax_agreement is None or self.chance_agreement is None or self.images < _FEWEST_IMAGES:
+            return False
+        room = 1 - self.chance_agreement
+        return room > 0 and self.argmax_agreement - self.chance_agreement < _CHANCE * room
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,7 +66,9 @@ class AgreementMeter:
     def __init__(self, where: str = "outputs") -> None:
         self._where = where
         self._images = self._positions = self._equal = 0
-        self._signal = self._noise = self._max_relative = 0.0
+        self._signal = self._noise = 0.0
+        self._relative: list[NDArray[np.float64]] = []
+        self._classes = np.zeros((2, 0), np.int64)  # how often each is the largest, of reference and outputs
 
     def update(self, reference: Array, outputs: Array) -> None:
         """Add one batch, [N, ...] each. Raises ValidationError for unequal shapes and for NaN or infinity."""
@@ -64,21 +86,27 @@ class AgreementMeter:
         self._images += count
         self._signal += float(signal.sum())
         self._noise += float(noise.sum())
-        self._max_relative = max(self._max_relative, float(relative.max(initial=0)))
+        self._relative.append(relative)
         if reference.ndim in (2, 4) and reference.shape[1] > 1:
-            equal = reference.argmax(axis=1) == outputs.argmax(axis=1)
-            self._positions += equal.size
-            self._equal += int(equal.sum())
+            largest = [x.argmax(axis=1).reshape(-1) for x in (reference, outputs)]
+            self._positions += largest[0].size
+            self._equal += int((largest[0] == largest[1]).sum())
+            counts = np.stack([np.bincount(x, minlength=reference.shape[1]) for x in largest])
+            self._classes = counts if not self._classes.size else self._classes + counts
 
     def result(self) -> Agreement:
         """The agreement over all batches so far."""
         tiny = np.finfo(np.float64).tiny
+        shares = self._classes / max(self._positions, 1)
+        relative = np.concatenate(self._relative) if self._images else np.zeros(1)
         return Agreement(
             images=self._images,
             argmax_agreement=self._equal / self._positions if self._positions else None,
+            chance_agreement=float(shares.prod(axis=0).sum()) if self._positions else None,
             sqnr_db=10 * math.log10(max(self._signal, tiny) / self._noise) if self._noise else None,
             relative_error=math.sqrt(self._noise / max(self._signal, tiny)),
-            max_relative_error=self._max_relative,
+            median_relative_error=float(np.median(relative)),
+            max_relative_error=float(relative.max()),
         )
 
 

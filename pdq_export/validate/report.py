@@ -9,13 +9,15 @@ Schema, version 1 (null stands for "not measured", for sqnr_db for "no differenc
     size_ratio      quantized.size / model.size
     settings        {...}                   bits, first_last, layer_bits [REGEX=W/A], exclude [REGEX],
                                             wide_residuals, reduce_range, weights, target, seed and all options, as
-                                            used; evaluation_images_seen_in_calibration: how many, and
+                                            used; calibration_outliers: positions of calibration images that were
+                                            left out; evaluation_images_seen_in_calibration: how many, and
                                             evaluated_on_calibration_images: whether all
     images          number of evaluated images
     accuracy        {float, quantized, simulated}, each {images, top1, top5} of the first output; null
                     without labels
     outputs         one per graph output: {name, quantized_float, quantized_simulated, simulated_float},
-                    each of the three {images, argmax_agreement, sqnr_db, relative_error, max_relative_error};
+                    each of the three {images, argmax_agreement, chance_agreement, sqnr_db, relative_error,
+                    median_relative_error, max_relative_error}, see Agreement;
                     where nodes behind the quantized part stay as they are (see floating), the tensors that they
                     read stand for the outputs that they compute
     kernels         {integer: {op_type: count}, floating: {op_type: count}, floating_nodes: [name],

@@ -33,7 +33,15 @@ class FakeBlock:
 
 
 def agreement(argmax: float | None = 0.95, sqnr: float | None = 21.34) -> Agreement:
-    return Agreement(images=200, argmax_agreement=argmax, sqnr_db=sqnr, relative_error=0.1, max_relative_error=0.2)
+    return Agreement(
+        images=200,
+        argmax_agreement=argmax,
+        chance_agreement=None if argmax is None else 0.1,
+        sqnr_db=sqnr,
+        relative_error=0.1,
+        median_relative_error=0.1,
+        max_relative_error=0.2,
+    )
 
 
 def make_report(**changes: Any) -> Report:

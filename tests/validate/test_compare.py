@@ -51,6 +51,47 @@ def test_batches_add_up_to_the_whole(sizes, seed):
     assert whole.relative_error == pytest.approx(10 ** (-whole.sqnr_db / 20))
 
 
+def test_the_median_image_is_not_ruled_by_single_ones():
+    """Two images of a thousand times the others' values: right only there, and right everywhere else."""
+    rng = np.random.default_rng(0)
+    reference = rng.standard_normal((64, 5))
+    reference[[3, 40]] *= 1e3
+    wrong = np.zeros_like(reference)
+    wrong[[3, 40]] = reference[[3, 40]] * 1.001
+    result = agreement((reference[:32], wrong[:32]), (reference[32:], wrong[32:]))
+    assert result.sqnr_db > 40
+    assert (result.median_relative_error, result.median_sqnr_db) == (1.0, 0.0)
+    right = reference * 1.001
+    right[[3, 40]] = 0
+    result = agreement((reference, right))
+    assert result.relative_error == pytest.approx(1.0, abs=1e-3)
+    assert result.median_relative_error == pytest.approx(1e-3)
+    assert result.median_sqnr_db == pytest.approx(60, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "chance"),
+    [
+        (lambda wanted, rng: rng.permutation(wanted), True),
+        (lambda wanted, rng: np.zeros_like(wanted), True),
+        (lambda wanted, rng: np.where(rng.random(len(wanted)) < 0.3, wanted, rng.permutation(wanted)), False),
+        (lambda wanted, rng: wanted, False),
+    ],
+)
+def test_agreement_by_chance(outputs, chance):
+    rng = np.random.default_rng(0)
+    wanted = rng.choice(3, 400, p=[0.8, 0.1, 0.1])  # so that always the first agrees at 80 %
+    reference, found = (np.eye(3)[x] for x in (wanted, outputs(wanted, rng)))
+    result = agreement(*zip(np.split(reference, 4), np.split(found, 4), strict=True))
+    assert result.is_chance == chance
+    assert 0.5 < result.chance_agreement < 0.85
+
+
+def test_a_single_class_is_no_chance():
+    result = agreement((np.eye(3)[[1] * 50], np.eye(3)[[1] * 50]))
+    assert (result.argmax_agreement, result.chance_agreement, result.is_chance) == (1.0, 1.0, False)
+
+
 def test_dense_outputs_agree_per_position():
     reference = np.zeros((1, 2, 1, 4))
     reference[0, 0] = 1

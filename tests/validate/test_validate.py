@@ -129,8 +129,10 @@ def test_json_follows_the_schema():
     assert set(read["outputs"][0]["quantized_simulated"]) == {
         "images",
         "argmax_agreement",
+        "chance_agreement",
         "sqnr_db",
         "relative_error",
+        "median_relative_error",
         "max_relative_error",
     }
     assert read["kernels"] == {
