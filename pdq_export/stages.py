@@ -22,6 +22,7 @@ from pdq_export.options import CalibrationOptions
 from pdq_export.plan import PlanOptions, make_plan
 from pdq_export.plan.accumulators import fit_accumulators
 from pdq_export.plan.floating import EXCLUDED, FloatNode, find_floating
+from pdq_export.plan.magnitudes import check_magnitudes
 from pdq_export.plan.residuals import widen
 from pdq_export.plan.saturation import reduce_range, saturating_layers
 from pdq_export.spec import Plan, Point, QuantizedTensor, Role
@@ -48,6 +49,7 @@ def prepare_and_plan(
         plan = make_plan(prepared.model, options, _unsupported(prepared.model))
     if options.reduce_range:
         plan = _reduced(plan)
+    check_magnitudes(GraphIndex(prepared.model), plan)
     plan = _fitting(GraphIndex(prepared.model), plan)
     if not options.wide_residuals:
         return prepared, plan

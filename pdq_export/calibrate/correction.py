@@ -1,18 +1,23 @@
 """Distribution correction: move a block's inputs until its activations have the statistics of the training data."""
 
+import dataclasses
 import logging
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 
 from pdq_export.numerics.moments import spatial_moments
+from pdq_export.numerics.units import unit_of
 from pdq_export.options import CalibrationOptions
 from pdq_export.spec import ChannelStatistics
 
 logger = logging.getLogger(__name__)
 
 _PATIENCE, _FACTOR, _LOWEST_LR = 100, 0.1, 1e-5
+# A channel less than this is measured in units of its own: its variance would be no normal float32.
+_SMALLEST_CHANNEL = 2.0**-30
 
 
 def correct_distribution(
@@ -26,38 +31,73 @@ def correct_distribution(
     PD-Quant, section 3.3. ``layer_outputs`` maps the block's input [N, C, ...] to the layer outputs that
     ``statistics`` describe, one each; z is such an output in the units of the BatchNormalization's input. Squares are
     summed over channels and averaged over the rest. Returns x_tilde, of the shape of ``x``; a batch that leaves the
-    domain of a function in the block (Sqrt of a Relu's output moved below 0) stays x.
+    domain of a function in the block (Sqrt of a Relu's output moved below 0) stays x. Inputs and channels that are very
+    small or very large are measured in units of their own size.
     """
-    targets = [tuple(torch.from_numpy(v.copy()).to(x.device) for v in (s.mean, s.std, s.gain)) for s in statistics]
+    targets = [_Target.of(s, x.device) for s in statistics]
+    unit = unit_of(float(x.abs().amax()))
     batches = x.split(options.batch_size)
-    corrected = [_correct_batch(layer_outputs, targets, batch, options) for batch in batches]
+    corrected = [_correct_batch(layer_outputs, targets, batch, unit, options) for batch in batches]
     left = sum(batch is x_tilde for batch, x_tilde in zip(batches, corrected, strict=True))
     if left:
         logger.info("distribution correction meets numbers that are not finite: %d batches stay as they are", left)
     return torch.cat(corrected)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Target:
+    """Statistics [C] of a layer output z in ``units`` of its channels, [C, 1, ...], None where all of them are 1."""
+
+    mean: Tensor
+    std: Tensor
+    gain: Tensor
+    units: Tensor | None
+
+    @classmethod
+    def of(cls, statistics: ChannelStatistics, device: torch.device) -> "_Target":
+        sizes = np.maximum(np.abs(statistics.mean), statistics.std)
+        units = np.array([unit_of(float(size), _SMALLEST_CHANNEL) for size in sizes])
+        gain = statistics.gain * units  # float64
+        # A channel that never varies has no size.
+        gain = gain / unit_of(float(np.max(np.where(sizes > 0, gain * sizes / units, 0.0), initial=0.0)))
+        mean, std, gain = (
+            torch.from_numpy(np.asarray(v, np.float32)).to(device)
+            for v in (statistics.mean / units, statistics.std / units, gain)
+        )
+        shaped = None if (units == 1.0).all() else torch.from_numpy(units.astype(np.float32)).to(device)
+        return cls(mean=mean, std=std, gain=gain, units=shaped)
+
+    def distance(self, z: Tensor) -> Tensor:
+        """(mean - mean_hw(z))^2 + (std - std_hw(z))^2, summed over channels and averaged over images."""
+        if self.units is not None:
+            z = z / self.units.view(-1, *[1] * (z.ndim - 2))
+        mean, std = spatial_moments(z)
+        return (((mean - self.mean) * self.gain).square() + ((std - self.std) * self.gain).square()).sum(1).mean()
+
+
 def _correct_batch(
     layer_outputs: fx.GraphModule,
-    targets: Sequence[tuple[Tensor, ...]],
+    targets: Sequence[_Target],
     x: Tensor,
+    unit: float,
     options: CalibrationOptions,
 ) -> Tensor:
-    x_tilde = x.clone().requires_grad_(True)
+    start = x if unit == 1.0 else x / unit
+    x_tilde = start.clone().requires_grad_(True)
     optimizer = torch.optim.Adam([x_tilde], lr=options.correction_lr)
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
         optimizer, patience=_PATIENCE, factor=_FACTOR, min_lr=_LOWEST_LR
     )
     for _ in range(options.correction_iters):
-        loss = _summed_over_channels((x_tilde - x).square()) / options.lambda_c
-        for z, (mean, std, gain) in zip(layer_outputs(x_tilde), targets, strict=True):
-            z_mean, z_std = spatial_moments(z)
-            loss = loss + (((z_mean - mean) * gain).square() + ((z_std - std) * gain).square()).sum(1).mean()
+        loss = _summed_over_channels((x_tilde - start).square()) / options.lambda_c
+        moved = x_tilde if unit == 1.0 else x_tilde * unit
+        for z, target in zip(layer_outputs(moved), targets, strict=True):
+            loss = loss + target.distance(z)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         scheduler.step(loss.item())
-    corrected = x_tilde.detach()
+    corrected = x_tilde.detach() if unit == 1.0 else x_tilde.detach() * unit
     with torch.no_grad():
         finite = all(torch.isfinite(z).all() for z in layer_outputs(corrected))
     return corrected if finite else x

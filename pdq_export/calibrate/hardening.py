@@ -62,7 +62,7 @@ def harden_block(
         absorbs = done.can_shift_bias(layer) and node.kwargs.get("beta", 1.0) == 1.0
         if absorbs:
             moments -= means[:, :, None] * means[:, None, :]
-        diagonal += damping.clamp(min=torch.finfo(torch.float32).tiny)[:, None]
+        diagonal += damping.clamp(min=torch.finfo(torch.float64).tiny)[:, None]
         relaxed = product.rows(weight.relaxed())
         # What learning has decided stays: it knows of the predictions.
         rounded = round_compensated(relaxed, relaxed.floor(), relaxed.ceil(), moments)

@@ -9,9 +9,13 @@ from torch.nn import functional as F
 from pdq_export.errors import OptionError
 
 
-def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
-    """|output - target|^2, summed over channels (axis 1) and averaged over the rest (BRECQ, equation 10)."""
-    squares = (output - target).square()
+def reconstruction_loss(output: Tensor, target: Tensor, unit: float = 1.0) -> Tensor:
+    """|output - target|^2, summed over channels (axis 1) and averaged over the rest (BRECQ, equation 10).
+
+    ``unit``: what both are measured in, a power of two.
+    """
+    difference = output - target
+    squares = (difference if unit == 1.0 else difference / unit).square()
     return squares.sum(1).mean() if squares.ndim > 1 else squares.mean()
 
 
@@ -21,7 +25,7 @@ def prediction_difference(
     """How far predictions are from the FP32 network's, summed over outputs (PD-Quant, equation 5).
 
     An output with a class axis in ``axes``: KL(softmax(target / T) || softmax(output / T)), summed over classes and
-    averaged over the rest. Any other: squared error over the target's mean square.
+    averaged over the rest. Any other: squared error over the target's mean square, whatever its size.
     """
     losses = []
     for output, target, axis in zip(outputs, targets, axes, strict=True):
@@ -30,8 +34,17 @@ def prediction_difference(
             wanted = F.log_softmax(target / temperature, dim=axis)
             losses.append((wanted.exp() * (wanted - logs)).sum(axis).mean())
         else:
-            losses.append(F.mse_loss(output, target) / target.square().mean().clamp(min=1e-12))
+            unit = _unit(target)
+            error, scaled = F.mse_loss(output / unit, target / unit), target / unit
+            losses.append(error / scaled.square().mean().clamp(min=1e-12))
     return torch.stack(losses).sum()
+
+
+def _unit(x: Tensor) -> Tensor:
+    """The power of two [] next below the largest magnitude, without waiting for a device; 1 where all is zero."""
+    largest = x.detach().abs().amax()
+    exponent = torch.where(largest > 0, torch.frexp(largest).exponent - 1, 0)
+    return torch.ldexp(torch.ones_like(largest), exponent)
 
 
 def class_axis(output_loss: str, found: int | None, shape: Sequence[int], name: str) -> int | None:

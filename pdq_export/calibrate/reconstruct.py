@@ -5,7 +5,8 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
+from torch.utils.hooks import RemovableHandle
 
 from pdq_export.calibrate.cache import Rows
 from pdq_export.calibrate.losses import prediction_difference, reconstruction_loss
@@ -14,6 +15,7 @@ from pdq_export.calibrate.watch import WATCHED, warn_of_divergence
 from pdq_export.errors import CalibrationError
 from pdq_export.numerics.affine import bernoulli_like
 from pdq_export.numerics.rounding import rounding_regularizer
+from pdq_export.numerics.units import power_of_two, unit_of
 from pdq_export.options import CalibrationOptions
 
 Report = Callable[[int, float], None]
@@ -21,6 +23,8 @@ Report = Callable[[int, float], None]
 # Adam's step is absolute: on a network with small activations the paper's rate would carry a scale below zero.
 _LARGEST_STEP = 0.01
 _LARGEST_CHANGE = 2.0
+# And with large ones it would never move. A scale outside of these is learned as one near 1/64 is.
+_SMALLEST_SCALE, _LARGEST_SCALE, _TYPICAL_SCALE = 2.0**-20, 2.0**6, 2.0**-6
 # Steps between reports, which give the mean reconstruction error since the last.
 _REPORTED = 20
 
@@ -51,22 +55,23 @@ def reconstruct(problem: BlockProblem, options: CalibrationOptions, generator: t
     """Learn the block's weight rounding and activation scales in place.
 
     Each step draws a batch of quantized inputs and mixes them with distribution-corrected FP32 inputs; the mixed half
-    is compared with the FP32 block's output, the quantized half runs on to a prediction. Raises CalibrationError
-    where the loss stops being finite.
+    is compared with the FP32 block's output, the quantized half runs on to a prediction. Targets that are very small
+    or very large are compared in units of their own size. Raises CalibrationError where the loss stops being finite.
     """
-    for quantizer in problem.scales:
-        quantizer.scale.requires_grad_(True)
     initial = [quantizer.scale.item() for quantizer in problem.scales]
-    optimizers, schedulers = _optimizers(problem, options)
+    units = [_scale_unit(scale) for scale in initial]
+    hooks = [_learn_in_units(quantizer.scale, unit) for quantizer, unit in zip(problem.scales, units, strict=True)]
+    optimizers, schedulers = _optimizers(problem, units, options)
     count = len(problem.targets[0])
+    sizes = [unit_of(_size(target, options.batch_size)) for target in problem.targets]
     errors: list[Tensor] = []
     powers: list[Tensor] = []
     for step in range(options.iters):
         chosen = torch.randperm(count, generator=generator, device=generator.device)[: options.batch_size]
-        error, loss = _reconstruction_terms(problem, chosen, step, options, generator)
+        error, loss = _reconstruction_terms(problem, sizes, chosen, step, options, generator)
         errors.append(error.detach())
         if step >= options.iters - WATCHED:
-            powers.append(_power(problem, chosen))
+            powers.append(_power(problem, sizes, chosen))
         loss = loss + _rounding_term(problem.weights, step, options)
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
@@ -79,14 +84,32 @@ def reconstruct(problem: BlockProblem, options: CalibrationOptions, generator: t
         if step % _REPORTED == 0 or step + 1 == options.iters:
             _check_finite(loss, problem.name, step)
             report(step + 1, torch.stack(errors[-_REPORTED:]).mean().item())
-    for quantizer in problem.scales:
+    for quantizer, hook in zip(problem.scales, hooks, strict=True):
+        hook.remove()
         quantizer.scale.requires_grad_(False)
     if errors:
         warn_of_divergence(problem.name, errors, powers)
 
 
+def _size(target: Rows, images: int) -> float:
+    """The largest magnitude in the first images."""
+    first = target[torch.arange(min(images, len(target)))]
+    return float(first.abs().amax()) if first.numel() else 0.0
+
+
+def _scale_unit(scale: float) -> float:
+    return 1.0 if _SMALLEST_SCALE <= scale <= _LARGEST_SCALE else power_of_two(scale) / _TYPICAL_SCALE
+
+
+def _learn_in_units(scale: nn.Parameter, unit: float) -> RemovableHandle:
+    """Let the gradient be that to scale / unit."""
+    scale.requires_grad_(True)
+    hook: RemovableHandle = scale.register_hook(lambda gradient: gradient if unit == 1.0 else gradient * unit)
+    return hook
+
+
 def _optimizers(
-    problem: BlockProblem, options: CalibrationOptions
+    problem: BlockProblem, units: Sequence[float], options: CalibrationOptions
 ) -> tuple[list[torch.optim.Optimizer], list[torch.optim.lr_scheduler.LRScheduler]]:
     optimizers: list[torch.optim.Optimizer] = []
     schedulers: list[torch.optim.lr_scheduler.LRScheduler] = []
@@ -94,7 +117,8 @@ def _optimizers(
         optimizers.append(torch.optim.Adam([w.alpha for w in problem.weights], lr=options.rounding_lr))
     if problem.scales:
         groups = [
-            {"params": [q.scale], "lr": min(options.scale_lr, _LARGEST_STEP * q.scale.item())} for q in problem.scales
+            {"params": [q.scale], "lr": min(options.scale_lr * unit, _LARGEST_STEP * q.scale.item())}
+            for q, unit in zip(problem.scales, units, strict=True)
         ]
         optimizers.append(torch.optim.Adam(groups, lr=options.scale_lr))
         schedulers.append(torch.optim.lr_scheduler.CosineAnnealingLR(optimizers[-1], T_max=max(options.iters, 1)))
@@ -108,7 +132,12 @@ def _bound(scales: Sequence[ActivationQuantizer], initial: Sequence[float]) -> N
 
 
 def _reconstruction_terms(
-    problem: BlockProblem, chosen: Tensor, step: int, options: CalibrationOptions, generator: torch.Generator
+    problem: BlockProblem,
+    sizes: Sequence[float],
+    chosen: Tensor,
+    step: int,
+    options: CalibrationOptions,
+    generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """Error of the reconstruction, and the same with the prediction difference."""
     tail = problem.tail if step % options.prediction_interval == 0 else None
@@ -119,8 +148,8 @@ def _reconstruction_terms(
         inputs.append(mixed if tail is None else torch.cat([mixed, x_q]))
     outputs = problem.student(*inputs)
     count = len(chosen)
-    pairs = zip(outputs, problem.targets, strict=True)
-    error = torch.stack([reconstruction_loss(output[:count], target[chosen]) for output, target in pairs]).sum()
+    parts = zip(outputs, problem.targets, sizes, strict=True)
+    error = torch.stack([reconstruction_loss(y[:count], target[chosen], size) for y, target, size in parts]).sum()
     loss = error
     if tail is not None:
         predictions = tail(*(output[count:] for output in outputs), *(x[chosen] for x in problem.bypass))
@@ -130,10 +159,11 @@ def _reconstruction_terms(
     return error, loss
 
 
-def _power(problem: BlockProblem, chosen: Tensor) -> Tensor:
+def _power(problem: BlockProblem, sizes: Sequence[float], chosen: Tensor) -> Tensor:
     """The mean square of the targets, counted as the error is."""
     targets = [target[chosen] for target in problem.targets]
-    return torch.stack([reconstruction_loss(target, torch.zeros_like(target)) for target in targets]).sum()
+    parts = zip(targets, sizes, strict=True)
+    return torch.stack([reconstruction_loss(y, torch.zeros_like(y), size) for y, size in parts]).sum()
 
 
 def _rounding_term(weights: Sequence[SoftRounding], step: int, options: CalibrationOptions) -> Tensor | float:

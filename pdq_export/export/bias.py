@@ -50,7 +50,7 @@ def bias_scale(
     scales = np.asarray(weight_scale, np.float32).reshape(-1)
     product = np.float32(input_scale) * np.tile(scales, bias.size // scales.size)
     needed = np.abs(bias).astype(np.float32) / np.float32(LARGEST_INTEGER)
-    return np.asarray(np.maximum(np.maximum(product, needed), np.finfo(np.float32).tiny), np.float32)
+    return np.asarray(np.maximum(np.maximum(product, needed), np.finfo(np.float32).smallest_subnormal), np.float32)
 
 
 def bias_integers(

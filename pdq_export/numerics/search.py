@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pdq_export.numerics.affine import dequantize_affine, quantize_affine
+from pdq_export.numerics.units import unit_of
 
 NORM = 2.4
 FRACTIONS = 100
@@ -17,8 +18,11 @@ _LARGEST_COUNT = 2**24
 _MAX_ENUMERATED_BITS = 4
 _COARSE = 4
 # A channel this much smaller than the layer's largest is a constant to every later quantizer; the floor keeps its
-# INT32 bias in range.
+# INT32 bias in range. A weight that is zero throughout gets the least scale: its bias asks for the one it needs.
 _SCALE_FLOOR = 2.0**-16
+_SCALE_OF_ZEROS = 2.0**-100
+# Scales below are no normal numbers, of which processors and runtimes may make zeros.
+_SMALLEST_SCALE = torch.finfo(torch.float32).tiny
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,13 +32,22 @@ class QParams:
     scale: Tensor
     zero_point: Tensor
 
+    def times(self, unit: float) -> "QParams":
+        """For the same tensor times ``unit``, a power of two; no scale is less than float32's least normal number."""
+        return QParams(scale=(self.scale * unit).clamp(min=_SMALLEST_SCALE), zero_point=self.zero_point)
+
 
 def choose_weight_qparams(weight: Tensor, qmin: int, qmax: int) -> QParams:
     """Per-channel qparams of a weight given as [C, K] (output channels first, the rest flattened).
 
     Unsigned, qmin = 0: every fraction k/100 of the channel's range and, up to 4 bits, every zero_point, coarse to
-    fine. Signed: zero_point 0.
+    fine. Signed: zero_point 0. Small and large weights are searched in units of their own size.
     """
+    unit = unit_of(float(weight.abs().max()))
+    return _search_weight(weight / unit, qmin, qmax).times(unit)
+
+
+def _search_weight(weight: Tensor, qmin: int, qmax: int) -> QParams:
     if qmin < 0:
         search = _Search(weight, qmin, qmax)
         limit = weight.abs().amax(1)
@@ -65,7 +78,8 @@ def choose_activation_qparams(x: Tensor | Iterable[Tensor], bits: int, *, symmet
 
     ``x`` may come in parts, which are gone through twice. ``symmetric``: q in [-2^(bits - 1), 2^(bits - 1) - 1] with
     zero_point 0, one-sided data too. Otherwise one-sided data get zero_point 0 (or qmax). Errors are summed over a
-    histogram of 8,192 bins, so that the search costs the same for any number of elements.
+    histogram of 8,192 bins, so that the search costs the same for any number of elements. Small and
+    large activations are searched in units of their own size.
     """
     parts = [x] if isinstance(x, Tensor) else x
     bounds = torch.stack([torch.stack(torch.aminmax(part)) for part in parts])
@@ -75,7 +89,14 @@ def choose_activation_qparams(x: Tensor | Iterable[Tensor], bits: int, *, symmet
     device = bounds.device
     if high == low:
         return QParams(scale=torch.tensor(1.0 / levels, device=device), zero_point=torch.zeros((), device=device))
-    counts = _histogram(parts, low, high).float()
+    unit = unit_of(max(-low, high))
+    counts = _histogram(parts, low, high, unit).float()
+    return _search_activation(counts, low / unit, high / unit, bits, symmetric).times(unit)
+
+
+def _search_activation(counts: Tensor, low: float, high: float, bits: int, symmetric: bool) -> QParams:
+    """The best qparams for the counts of a histogram from ``low`` to ``high``."""
+    levels, device = 2**bits - 1, counts.device
     edges = torch.linspace(low, high, _BINS + 1, device=device)
     centers = (edges[:-1] + edges[1:]) / 2
     if low == 0.0:
@@ -104,10 +125,10 @@ def choose_activation_qparams(x: Tensor | Iterable[Tensor], bits: int, *, symmet
     return QParams(scale=best.scale[0], zero_point=best.zero_point[0])
 
 
-def _histogram(parts: Iterable[Tensor], low: float, high: float) -> Tensor:
-    """How many elements fall into each of 8,192 bins of equal width, in float64."""
+def _histogram(parts: Iterable[Tensor], low: float, high: float, unit: float) -> Tensor:
+    """How many elements fall into each of 8,192 bins of equal width, in float64; computed in ``unit``."""
     sums = [
-        torch.histc(piece, bins=_BINS, min=low, max=high).double()
+        torch.histc(piece / unit, bins=_BINS, min=low / unit, max=high / unit).double()
         for part in parts
         for piece in part.flatten().float().split(_LARGEST_COUNT)
     ]
@@ -120,7 +141,7 @@ class _Search:
     def __init__(self, x: Tensor, qmin: int, qmax: int, weights: Tensor | None = None) -> None:
         self._x, self._qmin, self._qmax, self._weights = x, qmin, qmax, weights
         largest = x.abs().amax(1)
-        self._floor = torch.clamp(largest.max() * _SCALE_FLOOR / max(qmax, 1), min=1e-12)
+        self._floor = torch.clamp(largest.max() * _SCALE_FLOOR / max(qmax, 1), min=_SCALE_OF_ZEROS)
         self._error = torch.full_like(largest, torch.inf)
         self._scale = torch.ones_like(largest)
         self._zero_point = torch.zeros_like(largest)

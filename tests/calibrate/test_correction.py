@@ -1,12 +1,16 @@
 """Distribution correction moves statistics towards their targets without leaving the input far behind."""
 
+import math
+
 import numpy as np
+import pytest
 import torch
 from torch import fx
 
 from pdq_export.calibrate.correction import correct_distribution, estimate_statistics
 from pdq_export.calibrate.subgraph import extract
 from pdq_export.options import CalibrationOptions
+from pdq_export.spec import ChannelStatistics
 
 from .networks import residual
 
@@ -62,3 +66,29 @@ def test_estimated_statistics_are_the_batch_normalization_ones() -> None:
     np.testing.assert_allclose(statistics.mean, normalization.running_mean.numpy(), rtol=1e-4)
     np.testing.assert_allclose(statistics.std**2, normalization.running_var.numpy(), rtol=1e-2)
     assert (statistics.gain == 1).all()
+
+
+@pytest.mark.parametrize("k", [-90, -60, 90])
+def test_tensors_far_from_1_are_corrected_in_units_of_their_own(k: int) -> None:
+    """The block z' = 2^k z of x' = 2^k x is the same block."""
+    example = residual(images=8)
+    piece, unit = extract(example.network, ["image"], ["n1"]), 2.0**k
+    statistics = example.prepared.statistics["n1"]
+    options = CalibrationOptions(correction_iters=20, correction_lr=1e-2)
+
+    class Scaled(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            # As a whole network would, whose images are ordinary: in two steps, each of them in range.
+            return tuple(z * unit for z in piece(x / unit))
+
+    far = ChannelStatistics(
+        mean=(statistics.mean * unit).astype(np.float32),
+        std=(statistics.std * unit).astype(np.float32),
+        gain=(statistics.gain / unit).astype(np.float32),
+    )
+    size = float(example.images.abs().max())
+    images = example.images / 2.0 ** math.floor(math.log2(size))  # what the far one is learned in
+    expected = correct_distribution(piece, [statistics], images, options)
+    found = correct_distribution(Scaled(), [far], images * unit, options)
+    assert not torch.equal(expected, images)
+    torch.testing.assert_close(found / unit, expected)

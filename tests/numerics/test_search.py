@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pdq_export.numerics.affine import dequantize_affine, quantize_affine
 from pdq_export.numerics.search import NORM, QParams, choose_activation_qparams, choose_weight_qparams
@@ -85,6 +87,57 @@ def test_symmetric_activations_get_zero_point_zero(sign: int) -> None:
     assert chosen.zero_point.item() == 0
     assert chosen.scale.item() == pytest.approx(x.abs().max().item() / 127, rel=0.2)
     assert choose_activation_qparams(torch.relu(x), 8, symmetric=True).zero_point.item() == 0
+
+
+FAR = st.one_of(st.integers(-100, -20), st.integers(36, 100))  # powers of two beyond what is ordinary
+SEARCH = {"seed": st.integers(0, 9), "bits": st.sampled_from([2, 4, 8]), "symmetric": st.booleans()}
+
+
+def is_scaled(found: QParams, expected: QParams, k: int) -> bool:
+    scaled = expected.scale.double() * 2.0**k
+    return torch.equal(found.scale.double(), scaled) and torch.equal(found.zero_point, expected.zero_point)
+
+
+@given(k=FAR, other=FAR, **SEARCH)
+def test_weights_far_from_1_are_searched_as_any_others(
+    k: int, other: int, seed: int, bits: int, symmetric: bool
+) -> None:
+    weight = torch.randn(3, 20, generator=torch.Generator().manual_seed(seed)) + seed % 3
+    low, high = (1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1) if symmetric else (0, 2**bits - 1)
+    near, far, further = (choose_weight_qparams(weight * 2.0**e, low, high) for e in (0, k, other))
+    assert is_scaled(further, far, other - k)
+    back = QParams(scale=far.scale / 2.0**k, zero_point=far.zero_point)
+    # Of two candidates that are equally good, rounding may take either.
+    torch.testing.assert_close(error(weight, back, low, high), error(weight, near, low, high), rtol=1e-4, atol=0)
+
+
+@given(k=FAR, other=FAR, **SEARCH)
+def test_activations_far_from_1_are_searched_as_any_others(
+    k: int, other: int, seed: int, bits: int, symmetric: bool
+) -> None:
+    x = torch.randn(500, generator=torch.Generator().manual_seed(seed)) + seed % 3
+    near, far, further = (choose_activation_qparams(x * 2.0**e, bits, symmetric=symmetric) for e in (0, k, other))
+    assert is_scaled(further, far, other - k)
+    back = QParams(scale=far.scale / 2.0**k, zero_point=far.zero_point)
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if symmetric else (0, 2**bits - 1)
+    torch.testing.assert_close(error(x[None], back, low, high), error(x[None], near, low, high), rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("size", [1e-45, 1e-38, 3e38])
+def test_scales_at_the_ends_of_float32_are_normal_numbers(size: float) -> None:
+    x = torch.tensor([[0.0, size / 2, size]])
+    for qparams in (choose_weight_qparams(x, -127, 127), choose_activation_qparams(x, 8)):
+        assert (qparams.scale >= torch.finfo(torch.float32).tiny).all()
+        assert torch.isfinite(qparams.scale).all()
+
+
+def test_a_channel_next_to_nothing_beside_ordinary_ones() -> None:
+    weight = torch.randn(3, 40, generator=torch.Generator().manual_seed(0))
+    expected = choose_weight_qparams(weight, -127, 127)
+    weight[1] = 1e-20
+    found = choose_weight_qparams(weight, -127, 127)
+    assert torch.equal(found.scale[[0, 2]], expected.scale[[0, 2]])
+    assert found.scale[1] < 2**-12 * found.scale[0]
 
 
 def test_a_dead_activation_gets_a_usable_scale() -> None:
