@@ -9,10 +9,11 @@ from onnx import NodeProto
 
 from pdq_export.graph.lookup import GraphIndex, attribute
 from pdq_export.plan.operators import ACTIVATIONS, data_inputs
+from pdq_export.plan.readers import tensors_before_layers
 from pdq_export.spec import Block, Layer, Point, Role
 
-# A region that no single tensor cuts (U-Net, FPN) is one block up to this many layers; a larger one falls apart into
-# units that end at their quantization points, because a block is held and differentiated as a whole.
+# A region that no single tensor cuts (U-Net, FPN) is one block up to this many layers; a larger one is cut where the
+# fewest tensors cross, because a block is held and differentiated as a whole.
 MAX_LAYERS = 12
 
 # An inverted-residual unit in the letters of `_form`: expansion, depthwise convolution, gate, projection.
@@ -31,27 +32,34 @@ def find_blocks(
 
     A block ends at a quantized tensor through which every path passes, so a residual or inverted-residual unit is one
     block and a chain without branches one block per layer; but an inverted-residual unit without a skip is one block
-    as well (`_join_inverted_residuals`). Each block holds at least one layer. With ``per_layer`` every layer that
-    ends at a learned point is a block; others, a projection before an Add, go with the layer after them. ``wide``:
-    points that were learned ones until `residuals.widen` made them carriers; blocks end there as before.
+    as well (`_join_inverted_residuals`). Regions of more than `MAX_LAYERS` that no single tensor cuts, behind a skip
+    over many layers say, are cut where as few as possible cross (`_refine`). Each block holds at least one layer. With
+    ``per_layer`` every layer that ends at a learned point is a block; others, a projection before an Add, go with the
+    layer after them. ``wide``: points that were learned ones until `residuals.widen` made them carriers; blocks end
+    there as before.
     """
     by_node = {layer.node: layer for layer in layers}
     nodes = [node for node in index.graph.node if data_inputs(index, node)]
     ends = {tensor for tensor in points if _ends_block(index, points[tensor], wide)}
-    cuts = [
-        position for position, tensors in enumerate(_crossing(index, nodes)) if len(tensors) == 1 and tensors <= ends
-    ]
+    crossing = _crossing(index, nodes)
+    cuts = [position for position, tensors in enumerate(crossing) if len(tensors) == 1 and tensors <= ends]
     regions = _merge_layerless(_split(nodes, cuts), by_node)
     if not per_layer:
         regions = _join_inverted_residuals(index, regions, by_node)
-    limit = 1 if per_layer else MAX_LAYERS
-    pieces = itertools.chain.from_iterable(_refine(region, by_node, ends, limit) for region in regions)
+    feeds_layer = tensors_before_layers(index, by_node)
+    ends.update(layer.output for layer in by_node.values() if layer.output not in feeds_layer)  # heads
+    widths = {
+        node.name: len(tensors)
+        for node, tensors in zip(nodes, crossing, strict=True)
+        if ends.intersection(node.output) and all(_can_be_kept(index, tensor) for tensor in tensors)
+    }
+    pieces = itertools.chain.from_iterable(_refine(r, by_node, widths, per_layer=per_layer) for r in regions)
     return tuple(_block(index, piece, by_node) for piece in _merge_layerless(list(pieces), by_node))
 
 
 def _crossing(index: GraphIndex, nodes: Sequence[NodeProto]) -> list[set[str]]:
     """For every node, the tensors alive after it: written up to it and read later."""
-    last_read = {tensor: position for position, node in enumerate(nodes) for tensor in node.input}
+    last_read = {tensor: position for position, node in enumerate(nodes) for tensor in data_inputs(index, node)}
     alive = {tensor for tensor in index.inputs if tensor in last_read}
     crossing = []
     for position, node in enumerate(nodes):
@@ -59,6 +67,12 @@ def _crossing(index: GraphIndex, nodes: Sequence[NodeProto]) -> list[set[str]]:
         alive = {tensor for tensor in alive if last_read[tensor] > position}
         crossing.append(set(alive))
     return crossing
+
+
+def _can_be_kept(index: GraphIndex, tensor: str) -> bool:
+    """Whether calibration can keep a tensor between blocks: float numbers, one row an image."""
+    dtype = index.dtype(tensor)
+    return (dtype is None or dtype.kind == "f") and begins_with_batch(index, tensor)
 
 
 def _ends_block(index: GraphIndex, point: Point, wide: Container[str]) -> bool:
@@ -142,12 +156,21 @@ def _is_module(unit: Iterable[NodeProto], before: Iterable[NodeProto], layers: M
 
 
 def _refine(
-    region: list[NodeProto], layers: Mapping[str, Layer], block_ends: Container[str], limit: int
+    region: list[NodeProto], layers: Mapping[str, Layer], widths: Mapping[str, int], *, per_layer: bool
 ) -> list[list[NodeProto]]:
-    if sum(node.name in layers for node in region) <= limit:
+    """Cut a region of too many layers where the fewest tensors cross, and what is too large still where more do.
+
+    ``widths``: how many tensors are alive after the nodes behind which a block may end. Beside k skips over many
+    layers, what lies between two of them is cut where k + 1 tensors cross: residual units stay whole, and a chain
+    becomes one block per layer, as they do where no skip passes by.
+    """
+    places = [position for position, node in enumerate(region[:-1]) if node.name in widths]
+    if not places or sum(node.name in layers for node in region) <= (1 if per_layer else MAX_LAYERS):
         return [region]
-    ends = [position for position, node in enumerate(region) if any(tensor in block_ends for tensor in node.output)]
-    return _split(region, [end for end in ends if end + 1 < len(region)])
+    fewest = min(widths[region[place].name] for place in places)
+    cuts = [place for place in places if per_layer or widths[region[place].name] == fewest]
+    pieces = (_refine(piece, layers, widths, per_layer=per_layer) for piece in _split(region, cuts))
+    return list(itertools.chain.from_iterable(pieces))
 
 
 def _merge_layerless(pieces: list[list[NodeProto]], layers: Mapping[str, Layer]) -> list[list[NodeProto]]:
