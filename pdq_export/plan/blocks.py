@@ -191,12 +191,12 @@ def _block(index: GraphIndex, nodes: Sequence[NodeProto], layers: Mapping[str, L
     written = {tensor for node in nodes for tensor in node.output}
     read = dict.fromkeys(tensor for node in nodes for tensor in data_inputs(index, node))
     members = tuple(layers[node.name] for node in nodes if node.name in layers)
-    outputs = (
-        tensor
-        for node in nodes
-        for tensor in node.output
-        if tensor and (tensor in index.outputs or any(reader.name not in inside for reader in index.consumers(tensor)))
-    )
+
+    def is_read_outside(tensor: str) -> bool:
+        readers = (reader for reader in index.consumers(tensor) if tensor in data_inputs(index, reader))
+        return tensor in index.outputs or any(reader.name not in inside for reader in readers)
+
+    outputs = (tensor for node in nodes for tensor in node.output if tensor and is_read_outside(tensor))
     return Block(
         name=members[0].node if len(members) == 1 else f"{members[0].node} .. {members[-1].node}",
         inputs=tuple(tensor for tensor in read if tensor not in written),

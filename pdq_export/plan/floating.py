@@ -25,7 +25,7 @@ class FloatNode:
 
 
 def find_floating(index: GraphIndex, plan: Plan) -> tuple[FloatNode, ...]:
-    """The nodes that compute in float, in graph order; what computes integers such as shapes is none of them."""
+    """The nodes that compute in float, in graph order; what computes integers or with sizes is none of them."""
     return tuple(_floating(index, plan, index.visible(plan.tail)))
 
 
@@ -53,7 +53,7 @@ def _floating(index: GraphIndex, plan: Plan, visible: Container[str]) -> Iterato
 
 def _is_float(index: GraphIndex, node: NodeProto) -> bool:
     dtype = index.dtype(node.output[0])
-    return dtype is None or dtype.kind == "f"
+    return (dtype is None or dtype.kind == "f") and node.output[0] not in index.sized
 
 
 def _layer_reason(index: GraphIndex, plan: Plan, visible: Container[str], layer: Layer) -> str:
