@@ -5,8 +5,9 @@ import warnings
 
 import onnx
 import torch
-from benchmarks.architectures import randomized
 from torch import Tensor, nn
+
+from benchmarks.architectures import randomized
 
 CLASSES, BINS = 6, 8
 STRIDES = (8, 16, 32)
@@ -85,7 +86,8 @@ class Detector(nn.Module):
         centres = [torch.arange(size // stride) + 0.5 for stride in STRIDES]
         grids = [torch.stack(torch.meshgrid(c, c, indexing="xy")).flatten(1) for c in centres]
         self.register_buffer("anchors", torch.cat(grids, 1)[None])
-        self.register_buffer("strides", torch.cat([torch.full((g.shape[1],), s) for g, s in zip(grids, STRIDES)])[None])
+        pixels = [torch.full((grid.shape[1],), stride) for grid, stride in zip(grids, STRIDES, strict=True)]
+        self.register_buffer("strides", torch.cat(pixels)[None])
 
     def _head(self, inputs: int, width: int, outputs: int) -> nn.Sequential:
         return nn.Sequential(_conv(inputs, width, 3), _conv(width, width, 3), nn.Conv2d(width, outputs, 1))

@@ -165,7 +165,7 @@ class _Engine:
                 warn_of_collapse(name, torch.cat(a), torch.cat(b))
 
     def _find_predictions(self, some: Sequence[Tensor]) -> None:
-        found = find_predictions(self.network, [x[:1] for x in some])
+        found = find_predictions(self.network, [x[:1] for x in some], self.plan.parts)
         self.prediction_of = {name: [p.tensor for p in predictions] for name, predictions in found.items()}
         # of two outputs with the same scores, one of them behind an ArgMax, that one knows the axis
         by_axis = sorted(itertools.chain.from_iterable(found.values()), key=lambda p: p.class_axis is not None)

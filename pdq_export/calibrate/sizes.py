@@ -54,7 +54,7 @@ def fold_sizes(network: fx.GraphModule, inputs: Sequence[Tensor]) -> fx.GraphMod
 
 
 def batch_sizes(x: Tensor, per_image: Any, fixed: Any, dtype: torch.dtype) -> Tensor:
-    """``per_image`` N + ``fixed``, numbers or lists of them, for any tensor x of N images; on the CPU, as shapes are."""
+    """``per_image`` N + ``fixed``, numbers or lists of them, for a tensor x of N images; on the CPU, as shapes are."""
     return (torch.tensor(per_image) * len(x) + torch.tensor(fixed)).to(dtype)
 
 

@@ -24,7 +24,8 @@ def extract(
     ``quantizers`` by tensor name: for an activation, a module applied to it before anyone reads it; for a constant, a
     module without arguments that stands in for it. ``biases`` by ONNX node name stand in for that node's third input,
     ``nodes`` for the node itself: they are called with its inputs that are not constant.
-    Constants are shared, not copied. `batch_sizes` count the images in the first input. Inputs are taken as they come, since the part before has quantized them, and
+    Constants are shared, not copied. `batch_sizes` count the images in the first input.
+    Inputs are taken as they come, since the part before has quantized them, and
     outputs are given quantized. With ``whole`` it is the other way round, as at a network's ends.
     """
     return _Extractor(module, quantizers or {}, biases or {}, nodes or {}, whole).run(inputs, outputs)

@@ -48,12 +48,14 @@ def find_blocks(
         regions = _join_inverted_residuals(index, regions, by_node)
     feeds_layer = tensors_before_layers(index, by_node)
     ends.update(layer.output for layer in by_node.values() if layer.output not in feeds_layer)  # heads
-    widths = {
-        node.name: len(tensors)
+    places = {
+        node.name: tensors
         for node, tensors in zip(nodes, crossing, strict=True)
         if ends.intersection(node.output) and all(_can_be_kept(index, tensor) for tensor in tensors)
     }
-    pieces = itertools.chain.from_iterable(_refine(r, by_node, widths, per_layer=per_layer) for r in regions)
+    pieces = itertools.chain.from_iterable(
+        _refine(region, by_node, _costs(index, region, places), per_layer=per_layer) for region in regions
+    )
     return tuple(_block(index, piece, by_node) for piece in _merge_layerless(list(pieces), by_node))
 
 
@@ -155,21 +157,44 @@ def _is_module(unit: Iterable[NodeProto], before: Iterable[NodeProto], layers: M
     return outer[:depth] != scopes[0][:depth]
 
 
-def _refine(
-    region: list[NodeProto], layers: Mapping[str, Layer], widths: Mapping[str, int], *, per_layer: bool
-) -> list[list[NodeProto]]:
-    """Cut a region of too many layers where the fewest tensors cross, and what is too large still where more do.
+def _costs(
+    index: GraphIndex, region: Iterable[NodeProto], places: Mapping[str, set[str]]
+) -> dict[str, tuple[int, bool]]:
+    """What a cut behind a node costs, for those behind which a block may end: how many tensors cross, ``places``.
 
-    ``widths``: how many tensors are alive after the nodes behind which a block may end. Beside k skips over many
-    layers, what lies between two of them is cut where k + 1 tensors cross: residual units stay whole, and a chain
-    becomes one block per layer, as they do where no skip passes by.
+    Of two cuts with equally many the one in the middle of a residual unit costs more: where the same older tensors
+    pass by further down and fewer nodes are still to read them, as after the unit's Add.
     """
-    places = [position for position, node in enumerate(region[:-1]) if node.name in widths]
+    passing: list[tuple[str, set[str], set[tuple[str, str]]]] = []
+    read: set[tuple[str, str]] = set()
+    for node in region:
+        read.update((tensor, node.name) for tensor in node.input)
+        if node.name in places:
+            older = places[node.name].difference(node.output)
+            reads = {(tensor, reader.name) for tensor in older for reader in index.consumers(tensor)} - read
+            passing.append((node.name, older, reads))
+    costs = {}
+    for position, (name, older, reads) in enumerate(passing):
+        inside = any(others == older and fewer < reads for _, others, fewer in passing[position + 1 :])
+        costs[name] = len(places[name]), inside
+    return costs
+
+
+def _refine(
+    region: list[NodeProto], layers: Mapping[str, Layer], costs: Mapping[str, tuple[int, bool]], *, per_layer: bool
+) -> list[list[NodeProto]]:
+    """Cut a region of too many layers where that costs least, and what is too large still where it costs more.
+
+    ``costs`` by node behind which a block may end. Beside k skips over many layers, what lies between two of them is
+    cut where k + 1 tensors cross: residual units stay whole, and a chain becomes one block per layer, as they do where
+    no skip passes by.
+    """
+    places = [position for position, node in enumerate(region[:-1]) if node.name in costs]
     if not places or sum(node.name in layers for node in region) <= (1 if per_layer else MAX_LAYERS):
         return [region]
-    fewest = min(widths[region[place].name] for place in places)
-    cuts = [place for place in places if per_layer or widths[region[place].name] == fewest]
-    pieces = (_refine(piece, layers, widths, per_layer=per_layer) for piece in _split(region, cuts))
+    least = min(costs[region[place].name] for place in places)
+    cuts = [place for place in places if per_layer or costs[region[place].name] == least]
+    pieces = (_refine(piece, layers, costs, per_layer=per_layer) for piece in _split(region, cuts))
     return list(itertools.chain.from_iterable(pieces))
 
 

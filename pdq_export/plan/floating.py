@@ -5,7 +5,7 @@ from collections.abc import Container, Iterator
 
 from onnx import NodeProto
 
-from pdq_export.graph.lookup import WEIGHTED, GraphIndex, optional_input
+from pdq_export.graph.lookup import WEIGHTED, GraphIndex, is_layer, optional_input
 from pdq_export.plan.operators import AVERAGES, data_inputs, is_absorbable, is_passthrough
 from pdq_export.spec import Layer, Plan
 
@@ -69,6 +69,8 @@ def _layer_reason(index: GraphIndex, plan: Plan, visible: Container[str], layer:
 
 
 def _reason(index: GraphIndex, plan: Plan, visible: Container[str], node: NodeProto) -> str:
+    if is_layer(index, node):
+        return "a mean under the probabilities of a Softmax, no layer"
     if node.op_type in WEIGHTED:
         return "no operand is a constant matrix or kernel" if node.op_type == "MatMul" else "its weight is computed"
     if node.op_type == "BatchNormalization":

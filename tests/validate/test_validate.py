@@ -117,6 +117,7 @@ def test_json_follows_the_schema():
         "session_config",
         "layers",
         "floating",
+        "parts",
         "predictions",
     ]
     assert read == report.to_dict()

@@ -22,11 +22,12 @@ def run(model: onnx.ModelProto) -> onnx.ModelProto:
     an Add of such a tensor and one of known batch gets yet another axis.
     """
     index = GraphIndex(model)
-    known: set[Dimension] = {axis for name in index.inputs for axis in index.shape(name) or ()}
+    given = {name: _named(name, index.shape(name) or ()) for name in index.inputs}
+    known = {axis for axes in given.values() for axis in axes}
     equal: dict[str, Dimension] = {}  # made up name -> the axis that it is
 
     def first_axis(tensor: str) -> Dimension:
-        axis = (index.shape(tensor) or (None,))[0]
+        axis = (given.get(tensor) or index.shape(tensor) or (None,))[0]
         return equal.get(axis, axis) if isinstance(axis, str) else axis
 
     for node in index.graph.node:
@@ -38,6 +39,11 @@ def run(model: onnx.ModelProto) -> onnx.ModelProto:
                 equal[axis] = batch
     _rename(model.graph.value_info, equal)
     return model
+
+
+def _named(tensor: str, shape: Iterable[Dimension]) -> list[Dimension]:
+    """The axes of an input as `tidy.name_axes` calls them."""
+    return [f"{tensor}.shape[{axis}]" if size is None else size for axis, size in enumerate(shape)]
 
 
 def _sources(index: GraphIndex, node: NodeProto) -> list[str]:
