@@ -241,7 +241,7 @@ def build(name: str, *, seed: int, num_classes: int = 1000) -> nn.Module:
     return randomized(lambda: ARCHITECTURES[name](num_classes), seed=seed)
 
 
-def randomized(make: Callable[[], nn.Module], *, seed: int) -> nn.Module:
+def randomized(make: Callable[[], nn.Module], *, seed: int, size: int = 64) -> nn.Module:
     """A network in eval mode with random weights and BatchNormalization that fits them.
 
     Scales and shifts are drawn, and the running statistics are those of noise images, so that activations neither
@@ -256,7 +256,7 @@ def randomized(make: Callable[[], nn.Module], *, seed: int) -> nn.Module:
             norm.momentum = None  # the running statistics become a plain mean
         model.train()
         for _ in range(2):
-            model(torch.randn(8, 3, 64, 64))
+            model(torch.randn(8, 3, size, size))
         for norm in _batch_norms(model):
             norm.momentum = 0.1
     return model.eval()

@@ -61,6 +61,8 @@ def report_rows(report: "Report") -> list[Row]:
         if against_simulation is not None:
             agreement = _percent(against_simulation.argmax_agreement)
             rows.append((f"argmax agrees with simulation{name}", "", agreement, ""))
+    for part in report.parts:
+        rows.append((f"SQNR against FP32 ({printable(part.name)})", "", _decibel(part.quantized_float.sqnr_db), ""))
     integer, floating = (sum(counts.values()) for counts in (report.kernels.integer, report.kernels.floating))
     if report.min_onnxruntime:
         rows.append(("lowest version of onnxruntime", "", report.min_onnxruntime, ""))

@@ -49,7 +49,7 @@ from pdq_export.validate import (
     Report,
     validate,
 )
-from pdq_export.verdict import saturated_layers, warn_useless
+from pdq_export.verdict import saturated_layers, warn_lost_parts, warn_useless
 
 logger = logging.getLogger(__name__)
 
@@ -228,8 +228,10 @@ def quantize(
             for node in floating_nodes(index, _with_fitted_ramps(plan, calibrated.tensors), target)
         ],
         predictions=calibrated.predictions,
+        parts=plan.parts,
     )
     warn_useless(report, samples.judged)
+    warn_lost_parts(report, samples.judged)
     report = dataclasses.replace(report, saturated_layers=saturated_layers(report, plan))
     written: dict[Path, bytes] = {}
     if output is not None:

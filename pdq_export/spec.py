@@ -8,6 +8,7 @@ import dataclasses
 import enum
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -132,6 +133,28 @@ class Ramp:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class OutputPart:
+    """What lies at ``start`` to ``stop`` along ``axis`` of an output: ``tensor``, before the Concat that joins it."""
+
+    tensor: str
+    axis: int
+    start: int
+    stop: int
+
+    def at(self, axis: int) -> "OutputPart":
+        """The same along another axis."""
+        return dataclasses.replace(self, axis=axis)
+
+    def name(self, output: str) -> str:
+        """How reports call it: ``detections[:, 4:84]``."""
+        return f"{output}[{':, ' * self.axis}{self.start}:{self.stop}]"
+
+    def of(self, values: NDArray[Any]) -> NDArray[Any]:
+        """The part of an output's values."""
+        return values[(slice(None),) * self.axis + (slice(self.start, self.stop),)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
     """Quantization points by tensor name (topological order), integer pass-through nodes, and blocks.
 
@@ -142,6 +165,7 @@ class Plan:
     ``tail``: nodes behind the quantized part that stay as they are, with the reason; points and blocks are those of
     the graph without them.
     ``integer_bias``: whether biases of layers with quantized inputs are rounded to INT32.
+    ``parts``: of outputs that are several things in one tensor; each is compared by itself.
     """
 
     bits: BitWidths
@@ -153,6 +177,7 @@ class Plan:
     ramps: Mapping[str, Ramp] = dataclasses.field(default_factory=dict)
     tail: Mapping[str, str] = dataclasses.field(default_factory=dict)
     integer_bias: bool = True
+    parts: Mapping[str, tuple[OutputPart, ...]] = dataclasses.field(default_factory=dict)
 
     def source(self, tensor: str) -> str | None:
         """The point whose integers ``tensor`` carries: itself, or the one it is a pass-through of, or None."""

@@ -14,6 +14,8 @@ logger = logging.getLogger(__name__)
 _LARGEST_DEVIATION = 0.01
 # Relative error of outputs that say nothing of FP32's any more.
 _USELESS = 0.9
+# Of a part that is lost while the whole is well: of the detections that FP32 is sure of, half are others by then.
+_LOST = 0.5
 
 
 def warn_useless(report: Report, judged: Data) -> None:
@@ -44,6 +46,24 @@ def _useless(agreement: Agreement, source: str) -> str:
             f"({100 * agreement.chance_agreement:.0f} %)"
         )
     return ""
+
+
+def warn_lost_parts(report: Report, judged: Data) -> None:
+    """Warn where a part of an output has gone though the whole output hardly shows it."""
+    whole = {output.name: output.quantized_float for output in report.outputs}
+    for part in report.parts:
+        error, shown = (agreement.median_relative_error for agreement in (part.quantized_float, whole[part.output]))
+        if error > _LOST and shown <= _USELESS:
+            logger.warning(
+                "output %r: the error of its part %s on %s is %.0f %% of FP32's (zeros: 100 %%) or more on half of "
+                "the images, that of the whole output %.0f %%: what the part holds, such as a detector's scores, is "
+                "lost; use more bits, for the last layers before it at least (--layer-bits), or more images or steps",
+                part.output,
+                part.name,
+                judged.source,
+                100 * error,
+                100 * shown,
+            )
 
 
 def saturated_layers(report: Report, plan: Plan) -> tuple[str, ...]:

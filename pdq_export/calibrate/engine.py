@@ -28,6 +28,7 @@ from pdq_export.calibrate.quantizers import (
     weight_qparams,
 )
 from pdq_export.calibrate.reconstruct import BlockProblem, reconstruct
+from pdq_export.calibrate.sizes import FOLDING_IMAGES, fold_sizes
 from pdq_export.calibrate.state import Quantizers
 from pdq_export.calibrate.subgraph import extract, input_tensors, reachable, tensor_nodes
 from pdq_export.calibrate.watch import warn_of_collapse
@@ -92,7 +93,8 @@ def calibrate(
     network = network.to(device)
     store = Store.of_process(device, max_memory)
     try:
-        engine = _Engine(network, plan, statistics, options, store)
+        folded = fold_sizes(network, [x[:FOLDING_IMAGES].to(device) for x in inputs])
+        engine = _Engine(folded, network, plan, statistics, options, store)
         with torch.random.fork_rng(devices=[]):
             return engine.run([store.adopt(x) for x in inputs], progress or (lambda _: None))
     finally:
@@ -101,11 +103,15 @@ def calibrate(
 
 
 class _Engine:
-    """Holds what passes from block to block: finished quantizers and the tensors that later blocks read."""
+    """Holds what passes from block to block: finished quantizers and the tensors that later blocks read.
+
+    ``network``: for images of the calibration's size. ``any_size``: the same for others, which may be evaluated on.
+    """
 
     def __init__(
         self,
         network: fx.GraphModule,
+        any_size: fx.GraphModule,
         plan: Plan,
         statistics: Mapping[str, ChannelStatistics],
         options: CalibrationOptions,
@@ -117,7 +123,7 @@ class _Engine:
         self.options = options
         self.store = store
         self.generator = torch.Generator(store.device).manual_seed(options.seed)
-        self.done = Quantizers(network, plan)
+        self.done = Quantizers(network, plan, any_size)
         self.fitter = ActivationFitter(plan, self.done)
         self.full: dict[str, Cache] = {}  # FP32 values of live tensors
         self.quantized: dict[str, Cache] = {}  # the same tensors in the network whose earlier blocks are quantized
@@ -161,7 +167,7 @@ class _Engine:
                 warn_of_collapse(name, torch.cat(a), torch.cat(b))
 
     def _find_predictions(self, some: Sequence[Tensor]) -> None:
-        found = find_predictions(self.network, [x[:1] for x in some])
+        found = find_predictions(self.network, [x[:1] for x in some], self.plan.parts)
         self.prediction_of = {name: [p.tensor for p in predictions] for name, predictions in found.items()}
         # of two outputs with the same scores, one of them behind an ArgMax, that one knows the axis
         by_axis = sorted(itertools.chain.from_iterable(found.values()), key=lambda p: p.class_axis is not None)

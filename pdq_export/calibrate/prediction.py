@@ -2,13 +2,14 @@
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from pdq_export.calibrate.subgraph import tensor_nodes
+from pdq_export.spec import OutputPart
 
 logger = logging.getLogger(__name__)
 
@@ -24,15 +25,24 @@ class Prediction:
     class_axis: int | None  # 0 where it is known that there is none
 
 
-def find_predictions(module: fx.GraphModule, inputs: Sequence[Tensor]) -> dict[str, list[Prediction]]:
+def find_predictions(
+    module: fx.GraphModule, inputs: Sequence[Tensor], parts: Mapping[str, Sequence[OutputPart]]
+) -> dict[str, list[Prediction]]:
     """By graph output: the scores behind it, what its Softmax, LogSoftmax or ArgMax was applied to.
+
+    Of an output that has ``parts``, those of each part, so that boxes in pixels do not outweigh scores.
 
     Where these have no gradient (a comparison, rounding, indices), the last tensors before them that have, said so in
     a warning; an empty list where nothing before the output depends on the inputs. ``inputs``: one image each.
     """
     alive = _differentiable(module, inputs)
     (end,) = (node for node in module.graph.nodes if node.op == "output")
-    return {argument.meta["tensor"]: _predictions(module, argument.meta["tensor"], alive) for argument in end.args[0]}
+    found: dict[str, list[Prediction]] = {}
+    for argument in end.args[0]:
+        name = argument.meta["tensor"]
+        tensors = dict.fromkeys([part.tensor for part in parts.get(name, ())] or [name])
+        found[name] = [prediction for tensor in tensors for prediction in _predictions(module, tensor, alive)]
+    return found
 
 
 def _predictions(module: fx.GraphModule, output: str, alive: set[fx.Node]) -> list[Prediction]:

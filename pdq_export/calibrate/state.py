@@ -18,11 +18,13 @@ from pdq_export.spec import Block, Layer, Plan, QuantizedTensor, Role
 class Quantizers:
     """``activations`` and ``weights`` by tensor, ``biases`` by ONNX node; ``constants``: the network's, by tensor.
 
+    Blocks are cut out of ``network``, the simulation is of ``any_size``.
+
     ``shifted``: biases that calibration has changed, in float32, by tensor; they are in ``constants`` too.
     """
 
-    def __init__(self, network: fx.GraphModule, plan: Plan) -> None:
-        self._network, self._plan = network, plan
+    def __init__(self, network: fx.GraphModule, plan: Plan, any_size: fx.GraphModule) -> None:
+        self._network, self._plan, self._any_size = network, plan, any_size
         self.activations: dict[str, ActivationQuantizer] = {}
         self.weights: dict[str, WeightQuantizer] = {}
         self.biases: dict[str, BiasQuantizer] = {}
@@ -68,14 +70,14 @@ class Quantizers:
         return extract(self._network, block.inputs, outputs, quantizers=quantizers, biases=self.biases)
 
     def simulation(self, inputs: Sequence[str], outputs: Sequence[str]) -> fx.GraphModule:
-        """The whole network in the runtime's integer arithmetic."""
+        """The whole network in the runtime's integer arithmetic, for images of any size."""
         return extract(
-            self._network,
+            self._any_size,
             inputs,
             outputs,
             quantizers={**self.weights, **self.activations},
             biases=self.biases,
-            nodes=integer_nodes(self._network, self._plan, self.activations, self.weights, self.biases),
+            nodes=integer_nodes(self._any_size, self._plan, self.activations, self.weights, self.biases),
             whole=True,
         )
 

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import fx, nn
 
+from pdq_export.calibrate.sizes import batch_sizes
+
 
 def extract(
     module: fx.GraphModule,
@@ -22,7 +24,8 @@ def extract(
     ``quantizers`` by tensor name: for an activation, a module applied to it before anyone reads it; for a constant, a
     module without arguments that stands in for it. ``biases`` by ONNX node name stand in for that node's third input,
     ``nodes`` for the node itself: they are called with its inputs that are not constant.
-    Constants are shared, not copied. Inputs are taken as they come, since the part before has quantized them, and
+    Constants are shared, not copied. `batch_sizes` count the images in the first input.
+    Inputs are taken as they come, since the part before has quantized them, and
     outputs are given quantized. With ``whole`` it is the other way round, as at a network's ends.
     """
     return _Extractor(module, quantizers or {}, biases or {}, nodes or {}, whole).run(inputs, outputs)
@@ -94,7 +97,9 @@ class _Extractor:
         return needed
 
     def _read(self, node: fx.Node) -> list[fx.Node]:
-        """What the copy of a node takes; a stand-in has the constants in itself."""
+        """What the copy of a node takes; a stand-in has the constants in itself, and sizes ask any input."""
+        if node.target is batch_sizes:
+            return []
         if node.meta.get("onnx_node", "") not in self.nodes:
             return node.all_input_nodes
         return [argument for argument in node.all_input_nodes if argument.op != "get_attr"]
@@ -108,7 +113,10 @@ class _Extractor:
             self.plain[node] = self.copies[node]
             return
         stand_in = self.nodes.get(node.meta.get("onnx_node", ""))
-        if stand_in is not None:
+        if node.target is batch_sizes:
+            (_, *arguments), first = node.args, next(iter(self.copies.values()))
+            copy = self.graph.call_function(batch_sizes, (first, *arguments))
+        elif stand_in is not None:
             copy = self._call(stand_in, *(self.copies[argument] for argument in self._read(node)))
         else:
             copy = self.graph.node_copy(node, lambda argument: self.copies[argument])

@@ -16,6 +16,7 @@ Default = TypeVar("Default")
 Dimension = int | str | None  # known size, named dynamic axis, anonymous dynamic axis
 
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+SHAPE_OPERATORS = frozenset({"Shape", "Size"})
 
 
 def attributes(node: NodeProto) -> dict[str, Any]:
@@ -142,7 +143,7 @@ def is_layer(index: "GraphIndex", node: NodeProto) -> bool:
     if node.op_type not in WEIGHTED or node.domain not in ("", "ai.onnx"):
         return False
     weight = index.initializers.get(node.input[1])
-    return weight is not None and len(weight.dims) >= 2 and not index.is_constant(node.input[0])
+    return weight is not None and len(weight.dims) >= 2 and not index.is_fixed(node.input[0])
 
 
 class GraphIndex:
@@ -177,6 +178,20 @@ class GraphIndex:
     def _values(self) -> dict[str, onnx.ValueInfoProto]:
         values = [*self.graph.value_info, *self.graph.input, *self.graph.output]
         return {value.name: value for value in values}
+
+    @functools.cached_property
+    def sized(self) -> frozenset[str]:
+        """The tensors that are computed from sizes and constants alone: images of the same size have the same."""
+        found: set[str] = set()
+        for node in self.graph.node:
+            fixed = all(name in found or self.is_constant(name) for name in node.input if name)
+            if node.op_type in SHAPE_OPERATORS or (fixed and not any(subgraphs(node))):
+                found.update(filter(None, node.output))
+        return frozenset(found)
+
+    def is_fixed(self, tensor: str | None) -> bool:
+        """Whether ``tensor`` is an initializer, or becomes a constant as soon as the size of images is known."""
+        return self.is_constant(tensor) or tensor in self.sized
 
     def consumers(self, tensor: str) -> list[NodeProto]:
         """The nodes that read ``tensor``, in graph order."""

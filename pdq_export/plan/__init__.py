@@ -9,6 +9,7 @@ from pdq_export.graph.lookup import GraphIndex
 from pdq_export.plan.blocks import find_blocks
 from pdq_export.plan.family import network_family
 from pdq_export.plan.options import PlanOptions
+from pdq_export.plan.parts import find_parts
 from pdq_export.plan.points import find_layers, find_points
 from pdq_export.plan.ramps import find_ramps
 from pdq_export.plan.tail import find_tail, without_tail
@@ -49,6 +50,7 @@ def make_plan(model: onnx.ModelProto, options: PlanOptions, unsupported: Mapping
         ramps=find_ramps(index, points),
         tail=tail,
         integer_bias=not options.tensorrt,
+        parts=find_parts(index),
     )
 
 

@@ -9,10 +9,11 @@ from onnx import NodeProto
 
 from pdq_export.graph.lookup import GraphIndex, attribute
 from pdq_export.plan.operators import ACTIVATIONS, data_inputs
+from pdq_export.plan.readers import tensors_before_layers
 from pdq_export.spec import Block, Layer, Point, Role
 
-# A region that no single tensor cuts (U-Net, FPN) is one block up to this many layers; a larger one falls apart into
-# units that end at their quantization points, because a block is held and differentiated as a whole.
+# A region that no single tensor cuts (U-Net, FPN) is one block up to this many layers; a larger one is cut where the
+# fewest tensors cross, because a block is held and differentiated as a whole.
 MAX_LAYERS = 12
 
 # An inverted-residual unit in the letters of `_form`: expansion, depthwise convolution, gate, projection.
@@ -31,27 +32,36 @@ def find_blocks(
 
     A block ends at a quantized tensor through which every path passes, so a residual or inverted-residual unit is one
     block and a chain without branches one block per layer; but an inverted-residual unit without a skip is one block
-    as well (`_join_inverted_residuals`). Each block holds at least one layer. With ``per_layer`` every layer that
-    ends at a learned point is a block; others, a projection before an Add, go with the layer after them. ``wide``:
-    points that were learned ones until `residuals.widen` made them carriers; blocks end there as before.
+    as well (`_join_inverted_residuals`). Regions of more than `MAX_LAYERS` that no single tensor cuts, behind a skip
+    over many layers say, are cut where as few as possible cross (`_refine`). Each block holds at least one layer. With
+    ``per_layer`` every layer that ends at a learned point is a block; others, a projection before an Add, go with the
+    layer after them. ``wide``: points that were learned ones until `residuals.widen` made them carriers; blocks end
+    there as before.
     """
     by_node = {layer.node: layer for layer in layers}
     nodes = [node for node in index.graph.node if data_inputs(index, node)]
     ends = {tensor for tensor in points if _ends_block(index, points[tensor], wide)}
-    cuts = [
-        position for position, tensors in enumerate(_crossing(index, nodes)) if len(tensors) == 1 and tensors <= ends
-    ]
+    crossing = _crossing(index, nodes)
+    cuts = [position for position, tensors in enumerate(crossing) if len(tensors) == 1 and tensors <= ends]
     regions = _merge_layerless(_split(nodes, cuts), by_node)
     if not per_layer:
         regions = _join_inverted_residuals(index, regions, by_node)
-    limit = 1 if per_layer else MAX_LAYERS
-    pieces = itertools.chain.from_iterable(_refine(region, by_node, ends, limit) for region in regions)
+    feeds_layer = tensors_before_layers(index, by_node)
+    ends.update(layer.output for layer in by_node.values() if layer.output not in feeds_layer)  # heads
+    places = {
+        node.name: tensors
+        for node, tensors in zip(nodes, crossing, strict=True)
+        if ends.intersection(node.output) and all(_can_be_kept(index, tensor) for tensor in tensors)
+    }
+    pieces = itertools.chain.from_iterable(
+        _refine(region, by_node, _costs(index, region, places), per_layer=per_layer) for region in regions
+    )
     return tuple(_block(index, piece, by_node) for piece in _merge_layerless(list(pieces), by_node))
 
 
 def _crossing(index: GraphIndex, nodes: Sequence[NodeProto]) -> list[set[str]]:
     """For every node, the tensors alive after it: written up to it and read later."""
-    last_read = {tensor: position for position, node in enumerate(nodes) for tensor in node.input}
+    last_read = {tensor: position for position, node in enumerate(nodes) for tensor in data_inputs(index, node)}
     alive = {tensor for tensor in index.inputs if tensor in last_read}
     crossing = []
     for position, node in enumerate(nodes):
@@ -59,6 +69,12 @@ def _crossing(index: GraphIndex, nodes: Sequence[NodeProto]) -> list[set[str]]:
         alive = {tensor for tensor in alive if last_read[tensor] > position}
         crossing.append(set(alive))
     return crossing
+
+
+def _can_be_kept(index: GraphIndex, tensor: str) -> bool:
+    """Whether calibration can keep a tensor between blocks: float numbers, one row an image."""
+    dtype = index.dtype(tensor)
+    return (dtype is None or dtype.kind == "f") and begins_with_batch(index, tensor)
 
 
 def _ends_block(index: GraphIndex, point: Point, wide: Container[str]) -> bool:
@@ -141,13 +157,45 @@ def _is_module(unit: Iterable[NodeProto], before: Iterable[NodeProto], layers: M
     return outer[:depth] != scopes[0][:depth]
 
 
+def _costs(
+    index: GraphIndex, region: Iterable[NodeProto], places: Mapping[str, set[str]]
+) -> dict[str, tuple[int, bool]]:
+    """What a cut behind a node costs, for those behind which a block may end: how many tensors cross, ``places``.
+
+    Of two cuts with equally many the one in the middle of a residual unit costs more: where the same older tensors
+    pass by further down and fewer nodes are still to read them, as after the unit's Add.
+    """
+    passing: list[tuple[str, set[str], set[tuple[str, str]]]] = []
+    read: set[tuple[str, str]] = set()
+    for node in region:
+        read.update((tensor, node.name) for tensor in node.input)
+        if node.name in places:
+            older = places[node.name].difference(node.output)
+            reads = {(tensor, reader.name) for tensor in older for reader in index.consumers(tensor)} - read
+            passing.append((node.name, older, reads))
+    costs = {}
+    for position, (name, older, reads) in enumerate(passing):
+        inside = any(others == older and fewer < reads for _, others, fewer in passing[position + 1 :])
+        costs[name] = len(places[name]), inside
+    return costs
+
+
 def _refine(
-    region: list[NodeProto], layers: Mapping[str, Layer], block_ends: Container[str], limit: int
+    region: list[NodeProto], layers: Mapping[str, Layer], costs: Mapping[str, tuple[int, bool]], *, per_layer: bool
 ) -> list[list[NodeProto]]:
-    if sum(node.name in layers for node in region) <= limit:
+    """Cut a region of too many layers where that costs least, and what is too large still where it costs more.
+
+    ``costs`` by node behind which a block may end. Beside k skips over many layers, what lies between two of them is
+    cut where k + 1 tensors cross: residual units stay whole, and a chain becomes one block per layer, as they do where
+    no skip passes by.
+    """
+    places = [position for position, node in enumerate(region[:-1]) if node.name in costs]
+    if not places or sum(node.name in layers for node in region) <= (1 if per_layer else MAX_LAYERS):
         return [region]
-    ends = [position for position, node in enumerate(region) if any(tensor in block_ends for tensor in node.output)]
-    return _split(region, [end for end in ends if end + 1 < len(region)])
+    least = min(costs[region[place].name] for place in places)
+    cuts = [place for place in places if per_layer or costs[region[place].name] == least]
+    pieces = (_refine(piece, layers, costs, per_layer=per_layer) for piece in _split(region, cuts))
+    return list(itertools.chain.from_iterable(pieces))
 
 
 def _merge_layerless(pieces: list[list[NodeProto]], layers: Mapping[str, Layer]) -> list[list[NodeProto]]:
@@ -168,12 +216,12 @@ def _block(index: GraphIndex, nodes: Sequence[NodeProto], layers: Mapping[str, L
     written = {tensor for node in nodes for tensor in node.output}
     read = dict.fromkeys(tensor for node in nodes for tensor in data_inputs(index, node))
     members = tuple(layers[node.name] for node in nodes if node.name in layers)
-    outputs = (
-        tensor
-        for node in nodes
-        for tensor in node.output
-        if tensor and (tensor in index.outputs or any(reader.name not in inside for reader in index.consumers(tensor)))
-    )
+
+    def is_read_outside(tensor: str) -> bool:
+        readers = (reader for reader in index.consumers(tensor) if tensor in data_inputs(index, reader))
+        return tensor in index.outputs or any(reader.name not in inside for reader in readers)
+
+    outputs = (tensor for node in nodes for tensor in node.output if tensor and is_read_outside(tensor))
     return Block(
         name=members[0].node if len(members) == 1 else f"{members[0].node} .. {members[-1].node}",
         inputs=tuple(tensor for tensor in read if tensor not in written),

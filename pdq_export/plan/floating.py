@@ -5,7 +5,7 @@ from collections.abc import Container, Iterator
 
 from onnx import NodeProto
 
-from pdq_export.graph.lookup import WEIGHTED, GraphIndex, optional_input
+from pdq_export.graph.lookup import WEIGHTED, GraphIndex, is_layer, optional_input
 from pdq_export.plan.operators import AVERAGES, data_inputs, is_absorbable, is_passthrough
 from pdq_export.spec import Layer, Plan
 
@@ -25,7 +25,7 @@ class FloatNode:
 
 
 def find_floating(index: GraphIndex, plan: Plan) -> tuple[FloatNode, ...]:
-    """The nodes that compute in float, in graph order; what computes integers such as shapes is none of them."""
+    """The nodes that compute in float, in graph order; what computes integers or with sizes is none of them."""
     return tuple(_floating(index, plan, index.visible(plan.tail)))
 
 
@@ -53,7 +53,7 @@ def _floating(index: GraphIndex, plan: Plan, visible: Container[str]) -> Iterato
 
 def _is_float(index: GraphIndex, node: NodeProto) -> bool:
     dtype = index.dtype(node.output[0])
-    return dtype is None or dtype.kind == "f"
+    return (dtype is None or dtype.kind == "f") and node.output[0] not in index.sized
 
 
 def _layer_reason(index: GraphIndex, plan: Plan, visible: Container[str], layer: Layer) -> str:
@@ -69,6 +69,8 @@ def _layer_reason(index: GraphIndex, plan: Plan, visible: Container[str], layer:
 
 
 def _reason(index: GraphIndex, plan: Plan, visible: Container[str], node: NodeProto) -> str:
+    if is_layer(index, node):
+        return "a mean under the probabilities of a Softmax, no layer"
     if node.op_type in WEIGHTED:
         return "no operand is a constant matrix or kernel" if node.op_type == "MatMul" else "its weight is computed"
     if node.op_type == "BatchNormalization":

@@ -74,8 +74,10 @@ def is_passthrough(index: GraphIndex, node: NodeProto) -> bool:
 
 
 def data_inputs(index: GraphIndex, node: NodeProto) -> list[str]:
-    """The inputs that are computed, not constant."""
-    return [tensor for tensor in node.input if tensor and not index.is_constant(tensor)]
+    """The inputs that are computed from the images; none of a node that computes with sizes alone."""
+    if index.sized.issuperset(filter(None, node.output)):
+        return []
+    return [tensor for tensor in node.input if tensor and not index.is_fixed(tensor)]
 
 
 def additions(index: GraphIndex) -> Iterator[tuple[NodeProto, list[str]]]:

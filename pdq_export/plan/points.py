@@ -8,6 +8,7 @@ from onnx import NodeProto
 
 from pdq_export.errors import ModelError
 from pdq_export.graph.lookup import GraphIndex, attribute, is_layer, optional_input
+from pdq_export.plan.expectations import without_expectations
 from pdq_export.plan.operators import (
     ACTIVATIONS,
     AVERAGES,
@@ -24,8 +25,9 @@ from pdq_export.spec import CARRIER_BITS, Layer, Point, Role
 
 
 def find_layers(index: GraphIndex) -> tuple[Layer, ...]:
-    """The nodes with a constant weight, in graph order. Raises ModelError where there is none."""
-    layers = tuple(_layer(index, node) for node in index.graph.node if is_layer(index, node))
+    """The nodes with a constant weight, in graph order, but for expectations. Raises ModelError where there is none."""
+    weighted = [node for node in index.graph.node if is_layer(index, node)]
+    layers = tuple(_layer(index, node) for node in without_expectations(index, weighted))
     if not layers:
         raise ModelError(
             "model: no Conv, ConvTranspose, Gemm or MatMul with a constant weight was found; there is nothing to "

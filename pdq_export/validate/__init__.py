@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 import pdq_export
 from pdq_export.errors import ValidationError
+from pdq_export.spec import OutputPart
 from pdq_export.validate.compare import Accuracy, AccuracyMeter, Agreement, AgreementMeter
+from pdq_export.validate.parts import PartAgreement, PartMeters
 from pdq_export.validate.report import ModelInfo, OutputAgreement, Report
 from pdq_export.validate.runtime import (
     Batch,
@@ -35,6 +37,7 @@ __all__ = [
     "KernelCount",
     "ModelInfo",
     "OutputAgreement",
+    "PartAgreement",
     "Report",
     "Session",
     "check_loads",
@@ -71,6 +74,7 @@ def validate(
     layers: Iterable[Mapping[str, Any]] = (),
     floating: Iterable[Mapping[str, Any]] = (),
     predictions: Mapping[str, Sequence[str]] | None = None,
+    parts: Mapping[str, Sequence[OutputPart]] | None = None,
     batch_size: int = BATCH_SIZE,
     progress: Callable[[int], None] | None = None,
     optimize: bool = True,
@@ -80,7 +84,7 @@ def validate(
     ``images``: [N, C, H, W], or an iterable of such batches, taken as they are; a tuple is one array for each input.
     ``labels``: [N], where the first output is one vector of class scores per image. ``compared``: names of tensors,
     inner ones among them; by default all outputs. ``simulate``: these of the simulated quantized model for one batch.
-    ``model``: the user's file; without it, ``original`` as serialized.
+    ``model``: the user's file; without it, ``original`` as serialized. ``parts``: of outputs, compared one by one too.
     ``progress`` is told how many images are done. Without ``optimize`` onnxruntime runs the original as it is written.
     Raises ValidationError where a model does not load or run, where outputs do not fit each other or the labels, and
     where there is no image.
@@ -96,10 +100,13 @@ def validate(
     )
     names = tuple(compared) or session.outputs
     meters = _Meters(names, session.outputs[0], simulated=simulate is not None, labelled=labels is not None)
+    part_meters = PartMeters(parts or {}, names)
     for batch in _batches(images, batch_size):
         simulated = None if simulate is None else [np.asarray(output) for output in simulate(batch)]
         part = None if labels is None else labels[meters.images : meters.images + _size(batch)]
-        meters.update(_size(batch), reference_session.run_by_name(batch), session.run_by_name(batch), simulated, part)
+        reference, found = reference_session.run_by_name(batch), session.run_by_name(batch)
+        meters.update(_size(batch), reference, found, simulated, part)
+        part_meters.update(reference, found)
         if progress is not None:
             progress(meters.images)
     if not meters.images:
@@ -123,6 +130,7 @@ def validate(
         layers=tuple(layers),
         floating=tuple(floating),
         predictions=dict(predictions or {}),
+        parts=part_meters.result(),
     )
 
 

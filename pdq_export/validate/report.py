@@ -31,6 +31,8 @@ Schema, version 1 (null stands for "not measured", for sqnr_db for "no differenc
                                             weight_bits, input_bits, activation_bits, excluded}; null bits
                                             stand for float
     floating        [{node, op_type, reason}]  what computes in float, as `pdq_export.inspection` tells it
+    parts           [{output, name, quantized_float}]  of outputs that are several things in one tensor, such as boxes
+                                            and scores; name: the part as a slice of the output
     predictions     {output: [tensor]}      where the prediction difference of an output was measured: its scores, or
                                             the last tensors before it that can be differentiated
 """
@@ -42,6 +44,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pdq_export.validate.compare import Accuracy, Agreement
+from pdq_export.validate.parts import PartAgreement
 from pdq_export.validate.runtime import KernelCount
 
 SCHEMA_VERSION = 1
@@ -94,6 +97,7 @@ class Report:
     layers: tuple[Mapping[str, Any], ...] = ()
     floating: tuple[Mapping[str, Any], ...] = ()
     predictions: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    parts: tuple[PartAgreement, ...] = ()
 
     @property
     def size_ratio(self) -> float:
@@ -127,6 +131,7 @@ class Report:
             "min_onnxruntime": self.min_onnxruntime,
             "layers": [dict(layer) for layer in self.layers],
             "floating": [dict(node) for node in self.floating],
+            "parts": [dataclasses.asdict(part) for part in self.parts],
             "predictions": {output: list(tensors) for output, tensors in self.predictions.items()},
         }
 

@@ -1,6 +1,7 @@
 """Where the prediction difference is measured."""
 
 import logging
+from collections.abc import Mapping, Sequence
 
 import onnx
 import pytest
@@ -8,13 +9,16 @@ import torch
 
 from pdq_export.calibrate.prediction import Prediction, find_predictions
 from pdq_export.frontend import import_model
+from pdq_export.spec import OutputPart
 
 
-def found(body: str, outputs: str) -> dict[str, list[Prediction]]:
+def found(
+    body: str, outputs: str, parts: Mapping[str, Sequence[OutputPart]] | None = None
+) -> dict[str, list[Prediction]]:
     model = onnx.parser.parse_model(
         f'<ir_version: 8, opset_import: ["": 17]> m (float[N,4] x) => ({outputs}) {{ {body} }}'
     )
-    return find_predictions(import_model(model), [torch.zeros(1, 4)])
+    return find_predictions(import_model(model), [torch.zeros(1, 4)], parts or {})
 
 
 def test_scores_are_what_a_softmax_or_an_arg_max_was_applied_to(caplog: pytest.LogCaptureFixture) -> None:
@@ -44,3 +48,13 @@ def test_an_output_that_does_not_depend_on_the_image(caplog: pytest.LogCaptureFi
     body = "y = Tanh(x)  s = Shape(x)  c = Constant <value_float = 1.0> ()"
     assert found(body, "float[N,4] y, int64[2] s, float c") == {"y": [Prediction("y", None)], "s": [], "c": []}
     assert not caplog.records
+
+
+def test_the_parts_of_an_output_are_predictions_of_their_own() -> None:
+    body = """h = Relu(x) b = Exp(h) s = Sigmoid(h) p = Softmax <axis = 1> (x) j = Concat <axis = 1> (b, s, p)
+        y = Identity(j)"""
+    parts = [OutputPart(tensor=name, axis=1, start=4 * k, stop=4 * k + 4) for k, name in enumerate("bsp")]
+    assert found(body, "float[N,12] y", {"y": parts}) == {
+        "y": [Prediction("b", None), Prediction("s", 0), Prediction("x", 1)]
+    }
+    assert found(body, "float[N,12] y") == {"y": [Prediction("j", None)]}

@@ -21,6 +21,7 @@ WEIGHTS = {
     "deep": (8, 1, 3, 3),
     "project": (4, 8, 1, 1),
     "full": (4, 4, 3, 3),
+    "full8": (4, 8, 3, 3),
     "squeeze": (2, 8, 1, 1),
     "excite": (8, 2, 1, 1),
     "classes": (5, 8),
@@ -95,3 +96,34 @@ SEPARABLE = f"""s = Conv {PAD} (image, wide) r = Relu(s) b = Conv {DEPTHWISE} (r
 )  # fmt: skip
 def test_without_expansion_the_names_of_modules_decide(names: dict[str, str], one_block: bool) -> None:
     assert blocks(SEPARABLE, names) == [["s"], *([["b", "z"]] if one_block else [["b"], ["z"]]), ["h"], ["y"]]
+
+
+def test_beside_a_long_skip_units_stay_whole_and_chains_are_cut_per_layer() -> None:
+    """Where one tensor passes by all the time, a block ends where two cross, as it does at one elsewhere."""
+    units = " ".join(
+        f"a{k} = Conv {PAD} (r{k}, full) b{k} = Relu(a{k}) c{k} = Conv {PAD} (b{k}, full) d{k} = Add(c{k}, r{k}) "
+        f"r{k + 1} = Relu(d{k})"
+        for k in range(6)
+    )
+    body = f"""s = Conv {PAD} (image, stem) r0 = Relu(s) {units} e = Conv {PAD} (r6, full) g = Relu(e)
+        j = Concat <axis = 1> (r0, g) k = Conv {PAD} (j, full8) z = Relu(k) {HEAD}"""
+    expected = [["s"], *([f"a{k}", f"c{k}"] for k in range(6)), ["e"], ["k"], ["h"], ["y"]]
+    assert blocks(body) == expected
+
+
+def test_inside_several_long_skips_only_what_is_too_large_is_cut_further() -> None:
+    """A pyramid: two skips pass by the lowest level, which is a chain of 13; the level above stays one block."""
+    low = " ".join(f"l{k} = Conv {PAD} (m{k}, full) m{k + 1} = Relu(l{k})" for k in range(13))
+    body = f"""s = Conv {PAD} (image, stem) r = Relu(s) a = Conv {PAD} (r, full) m0 = Relu(a) {low}
+        n = Concat <axis = 1> (m0, m13) b = Conv {PAD} (n, full8) c = Relu(b) d = Conv {PAD} (c, full) e = Relu(d)
+        j = Concat <axis = 1> (r, e) k = Conv {PAD} (j, full8) z = Relu(k) {HEAD}"""
+    assert blocks(body) == [["s"], ["a"], *([f"l{k}"] for k in range(13)), ["b"], ["d"], ["k"], ["h"], ["y"]]
+
+
+def test_behind_a_resize_blocks_end_as_before_it() -> None:
+    """Shape inference takes axis 0 behind a Resize by factors for another one than the batch."""
+    twice = 'Resize <mode = "nearest", coordinate_transformation_mode = "asymmetric", nearest_mode = "floor">'
+    body = f"""{STEM} a = Conv {PAD} (r, full) ar = Relu(a) scales = Constant <value_floats = [1.0, 1.0, 2.0, 2.0]> ()
+        up = {twice} (ar, , scales) b = Conv {PAD} (up, full) br = Relu(b) c = Conv {PAD} (br, full) z = Relu(c)
+        {HEAD}"""
+    assert blocks(body) == [["s"], ["a"], ["b"], ["c"], ["h"], ["y"]]

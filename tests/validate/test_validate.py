@@ -118,6 +118,7 @@ def test_json_follows_the_schema():
         "min_onnxruntime",
         "layers",
         "floating",
+        "parts",
         "predictions",
     ]
     assert read == report.to_dict()

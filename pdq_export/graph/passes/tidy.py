@@ -7,6 +7,7 @@ import onnx
 from pdq_export.errors import ModelError
 from pdq_export.graph.lookup import all_nodes, reads
 from pdq_export.graph.messages import essential_line
+from pdq_export.graph.passes import batch_axis
 
 SHAPE_SIZE = 1024  # constants up to this size may be shapes, scales or axes, which inference reads
 
@@ -70,7 +71,7 @@ def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
         ) from error
     del model.graph.value_info[:]
     model.graph.value_info.extend(inferred.graph.value_info)
-    return model
+    return batch_axis.run(model)
 
 
 def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -1,0 +1,72 @@
+"""Gives the batch axis back its name where shape inference, not knowing a size, has made up a new one."""
+
+from collections.abc import Iterable
+
+import onnx
+from onnx import NodeProto
+
+from pdq_export.graph.lookup import Dimension, GraphIndex, attribute
+
+# What never changes how many images there are, whatever it does to their sizes.
+_PER_IMAGE = frozenset(
+    "Conv ConvTranspose MaxPool AveragePool GlobalAveragePool GlobalMaxPool BatchNormalization InstanceNormalization "
+    "Resize Upsample Pad DepthToSpace SpaceToDepth".split()
+)
+_ELEMENTWISE = frozenset("Add Sub Mul Div Max Min Sum Mean Pow Where PRelu".split())
+
+
+def run(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model, whose shapes have been inferred, with the batch axis under one name in all that they can tell it of.
+
+    Inference gives up on a Resize or Pad of computed sizes, and on a Resize by factors even where axis 0 has factor 1;
+    an Add of such a tensor and one of known batch gets yet another axis.
+    """
+    index = GraphIndex(model)
+    given = {name: _named(name, index.shape(name) or ()) for name in index.inputs}
+    known = {axis for axes in given.values() for axis in axes}
+    equal: dict[str, Dimension] = {}  # made up name -> the axis that it is
+
+    def first_axis(tensor: str) -> Dimension:
+        axis = (given.get(tensor) or index.shape(tensor) or (None,))[0]
+        return equal.get(axis, axis) if isinstance(axis, str) else axis
+
+    for node in index.graph.node:
+        batches = [first_axis(name) for name in _sources(index, node)]
+        batch = next((axis for axis in batches if axis not in (None, 1)), next(iter(batches), None))
+        for tensor in node.output if batch is not None else ():
+            axis = first_axis(tensor)
+            if isinstance(axis, str) and axis not in known and axis != batch:
+                equal[axis] = batch
+    _rename(model.graph.value_info, equal)
+    return model
+
+
+def _named(tensor: str, shape: Iterable[Dimension]) -> list[Dimension]:
+    """The axes of an input as `tidy.name_axes` calls them."""
+    return [f"{tensor}.shape[{axis}]" if size is None else size for axis, size in enumerate(shape)]
+
+
+def _sources(index: GraphIndex, node: NodeProto) -> list[str]:
+    """The inputs of a node whose axis 0 is that of its outputs."""
+    rank = index.rank(node.output[0])
+    data = [name for name in node.input if name and not index.is_constant(name)]
+    if node.domain or not rank:
+        return []
+    if node.op_type in _PER_IMAGE:
+        return data[:1]
+    if node.op_type in _ELEMENTWISE or (node.op_type == "Concat" and attribute(node, "axis", 0) % rank != 0):
+        return [name for name in data if index.rank(name) == rank]
+    if node.op_type == "Slice" and len(node.input) > 3:
+        axes = index.constant(node.input[3])
+        return data[:1] if axes is not None and not (axes % rank == 0).any() else []
+    return []
+
+
+def _rename(values: Iterable[onnx.ValueInfoProto], equal: dict[str, Dimension]) -> None:
+    for value in values:
+        for dim in value.type.tensor_type.shape.dim:
+            axis = equal.get(dim.dim_param)
+            if isinstance(axis, int):
+                dim.dim_value = axis
+            elif axis is not None:
+                dim.dim_param = axis
