@@ -18,6 +18,7 @@ from pdq_export.graph.passes import (
     raise_opset,
     simplify,
     spatial_mean,
+    spellings,
     tidy,
     vector_weights,
     widen,
@@ -84,7 +85,8 @@ def prepare_in_steps(model: onnx.ModelProto, *, opset: int | None = None) -> Ite
     work = widen.run(work)
     yield Step.WIDEN, PreparedModel(model=work, statistics={})
     # HardSwish first: onnxsim and fold_affine take its Add(3) apart
-    for clean in (constants.run, hard_sigmoid.run, simplify.run, constants.run, hard_sigmoid.run):
+    one_spelling = (constants.run, spellings.run, hard_sigmoid.run)
+    for clean in (*one_spelling, simplify.run, *one_spelling):
         work = clean(work)
     yield Step.SIMPLIFY, PreparedModel(model=work, statistics={})
     work = vector_weights.run(tidy.infer_shapes(work))
