@@ -120,6 +120,24 @@ class Block:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Place:
+    """The images lie along ``axis``, whose size is outer * batch * inner: merged axes before and behind the batch."""
+
+    axis: int
+    outer: int = 1
+    inner: int = 1
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether the axis counts images and nothing else."""
+        return self.outer == self.inner == 1
+
+    def along(self, axis: int) -> "Place":
+        """The same along another axis."""
+        return dataclasses.replace(self, axis=axis)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Ramp:
     """A point that is clip(x / (2 knee) + 1/2, 0, 1), HardSigmoid, of the carrier ``source``: 0 at -knee, 1 at knee.
 

@@ -565,3 +565,65 @@ def test_labels_for_an_output_without_classes_are_refused_before_calibration() -
     labelled = ImageSet.from_array(images(), labels=np.zeros(8, dtype=np.int64), source="test.npz")
     with pytest.raises(DataError, match=r"test.npz: has labels, but the model's first output 'map' is \[2, 4, 8, 8\]"):
         quantize(build(nodes, inputs=INPUT, outputs=outputs, constants=CONSTANTS), calib=images(), eval=labelled)
+
+
+def recogniser(batch: int | str) -> onnx.ModelProto:
+    """Convolutions, columns as steps of time, LSTM, scores [T, N, K], as text recognisers have them."""
+    fixed = isinstance(batch, int)
+    return build(
+        [
+            *stem(),
+            node("Transpose", "r1", "t", perm=[3, 0, 1, 2]),
+            node("Reshape", "t steps", "s"),
+            node("LSTM", "s w r", "l", hidden_size=6),
+            node("Reshape" if fixed else "Squeeze", "l joined" if fixed else "l one", "q"),
+            node("MatMul", "q k", "y"),
+        ],
+        inputs={"x": [batch, 3, 8, 8]},
+        outputs={"y": [8, batch, 5]},
+        constants={
+            **CONSTANTS,
+            "steps": np.array([8, batch if fixed else -1, 32]),
+            "joined": np.array([8, batch, 6]) if fixed else np.array([1]),
+            "one": np.array([1]),
+            "w": random(1, 24, 32) / 8,
+            "r": random(1, 24, 6, seed=1) / 4,
+            "k": random(6, 5),
+        },
+    )
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_recogniser_with_a_fixed_batch_is_the_one_with_any(batch: int) -> None:
+    x = random(8, 3, 8, 8)  # as many as steps
+    options = {"options": TINY, "device": "cpu", "bits": "4/4"}
+    fixed, free = (quantize(recogniser(size), calib=x, **options) for size in (batch, "N"))
+    assert inspect_model(recogniser(batch)).problems == ()
+    assert fixed.tensors.keys() == free.tensors.keys()
+    for name, tensor in fixed.tensors.items():
+        np.testing.assert_allclose(tensor.scale, free.tensors[name].scale, rtol=1e-4)
+        np.testing.assert_array_equal(tensor.integers, free.tensors[name].integers)
+    assert fixed.report.outputs[0].simulated_float.sqnr_db == pytest.approx(
+        free.report.outputs[0].simulated_float.sqnr_db, abs=0.1
+    )
+
+
+def test_boxes_without_an_axis_of_images() -> None:
+    """A detector for one image at a time."""
+    model = build(
+        [*stem(), node("Conv", "r1 k", "c"), node("Reshape", "c shape", "y")],
+        inputs={"x": [1, 3, 8, 8]},
+        outputs={"y": [14, 64]},
+        constants={**CONSTANTS, "k": random(14, 4, 1, 1), "shape": np.array([14, -1])},
+    )
+    result = quantize(model, calib=random(5, 3, 8, 8), options=TINY, device="cpu", bits="8/8")
+    assert result.report.outputs[0].simulated_float.sqnr_db > 25
+
+
+def test_a_wrong_shape_of_an_output_is_told_and_written_right(caplog: pytest.LogCaptureFixture) -> None:
+    model = build([*stem(), *head()], inputs=INPUT, outputs={"y": ["N", 5]}, constants=CONSTANTS)
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 7
+    result = quantize(model, calib=random(8, 3, 8, 8), options=TINY, device="cpu")
+    assert "output 'y': declares the shape ['N', 7], but its node computes ['N', 5]" in caplog.text
+    assert result.model.graph.output[0].type.tensor_type.shape.dim[1].dim_value == 5
+    assert inspect_model(model).problems == ()

@@ -1,7 +1,7 @@
 """ONNX -> torch.fx: ``import_model`` and the operator table behind it."""
 
 from pdq_export.frontend import ops
-from pdq_export.frontend.batch import check_batch, find_batch_blockers
+from pdq_export.frontend.batch import check_batch, find_batch_blockers, import_network
 from pdq_export.frontend.importer import find_unsupported, import_model
 from pdq_export.frontend.registry import OLDEST_OPSET, table
 from pdq_export.frontend.trial import check_runs, compute_tensors
@@ -24,5 +24,6 @@ __all__ = [
     "find_batch_blockers",
     "find_unsupported",
     "import_model",
+    "import_network",
     "supported_operators",
 ]

@@ -11,14 +11,56 @@ from torch import Tensor, fx
 from pdq_export.errors import ModelError
 from pdq_export.frontend.importer import import_model
 from pdq_export.frontend.trial import NodeRunner
-from pdq_export.graph.batch_axis import BatchAxes, Place, fixed_batch, follow
+from pdq_export.graph.batch_axis import BatchAxes, fixed_batch, follow
 from pdq_export.graph.lookup import GraphIndex, describe
+from pdq_export.graph.passes import free_batch, tidy
+from pdq_export.spec import Place
 
 logger = logging.getLogger(__name__)
 
 # Of the largest magnitude. What is not mixed up differs by the order of sums.
 _TOLERANCE = 0.01
 _WRONG_SHAPES = (RuntimeError, IndexError, ValueError)
+
+
+_PROBE = 7  # images, to follow a batch of any size
+
+
+def import_network(model: onnx.ModelProto) -> fx.GraphModule:
+    """A prepared model freed of a fixed batch size, as `import_model` has it.
+
+    ``meta["images"]``: where images lie, by tensor, where that is not along axis 0 alone.
+    """
+    network = import_model(free_batch.run(model))
+    network.meta["images"] = find_images(model)
+    return network
+
+
+def find_images(model: onnx.ModelProto) -> dict[str, Place]:
+    """Where images lie in the tensors in which they do not have axis 0 for themselves, by name.
+
+    Nothing where all outputs begin with the batch, as far as shapes tell; the rest is seldom asked for.
+    """
+    index = GraphIndex(model)
+    batch = fixed_batch(index)
+    if batch is None:
+        sizes = {shape[0] if (shape := index.shape(name)) else None for name in index.inputs}
+        symbol = sizes.pop() if len(sizes) == 1 else None
+        first = [shape[0] if (shape := index.shape(name)) else symbol for name in index.outputs]
+        if all(size == symbol for size in first if size is not None):
+            return {}
+        batch, index = _PROBE, GraphIndex(_with_batch(model, _PROBE))
+    places = follow(index, batch).places
+    return {name: place for name, place in places.items() if place != Place(axis=0)}
+
+
+def _with_batch(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
+    """The model without its weights and for one batch size, to ask for shapes."""
+    probe = tidy.without_weights(model)
+    for value in probe.graph.input:
+        if any(value.name == own.name for own in model.graph.input):
+            value.type.tensor_type.shape.dim[0].dim_value = batch
+    return onnx.shape_inference.infer_shapes(probe, data_prop=True)
 
 
 def find_batch_blockers(freed: onnx.ModelProto, model: onnx.ModelProto) -> dict[str, str]:

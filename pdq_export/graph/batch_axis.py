@@ -12,24 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from onnx import NodeProto
 
 from pdq_export.graph.lookup import GraphIndex, attribute, optional_input
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Place:
-    """The images lie along ``axis``, whose size is outer * batch * inner: merged axes before and behind the batch."""
-
-    axis: int
-    outer: int = 1
-    inner: int = 1
-
-    @property
-    def is_alone(self) -> bool:
-        """Whether the axis counts images and nothing else."""
-        return self.outer == self.inner == 1
-
-    def along(self, axis: int) -> "Place":
-        """The same along another axis."""
-        return dataclasses.replace(self, axis=axis)
+from pdq_export.spec import Place
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -132,7 +115,7 @@ def reshaped_sizes(index: GraphIndex, node: NodeProto) -> tuple[int, ...] | None
 def _same(step: _Step, place: Place) -> dict[str, Place]:
     """Element by element; also operators that keep the number of axes and whose other axes do not concern images."""
     data = next(name for name in step.node.input if name in step.places)
-    return {name: place for name in step.node.output if name and step.index.rank(name) == step.rank(data)}
+    return {name: place for name in step.node.output if name and step.index.rank(name) in (None, step.rank(data))}
 
 
 def _unknown(step: _Step, place: Place) -> dict[str, Place]:
@@ -151,16 +134,16 @@ def _per_image(step: _Step, place: Place) -> dict[str, Place]:
 
 
 def _broadcast(step: _Step, place: Place) -> dict[str, Place]:
-    output = step.node.output[0]
+    rank = max(step.rank(name) for name in step.node.input if name)
     found = {
-        step.places[name].along(step.places[name].axis + step.rank(output) - step.rank(name))
+        step.places[name].along(step.places[name].axis + rank - step.rank(name))
         for name in step.node.input
         if name in step.places
     }
     if len(found) > 1:
         raise _Blocked("its operands have the images along different axes")
     result = found.pop()
-    behind = step.rank(output) - result.axis
+    behind = rank - result.axis
     for name in step.node.input:
         value = step.index.constant(name)
         if value is None or value.ndim < behind or value.shape[-behind] == 1 or step.batch == 1:
@@ -239,7 +222,7 @@ def _along(default: int) -> Rule:
     """Operators that compute along the one axis that their attribute names, or join or cut tensors there."""
 
     def rule(step: _Step, place: Place) -> dict[str, Place]:
-        if step.axis(attribute(step.node, "axis", default), step.node.output[0]) == place.axis:
+        if step.axis(attribute(step.node, "axis", default), step.node.input[0]) == place.axis:
             raise _Blocked("computes across images, along their axis")
         return step.everywhere(place)
 

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from onnx import NodeProto
 
 from pdq_export.graph import edit
-from pdq_export.graph.batch_axis import Place, fixed_batch, follow, reshaped_sizes
+from pdq_export.graph.batch_axis import fixed_batch, follow, reshaped_sizes
 from pdq_export.graph.lookup import GraphIndex, attribute, optional_input
+from pdq_export.spec import Place
 
 _RECURRENT = ("LSTM", "GRU", "RNN")
 
