@@ -93,7 +93,8 @@ class Point:
 class Layer:
     """A weighted node: Conv, ConvTranspose, Gemm or MatMul with a constant weight. Tensor names.
 
-    ``owns_bias``: nothing else in the graph reads the bias.
+    ``owns_bias``: nothing else in the graph reads the bias. ``scope``: the path of the module that the node belongs to,
+    where the file tells it apart from the node's name.
     """
 
     node: str
@@ -103,6 +104,12 @@ class Layer:
     bias: str | None
     output: str
     owns_bias: bool = False
+    scope: str = ""
+
+    @property
+    def label(self) -> str:
+        """How people know the layer: by its module, where that is told, else by its node."""
+        return self.scope or self.node
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -57,7 +57,8 @@ def images_first(x: Tensor, axis: int, outer: int, inner: int) -> Tensor:
     """[..., outer * N * inner, ...] as [N, ..., outer, inner, ...], without an outer or inner of 1."""
     split = x.unflatten(axis, (outer, -1, inner)).movedim(axis + 1, 0)
     kept = [size for size in (outer, inner) if size > 1]
-    return split.reshape(len(split), *x.shape[:axis], *kept, *x.shape[axis + 1 :])
+    result: Tensor = split.reshape(len(split), *x.shape[:axis], *kept, *x.shape[axis + 1 :])
+    return result
 
 
 def _moved_axis(axis: int | None, place: Place) -> int | None:

@@ -16,6 +16,7 @@ from pdq_export.export.layouts import Layout, Quantized, find_layout, layout_nam
 from pdq_export.export.source import KEY as SOURCE_KEY
 from pdq_export.export.source import Source, describe_source, read_source
 from pdq_export.graph.lookup import GraphIndex, opset_version
+from pdq_export.graph.scopes import without_metadata
 from pdq_export.spec import Plan, QuantizedTensors, Role
 
 __all__ = [
@@ -72,6 +73,7 @@ def export_model(
     opset = opset_version(model)
     if opset < MIN_OPSET:
         raise ExportError(f"model: opset is {opset}; expected at least {MIN_OPSET}; prepare it first")
+    model = without_metadata(model)
     layout, quantized = find_layout(target), settle(model, plan, tensors)
     graph = layout.write(quantized)
     if layout.convertible:

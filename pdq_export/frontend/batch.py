@@ -152,7 +152,7 @@ def _kept_batch(index: GraphIndex, axes: BatchAxes, results: Sequence[Tensor], b
             before = known[axis] if axis < len(known) else None
             kept = axis < y.ndim and before == batch * times == y.shape[axis]
         if kept:
-            return name
+            return str(name)
     return None
 
 
@@ -174,7 +174,7 @@ def _mixed_output(
         return None
     for name, y, own in zip(index.outputs, together, alone, strict=True):
         if y.ndim and _differ(_first_images(y, places.get(name), batch), own):
-            return name
+            return str(name)
     return None
 
 
@@ -184,7 +184,8 @@ def _first_images(y: Tensor, place: Place | None, batch: int) -> Tensor:
     if place.axis >= y.ndim or y.shape[place.axis] != place.outer * (batch + 1) * place.inner:
         return y[:batch]
     split = y.unflatten(place.axis, (place.outer, batch + 1, place.inner))
-    return split.narrow(place.axis + 1, 0, batch).flatten(place.axis, place.axis + 2)
+    first: Tensor = split.narrow(place.axis + 1, 0, batch).flatten(place.axis, place.axis + 2)
+    return first
 
 
 def _differ(result: Tensor, expected: Tensor) -> bool:

@@ -23,7 +23,7 @@ class BatchAxes:
     blockers: Mapping[str, str]
 
 
-class _Blocked(Exception):
+class _BlockedError(Exception):
     """What a node does to images."""
 
 
@@ -76,7 +76,7 @@ def follow(index: GraphIndex, batch: int) -> BatchAxes:
         rule = _unknown if node.domain else _RULES.get(node.op_type, _same)
         try:
             places.update(rule(step, first))
-        except _Blocked as blocked:
+        except _BlockedError as blocked:
             blockers[node.name] = str(blocked)
         except (LookupError, TypeError):  # of a shape or an attribute that is not known
             continue
@@ -104,7 +104,7 @@ def reshaped(place: Place, before: Sequence[int], after: Sequence[int], batch: i
 def reshaped_sizes(index: GraphIndex, node: NodeProto) -> tuple[int, ...] | None:
     """The shape that a Reshape or Flatten gives, of its own inputs: what a file declares of outputs may be open."""
     before, wanted = index.static_shape(node.input[0]), index.constant(optional_input(node, 1))
-    if before is None or wanted is None or (attribute(node, "allowzero", 0) and not wanted.all()):
+    if before is None or wanted is None or (int(attribute(node, "allowzero", 0)) and not wanted.all()):
         return index.static_shape(node.output[0])
     sizes = [before[axis] if size == 0 and axis < len(before) else int(size) for axis, size in enumerate(wanted)]
     if sizes.count(-1) == 1:
@@ -129,7 +129,7 @@ def _nothing(_step: _Step, _place: Place) -> dict[str, Place]:
 def _per_image(step: _Step, place: Place) -> dict[str, Place]:
     """Convolutions and pools, which read axis 0 as images and another one as channels or positions."""
     if place.axis:
-        raise _Blocked(f"reads images along axis 0, where they lie along axis {place.axis}")
+        raise _BlockedError(f"reads images along axis 0, where they lie along axis {place.axis}")
     return _same(step, place)
 
 
@@ -141,7 +141,7 @@ def _broadcast(step: _Step, place: Place) -> dict[str, Place]:
         if name in step.places
     }
     if len(found) > 1:
-        raise _Blocked("its operands have the images along different axes")
+        raise _BlockedError("its operands have the images along different axes")
     result = found.pop()
     behind = rank - result.axis
     for name in step.node.input:
@@ -149,7 +149,7 @@ def _broadcast(step: _Step, place: Place) -> dict[str, Place]:
         if value is None or value.ndim < behind or value.shape[-behind] == 1 or step.batch == 1:
             continue
         if (value != value.take([0], -behind)).any():
-            raise _Blocked(f"its constant {name!r} differs from image to image")
+            raise _BlockedError(f"its constant {name!r} differs from image to image")
     return step.everywhere(result)
 
 
@@ -167,7 +167,7 @@ def _reshape(step: _Step, place: Place) -> dict[str, Place]:
         return {output: place} if keeps else {}
     result = reshaped(place, before, after, step.batch)
     if result is None:
-        raise _Blocked(f"makes {list(after)} of {list(before)}, which leaves no axis with the images")
+        raise _BlockedError(f"makes {list(after)} of {list(before)}, which leaves no axis with the images")
     return {output: result}
 
 
@@ -188,7 +188,7 @@ def _squeeze(step: _Step, place: Place) -> dict[str, Place]:
     if not removed:
         removed = [axis for axis, size in enumerate(shape or ()) if size == 1]
     if place.axis in removed:
-        raise _Blocked("drops the axis of the images, as there is one")
+        raise _BlockedError("drops the axis of the images, as there is one")
     return step.everywhere(place.along(place.axis - sum(axis < place.axis for axis in removed)))
 
 
@@ -205,7 +205,7 @@ def _reduce(step: _Step, place: Place) -> dict[str, Place]:
     if not axes and attribute(step.node, "noop_with_empty_axes", 0):
         return _same(step, place)
     if not axes or place.axis in axes:
-        raise _Blocked("reduces the axis of the images")
+        raise _BlockedError("reduces the axis of the images")
     dropped = 0 if attribute(step.node, "keepdims", 1) else sum(axis < place.axis for axis in axes)
     return step.everywhere(place.along(place.axis - dropped))
 
@@ -213,7 +213,7 @@ def _reduce(step: _Step, place: Place) -> dict[str, Place]:
 def _arg(step: _Step, place: Place) -> dict[str, Place]:
     axis = step.axis(attribute(step.node, "axis", 0), step.node.input[0])
     if axis == place.axis:
-        raise _Blocked("reduces the axis of the images")
+        raise _BlockedError("reduces the axis of the images")
     dropped = not attribute(step.node, "keepdims", 1) and axis < place.axis
     return step.everywhere(place.along(place.axis - dropped))
 
@@ -223,7 +223,7 @@ def _along(default: int) -> Rule:
 
     def rule(step: _Step, place: Place) -> dict[str, Place]:
         if step.axis(attribute(step.node, "axis", default), step.node.input[0]) == place.axis:
-            raise _Blocked("computes across images, along their axis")
+            raise _BlockedError("computes across images, along their axis")
         return step.everywhere(place)
 
     return rule
@@ -233,13 +233,13 @@ def _softmax(step: _Step, place: Place) -> dict[str, Place]:
     if step.index.opset >= 13:
         return _along(-1)(step, place)
     if step.axis(attribute(step.node, "axis", 1), step.node.input[0]) <= place.axis:  # of all axes from there on
-        raise _Blocked("computes across images, along their axis")
+        raise _BlockedError("computes across images, along their axis")
     return step.everywhere(place)
 
 
 def _concat(step: _Step, place: Place) -> dict[str, Place]:
     if any(step.places[name] != place for name in step.node.input if name in step.places):
-        raise _Blocked("its operands have the images along different axes")
+        raise _BlockedError("its operands have the images along different axes")
     return _along(1)(step, place)
 
 
@@ -255,9 +255,9 @@ def _slice(step: _Step, place: Place) -> dict[str, Place]:
     else:
         axes = attribute(step.node, "axes") or list(range(len(attribute(step.node, "starts"))))
     before, after = step.index.shape(data), step.index.shape(step.node.output[0])
-    if place.axis in {step.axis(axis, data) for axis in axes} and before != after:
-        if before is None or after is None or before[place.axis] != after[place.axis]:
-            raise _Blocked("takes some of the images")
+    whole = before is not None and after is not None and before[place.axis] == after[place.axis]
+    if place.axis in {step.axis(axis, data) for axis in axes} and not whole:
+        raise _BlockedError("takes some of the images")
     return step.everywhere(place)
 
 
@@ -267,7 +267,7 @@ def _gather(step: _Step, place: Place) -> dict[str, Place]:
         return {step.node.output[0]: place} if step.axis(attribute(step.node, "axis", 0), data) == 0 else {}
     axis = step.axis(attribute(step.node, "axis", 0), data)
     if axis == place.axis:
-        raise _Blocked("takes some of the images")
+        raise _BlockedError("takes some of the images")
     return step.everywhere(place.along(place.axis + (step.rank(indices) - 1 if axis < place.axis else 0)))
 
 
@@ -280,10 +280,10 @@ def _matmul(step: _Step, place: Place) -> dict[str, Place]:
             continue
         behind = step.rank(step.node.input[position]) - operand.axis
         if behind == contracted or step.rank(step.node.input[position]) == 1:
-            raise _Blocked("sums over the images")
+            raise _BlockedError("sums over the images")
         found.add(operand.along(step.rank(output) - behind))
     if len(found) > 1:
-        raise _Blocked("multiplies images by others")
+        raise _BlockedError("multiplies images by others")
     return step.everywhere(found.pop())
 
 
@@ -291,7 +291,7 @@ def _gemm(step: _Step, place: Place) -> dict[str, Place]:
     if step.place(0) is None:
         raise LookupError(step.node.name)
     if place.axis != (1 if attribute(step.node, "transA", 0) else 0):
-        raise _Blocked("sums over the images")
+        raise _BlockedError("sums over the images")
     return step.everywhere(place.along(0))
 
 
@@ -300,7 +300,7 @@ def _recurrent(step: _Step, place: Place) -> dict[str, Place]:
     first = attribute(step.node, "layout", 0)
     expected = 0 if first else 1
     if place.axis != expected or step.place(0) is None:
-        raise _Blocked(f"reads images along axis {expected}, where they lie along axis {place.axis}")
+        raise _BlockedError(f"reads images along axis {expected}, where they lie along axis {place.axis}")
     inner = [0, 0, 0] if first else [2, 1, 1]
     return {name: place.along(axis) for name, axis in zip(step.node.output, inner, strict=False) if name}
 
@@ -315,14 +315,14 @@ def _einsum(step: _Step, place: Place) -> dict[str, Place]:
         if name in step.places
     }
     if len(letters) > 1 or not letters <= set(result):
-        raise _Blocked("sums over the images, or multiplies them by others")
+        raise _BlockedError("sums over the images, or multiplies them by others")
     return step.everywhere(place.along(result.index(letters.pop())))
 
 
 def _pad(step: _Step, place: Place) -> dict[str, Place]:
     before, after = step.index.shape(step.node.input[0]), step.index.shape(step.node.output[0])
     if before is not None and after is not None and before[place.axis] != after[place.axis]:
-        raise _Blocked("pads the axis of the images")
+        raise _BlockedError("pads the axis of the images")
     return _same(step, place)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import onnx
 
-from pdq_export.graph import checks
+from pdq_export.graph import checks, scopes
 from pdq_export.graph.passes import (
     constants,
     fold_affine,
@@ -82,6 +82,7 @@ def prepare_in_steps(model: onnx.ModelProto, *, opset: int | None = None) -> Ite
     work = normalize.run(work)
     checks.check_domains(work)
     yield Step.INLINE, PreparedModel(model=work, statistics={})
+    modules = scopes.read(work)
     work = widen.run(work)
     yield Step.WIDEN, PreparedModel(model=work, statistics={})
     # HardSwish first: onnxsim and fold_affine take its Add(3) apart
@@ -97,13 +98,15 @@ def prepare_in_steps(model: onnx.ModelProto, *, opset: int | None = None) -> Ite
     work, statistics = fold_batch_norm.run(own_weights.run(work))
     work, statistics = fold_affine.run(work, statistics)
     checks.check_finite(work)  # folding can leave the range of float32
+    work = scopes.restore(work, modules)
     yield Step.FOLD, PreparedModel(model=work, statistics=statistics)
     yield Step.OPSET, at_opset(PreparedModel(model=work, statistics=statistics), opset or 0)
 
 
 def at_opset(prepared: PreparedModel, opset: int) -> PreparedModel:
     """The same, raised to ``opset`` where it is older. Raises ModelError."""
-    work, statistics = raise_opset.run(prepared.model, opset), prepared.statistics
+    modules = scopes.read(prepared.model)
+    work, statistics = scopes.restore(raise_opset.run(prepared.model, opset), modules), prepared.statistics
     for finish in (hard_sigmoid.run, tidy.remove_unused, tidy.name_nodes, tidy.infer_shapes):
         work = finish(work)
     return PreparedModel(model=work, statistics=statistics)

@@ -24,8 +24,8 @@ Schema, version 1 (null stands for "not measured", for sqnr_db for "no differenc
                                             the quantized model's results differ from the simulation's
     session_config  {key: value}            session options without which onnxruntime does not load the quantized file
     layers          [{...}]                 one per weighted layer: {node, op_type, weight_shape,
-                                            weight_bits, input_bits, activation_bits, excluded}; null bits
-                                            stand for float
+                                            weight_bits, input_bits, activation_bits, excluded, scope}; null
+                                            bits stand for float; scope: path of the module, where it is known
     floating        [{node, op_type, reason}]  what computes in float, as `pdq_export.inspection` tells it
     predictions     {output: [tensor]}      where the prediction difference of an output was measured: its scores, or
                                             the last tensors before it that can be differentiated

@@ -95,7 +95,8 @@ def test_what_takes_images_apart_or_mixes_them_is_named(body: str) -> None:
 def test_a_constant_that_differs_from_image_to_image() -> None:
     fixed = onnx.parser.parse_model(
         """<ir_version: 8, opset_import: ["": 17]>
-        m (float[2,3] x) => (float[2,3] y) <float[2,1] c = {1, 2}, float[2,1] d = {1, 1}> { e = Add(x, d) y = Add(e, c) }"""
+        m (float[2,3] x) => (float[2,3] y) <float[2,1] c = {1, 2}, float[2,1] d = {1, 1}>
+        { e = Add(x, d) y = Add(e, c) }"""
     )
     fixed.graph.node[1].name = "own"
     assert follow(GraphIndex(tidy.infer_shapes(fixed)), 2).blockers == {

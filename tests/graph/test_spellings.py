@@ -11,8 +11,8 @@ from pdq_export.spec import BitWidths
 
 from .models import assert_same, build, node, operators, random
 
-CONSTANTS = """<float zero = {0}, float[1] half = {0.5}, float ratio = {0.5}, float six = {6}, float minus = {-1}, float huge = {3.4028235e38},
-    float[1,1,1] slope = {0.2}, float[1,1,1,1,1] tall = {0}, int64 whole = {0}, bool off = {0}>"""
+CONSTANTS = """<float zero = {0}, float[1] half = {0.5}, float ratio = {0.5}, float six = {6}, float minus = {-1},
+    float huge = {3.4028235e38}, float[1,1,1] slope = {0.2}, float[1,1,1,1,1] tall = {0}, bool off = {0}>"""
 SAME = {
     "sum": ("y = Sum(x, z)", "y = Add(x, z)"),
     "sum of three": ("y = Sum(x, z, x)", "s = Add(x, z) y = Add(s, x)"),
@@ -86,7 +86,9 @@ def test_swish_is_a_gate() -> None:
 @pytest.mark.parametrize("opset", [9, 10])
 def test_bounds_as_attributes(opset: int) -> None:
     body = "r = Relu(x) m = Clip<min = -1.0, max = 6.0>(r) y = Clip<min = 0.0>(z)"
-    text = f'<ir_version: 5, opset_import: ["": {opset}]> g (float[N,4] x, float[N,4] z) => (float[N,4] m, float[N,4] y)'
+    text = (
+        f'<ir_version: 5, opset_import: ["": {opset}]> g (float[N,4] x, float[N,4] z) => (float[N,4] m, float[N,4] y)'
+    )
     before = onnx.parser.parse_model(f"{text} {{ {body} }}")
     result = rewritten(before)
     assert operators(result) == {"Clip": 1, "Relu": 1}

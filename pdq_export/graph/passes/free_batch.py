@@ -130,7 +130,9 @@ def _sizes_with_images(
 ) -> str:
     """Nodes in front of ``node`` that compute the vector ``sizes``, at ``axis`` the length of ``images``' axis."""
     tensor, start = images
-    begin, end = (edit.add_constant(index, f"batch.{value}", np.array([value], np.int64)) for value in (start, start + 1))
+    begin, end = (
+        edit.add_constant(index, f"batch.{value}", np.array([value], np.int64)) for value in (start, start + 1)
+    )
     shape = _insert(index, node, "Shape", [tensor], f"{tensor}.shape")
     size = _insert(index, node, "Slice", [shape, begin, end], f"{tensor}.batch")
     parts = [sizes[:axis], None, sizes[axis + 1 :]]

@@ -1,7 +1,7 @@
-"""Pooling of whole channels in one spelling: GlobalAveragePool, which runtimes have an integer kernel for, and ReduceMax.
+"""Pooling of whole channels in one spelling: GlobalAveragePool, which runtimes run in integers, and ReduceMax.
 
-``x.mean([2, 3])`` of published MNASNet and MobileNetV2 code is exported as ReduceMean, ``AvgPool2d(7)`` of older ResNets
-as AveragePool. Without keepdims a Flatten (one spatial axis or more lie behind [N, C]) drops the axes of size 1.
+``x.mean([2, 3])`` of published MNASNet and MobileNetV2 code is exported as ReduceMean, ``AvgPool2d(7)`` of older
+ResNets as AveragePool. Without keepdims a Flatten (one spatial axis or more lie behind [N, C]) drops axes of size 1.
 GlobalMaxPool has no kernel for integers; ReduceMax over the same axes has one.
 """
 
@@ -31,7 +31,7 @@ def _pool(index: GraphIndex, node: NodeProto) -> list[NodeProto]:
     if node.op_type == "GlobalMaxPool":
         return [_reduce_max(index, node)]
     pool = onnx.helper.make_node("GlobalAveragePool", [node.input[0]], [node.output[0]], name=node.name)
-    if node.op_type == "AveragePool" or attribute(node, "keepdims", 1):
+    if node.op_type == "AveragePool" or int(attribute(node, "keepdims", 1)):
         return [pool]
     pool.output[0] = edit.fresh_name(index, f"{node.output[0]}.pooled")
     index.producer[pool.output[0]] = pool  # the next fresh name is another one
@@ -62,8 +62,9 @@ def _is_spatial(index: GraphIndex, node: NodeProto) -> bool:
 def _is_whole(node: NodeProto, sizes: Sequence[object]) -> bool:
     """Whether the one window of an AveragePool is the whole map, without padding or gaps."""
     gaps = [*attribute(node, "pads", []), *(step - 1 for step in attribute(node, "dilations", []))]
-    kernel = attribute(node, "kernel_shape", [])
-    return not any(gaps) and attribute(node, "auto_pad", "NOTSET") in ("NOTSET", "VALID") and kernel == list(sizes)
+    if any(gaps) or attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        return False
+    return bool(attribute(node, "kernel_shape") == list(sizes))
 
 
 def _axes(index: GraphIndex, node: NodeProto) -> list[int] | None:

@@ -8,6 +8,7 @@ gives the same numbers, but Mean, which multiplies where it divided, and Swish, 
 
 import functools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import onnx
@@ -25,10 +26,12 @@ _LARGEST = float(np.finfo(np.float32).max)
 def run(model: onnx.ModelProto) -> onnx.ModelProto:
     """Rewrite the nodes whose constants are initializers; names of tensors stay, the last node keeps the old one's."""
     index = GraphIndex(model)
-    for node in [node for node in model.graph.node if node.op_type in _REWRITES and not node.domain]:
+    found = [node for node in model.graph.node if node.op_type in _REWRITES and not node.domain]
+    for node in found:
         if index.producer.get(node.output[0]) is not node:
             continue  # a later node has taken it in
-        if (nodes := _REWRITES[node.op_type](index, node)) is not None:
+        nodes = _REWRITES[node.op_type](index, node)
+        if nodes is not None:
             edit.replace_node(model.graph, node, nodes)
             index = GraphIndex(model)
     return model
@@ -132,7 +135,7 @@ def _limits(index: GraphIndex, node: NodeProto, tensor: str, bounds: Bounds) -> 
     if _is_relu(bounds):
         return [make_node("Relu", [tensor], node.output, node.name)]
     if index.opset < 11:
-        limits = {key: value for key, value in (("min", low), ("max", high)) if value is not None}
+        limits: dict[str, Any] = {key: value for key, value in (("min", low), ("max", high)) if value is not None}
         return [make_node("Clip", [tensor], node.output, node.name, **limits)]
     names = [
         "" if value is None else edit.add_constant(index, f"{node.output[0]}.{key}", np.array(value, np.float32))
