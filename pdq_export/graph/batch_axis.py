@@ -202,7 +202,7 @@ def _unsqueeze(step: _Step, place: Place) -> dict[str, Place]:
 def _reduce(step: _Step, place: Place) -> dict[str, Place]:
     data = step.node.input[0]
     axes = {step.axis(axis, data) for axis in _axes(step)}
-    if not axes and attribute(step.node, "noop_with_empty_axes", 0):
+    if not axes and int(attribute(step.node, "noop_with_empty_axes", 0)):
         return _same(step, place)
     if not axes or place.axis in axes:
         raise _BlockedError("reduces the axis of the images")

@@ -28,7 +28,8 @@ def run(model: onnx.ModelProto) -> onnx.ModelProto:
     index = GraphIndex(model)
     found = [node for node in model.graph.node if node.op_type in _REWRITES and not node.domain]
     for node in found:
-        if index.producer.get(node.output[0]) is not node:
+        writer = index.producer.get(node.output[0])
+        if writer is None or writer is not node:
             continue  # a later node has taken it in
         nodes = _REWRITES[node.op_type](index, node)
         if nodes is not None:
