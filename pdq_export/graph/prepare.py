@@ -85,9 +85,11 @@ def prepare_in_steps(model: onnx.ModelProto, *, opset: int | None = None) -> Ite
     modules = scopes.read(work)
     work = widen.run(work)
     yield Step.WIDEN, PreparedModel(model=work, statistics={})
+    work = constants.run(work)
+    checks.check_inference(work)
     # HardSwish first: onnxsim and fold_affine take its Add(3) apart
-    one_spelling = (constants.run, spellings.run, hard_sigmoid.run)
-    for clean in (*one_spelling, simplify.run, *one_spelling):
+    one_spelling = (spellings.run, hard_sigmoid.run)
+    for clean in (*one_spelling, simplify.run, constants.run, *one_spelling):
         work = clean(work)
     yield Step.SIMPLIFY, PreparedModel(model=work, statistics={})
     work = vector_weights.run(tidy.infer_shapes(work))
