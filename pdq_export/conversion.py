@@ -141,7 +141,8 @@ def _told_apart(graph: onnx.GraphProto, source: Source) -> bytes:
         node.name = called(node.name)
         node.input[:] = map(called, node.input)
         node.output[:] = map(called, node.output)
-    return plain.SerializeToString(deterministic=True)
+    content: bytes = plain.SerializeToString(deterministic=True)
+    return content
 
 
 def _check_equal(file: onnx.ModelProto, converted: onnx.ModelProto) -> None:
