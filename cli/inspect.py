@@ -36,7 +36,8 @@ _WIDE = 1000  # no folding where a program reads
 def inspect(model: Path, *, as_json: bool, verbose: bool, **arguments: Any) -> None:
     """Show what quantize would do with a model: layers, blocks, bits, what stays in float and why, expected size.
 
-    Takes no images and calibrates nothing. Node names that --layer-bits and --exclude match are those shown here.
+    Takes no images and calibrates nothing. What --layer-bits and --exclude match are the node names shown here, and the
+    paths of modules in parentheses.
     """
     set_up_logging(Console(stderr=True), quiet=False, verbose=verbose)
     if not model.is_file():
@@ -101,9 +102,13 @@ def _layers(found: "Inspection") -> Table:
     number = {layer.node: n for n, block in enumerate(found.plan.blocks, 1) for layer in block.layers}
     for layer in found.layers:
         shape = "x".join(map(str, layer.weight_shape))
-        cells = [str(number.get(layer.node, "")), printable(layer.node), layer.op_type, shape, *_bits(layer)]
+        cells = [str(number.get(layer.node, "")), printable(_name(layer)), layer.op_type, shape, *_bits(layer)]
         table.add_row(*map(Text, cells))
     return table
+
+
+def _name(layer: "LayerSummary") -> str:
+    return f"{layer.node} ({layer.scope})" if layer.scope else layer.node
 
 
 def _bits(layer: "LayerSummary") -> list[str]:

@@ -32,13 +32,13 @@ _OPTIONS = (
         "--layer-bits",
         multiple=True,
         metavar="REGEX=W/A",
-        help="Other bits for layers whose node name matches; again for more, the last that matches counts.",
+        help="Other bits for layers whose node name or module matches; again for more, the last that matches counts.",
     ),
     click.option(
         "--exclude",
         multiple=True,
         metavar="REGEX",
-        help="Leave layers whose node name matches in float; again for more.",
+        help="Leave layers whose node name or module matches in float; again for more.",
     ),
     click.option(
         "--first-last",

@@ -19,8 +19,9 @@ from torch import fx
 
 from pdq_export.errors import ModelError, ValidationError
 from pdq_export.frontend import compute_tensors, import_model
+from pdq_export.graph.batch_axis import fixed_batch
 from pdq_export.graph.lookup import GraphIndex, describe
-from pdq_export.graph.passes import free_batch, widen
+from pdq_export.graph.passes import widen
 from pdq_export.graph.prepare import PreparedModel, Step, float32_reference, prepare_in_steps
 from pdq_export.validate import Session, needed_config, with_outputs
 from pdq_export.validate.equivalence import (
@@ -274,7 +275,7 @@ def noise(model: onnx.ModelProto) -> Probe | None:
         if 0 in sizes[1:] or np.prod(sizes[1:], dtype=np.float64) > _LARGEST_NOISE:
             return None
         arrays.append(generator.standard_normal([sizes[0] or BATCHES, *sizes[1:]]).astype(np.float32))
-    batch = free_batch.fixed_batch(model)
+    batch = fixed_batch(index)
     return Probe.of(arrays, batch, "random inputs")
 
 

@@ -11,8 +11,8 @@ JSON schema of `Inspection.to_dict`, version 2 (null stands for "not known")::
     family            plain, grouped or depthwise: which of the paper's networks it is like
     hyper_parameters  {temperature, lambda_c, rounding_weight} that the family gets
     batch_norm        {in_file, statistics, layers}  nodes in the file; layers with statistics; all layers
-    layers            [{node, op_type, weight_shape, weight_bits, input_bits, activation_bits, excluded}]
-                      null bits stand for float
+    layers            [{node, op_type, weight_shape, weight_bits, input_bits, activation_bits, excluded, scope}]
+                      null bits stand for float; scope: path of the module, where the file tells it besides the name
     blocks            [{name, layers, inputs, outputs}]  node and tensor names; reconstructed together
     tensors           [{tensor, role, bits}]  activations and carriers: what is quantized besides weights
     floating          [{node, op_type, reason}]  what computes in float in onnxruntime with target ort; with tensorrt

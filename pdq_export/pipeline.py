@@ -21,11 +21,11 @@ from pdq_export.data import Source, check_exists
 from pdq_export.errors import OptionError, first_few
 from pdq_export.export import MIN_OPSET, export_model, find_layout
 from pdq_export.fidelity import BATCHES, Fidelity, Probe, UserFile, as_seen
-from pdq_export.frontend import check_batch, check_runs, import_model
+from pdq_export.frontend import check_batch, check_runs, import_network
 from pdq_export.graph.edit import with_constants
 from pdq_export.graph.load import check_model, load_model
 from pdq_export.graph.lookup import GraphIndex, opset_version
-from pdq_export.graph.passes import equalize, free_batch
+from pdq_export.graph.passes import equalize
 from pdq_export.graph.prepare import PreparedModel
 from pdq_export.graph.save import check_output, save_model
 from pdq_export.numerics.ramp import ramp_qparams
@@ -158,7 +158,7 @@ def quantize(
     specs = input_specs(prepared.model)
     batch = specs[0].shape[0]
     core = without_tail(prepared.model, plan.tail)
-    network = import_model(free_batch.run(core))
+    network = import_network(core)
     check_batch(network, core)
     samples = read_samples(calib, eval, specs, chosen.samples)
     scores, *_ = check_runs(network, as_seen(samples.calibration.head(2).inputs(), prepared.model))
@@ -251,7 +251,7 @@ def _equalize(
     logger.info("channels of %d tensors are brought to one range: %s", len(tensors), ", ".join(tensors))
     factors = channel_factors(network, tensors, inputs)
     model, statistics = equalize.run(prepared.model, prepared.statistics, pairs, factors)
-    network = import_model(free_batch.run(without_tail(model, plan.tail)))
+    network = import_network(without_tail(model, plan.tail))
     return PreparedModel(model=model, statistics=statistics), network, tensors
 
 

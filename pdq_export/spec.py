@@ -94,7 +94,8 @@ class Point:
 class Layer:
     """A weighted node: Conv, ConvTranspose, Gemm or MatMul with a constant weight. Tensor names.
 
-    ``owns_bias``: nothing else in the graph reads the bias.
+    ``owns_bias``: nothing else in the graph reads the bias. ``scope``: the path of the module that the node belongs to,
+    where the file tells it apart from the node's name.
     """
 
     node: str
@@ -104,6 +105,12 @@ class Layer:
     bias: str | None
     output: str
     owns_bias: bool = False
+    scope: str = ""
+
+    @property
+    def label(self) -> str:
+        """How people know the layer: by its module, where that is told, else by its node."""
+        return self.scope or self.node
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,6 +125,24 @@ class Block:
     outputs: tuple[str, ...]
     nodes: tuple[str, ...]
     layers: tuple[Layer, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Place:
+    """The images lie along ``axis``, whose size is outer * batch * inner: merged axes before and behind the batch."""
+
+    axis: int
+    outer: int = 1
+    inner: int = 1
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether the axis counts images and nothing else."""
+        return self.outer == self.inner == 1
+
+    def along(self, axis: int) -> "Place":
+        """The same along another axis."""
+        return dataclasses.replace(self, axis=axis)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

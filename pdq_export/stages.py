@@ -14,7 +14,7 @@ import pdq_export
 from pdq_export.data import InputSpec
 from pdq_export.errors import ModelError, OptionError, first_few
 from pdq_export.export import export_model, find_layout, required_opset
-from pdq_export.frontend import find_unsupported
+from pdq_export.frontend import find_batch_blockers, find_unsupported
 from pdq_export.graph.lookup import GraphIndex, float_tensors_behind
 from pdq_export.graph.passes import free_batch
 from pdq_export.graph.prepare import PreparedModel, at_opset, prepare
@@ -85,7 +85,10 @@ def _fitting(index: GraphIndex, plan: Plan) -> Plan:
 
 
 def _unsupported(model: onnx.ModelProto) -> dict[str, str]:
-    return {node: error.found for node, error in find_unsupported(free_batch.run(model)).items()}
+    """What calibration cannot compute, by node with the reason: unknown operators, else what mixes up images."""
+    freed = free_batch.run(model)
+    found = {node: error.found for node, error in find_unsupported(freed).items()}
+    return found or find_batch_blockers(freed, model)
 
 
 def floating_nodes(index: GraphIndex, plan: Plan, target: str) -> tuple[FloatNode, ...]:

@@ -20,7 +20,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "frontend": ({"errors", "spec", "graph"}, {"numpy", "onnx", "torch"}),
     # The simulation rounds a bias with the exporter's own function: one definition of what the file holds.
     "calibrate": ({"errors", "options", "spec", "numerics", "frontend", "export.bias"}, {"numpy", "torch"}),
-    "export": ({"errors", "spec", "graph.lookup"}, {"numpy", "onnx"}),
+    "export": ({"errors", "spec", "graph.lookup", "graph.scopes"}, {"numpy", "onnx"}),
     "validate": ({"errors", "spec"}, {"numpy", "onnx", "onnxruntime"}),
     "data": ({"errors"}, {"numpy", "PIL"}),
 }

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from onnx import TensorProto, helper
 
 from pdq_export.conversion import convert
 from pdq_export.data import ImageSet
-from pdq_export.errors import DataError, UnsupportedOperatorError, ValidationError
+from pdq_export.errors import DataError, ModelError, UnsupportedOperatorError, ValidationError
 from pdq_export.graph.lookup import reads
 from pdq_export.inspection import inspect_model
 from pdq_export.pipeline import Result, quantize
@@ -565,3 +566,125 @@ def test_labels_for_an_output_without_classes_are_refused_before_calibration() -
     labelled = ImageSet.from_array(images(), labels=np.zeros(8, dtype=np.int64), source="test.npz")
     with pytest.raises(DataError, match=r"test.npz: has labels, but the model's first output 'map' is \[2, 4, 8, 8\]"):
         quantize(build(nodes, inputs=INPUT, outputs=outputs, constants=CONSTANTS), calib=images(), eval=labelled)
+
+
+def recogniser(batch: int | str) -> onnx.ModelProto:
+    """Convolutions, columns as steps of time, LSTM, scores [T, N, K], as text recognisers have them."""
+    fixed = isinstance(batch, int)
+    return build(
+        [
+            *stem(),
+            node("Transpose", "r1", "t", perm=[3, 0, 1, 2]),
+            node("Reshape", "t steps", "s"),
+            node("LSTM", "s w r", "l", hidden_size=6),
+            node("Reshape" if fixed else "Squeeze", "l joined" if fixed else "l one", "q"),
+            node("MatMul", "q k", "y"),
+        ],
+        inputs={"x": [batch, 3, 8, 8]},
+        outputs={"y": [8, batch, 5]},
+        constants={
+            **CONSTANTS,
+            "steps": np.array([8, batch if fixed else -1, 32]),
+            "joined": np.array([8, batch, 6]) if fixed else np.array([1]),
+            "one": np.array([1]),
+            "w": random(1, 24, 32) / 8,
+            "r": random(1, 24, 6, seed=1) / 4,
+            "k": random(6, 5),
+        },
+    )
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_recogniser_with_a_fixed_batch_is_the_one_with_any(batch: int) -> None:
+    x = random(8, 3, 8, 8)  # as many as steps
+    options = {"options": TINY, "device": "cpu", "bits": "4/4"}
+    fixed, free = (quantize(recogniser(size), calib=x, **options) for size in (batch, "N"))
+    assert inspect_model(recogniser(batch)).problems == ()
+    assert fixed.tensors.keys() == free.tensors.keys()
+    for name, tensor in fixed.tensors.items():
+        np.testing.assert_allclose(tensor.scale, free.tensors[name].scale, rtol=1e-4)
+        np.testing.assert_array_equal(tensor.integers, free.tensors[name].integers)
+    assert fixed.report.outputs[0].simulated_float.sqnr_db == pytest.approx(
+        free.report.outputs[0].simulated_float.sqnr_db, abs=0.1
+    )
+
+
+def test_boxes_without_an_axis_of_images() -> None:
+    """A detector for one image at a time."""
+    model = build(
+        [*stem(), node("Conv", "r1 k", "c"), node("Reshape", "c shape", "y")],
+        inputs={"x": [1, 3, 8, 8]},
+        outputs={"y": [14, 64]},
+        constants={**CONSTANTS, "k": random(14, 4, 1, 1), "shape": np.array([14, -1])},
+    )
+    result = quantize(model, calib=random(5, 3, 8, 8), options=TINY, device="cpu", bits="8/8")
+    assert result.report.outputs[0].simulated_float.sqnr_db > 25
+
+
+def test_a_wrong_shape_of_an_output_is_told_and_written_right(caplog: pytest.LogCaptureFixture) -> None:
+    model = build([*stem(), *head()], inputs=INPUT, outputs={"y": ["N", 5]}, constants=CONSTANTS)
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 7
+    result = quantize(model, calib=random(8, 3, 8, 8), options=TINY, device="cpu")
+    assert "output 'y': declares the shape ['N', 7], but its node computes ['N', 5]" in caplog.text
+    assert result.model.graph.output[0].type.tensor_type.shape.dim[1].dim_value == 5
+    assert inspect_model(model).problems == ()
+
+
+def bytes_in() -> onnx.ModelProto:
+    """Images in bytes, brought to floats and normalized in the graph."""
+    model = build(
+        [
+            node("Cast", "x", "floats", "cast", to=TensorProto.FLOAT),
+            node("Sub", "floats mean", "s"),
+            node("Div", "s std", "z"),
+            node("Conv", "z w1", "c1", **PAD),
+            node("Relu", "c1", "r1"),
+            *head(),
+        ],
+        inputs=INPUT,
+        outputs=SCORES,
+        constants={**CONSTANTS, "mean": np.float32([[[120]], [[110]], [[100]]]), "std": np.full((3, 1, 1), 60, "f4")},
+    )
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
+    return model
+
+
+def test_bytes_as_input_are_refused_and_the_model_behind_the_cast_is_not(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (8, 3, 8, 8)).astype(np.float32)
+    with pytest.raises(ModelError, match=r"input 'x': is uint8; .*; start the model behind it") as error:
+        quantize(bytes_in(), calib=images, options=TINY, device="cpu")
+    (call,) = re.findall(r"onnx\.utils\.extract_model\([^)]*\)", str(error.value))
+    file, part = str(tmp_path / "file.onnx"), str(tmp_path / "part.onnx")
+    onnx.save(bytes_in(), file)
+    eval(call, {"onnx": onnx, "old_path": file, "new_path": part})
+    result = quantize(part, calib=images, bits="8/8", options=TINY, device="cpu")
+    assert [value.name for value in result.model.graph.input] == ["floats"]
+    assert result.report.outputs[0].simulated_float.sqnr_db > 20
+
+
+def training(kind: str, mode: bool) -> onnx.ModelProto:
+    """With a BatchNormalization or Dropout as a network in training exports it, or the same for inference."""
+    if kind == "Dropout":
+        nodes = [node("Dropout", f"c1 ratio {'on' if mode else '-'}", "n", "odd")]
+    else:
+        outputs, attributes = ("n mean variance", {"training_mode": 1}) if mode else ("n", {"training_mode": 0})
+        nodes = [node(kind, "c1 n.g n.b n.m n.v", outputs, "odd", **attributes)]
+    return build(
+        [node("Conv", "x w1", "c1", **PAD), *nodes, node("Relu", "n", "r1"), *head()],
+        inputs=INPUT,
+        outputs=SCORES,
+        constants={**CONSTANTS, **norm_constants(4), "ratio": np.array(0.5, np.float32), "on": np.array(True)},
+    )
+
+
+@pytest.mark.parametrize("kind", ["BatchNormalization", "Dropout"])
+def test_training_mode_is_refused_before_anything_else_is_said(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    x = random(8, 3, 8, 8)
+    for run in (
+        lambda: quantize(training(kind, True), calib=x, options=TINY),
+        lambda: inspect_model(training(kind, True)),
+    ):
+        with pytest.raises(ModelError, match=rf"node 'odd' \({kind}\): .*training.*; expected inference; export after"):
+            run()
+    assert not caplog.records
+    assert quantize(training(kind, False), calib=x, bits="8/8", options=TINY, device="cpu").report.images == 8

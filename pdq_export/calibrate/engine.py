@@ -19,7 +19,7 @@ from pdq_export.calibrate.losses import class_axis
 from pdq_export.calibrate.memory import STEP_IMAGES, keep_heap, step_bytes, trim_heap
 from pdq_export.calibrate.passes import PASS_BATCH, run_pass, run_probe, spread
 from pdq_export.calibrate.precision import settled_torch
-from pdq_export.calibrate.prediction import find_predictions
+from pdq_export.calibrate.prediction import find_predictions, put_images_first
 from pdq_export.calibrate.quantizers import (
     ActivationQuantizer,
     DroppingQuantizer,
@@ -167,7 +167,10 @@ class _Engine:
                 warn_of_collapse(name, torch.cat(a), torch.cat(b))
 
     def _find_predictions(self, some: Sequence[Tensor]) -> None:
-        found = find_predictions(self.network, [x[:1] for x in some], self.plan.parts)
+        found = {
+            name: [put_images_first(self.network, prediction) for prediction in predictions]
+            for name, predictions in find_predictions(self.network, [x[:1] for x in some], self.plan.parts).items()
+        }
         self.prediction_of = {name: [p.tensor for p in predictions] for name, predictions in found.items()}
         # of two outputs with the same scores, one of them behind an ArgMax, that one knows the axis
         by_axis = sorted(itertools.chain.from_iterable(found.values()), key=lambda p: p.class_axis is not None)

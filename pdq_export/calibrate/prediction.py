@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from pdq_export.calibrate.subgraph import tensor_nodes
-from pdq_export.spec import OutputPart
+from pdq_export.spec import OutputPart, Place
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,40 @@ def find_predictions(
         tensors = dict.fromkeys([part.tensor for part in parts.get(name, ())] or [name])
         found[name] = [prediction for tensor in tensors for prediction in _predictions(module, tensor, alive)]
     return found
+
+
+def put_images_first(module: fx.GraphModule, prediction: Prediction) -> Prediction:
+    """The same with an axis of images in front, which ``module``'s graph gets a node for; itself where it has one.
+
+    [T, N, K] of a text recogniser becomes [N, T, K]. ``module.meta["images"]`` tells where images lie.
+    """
+    place = module.meta.get("images", {}).get(prediction.tensor)
+    if place is None:
+        return prediction
+    name, nodes = f"{prediction.tensor}.images_first", tensor_nodes(module)
+    if name not in nodes:
+        source = nodes[prediction.tensor]
+        with module.graph.inserting_after(source):
+            node = module.graph.call_function(images_first, (source, place.axis, place.outer, place.inner))
+        node.meta.update(tensor=name, onnx_node="")
+    return Prediction(name, _moved_axis(prediction.class_axis, place))
+
+
+def images_first(x: Tensor, axis: int, outer: int, inner: int) -> Tensor:
+    """[..., outer * N * inner, ...] as [N, ..., outer, inner, ...], without an outer or inner of 1."""
+    split = x.unflatten(axis, (outer, -1, inner)).movedim(axis + 1, 0)
+    kept = [size for size in (outer, inner) if size > 1]
+    result: Tensor = split.reshape(len(split), *x.shape[:axis], *kept, *x.shape[axis + 1 :])
+    return result
+
+
+def _moved_axis(axis: int | None, place: Place) -> int | None:
+    """``axis`` after `images_first`; 0, that there is none, and one counted from the end stay."""
+    if not axis or axis < 0:
+        return axis
+    if axis == place.axis:
+        return 0
+    return axis + 1 if axis < place.axis else axis + (place.outer > 1) + (place.inner > 1)
 
 
 def _predictions(module: fx.GraphModule, output: str, alive: set[fx.Node]) -> list[Prediction]:

@@ -18,6 +18,7 @@ from pdq_export.export.runtimes import min_onnxruntime
 from pdq_export.export.source import KEY as SOURCE_KEY
 from pdq_export.export.source import Source, describe_source, read_source
 from pdq_export.graph.lookup import GraphIndex, opset_version
+from pdq_export.graph.scopes import without_metadata
 from pdq_export.spec import Plan, QuantizedTensors, Role
 
 __all__ = [
@@ -74,6 +75,7 @@ def export_model(
     opset = opset_version(model)
     if opset < MIN_OPSET:
         raise ExportError(f"model: opset is {opset}; expected at least {MIN_OPSET}; prepare it first")
+    model = without_metadata(model)
     layout, quantized = find_layout(target), settle(model, plan, tensors)
     graph = layout.write(quantized)
     if layout.convertible:

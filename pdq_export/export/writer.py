@@ -1,6 +1,7 @@
 """Collects the nodes and initializers of a new graph under names that collide with nothing in the old one."""
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -13,6 +14,10 @@ from pdq_export.export.storage import packed_tensor
 from pdq_export.graph.lookup import reads, subgraphs
 
 NODE_BYTES = 128  # of a node in the file, about
+# Names that are added to those of a tensor or node repeat it up to this length. torch's older exporter writes the path
+# of modules into each: five additions of fifty characters, and two or three readers, are a third of a small file.
+_LONGEST_REPEATED = 16
+_LONGEST_STEM = 24
 
 
 class GraphWriter:
@@ -24,6 +29,8 @@ class GraphWriter:
         self._initializers: dict[str, TensorProto] = {t.name: t for t in graph.initializer}
         self._tensor_names = set(_tensor_names(graph))
         self._node_names = {node.name for node in graph.node}
+        self._own = frozenset(self._tensor_names | self._node_names)
+        self._stems: dict[str, str] = {}
         self._integers: dict[tuple[int, int, bool], str] = {}
         self._zeros: dict[tuple[tuple[int, ...], type[np.integer[Any]]], str] = {}
 
@@ -36,7 +43,7 @@ class GraphWriter:
 
     def node_to(self, op_type: str, inputs: Sequence[str], output: str, *, name: str = "", **attributes: Any) -> str:
         """Append a node that writes exactly ``output``, a name the old graph has and the new leaves free."""
-        name = _unique(name, self._node_names) if name else name
+        name = _unique(self._short(name), self._node_names) if name else name
         self._nodes.append(onnx.helper.make_node(op_type, list(inputs), [output], name=name, **attributes))
         return output
 
@@ -83,7 +90,22 @@ class GraphWriter:
 
     def tensor_name(self, wanted: str) -> str:
         """``wanted``, or ``wanted_1``, ... where that is taken; taken from now on."""
-        return _unique(wanted, self._tensor_names)
+        return _unique(self._short(wanted), self._tensor_names)
+
+    def _short(self, wanted: str) -> str:
+        """``Relu.3_scale`` for ``/layer1/layer1.0/Relu_output_0_scale``; short names and those of the old graph stay.
+
+        The stem is the end of the tensor's or node's name, numbered where several end alike.
+        """
+        if wanted in self._own:
+            return wanted
+        ends = (match.start() for match in reversed(list(re.finditer("[_/]", wanted))))
+        base = next((wanted[:end] for end in ends if wanted[:end] in self._own), "")
+        if len(base) <= _LONGEST_REPEATED:
+            return wanted
+        if base not in self._stems:
+            self._stems[base] = _unique(_end(base), set(self._stems.values()), separator=".")
+        return self._stems[base] + wanted[len(base) :]
 
     def finish(self) -> GraphProto:
         """The new graph: the old inputs and outputs, and only nodes and initializers that are needed."""
@@ -103,11 +125,17 @@ class GraphWriter:
         return graph
 
 
-def _unique(wanted: str, taken: set[str]) -> str:
+def _end(name: str) -> str:
+    """The end of a path: ``Relu`` of ``/layer1/Relu_output_0``, ``conv1.weight`` of ``layer1.0.conv1.weight``."""
+    last = re.split("[/:]", name.removesuffix("_output_0").rstrip("/:"))[-1]
+    return ".".join(last.split(".")[-2:])[-_LONGEST_STEM:] or "tensor"
+
+
+def _unique(wanted: str, taken: set[str], separator: str = "_") -> str:
     name, count = wanted, 0
     while name in taken:
         count += 1
-        name = f"{wanted}_{count}"
+        name = f"{wanted}{separator}{count}"
     taken.add(name)
     return name
 

@@ -1,7 +1,7 @@
 """ONNX -> torch.fx: ``import_model`` and the operator table behind it."""
 
 from pdq_export.frontend import ops
-from pdq_export.frontend.batch import check_batch
+from pdq_export.frontend.batch import check_batch, find_batch_blockers, import_network
 from pdq_export.frontend.importer import find_unsupported, import_model
 from pdq_export.frontend.registry import OLDEST_OPSET, table
 from pdq_export.frontend.trial import check_runs, compute_tensors
@@ -21,7 +21,9 @@ __all__ = [
     "check_batch",
     "check_runs",
     "compute_tensors",
+    "find_batch_blockers",
     "find_unsupported",
     "import_model",
+    "import_network",
     "supported_operators",
 ]

@@ -15,7 +15,7 @@ from pdq_export.graph.messages import essential_line
 @torch.no_grad()
 def check_runs(module: fx.GraphModule, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
     """Outputs of ``module`` for a few images, a tensor for each graph input. Raises ModelError, naming what fails."""
-    runner = _Runner(module)
+    runner = NodeRunner(module)
     try:
         outputs: Sequence[Tensor] = runner.run(*inputs)
     except PdqError:
@@ -52,7 +52,7 @@ class _Recorder(fx.Interpreter):
         return result
 
 
-class _Runner(fx.Interpreter):
+class NodeRunner(fx.Interpreter):
     """Remembers the ONNX node that is being computed."""
 
     node = ""

@@ -17,6 +17,7 @@ from pdq_export.graph.lookup import (
     inner_layers,
     is_layer,
     opset_version,
+    optional_input,
 )
 
 QUANTIZED = (
@@ -61,6 +62,31 @@ def check_not_quantized(model: onnx.ModelProto) -> None:
                 f"{describe(node)}: the model is already quantized; expected a float32 model; "
                 "give the model it was made from"
             )
+
+
+def check_inference(model: onnx.ModelProto) -> None:
+    """No node in training mode, whose results change from run to run; constants are initializers."""
+    index = GraphIndex(model)
+    for node in model.graph.node:
+        if node.domain:
+            continue
+        if node.op_type == "BatchNormalization":
+            check_normalizes(node)
+        mode = optional_input(node, 2) if node.op_type == "Dropout" else None
+        if mode is not None and ((value := index.constant(mode)) is None or value.any()):
+            raise ModelError(
+                f"{describe(node)}: its training_mode, {mode!r}, is {'computed' if value is None else 'set'}; expected "
+                "inference; export after model.eval(), or leave the node's third input out of the file"
+            )
+
+
+def check_normalizes(node: NodeProto) -> None:
+    """A BatchNormalization by its parameters, not by what a batch happens to hold."""
+    if attribute(node, "training_mode", 0) or any(node.output[1:]):
+        raise ModelError(
+            f"{describe(node)}: is in training mode; expected inference; export after model.eval(), or set the node's "
+            "training_mode to 0 in the file and leave out its outputs but the first"
+        )
 
 
 def check_domains(model: onnx.ModelProto) -> None:

@@ -64,11 +64,14 @@ def drop_attribute(node: NodeProto, name: str) -> None:
 
 
 def replace_node(graph: onnx.GraphProto, node: NodeProto, replacements: Iterable[NodeProto]) -> None:
-    """Put nodes where ``node`` was; none of them removes it."""
+    """Put nodes where ``node`` was, with its metadata where they have none; none of them removes it."""
     position = next(i for i, candidate in enumerate(graph.node) if candidate is node)
+    metadata = list(node.metadata_props)
     del graph.node[position]
     for offset, replacement in enumerate(replacements):
         graph.node.insert(position + offset, replacement)
+        if not replacement.metadata_props:
+            graph.node[position + offset].metadata_props.extend(metadata)
 
 
 def output_channels(index: GraphIndex, layer: NodeProto) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import onnx
 
-from pdq_export.graph import checks
+from pdq_export.graph import checks, scopes
 from pdq_export.graph.passes import (
     constants,
     fold_affine,
@@ -18,6 +18,7 @@ from pdq_export.graph.passes import (
     raise_opset,
     simplify,
     spatial_mean,
+    spellings,
     tidy,
     vector_weights,
     widen,
@@ -81,10 +82,14 @@ def prepare_in_steps(model: onnx.ModelProto, *, opset: int | None = None) -> Ite
     work = normalize.run(work)
     checks.check_domains(work)
     yield Step.INLINE, PreparedModel(model=work, statistics={})
+    modules = scopes.read(work)
     work = widen.run(work)
     yield Step.WIDEN, PreparedModel(model=work, statistics={})
+    work = constants.run(work)
+    checks.check_inference(work)
     # HardSwish first: onnxsim and fold_affine take its Add(3) apart
-    for clean in (constants.run, hard_sigmoid.run, simplify.run, constants.run, hard_sigmoid.run):
+    one_spelling = (spellings.run, hard_sigmoid.run)
+    for clean in (*one_spelling, simplify.run, constants.run, *one_spelling):
         work = clean(work)
     yield Step.SIMPLIFY, PreparedModel(model=work, statistics={})
     work = vector_weights.run(tidy.infer_shapes(work))
@@ -95,13 +100,15 @@ def prepare_in_steps(model: onnx.ModelProto, *, opset: int | None = None) -> Ite
     work, statistics = fold_batch_norm.run(own_weights.run(work))
     work, statistics = fold_affine.run(work, statistics)
     checks.check_finite(work)  # folding can leave the range of float32
+    work = scopes.restore(work, modules)
     yield Step.FOLD, PreparedModel(model=work, statistics=statistics)
     yield Step.OPSET, at_opset(PreparedModel(model=work, statistics=statistics), opset or 0)
 
 
 def at_opset(prepared: PreparedModel, opset: int) -> PreparedModel:
     """The same, raised to ``opset`` where it is older. Raises ModelError."""
-    work, statistics = raise_opset.run(prepared.model, opset), prepared.statistics
+    modules = scopes.read(prepared.model)
+    work, statistics = scopes.restore(raise_opset.run(prepared.model, opset), modules), prepared.statistics
     for finish in (hard_sigmoid.run, tidy.remove_unused, tidy.name_nodes, tidy.infer_shapes):
         work = finish(work)
     return PreparedModel(model=work, statistics=statistics)

@@ -30,7 +30,7 @@ def make_plan(model: onnx.ModelProto, options: PlanOptions, unsupported: Mapping
     """
     index = GraphIndex(model)
     found = find_layers(index)
-    rules = options.resolve(layer.node for layer in found)
+    rules = options.resolve((layer.node for layer in found), {layer.node: layer.scope for layer in found})
     layers = tuple(layer for layer in found if layer.node not in rules.excluded)
     excluded = tuple(layer for layer in found if layer.node in rules.excluded)
     _check_shared(layers, excluded)

@@ -223,7 +223,7 @@ def _block(index: GraphIndex, nodes: Sequence[NodeProto], layers: Mapping[str, L
 
     outputs = (tensor for node in nodes for tensor in node.output if tensor and is_read_outside(tensor))
     return Block(
-        name=members[0].node if len(members) == 1 else f"{members[0].node} .. {members[-1].node}",
+        name=members[0].label if len(members) == 1 else f"{members[0].label} .. {members[-1].label}",
         inputs=tuple(tensor for tensor in read if tensor not in written),
         outputs=tuple(outputs),
         nodes=tuple(node.name for node in nodes),

@@ -25,7 +25,7 @@ POOLS = AVERAGES | {"ReduceMean", "GlobalMaxPool", "ReduceMax"}
 COMBINES = MERGES | AVERAGES | {"Concat"}
 
 _MOVES = frozenset(
-    "Reshape Flatten Transpose Squeeze Unsqueeze Slice Identity Split DepthToSpace SpaceToDepth Tile "
+    "Reshape Flatten Transpose Squeeze Unsqueeze Slice Identity Split DepthToSpace SpaceToDepth Tile Expand "
     "ReduceMax ReduceMin".split()
 )
 

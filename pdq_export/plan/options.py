@@ -21,8 +21,8 @@ class PlanOptions:
 
     ``bits``: of weights and activations. ``first_last``: of the weights of the first and last layers, and of the last
     layers' inputs (of the activation before an average); carriers, such as the network's input, keep 8.
-    ``layer_bits``: regular expressions over layers' node names (`re.search`), each with bits. ``exclude``: regular
-    expressions; the layers that match stay in float. ``symmetric_weights``: zero_point 0 for all weights.
+    ``layer_bits``: regular expressions over layers' node names and modules (`re.search`), each with bits. ``exclude``:
+    regular expressions; the layers that match stay in float. ``symmetric_weights``: zero_point 0 for all weights.
     ``wide_residuals``: what Adds read keeps 8 bits, layers read A bits of it (`plan.residuals`).
     ``reduce_range``: no weight is so wide that kernels of x86 processors without VNNI saturate (`plan.saturation`).
     ``per_layer``: every layer is a block of its own. ``tensorrt``: symmetric points, only where TensorRT's explicit
@@ -102,12 +102,15 @@ class PlanOptions:
             "weights": "symmetric" if self.symmetric_weights else "asymmetric",
         }
 
-    def resolve(self, names: Iterable[str]) -> "LayerRules":
-        """Apply the patterns to the names of a model's layers. Raises OptionError for one that matches nothing."""
+    def resolve(self, names: Iterable[str], scopes: Mapping[str, str] | None = None) -> "LayerRules":
+        """Apply the patterns to the names of a model's layers. Raises OptionError for one that matches nothing.
+
+        ``scopes``: by name, the paths of their modules, which patterns match as well.
+        """
         names = list(names)
         excluded: set[str] = set()
         for pattern in self.exclude:
-            excluded |= find_matches(pattern, names, "--exclude")
+            excluded |= find_matches(pattern, names, "--exclude", scopes)
         if names and excluded.issuperset(names):
             raise OptionError(
                 f"--exclude {' '.join(map(repr, self.exclude))}: matches all {len(names)} layers; expected some that "
@@ -115,7 +118,7 @@ class PlanOptions:
             )
         own: dict[str, BitWidths] = {}
         for pattern, bits in self.layer_bits:
-            own |= dict.fromkeys(find_matches(pattern, names, "--layer-bits"), bits)
+            own |= dict.fromkeys(find_matches(pattern, names, "--layer-bits", scopes), bits)
         return LayerRules(own=own, excluded=frozenset(excluded))
 
 

@@ -5,7 +5,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from pdq_export.errors import OptionError
 
@@ -35,14 +35,20 @@ def check_pattern(pattern: str, option: str) -> None:
         ) from error
 
 
-def find_matches(pattern: str, names: Sequence[str], option: str) -> frozenset[str]:
+def find_matches(
+    pattern: str, names: Sequence[str], option: str, scopes: Mapping[str, str] | None = None
+) -> frozenset[str]:
     """The names in which ``pattern`` is found (`re.search`: anywhere; ^ and $ bind it to the ends).
 
-    Raises OptionError where there is none, with the names that are nearest, and where matching takes too long.
+    ``scopes``: for some names a second text, the path of a module, in which it may be found instead. Raises OptionError
+    where there is none, with the names that are nearest, and where matching takes too long.
     """
-    found = _search(pattern, names, option)
+    known = {name: scope for name, scope in (scopes or {}).items() if scope}
+    texts = list(dict.fromkeys([*names, *known.values()]))
+    matching = _search(pattern, texts, option)
+    found = frozenset(name for name in names if name in matching or known.get(name) in matching)
     if not found:
-        near = _nearest(pattern, names)
+        near = _nearest(pattern, texts)
         raise OptionError(
             f"{option} {_shorten(pattern)!r}: matches none of the {len(names)} layers' names; near names are "
             f"{', '.join(map(repr, map(_shorten, near)))}; pdq-export inspect lists all"

@@ -8,6 +8,7 @@ from onnx import NodeProto
 
 from pdq_export.errors import ModelError
 from pdq_export.graph.lookup import GraphIndex, attribute, is_layer, optional_input
+from pdq_export.graph.scopes import module_path
 from pdq_export.plan.expectations import without_expectations
 from pdq_export.plan.operators import (
     ACTIVATIONS,
@@ -46,6 +47,7 @@ def _layer(index: GraphIndex, node: NodeProto) -> Layer:
         bias=bias if index.is_constant(bias) else None,
         output=node.output[0],
         owns_bias=bias is not None and index.sole_consumer(bias) is node,
+        scope=module_path(node),
     )
 
 

@@ -21,6 +21,7 @@ class LayerSummary:
     input_bits: int | None
     activation_bits: int | None
     excluded: bool
+    scope: str = ""  # the module's path, where the file tells it apart from the node's name
 
 
 def summarize_layers(index: GraphIndex, plan: Plan) -> tuple[LayerSummary, ...]:
@@ -41,6 +42,7 @@ def _summary(index: GraphIndex, plan: Plan, layer: Layer, excluded: bool) -> Lay
         input_bits=None if source is None else plan.points[source].bits,
         activation_bits=_activation_bits(index, plan, layer.output),
         excluded=excluded,
+        scope=layer.scope,
     )
 
 

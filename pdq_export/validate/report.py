@@ -28,8 +28,8 @@ Schema, version 1 (null stands for "not measured", for sqnr_db for "no differenc
     min_onnxruntime version                 the lowest onnxruntime that computes what the quantized file says, as
                                             measured; null where the file is for other runtimes
     layers          [{...}]                 one per weighted layer: {node, op_type, weight_shape,
-                                            weight_bits, input_bits, activation_bits, excluded}; null bits
-                                            stand for float
+                                            weight_bits, input_bits, activation_bits, excluded, scope}; null
+                                            bits stand for float; scope: path of the module, where it is known
     floating        [{node, op_type, reason}]  what computes in float, as `pdq_export.inspection` tells it
     parts           [{output, name, quantized_float}]  of outputs that are several things in one tensor, such as boxes
                                             and scores; name: the part as a slice of the output

@@ -7,9 +7,10 @@ import onnx
 import pytest
 import torch
 
-from pdq_export.calibrate.prediction import Prediction, find_predictions
+from pdq_export.calibrate.prediction import Prediction, find_predictions, images_first, put_images_first
+from pdq_export.calibrate.subgraph import extract
 from pdq_export.frontend import import_model
-from pdq_export.spec import OutputPart
+from pdq_export.spec import OutputPart, Place
 
 
 def found(
@@ -58,3 +59,21 @@ def test_the_parts_of_an_output_are_predictions_of_their_own() -> None:
         "y": [Prediction("b", None), Prediction("s", 0), Prediction("x", 1)]
     }
     assert found(body, "float[N,12] y") == {"y": [Prediction("j", None)]}
+
+
+def test_images_come_first() -> None:
+    """Scores [T, N, K] of a recogniser, and the same of [T N, K], one image after the other."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]>
+        m (float[N,4,3] x) => (float[3,N,4] y) { t = Transpose <perm = [2, 0, 1]> (x) y = Softmax <axis = 2> (t) }"""
+    )
+    network = import_model(model)
+    network.meta["images"] = {"t": Place(axis=1), "y": Place(axis=1)}
+    (prediction,) = find_predictions(network, [torch.zeros(1, 4, 3)], {})["y"]
+    moved = put_images_first(network, prediction)
+    assert moved == Prediction("t.images_first", 2) == put_images_first(network, prediction)
+    x = torch.randn(5, 4, 3)
+    (scores,) = extract(network, ["x"], [moved.tensor])(x)
+    assert torch.equal(scores, x.transpose(1, 2))
+    assert torch.equal(images_first(scores.transpose(0, 1).reshape(15, 4), 0, 3, 1), scores)
+    assert torch.equal(images_first(x.reshape(20, 3), 0, 1, 4), x)

@@ -1,12 +1,17 @@
 """A model with a fixed batch size that cannot run at another is refused before calibration."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
 
 from pdq_export.errors import ModelError
-from pdq_export.frontend import check_batch, import_model
-from pdq_export.graph.passes import free_batch
+from pdq_export.frontend import check_batch, import_model, import_network
+from pdq_export.frontend.batch import find_images
+from pdq_export.graph.passes import free_batch, tidy
+from pdq_export.spec import Place
 
 
 def checked(body: str, shapes: str, **constants: list) -> None:
@@ -35,6 +40,34 @@ def test_models_that_do_not(body: str, constants: dict[str, list], reason: str) 
     with pytest.raises(ModelError, match=r"its batch size is fixed at 2, .* export it with a dynamic batch axis") as e:
         checked(body, "(float[2,3,1] x) => (float[2,K,1] y)", **arrays)  # type: ignore[arg-type]
     assert reason in str(e.value)
+
+
+def test_the_node_that_takes_images_apart_is_named_and_can_be_cut_off(tmp_path: Path) -> None:
+    body = "g = Relu(x) p = GlobalAveragePool(g) a = Squeeze(p, k) y = MatMul(a, w)"
+    model = onnx.parser.parse_model(
+        f'<ir_version: 8, opset_import: ["": 17]> m (float[1,3,4,4] x) => (float[2] y) {{ {body} }}'
+    )
+    constants = {"k": np.array([0, 2, 3]), "w": np.ones((3, 2), np.float32)}
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(v, name) for name, v in constants.items())
+    for node in model.graph.node:
+        node.name = f"the {node.op_type}"
+    with pytest.raises(ModelError, match=r"node 'the Squeeze' \(Squeeze\) drops the axis of the images") as error:
+        check_batch(import_network(tidy.infer_shapes(model)), model)
+    (call,) = re.findall(r"onnx\.utils\.extract_model\(file, part, .*\)", str(error.value))
+    file, part = str(tmp_path / "file.onnx"), str(tmp_path / "part.onnx")
+    onnx.save(model, file)
+    eval(call, {"onnx": onnx, "file": file, "part": part})
+    rest = onnx.load(part)
+    assert [value.name for value in rest.graph.output] == ["p"]
+    check_batch(import_network(rest), rest)
+
+
+def test_where_images_lie_with_any_batch_size() -> None:
+    body = "t = Transpose <perm = [2, 0, 1]> (x) y = Relu(t)"
+    model = onnx.parser.parse_model(
+        f'<ir_version: 8, opset_import: ["": 17]> m (float[N,3,5] x) => (float[5,N,3] y) {{ {body} }}'
+    )
+    assert find_images(tidy.infer_shapes(model)) == {"t": Place(axis=1), "y": Place(axis=1)}
 
 
 @pytest.mark.parametrize(("axis", "warns"), [(0, True), (1, False)])

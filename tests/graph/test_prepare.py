@@ -117,12 +117,12 @@ REAL = {
     "resnet20_cifar10": (
         (2, 3, 32, 32),
         19,
-        {"Conv": 19, "Relu": 19, "Add": 9, "Slice": 2, "Pad": 2, "AveragePool": 1, "Reshape": 1, "Gemm": 1},
+        {"Conv": 19, "Relu": 19, "Add": 9, "Slice": 2, "Pad": 2, "GlobalAveragePool": 1, "Reshape": 1, "Gemm": 1},
     ),
     "resnet20_cifar10_folded": (
         (2, 3, 32, 32),
         0,
-        {"Conv": 19, "Relu": 19, "Add": 9, "Slice": 2, "Pad": 2, "AveragePool": 1, "Reshape": 1, "Gemm": 1},
+        {"Conv": 19, "Relu": 19, "Add": 9, "Slice": 2, "Pad": 2, "GlobalAveragePool": 1, "Reshape": 1, "Gemm": 1},
     ),
     "efficientnet_lite0_imagenet": (
         (1, 3, 224, 224),

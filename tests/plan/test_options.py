@@ -162,3 +162,13 @@ def test_patterns_that_may_backtrack_match_the_same() -> None:
     names = ["/layer1/conv1/Conv", "/layer2/conv1/Conv", "é\n"]
     assert patterns.find_matches(r"layer.*/conv.*", names, "-") == set(names[:2])
     assert patterns.find_matches(r"^é|x|z", names, "-") == {"é\n"}
+
+
+def test_patterns_match_modules_as_well() -> None:
+    names, scopes = ["node_conv2d", "node_conv2d_1", "other"], {"node_conv2d": "stem.conv", "node_conv2d_1": "layer1.0"}
+    options = PlanOptions.of("4/4", layer_bits={r"^layer1\.": "8/8", "other": "2/2"}, exclude="stem.*conv")
+    rules = options.resolve(names, scopes)
+    assert {name: str(bits) for name, bits in rules.own.items()} == {"node_conv2d_1": "8/8", "other": "2/2"}
+    assert rules.excluded == {"node_conv2d"}
+    with pytest.raises(OptionError, match=r"near names are 'layer1\.0'"):
+        PlanOptions.of("4/4", exclude="layer1_0").resolve(names, scopes)

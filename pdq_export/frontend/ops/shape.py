@@ -128,8 +128,13 @@ def transpose(x: Tensor, *, perm: Sequence[int] | None) -> Tensor:
 
 
 def squeeze(x: Tensor, axes: Ints | None = None) -> Tensor:
-    """ONNX Squeeze: without the given axes of size 1, or without all of size 1."""
-    return x.squeeze() if axes is None else x.squeeze(tuple(as_ints(axes)))
+    """ONNX Squeeze: without the given axes of size 1, or without all of size 1. Raises ValueError for a larger one."""
+    if axes is None:
+        return x.squeeze()
+    dropped = as_ints(axes)
+    if any(x.shape[axis] != 1 for axis in dropped):  # torch would keep it without a word
+        raise ValueError(f"axes {dropped} of a tensor of shape {list(x.shape)}, which are to have size 1")
+    return x.squeeze(tuple(dropped))
 
 
 def unsqueeze(x: Tensor, axes: Ints) -> Tensor:

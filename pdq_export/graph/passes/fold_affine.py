@@ -1,4 +1,7 @@
-"""Mul, Div, Add and Sub by per-channel constants into the layer before them; MatMul + bias becomes Gemm."""
+"""Mul, Div, Add and Sub by per-channel constants into the layer before them; MatMul + bias becomes Gemm.
+
+A factor behind an Add of layers, as Mean of tensors has it, goes into all of them.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -30,16 +33,41 @@ def run(
         assert value is not None
         if _matmul_to_gemm(index, tensor, node, value):
             index = GraphIndex(model)
-        layer = edit.foldable_layer(index, tensor, node)
-        affine = None if layer is None else _affine(index, layer, node, operand, value)
-        if layer is None or affine is None:
+        layers = _layers_behind(index, tensor, node)
+        affines = [_affine(index, layer, node, operand, value) for layer in layers]
+        known = [affine for affine in affines if affine is not None]
+        if not known or len(known) < len(layers) or (len(layers) > 1 and any(offset.any() for _, offset in known)):
             continue
-        edit.scale_and_shift(index, layer, *affine)
-        layer.output[0] = node.output[0]
-        if tensor in result:
-            result[node.output[0]] = result.pop(tensor).transformed(*affine)
+        for layer, affine in zip(layers, known, strict=True):
+            _fold(GraphIndex(model), layer, affine, result)
+        _take_name(index, result, tensor, node.output[0])
         edit.replace_node(model.graph, node, [])
     return model, result
+
+
+def _layers_behind(index: GraphIndex, tensor: str, reader: NodeProto) -> list[NodeProto]:
+    """The layer that writes ``tensor``, or those whose sum it is, for ``reader`` alone; none where there is more."""
+    layer = edit.foldable_layer(index, tensor, reader)
+    if layer is not None:
+        return [layer]
+    node = index.producer.get(tensor)
+    if node is None or node.op_type != "Add" or node.domain or index.sole_consumer(tensor) is not reader:
+        return []
+    parts = [_layers_behind(index, name, node) for name in node.input]
+    return [layer for part in parts for layer in part] if all(parts) else []
+
+
+def _fold(index: GraphIndex, layer: NodeProto, affine: Affine, statistics: dict[str, ChannelStatistics]) -> None:
+    edit.scale_and_shift(index, layer, *affine)
+    if layer.output[0] in statistics:
+        statistics[layer.output[0]] = statistics[layer.output[0]].transformed(*affine)
+
+
+def _take_name(index: GraphIndex, statistics: dict[str, ChannelStatistics], old: str, new: str) -> None:
+    """Let the layer or Add that writes ``old`` write ``new`` instead."""
+    index.producer[old].output[0] = new
+    if old in statistics:
+        statistics[new] = statistics.pop(old)
 
 
 def _affine(index: GraphIndex, layer: NodeProto, node: NodeProto, operand: int, value: NDArray[Any]) -> Affine | None:

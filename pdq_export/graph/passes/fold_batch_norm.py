@@ -15,6 +15,7 @@ from onnx import NodeProto
 
 from pdq_export.errors import ModelError
 from pdq_export.graph import edit
+from pdq_export.graph.checks import check_normalizes
 from pdq_export.graph.lookup import GraphIndex, attribute, describe
 from pdq_export.spec import ChannelStatistics
 
@@ -74,8 +75,7 @@ def run(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, ChannelStati
 
 
 def _read(index: GraphIndex, node: NodeProto) -> BatchNorm:
-    if attribute(node, "training_mode", 0) or any(node.output[1:]):
-        raise ModelError(f"{describe(node)}: is in training mode; expected inference; export after model.eval()")
+    check_normalizes(node)
     values = []
     for name in node.input[1:5]:
         value = index.constant(name)

@@ -1,5 +1,6 @@
 """The last touches: no dead nodes, no unused constants or opsets, unique node names, inferred shapes."""
 
+import logging
 import math
 
 import onnx
@@ -7,7 +8,9 @@ import onnx
 from pdq_export.errors import ModelError
 from pdq_export.graph.lookup import all_nodes, reads
 from pdq_export.graph.messages import essential_line
-from pdq_export.graph.passes import batch_axis
+from pdq_export.graph.passes import name_batch
+
+logger = logging.getLogger(__name__)
 
 SHAPE_SIZE = 1024  # constants up to this size may be shapes, scales or axes, which inference reads
 
@@ -71,7 +74,26 @@ def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
         ) from error
     del model.graph.value_info[:]
     model.graph.value_info.extend(inferred.graph.value_info)
-    return batch_axis.run(model)
+    for declared, computed in zip(model.graph.output, inferred.graph.output, strict=True):
+        _correct(declared, computed)
+    return name_batch.run(model)
+
+
+def _correct(declared: onnx.ValueInfoProto, computed: onnx.ValueInfoProto) -> None:
+    """Declare what the graph computes where a file says something else, which runtimes run but no checker accepts."""
+    old, new = declared.type.tensor_type, computed.type.tensor_type
+    if not (old.HasField("shape") and new.HasField("shape")):
+        return
+    pairs = list(zip(old.shape.dim, new.shape.dim, strict=False))
+    known = [(a.dim_value, b.dim_value) for a, b in pairs if a.HasField("dim_value") and b.HasField("dim_value")]
+    if len(old.shape.dim) == len(new.shape.dim) and all(a == b for a, b in known):
+        return
+    logger.warning(
+        "output %r: declares the shape %s, but its node computes %s; the written file declares what is computed",
+        declared.name,
+        *([dim.dim_value or dim.dim_param or "?" for dim in each.shape.dim] for each in (old, new)),
+    )
+    old.shape.CopyFrom(new.shape)
 
 
 def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:

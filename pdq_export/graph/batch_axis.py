@@ -1,0 +1,378 @@
+"""Where the images of a batch of fixed size lie in every tensor, and the nodes that take them apart or mix them.
+
+A batch begins along axis 0. Transpose moves it, Reshape merges its axis with others and splits it again, a recurrent
+layer reads it along axis 1. Sizes alone do not tell, least of all with a batch of 1: each operator says what becomes of
+the axis.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+from onnx import NodeProto
+
+from pdq_export.graph.lookup import GraphIndex, attribute, optional_input
+from pdq_export.spec import Place
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BatchAxes:
+    """``places`` by tensor name. ``blockers``: nodes that take images apart or mix them, with the reason."""
+
+    places: Mapping[str, Place]
+    blockers: Mapping[str, str]
+
+
+class _BlockedError(Exception):
+    """What a node does to images."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Step:
+    index: GraphIndex
+    node: NodeProto
+    batch: int
+    places: Mapping[str, Place]
+
+    def place(self, position: int) -> Place | None:
+        """Of an input, where it has images."""
+        return self.places.get(optional_input(self.node, position) or "")
+
+    def rank(self, tensor: str) -> int:
+        """Number of axes. Raises LookupError where it is unknown, so that nothing is known of what follows either."""
+        rank = self.index.rank(tensor)
+        if rank is None:
+            raise LookupError(tensor)
+        return rank
+
+    def axis(self, value: int, tensor: str) -> int:
+        """``value`` counted from the front."""
+        return value % max(self.rank(tensor), 1)
+
+    def everywhere(self, place: Place) -> dict[str, Place]:
+        """The same place in every output."""
+        return {name: place for name in self.node.output if name}
+
+
+Rule = Callable[[_Step, Place], dict[str, Place]]
+
+
+def fixed_batch(index: GraphIndex) -> int | None:
+    """The size of axis 0 where all inputs have the same known one, else None."""
+    sizes = {shape[0] for name in index.inputs if (shape := index.shape(name))}
+    batch = sizes.pop() if len(sizes) == 1 else None
+    return batch if isinstance(batch, int) else None
+
+
+def follow(index: GraphIndex, batch: int) -> BatchAxes:
+    """Follow a batch of ``batch`` images from the inputs on; behind an operator or shape that is unknown it is lost."""
+    places = {name: Place(axis=0) for name in index.inputs if index.rank(name)}
+    blockers: dict[str, str] = {}
+    for node in index.graph.node:
+        first = next((places[name] for name in node.input if name in places), None)
+        if first is None:
+            continue
+        step = _Step(index=index, node=node, batch=batch, places=places)
+        rule = _unknown if node.domain else _RULES.get(node.op_type, _same)
+        try:
+            places.update(rule(step, first))
+        except _BlockedError as blocked:
+            blockers[node.name] = str(blocked)
+        except (LookupError, TypeError):  # of a shape or an attribute that is not known
+            continue
+    return BatchAxes(places=places, blockers=blockers)
+
+
+def reshaped(place: Place, before: Sequence[int], after: Sequence[int], batch: int) -> Place | None:
+    """Where a Reshape from one shape to the other, in row-major order, puts the images; None where it cuts them up.
+
+    Of several axes that fit, as with a batch of 1, it is the old one where that counts images alone, else the first
+    that does.
+    """
+    slower = math.prod(before[: place.axis]) * place.outer
+    fits = []
+    for axis, size in enumerate(after):
+        outer, rest = divmod(slower, max(math.prod(after[:axis]), 1))
+        inner, rest_of_axis = divmod(size, outer * batch) if outer else (0, 1)
+        if rest or rest_of_axis or not inner:
+            continue
+        fits.append(Place(axis=axis, outer=outer, inner=inner))
+    alone = [fit for fit in fits if fit.is_alone]
+    return next((fit for fit in alone if fit.axis == place.axis), next(iter([*alone, *fits]), None))
+
+
+def reshaped_sizes(index: GraphIndex, node: NodeProto) -> tuple[int, ...] | None:
+    """The shape that a Reshape or Flatten gives, of its own inputs: what a file declares of outputs may be open."""
+    before, wanted = index.static_shape(node.input[0]), index.constant(optional_input(node, 1))
+    if before is None or wanted is None or (int(attribute(node, "allowzero", 0)) and not wanted.all()):
+        return index.static_shape(node.output[0])
+    sizes = [before[axis] if size == 0 and axis < len(before) else int(size) for axis, size in enumerate(wanted)]
+    if sizes.count(-1) == 1:
+        sizes[sizes.index(-1)] = math.prod(before) // max(-math.prod(sizes), 1)
+    return tuple(sizes) if math.prod(sizes) == math.prod(before) and all(size >= 0 for size in sizes) else None
+
+
+def _same(step: _Step, place: Place) -> dict[str, Place]:
+    """Element by element; also operators that keep the number of axes and whose other axes do not concern images."""
+    data = next(name for name in step.node.input if name in step.places)
+    return {name: place for name in step.node.output if name and step.index.rank(name) in (None, step.rank(data))}
+
+
+def _unknown(step: _Step, place: Place) -> dict[str, Place]:
+    return _same(step, place) if place.axis == 0 else {}
+
+
+def _nothing(_step: _Step, _place: Place) -> dict[str, Place]:
+    return {}
+
+
+def _per_image(step: _Step, place: Place) -> dict[str, Place]:
+    """Convolutions and pools, which read axis 0 as images and another one as channels or positions."""
+    if place.axis:
+        raise _BlockedError(f"reads images along axis 0, where they lie along axis {place.axis}")
+    return _same(step, place)
+
+
+def _broadcast(step: _Step, place: Place) -> dict[str, Place]:
+    rank = max(step.rank(name) for name in step.node.input if name)
+    found = {
+        step.places[name].along(step.places[name].axis + rank - step.rank(name))
+        for name in step.node.input
+        if name in step.places
+    }
+    if len(found) > 1:
+        raise _BlockedError("its operands have the images along different axes")
+    result = found.pop()
+    behind = rank - result.axis
+    for name in step.node.input:
+        value = step.index.constant(name)
+        if value is None or value.ndim < behind or value.shape[-behind] == 1 or step.batch == 1:
+            continue
+        if (value != value.take([0], -behind)).any():
+            raise _BlockedError(f"its constant {name!r} differs from image to image")
+    return step.everywhere(result)
+
+
+def _transpose(step: _Step, place: Place) -> dict[str, Place]:
+    order = attribute(step.node, "perm") or list(reversed(range(step.rank(step.node.input[0]))))
+    return step.everywhere(place.along(order.index(place.axis)))
+
+
+def _reshape(step: _Step, place: Place) -> dict[str, Place]:
+    output = step.node.output[0]
+    before, after = step.index.static_shape(step.node.input[0]), reshaped_sizes(step.index, step.node)
+    if before is None or after is None:
+        shape = step.index.shape(output)
+        keeps = shape is not None and shape[0] == step.batch and place == Place(axis=0)
+        return {output: place} if keeps else {}
+    result = reshaped(place, before, after, step.batch)
+    if result is None:
+        raise _BlockedError(f"makes {list(after)} of {list(before)}, which leaves no axis with the images")
+    return {output: result}
+
+
+def _axes(step: _Step) -> list[int]:
+    """The ``axes`` of Squeeze, Unsqueeze and reductions, an attribute or an input; [] where they are left out."""
+    name = optional_input(step.node, 1)
+    value = step.index.constant(name)
+    if name is not None and value is None:
+        raise LookupError(name)
+    axes = attribute(step.node, "axes") if value is None else value.reshape(-1).tolist()
+    return [] if axes is None else list(axes)
+
+
+def _squeeze(step: _Step, place: Place) -> dict[str, Place]:
+    data = step.node.input[0]
+    shape = step.index.shape(data)
+    removed = [step.axis(axis, data) for axis in _axes(step)]
+    if not removed:
+        removed = [axis for axis, size in enumerate(shape or ()) if size == 1]
+    if place.axis in removed:
+        raise _BlockedError("drops the axis of the images, as there is one")
+    return step.everywhere(place.along(place.axis - sum(axis < place.axis for axis in removed)))
+
+
+def _unsqueeze(step: _Step, place: Place) -> dict[str, Place]:
+    output = step.node.output[0]
+    added = {step.axis(axis, output) for axis in _axes(step)}
+    kept = [axis for axis in range(step.rank(output)) if axis not in added]
+    return step.everywhere(place.along(kept[place.axis]))
+
+
+def _reduce(step: _Step, place: Place) -> dict[str, Place]:
+    data = step.node.input[0]
+    axes = {step.axis(axis, data) for axis in _axes(step)}
+    if not axes and int(attribute(step.node, "noop_with_empty_axes", 0)):
+        return _same(step, place)
+    if not axes or place.axis in axes:
+        raise _BlockedError("reduces the axis of the images")
+    dropped = 0 if attribute(step.node, "keepdims", 1) else sum(axis < place.axis for axis in axes)
+    return step.everywhere(place.along(place.axis - dropped))
+
+
+def _arg(step: _Step, place: Place) -> dict[str, Place]:
+    axis = step.axis(attribute(step.node, "axis", 0), step.node.input[0])
+    if axis == place.axis:
+        raise _BlockedError("reduces the axis of the images")
+    dropped = not attribute(step.node, "keepdims", 1) and axis < place.axis
+    return step.everywhere(place.along(place.axis - dropped))
+
+
+def _along(default: int) -> Rule:
+    """Operators that compute along the one axis that their attribute names, or join or cut tensors there."""
+
+    def rule(step: _Step, place: Place) -> dict[str, Place]:
+        if step.axis(attribute(step.node, "axis", default), step.node.input[0]) == place.axis:
+            raise _BlockedError("computes across images, along their axis")
+        return step.everywhere(place)
+
+    return rule
+
+
+def _softmax(step: _Step, place: Place) -> dict[str, Place]:
+    if step.index.opset >= 13:
+        return _along(-1)(step, place)
+    if step.axis(attribute(step.node, "axis", 1), step.node.input[0]) <= place.axis:  # of all axes from there on
+        raise _BlockedError("computes across images, along their axis")
+    return step.everywhere(place)
+
+
+def _concat(step: _Step, place: Place) -> dict[str, Place]:
+    if any(step.places[name] != place for name in step.node.input if name in step.places):
+        raise _BlockedError("its operands have the images along different axes")
+    return _along(1)(step, place)
+
+
+def _slice(step: _Step, place: Place) -> dict[str, Place]:
+    data = step.node.input[0]
+    if len(step.node.input) > 1:
+        name = optional_input(step.node, 3)
+        value = step.index.constant(name)
+        starts = step.index.constant(step.node.input[1])
+        if (name is not None and value is None) or (name is None and starts is None):
+            raise LookupError(name)
+        axes = list(range(len(starts) if starts is not None else 0)) if value is None else value.tolist()
+    else:
+        axes = attribute(step.node, "axes") or list(range(len(attribute(step.node, "starts"))))
+    before, after = step.index.shape(data), step.index.shape(step.node.output[0])
+    whole = before is not None and after is not None and before[place.axis] == after[place.axis]
+    if place.axis in {step.axis(axis, data) for axis in axes} and not whole:
+        raise _BlockedError("takes some of the images")
+    return step.everywhere(place)
+
+
+def _gather(step: _Step, place: Place) -> dict[str, Place]:
+    data, indices = step.node.input[:2]
+    if data not in step.places:
+        return {step.node.output[0]: place} if step.axis(attribute(step.node, "axis", 0), data) == 0 else {}
+    axis = step.axis(attribute(step.node, "axis", 0), data)
+    if axis == place.axis:
+        raise _BlockedError("takes some of the images")
+    return step.everywhere(place.along(place.axis + (step.rank(indices) - 1 if axis < place.axis else 0)))
+
+
+def _matmul(step: _Step, place: Place) -> dict[str, Place]:
+    output = step.node.output[0]
+    found = set()
+    for position, contracted in ((0, 1), (1, 2)):
+        operand = step.place(position)
+        if operand is None:
+            continue
+        behind = step.rank(step.node.input[position]) - operand.axis
+        if behind == contracted or step.rank(step.node.input[position]) == 1:
+            raise _BlockedError("sums over the images")
+        found.add(operand.along(step.rank(output) - behind))
+    if len(found) > 1:
+        raise _BlockedError("multiplies images by others")
+    return step.everywhere(found.pop())
+
+
+def _gemm(step: _Step, place: Place) -> dict[str, Place]:
+    if step.place(0) is None:
+        raise LookupError(step.node.name)
+    if place.axis != (1 if attribute(step.node, "transA", 0) else 0):
+        raise _BlockedError("sums over the images")
+    return step.everywhere(place.along(0))
+
+
+def _recurrent(step: _Step, place: Place) -> dict[str, Place]:
+    """LSTM, GRU and RNN: X is [T, N, I] and Y [T, D, N, H], or with batches first [N, T, I] and [N, T, D, H]."""
+    first = attribute(step.node, "layout", 0)
+    expected = 0 if first else 1
+    if place.axis != expected or step.place(0) is None:
+        raise _BlockedError(f"reads images along axis {expected}, where they lie along axis {place.axis}")
+    inner = [0, 0, 0] if first else [2, 1, 1]
+    return {name: place.along(axis) for name, axis in zip(step.node.output, inner, strict=False) if name}
+
+
+def _einsum(step: _Step, place: Place) -> dict[str, Place]:
+    terms, arrow, result = attribute(step.node, "equation").replace(" ", "").partition("->")
+    if "." in terms or not arrow:
+        raise LookupError(step.node.name)
+    letters = {
+        term[step.places[name].axis]
+        for term, name in zip(terms.split(","), step.node.input, strict=True)
+        if name in step.places
+    }
+    if len(letters) > 1 or not letters <= set(result):
+        raise _BlockedError("sums over the images, or multiplies them by others")
+    return step.everywhere(place.along(result.index(letters.pop())))
+
+
+def _pad(step: _Step, place: Place) -> dict[str, Place]:
+    before, after = step.index.shape(step.node.input[0]), step.index.shape(step.node.output[0])
+    if before is not None and after is not None and before[place.axis] != after[place.axis]:
+        raise _BlockedError("pads the axis of the images")
+    return _same(step, place)
+
+
+def _tile(step: _Step, place: Place) -> dict[str, Place]:
+    repeats = step.index.constant(step.node.input[1])
+    if repeats is None:
+        raise LookupError(step.node.name)
+    return step.everywhere(dataclasses.replace(place, outer=place.outer * int(repeats[place.axis])))
+
+
+def _expand(step: _Step, place: Place) -> dict[str, Place]:
+    output = step.node.output[0]
+    return {output: place.along(place.axis + step.rank(output) - step.rank(step.node.input[0]))}
+
+
+_RULES: dict[str, Rule] = {
+    **dict.fromkeys("Shape Size ConstantOfShape NonMaxSuppression NonZero Unique".split(), _nothing),
+    **dict.fromkeys("If Loop Scan SequenceConstruct SplitToSequence".split(), _nothing),
+    **dict.fromkeys(
+        "Conv ConvTranspose MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool "
+        "DepthToSpace SpaceToDepth BatchNormalization InstanceNormalization GroupNormalization LRN GridSample".split(),
+        _per_image,
+    ),
+    **dict.fromkeys(
+        "Add Sub Mul Div Pow Mod Max Min Sum Mean Where PRelu Equal Greater Less GreaterOrEqual LessOrEqual And Or "
+        "Xor".split(),
+        _broadcast,
+    ),
+    **dict.fromkeys(
+        "ReduceMean ReduceSum ReduceMax ReduceMin ReduceL1 ReduceL2 ReduceProd ReduceSumSquare ReduceLogSum "
+        "ReduceLogSumExp".split(),
+        _reduce,
+    ),
+    **dict.fromkeys(("ArgMax", "ArgMin"), _arg),
+    **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), _softmax),
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), _recurrent),
+    **dict.fromkeys(("Reshape", "Flatten"), _reshape),
+    "LpNormalization": _along(-1),
+    "TopK": _along(-1),
+    "Split": _along(0),
+    "Concat": _concat,
+    "Transpose": _transpose,
+    "Squeeze": _squeeze,
+    "Unsqueeze": _unsqueeze,
+    "Slice": _slice,
+    "Gather": _gather,
+    "MatMul": _matmul,
+    "Gemm": _gemm,
+    "Einsum": _einsum,
+    "Pad": _pad,
+    "Tile": _tile,
+    "Expand": _expand,
+}
