@@ -9,6 +9,7 @@ import onnx
 from pdq_export.graph import checks
 from pdq_export.graph.passes import (
     constants,
+    dropout,
     fold_affine,
     fold_batch_norm,
     fold_reshape,
@@ -18,6 +19,7 @@ from pdq_export.graph.passes import (
     raise_opset,
     simplify,
     spatial_mean,
+    stacked_weight,
     tidy,
     vector_weights,
     widen,
@@ -84,13 +86,13 @@ def prepare_in_steps(model: onnx.ModelProto, *, opset: int | None = None) -> Ite
     work = widen.run(work)
     yield Step.WIDEN, PreparedModel(model=work, statistics={})
     # HardSwish first: onnxsim and fold_affine take its Add(3) apart
-    for clean in (constants.run, hard_sigmoid.run, simplify.run, constants.run, hard_sigmoid.run):
+    for clean in (constants.run, dropout.run, hard_sigmoid.run, simplify.run, constants.run, hard_sigmoid.run):
         work = clean(work)
     yield Step.SIMPLIFY, PreparedModel(model=work, statistics={})
     work = vector_weights.run(tidy.infer_shapes(work))
     checks.check_layers(work)
     checks.check_finite(work)
-    work = fold_reshape.run(spatial_mean.run(work))
+    work = stacked_weight.run(fold_reshape.run(spatial_mean.run(work)))
     yield Step.SHAPES, PreparedModel(model=work, statistics={})
     work, statistics = fold_batch_norm.run(own_weights.run(work))
     work, statistics = fold_affine.run(work, statistics)
