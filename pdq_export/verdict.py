@@ -2,6 +2,7 @@
 
 import logging
 
+from pdq_export.advice import asked_for_fewer_bits, bits_or_float
 from pdq_export.errors import first_few
 from pdq_export.plan.saturation import saturating_layers
 from pdq_export.samples import Data
@@ -22,10 +23,11 @@ def warn_useless(report: Report, judged: Data) -> None:
         if (error := output.quantized_float.relative_error) > _USELESS:
             logger.warning(
                 "output %r: its error on %s is %.0f %% of FP32's output (zeros have 100 %%): the file is of no use; "
-                "calibrate on images like those, or use more bits, images or steps",
+                "calibrate on images like those, and on more, or %s",
                 output.name,
                 judged.source,
                 100 * error,
+                bits_or_float(asked_for_fewer_bits(report.settings)),
             )
 
 
