@@ -36,7 +36,7 @@ _WIDE = 1000  # no folding where a program reads
 def inspect(model: Path, *, as_json: bool, verbose: bool, **arguments: Any) -> None:
     """Show what quantize would do with a model: layers, blocks, bits, what stays in float and why, expected size.
 
-    Takes no images and calibrates nothing. Node names that --layer-bits and --exclude match are those shown here.
+    Takes no images and calibrates nothing. The names that --layer-bits matches are those shown here.
     """
     set_up_logging(Console(stderr=True), quiet=False, verbose=verbose)
     if not model.is_file():

@@ -35,8 +35,10 @@ def check_pattern(pattern: str, option: str) -> None:
         ) from error
 
 
-def find_matches(pattern: str, names: Sequence[str], option: str) -> frozenset[str]:
+def find_matches(pattern: str, names: Sequence[str], option: str, *, what: str = "layers") -> frozenset[str]:
     """The names in which ``pattern`` is found (`re.search`: anywhere; ^ and $ bind it to the ends).
+
+    ``what``: whose names they are, for messages.
 
     Raises OptionError where there is none, with the names that are nearest, and where matching takes too long.
     """
@@ -44,8 +46,8 @@ def find_matches(pattern: str, names: Sequence[str], option: str) -> frozenset[s
     if not found:
         near = _nearest(pattern, names)
         raise OptionError(
-            f"{option} {_shorten(pattern)!r}: matches none of the {len(names)} layers' names; near names are "
-            f"{', '.join(map(repr, map(_shorten, near)))}; pdq-export inspect lists all"
+            f"{option} {_shorten(pattern)!r}: matches none of the {len(names)} {what}' names; near names are "
+            f"{', '.join(map(repr, map(_shorten, near)))}; pdq-export inspect lists all layers"
         )
     return found
 

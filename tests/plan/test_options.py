@@ -118,10 +118,15 @@ def test_summary() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"exclude": "layer2/conv1"}, "--exclude 'layer2/conv1': matches none of the 5 layers' names; near names are "),
+        ({"exclude": "layer2/conv1"}, "--exclude 'layer2/conv1': matches none of the 12 nodes' names; near names are "),
         ({"exclude": "layer2/conv1"}, "'/layer1/conv1/Conv'"),
         ({"layer_bits": {"haed": "4/4"}}, "near names are '/head/Conv'"),
-        ({"exclude": "s$"}, "matches none"),  # not a layer
+        ({"layer_bits": {"s$": "4/4"}}, "matches none of the 5 layers' names"),  # not a layer
+        (
+            {"exclude_op": "add"},
+            "--exclude-op 'add': the model, once prepared, has no such operator; did you mean Add?",
+        ),
+        ({"exclude_op": ["Conv", "Gemm"]}, "--exclude-op Conv Gemm: matches all 5 layers"),
         ({"exclude": "("}, r"--exclude '(': is not a regular expression (missing ), unterminated"),
         ({"exclude": ""}, "has 0 characters"),
         ({"exclude": "a" * 1001}, "has 1001 characters"),
