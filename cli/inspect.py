@@ -37,7 +37,7 @@ def inspect(model: Path, *, as_json: bool, verbose: bool, **arguments: Any) -> N
     """Show what quantize would do with a model: layers, blocks, bits, what stays in float and why, expected size.
 
     Takes no images and calibrates nothing. What --layer-bits and --exclude match are the node names shown here, and the
-    paths of modules in parentheses.
+    paths of modules in parentheses; --exclude matches other nodes, too.
     """
     set_up_logging(Console(stderr=True), quiet=False, verbose=verbose)
     if not model.is_file():

@@ -38,7 +38,13 @@ _OPTIONS = (
         "--exclude",
         multiple=True,
         metavar="REGEX",
-        help="Leave layers whose node name or module matches in float; again for more.",
+        help="Leave layers and other nodes whose name or module matches in float; again for more.",
+    ),
+    click.option(
+        "--exclude-op",
+        multiple=True,
+        metavar="TYPE",
+        help="Leave all nodes of an operator in float, for example Add; again for more.",
     ),
     click.option(
         "--first-last",
@@ -90,6 +96,9 @@ def check_plan_options(arguments: Mapping[str, Any]) -> None:
     from pdq_export.export import find_layout
     from pdq_export.plan.options import PlanOptions
 
-    names = ("bits", "layer_bits", "exclude", "first_last", "weights", "wide_residuals", "reduce_range")
+    names = (
+        *("bits", "layer_bits", "exclude", "exclude_op", "first_last", "weights"),
+        *("wide_residuals", "reduce_range"),
+    )
     tensorrt = find_layout(arguments["target"]).tensorrt
     PlanOptions.of(**{name: arguments[name] for name in names}, tensorrt=tensorrt)

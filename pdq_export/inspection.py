@@ -7,7 +7,7 @@ JSON schema of `Inspection.to_dict`, version 2 (null stands for "not known")::
     opset             of the file
     inputs, outputs   [{name, dtype, shape}]  shape: per axis a number, the name of a dynamic axis, or null
     settings          {bits, first_last, layer_bits, exclude, wide_residuals, reduce_range, weights, target, opset}
-                      opset: of the file to write
+                      opset: of the file to write; where it was given, exclude_op
     family            plain, grouped or depthwise: which of the paper's networks it is like
     hyper_parameters  {temperature, lambda_c, rounding_weight} that the family gets
     batch_norm        {in_file, statistics, layers}  nodes in the file; layers with statistics; all layers
@@ -148,6 +148,7 @@ def inspect_model(
     bits: Widths = "4/4",
     layer_bits: Mapping[str, Widths] | Iterable[str] = (),
     exclude: str | Iterable[str] = (),
+    exclude_op: str | Iterable[str] = (),
     first_last: Widths = "8/8",
     weights: str | None = None,
     wide_residuals: bool = False,
@@ -164,6 +165,7 @@ def inspect_model(
         bits,
         layer_bits=layer_bits,
         exclude=exclude,
+        exclude_op=exclude_op,
         first_last=first_last,
         weights=weights,
         wide_residuals=wide_residuals,

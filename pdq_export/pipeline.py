@@ -98,6 +98,7 @@ def quantize(
     reduce_range: bool = False,
     layer_bits: Mapping[str, str | BitWidths] | Sequence[str] = (),
     exclude: Sequence[str] = (),
+    exclude_op: Sequence[str] = (),
     first_last: str | BitWidths = "8/8",
     options: Mapping[str, Any] | None = None,
     device: str = "auto",
@@ -112,7 +113,8 @@ def quantize(
     ``wide_residuals``: residual connections keep 8 bits, and what layers read of them has A.
     ``reduce_range``: weights of 7 bits where wider ones saturate on x86 processors without VNNI.
     ``layer_bits``: bits of single layers, {REGEX: W/A} or ``REGEX=W/A``; ``exclude``: regular expressions of layers
-    that stay in float; ``first_last``: bits of the first and last layer; `plan.options.PlanOptions` says what wins.
+    and other nodes that stay in float, ``exclude_op``: operators that do; ``first_last``: bits of the first and last
+    layer; `plan.options.PlanOptions` says what wins.
     ``options``: fields of `CalibrationOptions` that win over method, preset and what the graph suggests.
     ``calib`` and ``eval``: images [N, C, H, W], as an array, an `ImageSet`, or a path to an .npz, .npy or folder; for
     a model with several inputs, or one that is no image, {name: array [N, ...]}, an `InputSet` or an .npz of them.
@@ -129,6 +131,7 @@ def quantize(
         bits,
         layer_bits=layer_bits,
         exclude=exclude,
+        exclude_op=exclude_op,
         first_last=first_last,
         weights=weights,
         wide_residuals=wide_residuals,
@@ -171,7 +174,7 @@ def quantize(
     fidelity.check_network(network, prepared, core)
     if plan.tail:
         _tell_tail(plan, compared)
-    dry_run(prepared, plan, target)
+    dry_run(prepared, plan, target, inputs=samples.calibration.head(batch or 2).inputs())
     trim_heap()  # of large models several copies were made so far
 
     tell(Progress(stage="calibrate"))

@@ -6,6 +6,7 @@ these and the exporter writes exactly these.
 
 import dataclasses
 import enum
+import itertools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -186,6 +187,9 @@ class Plan:
     ``passthrough`` maps the output tensor of a node that only moves integers about (MaxPool, Reshape, Slice, Pad with
     zero, ...) to the quantized tensor whose scale and zero_point it keeps (the point itself, not an intermediate).
     ``excluded``: layers that stay in float because that was asked for; they are in no block's ``layers``.
+    ``excluded_nodes``: the names of other nodes that do.
+    ``unquantized`` by node name: the points that a node reads as they are before quantization, since nothing but
+    outputs of the network depends on it.
     ``ramps`` by output tensor: carriers that can share the integers of their source.
     ``tail``: nodes behind the quantized part that stay as they are, with the reason; points and blocks are those of
     the graph without them.
@@ -201,12 +205,19 @@ class Plan:
     excluded: tuple[Layer, ...] = ()
     ramps: Mapping[str, Ramp] = dataclasses.field(default_factory=dict)
     tail: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    excluded_nodes: tuple[str, ...] = ()
+    unquantized: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     integer_bias: bool = True
     parts: Mapping[str, tuple[OutputPart, ...]] = dataclasses.field(default_factory=dict)
 
     def source(self, tensor: str) -> str | None:
         """The point whose integers ``tensor`` carries: itself, or the one it is a pass-through of, or None."""
         return tensor if tensor in self.points else self.passthrough.get(tensor)
+
+    @property
+    def read_unquantized(self) -> frozenset[str]:
+        """The points that have to be there in float as well."""
+        return frozenset(itertools.chain.from_iterable(self.unquantized.values()))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

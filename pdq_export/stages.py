@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 
 import pdq_export
 from pdq_export.data import InputSpec
-from pdq_export.errors import ModelError, OptionError, first_few
+from pdq_export.errors import ModelError, OptionError, ValidationError, first_few
 from pdq_export.export import export_model, find_layout, required_opset
 from pdq_export.frontend import find_batch_blockers, find_unsupported
 from pdq_export.graph.lookup import GraphIndex, float_tensors_behind
@@ -23,19 +25,24 @@ from pdq_export.plan import PlanOptions, make_plan
 from pdq_export.plan.accumulators import fit_accumulators
 from pdq_export.plan.floating import EXCLUDED, FloatNode, find_floating
 from pdq_export.plan.magnitudes import check_magnitudes
+from pdq_export.plan.operators import is_nonnegative
+from pdq_export.plan.outputs import separate_outputs
 from pdq_export.plan.residuals import widen
 from pdq_export.plan.saturation import reduce_range, saturating_layers
 from pdq_export.spec import Plan, Point, QuantizedTensor, Role
-from pdq_export.validate import check_loads
+from pdq_export.validate import Session, check_runs_quantized
 
 logger = logging.getLogger(__name__)
+
+_GUESS = 64  # size of an axis that the model leaves open
+_LARGEST = 2**24  # elements of noise
 
 
 def prepare_and_plan(
     model: onnx.ModelProto, options: PlanOptions, *, target: str, opset: int | None
 ) -> tuple[PreparedModel, Plan]:
     """Prepare the model at the opset that the layout needs for what is planned, in the way that the layout wants."""
-    prepared = prepare(model)
+    prepared = _separated(prepare(model))
     plan = make_plan(prepared.model, options, _unsupported(prepared.model))
     needed = required_opset(plan, target, opset)
     own = GraphIndex(prepared.model).opset
@@ -60,6 +67,10 @@ def prepare_and_plan(
     carried = [name for name, point in plan.points.items() if point.bits < widened.points[name].bits]
     logger.info("residual connections that keep 8 bits: %s", ", ".join(carried))
     return dataclasses.replace(prepared, model=model), widened
+
+
+def _separated(prepared: PreparedModel) -> PreparedModel:
+    return dataclasses.replace(prepared, model=separate_outputs(prepared.model))
 
 
 def _reduced(plan: Plan) -> Plan:
@@ -131,17 +142,60 @@ def file_metadata(settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def dry_run(
-    prepared: PreparedModel, plan: Plan, target: str, *, metadata: Mapping[str, str] | None = None
+    prepared: PreparedModel,
+    plan: Plan,
+    target: str,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    inputs: Sequence[NDArray[np.float32]] | None = None,
 ) -> onnx.ModelProto:
-    """Export and load with placeholders, so that nobody waits for a calibration that cannot be written.
+    """Export and run with placeholders, so that nobody waits for a calibration that cannot be written or run.
 
+    ``inputs``: one array for each input; without them noise of the inputs' shapes, where the float model runs on that.
     Scales and zero points are as many-digited and as varied as learned ones: the file is as large as the real one.
+    Raises ValidationError, naming the node to leave in float where onnxruntime does.
     """
     index, generator = GraphIndex(prepared.model), np.random.default_rng(0)
     tensors = {name: _placeholder(index, point, generator) for name, point in plan.points.items()}
     exported = export_model(prepared.model, plan, tensors, target=target, metadata=metadata or {})
-    check_loads(exported)
+    given = inputs if inputs is not None else _noise(prepared.model, generator)
+    try:
+        check_runs_quantized(exported, None if given is None else tuple(given))
+    except ValidationError as error:
+        raise _with_remedy(error, index) from error
     return exported
+
+
+def _noise(model: onnx.ModelProto, generator: np.random.Generator) -> list[NDArray[np.float32]] | None:
+    """Normal inputs, 1 for a free axis 0 and a guess for others; None where the float model does not run on them."""
+    index = GraphIndex(model)
+    shapes = [index.shape(name) for name in index.inputs]
+    if any(shape is None for shape in shapes):
+        return None
+    sizes = [
+        [size if isinstance(size, int) else _GUESS if axis else 1 for axis, size in enumerate(shape or ())]
+        for shape in shapes
+    ]
+    if sum(map(math.prod, sizes)) > _LARGEST:
+        return None
+    arrays = [np.asarray(generator.standard_normal(size), np.float32) for size in sizes]
+    try:
+        Session(model.SerializeToString()).run(tuple(arrays))
+    except ValidationError:
+        return None
+    return arrays
+
+
+def _with_remedy(error: ValidationError, index: GraphIndex) -> ValidationError:
+    """The error with the node that onnxruntime was running, whose name fusions keep, and what to do about it."""
+    found = re.search(r"Name:'([^']+)'", str(error))
+    node = index.nodes.get(found[1]) if found else None
+    where = "model" if node is None else f"node {node.name!r} ({node.op_type})"
+    remedy = "--exclude or --exclude-op" if node is None else f"--exclude '^{re.escape(node.name)}$'"
+    return ValidationError(
+        f"{where}: what would be written does not run ({error}); expected a quantized model that does; leave what "
+        f"fails in float with {remedy}"
+    )
 
 
 def _placeholder(index: GraphIndex, point: Point, generator: np.random.Generator) -> QuantizedTensor:
@@ -152,7 +206,8 @@ def _placeholder(index: GraphIndex, point: Point, generator: np.random.Generator
         assert weight is not None
         assert point.axis is not None
         integers, shape = np.zeros(weight.shape, np.int16), (weight.shape[point.axis],)
-    middle = 0 if point.symmetric or point.absorbed else point.qmax / 2
+    # With zero_point 0, which what is never negative gets, onnxruntime drops a Relu before the pair.
+    middle = 0 if point.symmetric or point.absorbed or is_nonnegative(index, point.tensor) else point.qmax / 2
     return QuantizedTensor(
         point=point,
         scale=np.asarray(generator.uniform(0.01, 0.02, shape), np.float32),

@@ -2,6 +2,7 @@
 
 import logging
 
+from pdq_export.advice import asked_for_fewer_bits, bits_or_float
 from pdq_export.errors import first_few
 from pdq_export.plan.saturation import saturating_layers
 from pdq_export.samples import Data
@@ -26,10 +27,10 @@ def warn_useless(report: Report, judged: Data) -> None:
     for output in report.outputs:
         if found := _useless(output.quantized_float, judged.source):
             logger.warning(
-                "output %r: %s: the file is of no use; calibrate on images like those, or use more bits, images or "
-                "steps",
+                "output %r: %s: the file is of no use; calibrate on images like those, and on more, or %s",
                 output.name,
                 found,
+                bits_or_float(asked_for_fewer_bits(report.settings)),
             )
 
 
@@ -57,12 +58,13 @@ def warn_lost_parts(report: Report, judged: Data) -> None:
             logger.warning(
                 "output %r: the error of its part %s on %s is %.0f %% of FP32's (zeros: 100 %%) or more on half of "
                 "the images, that of the whole output %.0f %%: what the part holds, such as a detector's scores, is "
-                "lost; use more bits, for the last layers before it at least (--layer-bits), or more images or steps",
+                "lost; take more images or steps, or %s",
                 part.output,
                 part.name,
                 judged.source,
                 100 * error,
                 100 * shown,
+                bits_or_float(asked_for_fewer_bits(report.settings)),
             )
 
 

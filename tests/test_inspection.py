@@ -1,13 +1,14 @@
 """`inspect_model`: what it says is what `quantize` then does."""
 
+import dataclasses
 import json
 
 import numpy as np
 import onnx
 import pytest
 
-from pdq_export import calib_data
-from pdq_export.errors import ModelError, OptionError
+from pdq_export import calib_data, stages
+from pdq_export.errors import ModelError, OptionError, ValidationError
 from pdq_export.inspection import Inspection, inspect_model
 from pdq_export.pipeline import quantize
 
@@ -111,7 +112,92 @@ def test_what_would_stop_later_stages_is_a_problem() -> None:
 def test_what_is_refused() -> None:
     with pytest.raises(OptionError, match="--weights 'signed': expected asymmetric or symmetric"):
         inspect_model(model_of(MIXED), weights="signed")
-    with pytest.raises(OptionError, match="matches none of the 4 layers' names"):
+    with pytest.raises(OptionError, match="matches none of the 10 nodes' names"):
         inspect_model(model_of(MIXED), exclude="layer9")
     with pytest.raises(ModelError, match="nothing to quantize"):
         inspect_model(model_of("y = Relu(image)", outputs="float[N,3,8,8] y"))
+
+
+def broken(monkeypatch: pytest.MonkeyPatch) -> onnx.ModelProto:
+    """A model that is exported so that it loads and does not run."""
+    real = stages.export_model
+
+    def export(*arguments: object, **named: object) -> onnx.ModelProto:
+        model = real(*arguments, **named)  # type: ignore[arg-type]
+        shape = next(tensor for tensor in model.graph.initializer if tensor.name == "shape")
+        shape.CopyFrom(onnx.numpy_helper.from_array(np.array([7, -1, 5]), "shape"))
+        return model
+
+    monkeypatch.setattr("pdq_export.stages.export_model", export)
+    body = f"c0 = Conv {P} (image, w0) r0 = Relu(c0) k = Reshape(r0, shape) z = Softmax(k) y = Neg(z)"
+    model = model_of(body, outputs="float[N,4,64] y")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([0, 4, -1]), "shape"))
+    return model
+
+
+def test_what_would_not_run_is_told_before_calibration_with_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = broken(monkeypatch)
+    (problem,) = inspect_model(model).problems
+    assert problem.startswith("node 'k' (Reshape): what would be written does not run (onnxruntime fails on a batch of")
+    assert problem.endswith("leave what fails in float with --exclude '^k$'")
+    monkeypatch.setattr("pdq_export.pipeline.calibrate", None)
+    images = np.random.default_rng(1).normal(size=(4, 3, 8, 8)).astype(np.float32)
+    with pytest.raises(ValidationError, match=r"node 'k' \(Reshape\): what would be written does not run"):
+        quantize(model, bits="8/8", calib=images, device="cpu")
+
+
+def test_sizes_that_do_not_suit_the_model_are_no_problem() -> None:
+    body = f"c0 = Conv {P} (image, w0) z = Relu(c0) b = Add(z, grid) y = Conv {P} (b, w)"
+    model = model_of(body, inputs="float[N,3,H,W] image", outputs="float[N,4,H,W] y")
+    grid = np.zeros((1, 4, 8, 8), np.float32)  # it takes images of 8 x 8 alone, which nothing says
+    model.graph.initializer.append(onnx.numpy_helper.from_array(grid, "grid"))
+    assert inspect_model(model).problems == ()
+
+
+KERNELS = {  # what decides which kernels onnxruntime takes, besides what other tests have
+    "relu behind a gemm": f"c0 = Conv {P} (image, w0) z = Relu(c0) p = GlobalAveragePool(z) f = Flatten(p) "
+    "g = Gemm <transB = 1> (f, q) r = Relu(g) y = Gemm <transB = 1> (r, v)",
+    "dropout": f"c0 = Conv {P} (image, w0) z = Relu(c0) p = GlobalAveragePool(z) f = Flatten(p) "
+    "g = Gemm <transB = 1> (f, q) r = Relu(g) d = Dropout(r, rate) y = Gemm <transB = 1> (d, v)",
+    "relu before a reshape": f"c0 = Conv {P} (image, w0) z = Relu(c0) p = GlobalAveragePool(z) f = Flatten(p) "
+    "g = Gemm <transB = 1> (f, q) r = Relu(g) d = Reshape(r, same) y = Gemm <transB = 1> (d, v)",
+    "gate": f"c0 = Conv {P} (image, w0) h = Sigmoid(c0) z = Mul(c0, h) {HEAD}",
+    "relu6": f"c0 = Conv {P} (image, w0) r = Clip(c0, none, six) c1 = Conv {P} (r, w) z = Clip(c1, none, six) {HEAD}",
+    "swish": f"c0 = Conv {P} (image, w0) z = HardSwish(c0) {HEAD}",
+    "outputs anywhere": f"c0 = Conv {P} (image, w0) r = Relu(c0) t = Transpose <perm = [0, 2, 3, 1]> (r) "
+    f"c1 = Conv {P} (r, w) z = Relu(c1) "
+    f"u = Identity(c1) {HEAD}",
+    "transposed": f"c0 = Conv {P} (image, w0) r = Relu(c0) c1 = ConvTranspose {P} (r, t) z = Relu(c1) {HEAD}",
+    "matrix": f"c0 = Conv {P} (image, w0) z = Relu(c0) m = Reshape(z, rows) k = MatMul(m, stack) y = Relu(k)",
+    "softmax": f"c0 = Conv {P} (image, w0) z = Softmax <axis = 1> (c0) {HEAD}",
+}
+CONSTANTS = {
+    "rate": np.float32(0.5),
+    "same": np.array([0, -1]),
+    "none": np.float32(0),
+    "six": np.float32(6),
+    "rows": np.array([0, -1, 64]),
+    "stack": np.random.default_rng(1).normal(size=(1, 64, 3)).astype(np.float32),
+}
+
+
+@pytest.mark.parametrize("bits", ["8/8", "4/2"])
+@pytest.mark.parametrize("name", KERNELS)
+def test_the_layers_that_run_as_integers_are_those_of_the_file(name: str, bits: str) -> None:
+    body = KERNELS[name]
+    outputs = {"outputs anywhere": "float[N,8,8,4] t, float[N,4,8,8] u, float[N,K] y", "matrix": "float[N,4,3] y"}
+    model = name_nodes(
+        fill(parse(body, outputs=outputs.get(name, "float[N,K] y")), {**SHAPES, "q": (4, 4)} | {"t": (4, 4, 3, 3)})
+    )
+    read = {tensor for node in model.graph.node for tensor in node.input}
+    for key, value in CONSTANTS.items():
+        if key in read:
+            model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(value), key))
+    images = np.random.default_rng(1).normal(size=(8, 3, 8, 8)).astype(np.float32)
+    result = quantize(model, bits=bits, calib=images, method="nearest", options={"samples": 8}, device="cpu")
+    found = inspect_model(model, bits=bits)
+    assert found.problems == ()
+    assert found.kernels is not None
+    kernels = result.report.kernels
+    assert (found.kernels.integer, found.kernels.floating) == (kernels.integer, kernels.floating)
+    assert [dataclasses.asdict(node) for node in found.floating] == list(result.report.floating)

@@ -1,6 +1,7 @@
 """PD-Quant over a whole network: scale search, correction, reconstruction, block by block."""
 
 import dataclasses
+import functools
 import itertools
 import logging
 import math
@@ -11,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
+from pdq_export.advice import remedies
 from pdq_export.calibrate.cache import Cache, Store
 from pdq_export.calibrate.correction import correct_distribution, estimate_statistics
 from pdq_export.calibrate.fitting import ActivationFitter
@@ -31,7 +33,7 @@ from pdq_export.calibrate.reconstruct import BlockProblem, reconstruct
 from pdq_export.calibrate.sizes import FOLDING_IMAGES, fold_sizes
 from pdq_export.calibrate.state import Quantizers
 from pdq_export.calibrate.subgraph import extract, input_tensors, reachable, tensor_nodes
-from pdq_export.calibrate.watch import warn_of_collapse
+from pdq_export.calibrate.watch import steepest_rise, warn_of_collapse
 from pdq_export.errors import CalibrationError
 from pdq_export.numerics.search import choose_activation_qparams
 from pdq_export.options import CalibrationOptions
@@ -164,7 +166,23 @@ class _Engine:
         full, quantized = ([module(*part) for part in parts] for module in (self.network, simulation))
         for name, a, b in zip(self.graph_outputs, zip(*full, strict=True), zip(*quantized, strict=True), strict=True):
             if a[0].ndim:
-                warn_of_collapse(name, torch.cat(a), torch.cat(b))
+                warn_of_collapse(name, torch.cat(a), torch.cat(b), functools.partial(self._advise, parts))
+
+    def _advise(self, parts: Sequence[Sequence[Tensor]]) -> str:
+        """What to do about a collapse, and where it happens."""
+        handed_on = dict.fromkeys(name for block in self.plan.blocks for name in block.outputs)
+        names = [name for name in handed_on if name not in self.graph_outputs]
+        full, quantized = (
+            extract(self.network, self.graph_inputs, names),
+            self.done.simulation(self.graph_inputs, names),
+        )
+        sums = torch.zeros(2, len(names), dtype=torch.float64)
+        for part in parts:
+            for number, (x, y) in enumerate(zip(full(*part), quantized(*part), strict=True)):
+                sums[:, number] += torch.stack([(y - x).double().square().sum(), x.double().square().sum()]).cpu()
+        errors = dict(zip(names, (sums[0] / sums[1].clamp(min=1e-30)).sqrt().tolist(), strict=True))
+        where = f" ({steepest_rise(errors, self.plan.blocks)})" if names else ""
+        return f"{remedies(self.plan.points.values(), self.options)}{where}"
 
     def _find_predictions(self, some: Sequence[Tensor]) -> None:
         found = {

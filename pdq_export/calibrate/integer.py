@@ -148,7 +148,8 @@ def integer_nodes(
     stand_ins: dict[str, nn.Module] = {}
     known = tensor_nodes(network)
     (end,) = (node for node in network.graph.nodes if node.op == "output")
-    visible = {argument.meta["tensor"] for argument in end.all_input_nodes}  # a graph output stays in float
+    outputs = {argument.meta["tensor"] for argument in end.all_input_nodes}
+    visible = outputs | plan.read_unquantized  # what is needed in float
     absorbing = {point.absorbed: activations[name] for name, point in plan.points.items() if point.absorbed}
 
     def output_of(tensor: str) -> ActivationQuantizer | None:

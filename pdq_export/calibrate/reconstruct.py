@@ -88,7 +88,8 @@ def reconstruct(problem: BlockProblem, options: CalibrationOptions, generator: t
         hook.remove()
         quantizer.scale.requires_grad_(False)
     if errors:
-        warn_of_divergence(problem.name, errors, powers)
+        points = [*(weight.point for weight in problem.weights), *(scale.point for scale in problem.scales)]
+        warn_of_divergence(problem.name, errors, powers, points)
 
 
 def _size(target: Rows, images: int) -> float:

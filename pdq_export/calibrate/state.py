@@ -78,6 +78,7 @@ class Quantizers:
             quantizers={**self.weights, **self.activations},
             biases=self.biases,
             nodes=integer_nodes(self._any_size, self._plan, self.activations, self.weights, self.biases),
+            unquantized=self._plan.unquantized,
             whole=True,
         )
 

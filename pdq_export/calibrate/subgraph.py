@@ -1,7 +1,7 @@
 """Cuts a piece out of the imported graph and splices quantizers in at tensor names."""
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import fx, nn
@@ -17,18 +17,21 @@ def extract(
     quantizers: Mapping[str, nn.Module] | None = None,
     biases: Mapping[str, nn.Module] | None = None,
     nodes: Mapping[str, nn.Module] | None = None,
+    unquantized: Mapping[str, Collection[str]] | None = None,
     whole: bool = False,
 ) -> fx.GraphModule:
     """The part of ``module`` that computes ``outputs`` from ``inputs`` (ONNX tensor names); returns a tuple.
 
     ``quantizers`` by tensor name: for an activation, a module applied to it before anyone reads it; for a constant, a
     module without arguments that stands in for it. ``biases`` by ONNX node name stand in for that node's third input,
-    ``nodes`` for the node itself: they are called with its inputs that are not constant.
-    Constants are shared, not copied. `batch_sizes` count the images in the first input.
-    Inputs are taken as they come, since the part before has quantized them, and
+    ``nodes`` for the node itself: they are called with its inputs that are not constant. ``unquantized`` by ONNX node
+    name: the tensors that it reads as they are before quantization. Constants are shared, not copied. `batch_sizes`
+    count the images in the first input. Inputs are taken as they come, since the part before has quantized them, and
     outputs are given quantized. With ``whole`` it is the other way round, as at a network's ends.
     """
-    return _Extractor(module, quantizers or {}, biases or {}, nodes or {}, whole).run(inputs, outputs)
+    return _Extractor(module, quantizers or {}, biases or {}, nodes or {}, unquantized or {}, whole).run(
+        inputs, outputs
+    )
 
 
 def input_tensors(module: fx.GraphModule) -> list[str]:
@@ -58,12 +61,14 @@ class _Extractor:
         quantizers: Mapping[str, nn.Module],
         biases: Mapping[str, nn.Module],
         nodes: Mapping[str, nn.Module],
+        unquantized: Mapping[str, Collection[str]],
         whole: bool,
     ) -> None:
         self.module = module
         self.quantizers = quantizers
         self.biases = biases
         self.nodes = nodes
+        self.unquantized = unquantized
         self.whole = whole
         self.root = nn.Module()
         self.graph = fx.Graph()
@@ -119,7 +124,10 @@ class _Extractor:
         elif stand_in is not None:
             copy = self._call(stand_in, *(self.copies[argument] for argument in self._read(node)))
         else:
-            copy = self.graph.node_copy(node, lambda argument: self.copies[argument])
+            plain = self.unquantized.get(node.meta.get("onnx_node", ""), ())
+            copy = self.graph.node_copy(
+                node, lambda argument: (self.plain if argument.meta.get("tensor") in plain else self.copies)[argument]
+            )
         bias = self.biases.get(node.meta.get("onnx_node", ""))
         if bias is not None and stand_in is None and node.target is not operator.getitem:
             copy.args = (*copy.args[:2], self._call(bias, before=copy), *copy.args[3:])

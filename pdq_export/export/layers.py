@@ -155,10 +155,11 @@ def _dequantize(out: GraphWriter, weight: Weight, inputs: list[str]) -> tuple[st
 
 
 def float_inputs(out: GraphWriter, node: NodeProto, inputs: Sequence[str]) -> list[str]:
-    """The inputs of a layer that is to stay in float, whose data come dequantized.
+    """The inputs of a node that is to stay in float, where some of them come dequantized.
 
-    Between a DequantizeLinear and a QuantizeLinear, ONNX Runtime quantizes a float weight by itself, to 8 bits from its
-    range. A Sum of one tensor, which computes nothing and is not optimized away, keeps it from that.
+    Between a DequantizeLinear and a QuantizeLinear, ONNX Runtime takes an integer kernel if it has one, and even
+    quantizes a float weight by itself, to 8 bits from its range. A Sum of one tensor, which computes nothing and is not
+    optimized away, keeps it from that.
     """
     data = out.node("Sum", [inputs[0]], f"{inputs[0]}_float", name=f"{node.name}/Sum")
     return [data, *inputs[1:]]

@@ -30,10 +30,10 @@ class QdqGraph:
     def __init__(self, quantized: Quantized) -> None:
         self.index, self.plan, self.activations = quantized.index, quantized.plan, quantized.activations
         self.settled, self.form = quantized.constants, quantized.form
-        self._excluded = {layer.node for layer in self.plan.excluded}
+        self._excluded = {*(layer.node for layer in self.plan.excluded), *self.plan.excluded_nodes}
         self.out = GraphWriter(self.index.graph)
         # Who is asked for these by name gets them in float, under that name.
-        self.visible = self.index.visible(self.plan.tail)
+        self.visible = self.index.visible(self.plan.tail) | self.plan.read_unquantized
         self.integers: dict[str, str] = {}
         self.floats: dict[str, str] = {}
         self._scales: dict[str, str] = {}
@@ -87,14 +87,15 @@ class QdqGraph:
             without_folded_factors(copied, self.settled[node.name])
         elif node.name in self.plan.tail:
             self.out.copy(node, node.input)
-        elif node.name in self._excluded and node.input[0] in self.integers:
+        elif node.name in self._excluded and any(name in self.integers for name in node.input):
             self.out.copy(node, float_inputs(self.out, node, self.read_all(node)))
         else:
             self.out.copy(node, self.read_all(node))
 
     def read_all(self, node: NodeProto) -> list[str]:
         """The names under which a copied node that is no layer reads its inputs."""
-        return [self.read(name) for name in node.input]
+        plain = self.plan.unquantized.get(node.name, ())
+        return [name if name in plain else self.read(name) for name in node.input]
 
     # Activations
 

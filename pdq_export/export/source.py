@@ -70,6 +70,10 @@ def describe_source(source: Source, written: GraphProto) -> str:
         "layers": [layer.node for layer in plan.layers],
         "excluded": [layer.node for layer in plan.excluded],
         **({"tail": list(plan.tail)} if plan.tail else {}),
+        **({"excluded_nodes": list(plan.excluded_nodes)} if plan.excluded_nodes else {}),
+        **(
+            {"unquantized": {node: list(names) for node, names in plan.unquantized.items()}} if plan.unquantized else {}
+        ),
         "activations": {
             name: [float(str(np.float32(known.scale))), int(known.zero_point)]  # the fewest digits that tell it
             for name, known in source.quantized.activations.items()
@@ -183,6 +187,8 @@ def _join(file: onnx.ModelProto, skeleton: onnx.ModelProto, content: Mapping[str
         blocks=(),
         excluded=tuple(_layer(index, index.nodes[name]) for name in content["excluded"]),
         tail=dict.fromkeys(content.get("tail", ()), ""),
+        excluded_nodes=tuple(content.get("excluded_nodes", ())),
+        unquantized={node: tuple(names) for node, names in content.get("unquantized", {}).items()},
     )
     activations = {
         name: QuantizedTensor(

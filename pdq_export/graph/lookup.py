@@ -138,12 +138,15 @@ def float_tensors_behind(index: "GraphIndex", tensor: str) -> list[str]:
 def is_layer(index: "GraphIndex", node: NodeProto) -> bool:
     """Whether a node is a weighted layer: Conv, ConvTranspose, Gemm or MatMul of data with a constant matrix or kernel.
 
-    The constant has to be an initializer already. A MatMul of a constant with data, or with a vector, is none.
+    The constant has to be an initializer already. A MatMul of a constant with data, with a vector, or with a stack of
+    matrices is none.
     """
     if node.op_type not in WEIGHTED or node.domain not in ("", "ai.onnx"):
         return False
     weight = index.initializers.get(node.input[1])
-    return weight is not None and len(weight.dims) >= 2 and not index.is_fixed(node.input[0])
+    if weight is None or index.is_fixed(node.input[0]):
+        return False
+    return len(weight.dims) == 2 if node.op_type == "MatMul" else len(weight.dims) >= 2
 
 
 class GraphIndex:

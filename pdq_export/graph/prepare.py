@@ -19,6 +19,7 @@ from pdq_export.graph.passes import (
     simplify,
     spatial_mean,
     spellings,
+    stacked_weight,
     tidy,
     vector_weights,
     widen,
@@ -95,7 +96,7 @@ def prepare_in_steps(model: onnx.ModelProto, *, opset: int | None = None) -> Ite
     work = vector_weights.run(tidy.infer_shapes(work))
     checks.check_layers(work)
     checks.check_finite(work)
-    work = fold_reshape.run(spatial_mean.run(work))
+    work = stacked_weight.run(fold_reshape.run(spatial_mean.run(work)))
     yield Step.SHAPES, PreparedModel(model=work, statistics={})
     work, statistics = fold_batch_norm.run(own_weights.run(work))
     work, statistics = fold_affine.run(work, statistics)

@@ -1,11 +1,12 @@
 """Which tensors are quantized to what, and which nodes are reconstructed together: the plan, from the graph alone."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 import onnx
 
 from pdq_export.errors import OptionError
 from pdq_export.graph.lookup import GraphIndex
+from pdq_export.graph.scopes import module_path
 from pdq_export.plan.blocks import find_blocks
 from pdq_export.plan.family import network_family
 from pdq_export.plan.options import PlanOptions
@@ -23,23 +24,29 @@ def make_plan(model: onnx.ModelProto, options: PlanOptions, unsupported: Mapping
     """Plan the quantization of a prepared model.
 
     First and last weighted layers get 8-bit weights and the last layers' input 8 bits where ``options`` do not say
-    otherwise, the network's input 8 bits; the network's outputs are not quantized (PD-Quant, section 4).
+    otherwise, the network's input 8 bits; the network's outputs are not quantized (PD-Quant, section 4), which
+    `plan.outputs.separate_outputs` prepares for.
     ``unsupported``: the nodes that calibration cannot compute, with the reason; those that no layer depends on become
     the plan's tail. Raises ModelError where there is nothing to quantize, and OptionError for a pattern that matches
     no layer.
     """
     index = GraphIndex(model)
     found = find_layers(index)
-    rules = options.resolve((layer.node for layer in found), {layer.node: layer.scope for layer in found})
+    nodes = model.graph.node
+    rules = options.resolve(
+        [layer.node for layer in found],
+        {node.name: node.op_type for node in nodes},
+        {node.name: module_path(node) for node in nodes},
+    )
     layers = tuple(layer for layer in found if layer.node not in rules.excluded)
     excluded = tuple(layer for layer in found if layer.node in rules.excluded)
     _check_shared(layers, excluded)
     tail = find_tail(index, unsupported or {}, layers)
     index = GraphIndex(without_tail(model, tail))
     found = tuple(layer for layer in found if layer.node not in tail)
-    points, passthrough = find_points(index, found, options, rules)
+    points, passthrough, unquantized = find_points(index, found, options, rules)
     if options.tensorrt:
-        points, passthrough = points_for_tensorrt(index, layers, points, passthrough)
+        points, passthrough = points_for_tensorrt(index, layers, points, passthrough, rules.excluded)
     return Plan(
         bits=options.bits,
         points=points,
@@ -47,11 +54,25 @@ def make_plan(model: onnx.ModelProto, options: PlanOptions, unsupported: Mapping
         layers=layers,
         blocks=find_blocks(index, layers, points, per_layer=options.per_layer),
         excluded=excluded,
-        ramps=find_ramps(index, points),
+        ramps=find_ramps(index, points, rules.excluded),
         tail=tail,
+        excluded_nodes=_other_nodes(index, rules.excluded, excluded),
+        unquantized=_still_quantized(unquantized, points),
         integer_bias=not options.tensorrt,
         parts=find_parts(index),
     )
+
+
+def _other_nodes(index: GraphIndex, names: Container[str], layers: Iterable[Layer]) -> tuple[str, ...]:
+    """The excluded nodes that are no layers and compute with floats, in graph order."""
+    known = {layer.node for layer in layers}
+    nodes = (node for node in index.graph.node if node.name in names and node.name not in known)
+    return tuple(node.name for node in nodes if (dtype := index.dtype(node.output[0])) is None or dtype.kind == "f")
+
+
+def _still_quantized(unquantized: Mapping[str, tuple[str, ...]], points: Container[str]) -> dict[str, tuple[str, ...]]:
+    found = {node: tuple(name for name in names if name in points) for node, names in unquantized.items()}
+    return {node: names for node, names in found.items() if names}
 
 
 def _check_shared(layers: Iterable[Layer], excluded: Iterable[Layer]) -> None:

@@ -26,12 +26,12 @@ class FloatNode:
 
 def find_floating(index: GraphIndex, plan: Plan) -> tuple[FloatNode, ...]:
     """The nodes that compute in float, in graph order; what computes integers or with sizes is none of them."""
-    return tuple(_floating(index, plan, index.visible(plan.tail)))
+    return tuple(_floating(index, plan, index.visible(plan.tail) | plan.read_unquantized))
 
 
 def _floating(index: GraphIndex, plan: Plan, visible: Container[str]) -> Iterator[FloatNode]:
     layers = {layer.node: layer for layer in plan.layers}
-    excluded = {layer.node for layer in plan.excluded}
+    excluded = {*(layer.node for layer in plan.excluded), *plan.excluded_nodes}
     absorbed = {point.absorbed for point in plan.points.values() if point.tensor not in visible}
     for node in index.graph.node:
         if node.name in plan.tail:
@@ -72,7 +72,7 @@ def _reason(index: GraphIndex, plan: Plan, visible: Container[str], node: NodePr
     if is_layer(index, node):
         return "a mean under the probabilities of a Softmax, no layer"
     if node.op_type in WEIGHTED:
-        return "no operand is a constant matrix or kernel" if node.op_type == "MatMul" else "its weight is computed"
+        return _unweighted_reason(index, node)
     if node.op_type == "BatchNormalization":
         return "no layer before it to fold it into"
     if is_absorbable(index, node):
@@ -85,6 +85,20 @@ def _reason(index: GraphIndex, plan: Plan, visible: Container[str], node: NodePr
         return "its output is not quantized"
     inputs = data_inputs(index, node)[: 1 if node.op_type in _ONE_INPUT else None]
     return "" if all(plan.source(tensor) for tensor in inputs) else "an input of it is not quantized"
+
+
+def _unweighted_reason(index: GraphIndex, node: NodeProto) -> str:
+    """Why a Conv, ConvTranspose, Gemm or MatMul is no layer."""
+    if node.op_type != "MatMul":
+        return "its weight is computed"
+    if index.is_constant(node.input[0]):
+        return "its constant is the first operand; a layer has it as the second"
+    value = index.initializers.get(node.input[1])
+    if value is None:
+        return "no operand is a constant matrix or kernel"
+    if len(value.dims) < 2:
+        return "its constant is a vector; a layer has a matrix"
+    return "its constant is a stack of matrices, for which onnxruntime has no integer kernel with scales per channel"
 
 
 def _is_quantized(index: GraphIndex, plan: Plan, visible: Container[str], tensor: str) -> bool:

@@ -24,6 +24,8 @@ POOLS = AVERAGES | {"ReduceMean", "GlobalMaxPool", "ReduceMax"}
 # What computes with the integers of several elements or tensors.
 COMBINES = MERGES | AVERAGES | {"Concat"}
 
+_NONNEGATIVE = frozenset("Relu Sigmoid HardSigmoid Softmax Softplus Abs Exp Sqrt".split())
+
 _MOVES = frozenset(
     "Reshape Flatten Transpose Squeeze Unsqueeze Slice Identity Split DepthToSpace SpaceToDepth Tile Expand "
     "ReduceMax ReduceMin".split()
@@ -73,11 +75,32 @@ def is_passthrough(index: GraphIndex, node: NodeProto) -> bool:
             return False
 
 
+def is_nonnegative(index: GraphIndex, tensor: str) -> bool:
+    """Whether the operators that a tensor comes from, moves and averages aside, have no negative results."""
+    while (node := index.producer.get(tensor)) is not None:
+        if node.op_type in _NONNEGATIVE:
+            return True
+        if node.op_type == "Clip":
+            low = attribute(node, "min") if index.opset < 11 else index.constant(optional_input(node, 1))
+            return low is not None and bool(np.asarray(low) >= 0)
+        if not (node.op_type in AVERAGES or is_passthrough(index, node)):
+            return False
+        tensor = node.input[0]
+    return False
+
+
 def data_inputs(index: GraphIndex, node: NodeProto) -> list[str]:
     """The inputs that are computed from the images; none of a node that computes with sizes alone."""
     if index.sized.issuperset(filter(None, node.output)):
         return []
     return [tensor for tensor in node.input if tensor and not index.is_fixed(tensor)]
+
+
+def is_join(index: GraphIndex, node: NodeProto) -> bool:
+    """Whether a node computes with the integers of several elements or tensors, as it stands in the graph."""
+    if node.op_type in MERGES:
+        return len(data_inputs(index, node)) == 2
+    return node.op_type in AVERAGES or node.op_type == "Concat"
 
 
 def additions(index: GraphIndex) -> Iterator[tuple[NodeProto, list[str]]]:

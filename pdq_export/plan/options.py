@@ -1,6 +1,7 @@
 """What is asked of a plan: bits, and which layers get others or none."""
 
 import dataclasses
+import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -22,21 +23,23 @@ class PlanOptions:
     ``bits``: of weights and activations. ``first_last``: of the weights of the first and last layers, and of the last
     layers' inputs (of the activation before an average); carriers, such as the network's input, keep 8.
     ``layer_bits``: regular expressions over layers' node names and modules (`re.search`), each with bits. ``exclude``:
-    regular expressions; the layers that match stay in float. ``symmetric_weights``: zero_point 0 for all weights.
+    regular expressions over those of all nodes; the layers and other nodes that match stay in float, and so do nodes of
+    the operators ``exclude_op``. ``symmetric_weights``: zero_point 0 for all weights.
     ``wide_residuals``: what Adds read keeps 8 bits, layers read A bits of it (`plan.residuals`).
     ``reduce_range``: no weight is so wide that kernels of x86 processors without VNNI saturate (`plan.saturation`).
     ``per_layer``: every layer is a block of its own. ``tensorrt``: symmetric points, only where TensorRT's explicit
     quantization wants them, and float biases.
 
-    What wins: ``exclude``, then ``layer_bits`` (the last one that matches), then ``first_last``, then ``bits``.
-    W are the bits of a layer's weight. A are the bits of the activation that the layer ends in: behind its activation
-    function, or behind the Add that it leads to (of two layers that lead to one Add, the larger A).
+    What wins: ``exclude`` and ``exclude_op``, then ``layer_bits`` (the last one that matches), then ``first_last``,
+    then ``bits``. W are the bits of a layer's weight. A are the bits of the activation that the layer ends in: behind
+    its activation function, or behind the Add that it leads to (of two layers that lead to one Add, the larger A).
     """
 
     bits: BitWidths
     first_last: BitWidths = _EIGHT
     layer_bits: tuple[tuple[str, BitWidths], ...] = ()
     exclude: tuple[str, ...] = ()
+    exclude_op: tuple[str, ...] = ()
     symmetric_weights: bool = False
     wide_residuals: bool = False
     reduce_range: bool = False
@@ -57,6 +60,7 @@ class PlanOptions:
         first_last: Widths = "8/8",
         layer_bits: Mapping[str, Widths] | Iterable[str] = (),
         exclude: str | Iterable[str] = (),
+        exclude_op: str | Iterable[str] = (),
         weights: str | None = None,
         wide_residuals: bool = False,
         reduce_range: bool = False,
@@ -83,6 +87,7 @@ class PlanOptions:
             first_last=_widths(first_last, "--first-last"),
             layer_bits=tuple((pattern, _widths(text, f"--layer-bits {pattern!r}:")) for pattern, text in rules),
             exclude=(exclude,) if isinstance(exclude, str) else tuple(exclude),
+            exclude_op=(exclude_op,) if isinstance(exclude_op, str) else tuple(exclude_op),
             symmetric_weights=tensorrt or weights == "symmetric",
             wide_residuals=wide_residuals,
             reduce_range=reduce_range,
@@ -91,31 +96,36 @@ class PlanOptions:
         )
 
     def settings(self) -> dict[str, Any]:
-        """For the report, in plain types; ``layer_bits`` in order, each as REGEX=W/A."""
+        """For the report, in plain types; ``layer_bits`` in order, each as REGEX=W/A; ``exclude_op`` where given."""
         return {
             "bits": str(self.bits),
             "first_last": str(self.first_last),
             "layer_bits": [f"{pattern}={bits}" for pattern, bits in self.layer_bits],
             "exclude": list(self.exclude),
+            **({"exclude_op": list(self.exclude_op)} if self.exclude_op else {}),
             "wide_residuals": self.wide_residuals,
             "reduce_range": self.reduce_range,
             "weights": "symmetric" if self.symmetric_weights else "asymmetric",
         }
 
-    def resolve(self, names: Iterable[str], scopes: Mapping[str, str] | None = None) -> "LayerRules":
-        """Apply the patterns to the names of a model's layers. Raises OptionError for one that matches nothing.
+    def resolve(
+        self, layers: Iterable[str], op_types: Mapping[str, str], scopes: Mapping[str, str] | None = None
+    ) -> "LayerRules":
+        """Apply the rules to a model: the names of its layers, and of all its nodes with their operators.
 
-        ``scopes``: by name, the paths of their modules, which patterns match as well.
+        ``scopes``: by name, the paths of their modules, which patterns match as well. Raises OptionError for a pattern
+        or an operator that matches nothing, and where no layer is left.
         """
-        names = list(names)
+        names = list(layers)
         excluded: set[str] = set()
         for pattern in self.exclude:
-            excluded |= find_matches(pattern, names, "--exclude", scopes)
+            excluded |= find_matches(pattern, list(op_types), "--exclude", scopes, what="nodes")
+        for op_type in self.exclude_op:
+            excluded |= _of_type(op_type, op_types)
         if names and excluded.issuperset(names):
-            raise OptionError(
-                f"--exclude {' '.join(map(repr, self.exclude))}: matches all {len(names)} layers; expected some that "
-                "are left to quantize"
-            )
+            given = [("--exclude", [*map(repr, self.exclude)]), ("--exclude-op", [*self.exclude_op])]
+            asked = " ".join(" ".join((option, *values)) for option, values in given if values)
+            raise OptionError(f"{asked}: matches all {len(names)} layers; expected some that are left to quantize")
         own: dict[str, BitWidths] = {}
         for pattern, bits in self.layer_bits:
             own |= dict.fromkeys(find_matches(pattern, names, "--layer-bits", scopes), bits)
@@ -124,10 +134,23 @@ class PlanOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerRules:
-    """`PlanOptions` applied to a model, by node name: bits of ``own`` and layers that stay in float."""
+    """`PlanOptions` applied to a model, by node name: bits of ``own``, layers and other nodes that stay in float."""
 
     own: Mapping[str, BitWidths]
     excluded: frozenset[str]
+
+
+def _of_type(op_type: str, op_types: Mapping[str, str]) -> set[str]:
+    found = {name for name, kind in op_types.items() if kind == op_type}
+    if not found:
+        known = sorted(set(op_types.values()))
+        folded = {kind.lower(): kind for kind in known}
+        near = difflib.get_close_matches(str(op_type).lower(), folded, n=1, cutoff=0.5)
+        hint = f"did you mean {folded[near[0]]}? " if near else ""
+        raise OptionError(
+            f"--exclude-op {op_type!r}: the model, once prepared, has no such operator; {hint}It has {', '.join(known)}"
+        )
+    return found
 
 
 def _split(text: str) -> tuple[str, str]:

@@ -36,12 +36,18 @@ def check_pattern(pattern: str, option: str) -> None:
 
 
 def find_matches(
-    pattern: str, names: Sequence[str], option: str, scopes: Mapping[str, str] | None = None
+    pattern: str,
+    names: Sequence[str],
+    option: str,
+    scopes: Mapping[str, str] | None = None,
+    *,
+    what: str = "layers",
 ) -> frozenset[str]:
     """The names in which ``pattern`` is found (`re.search`: anywhere; ^ and $ bind it to the ends).
 
-    ``scopes``: for some names a second text, the path of a module, in which it may be found instead. Raises OptionError
-    where there is none, with the names that are nearest, and where matching takes too long.
+    ``scopes``: for some names a second text, the path of a module, in which it may be found instead. ``what``: whose
+    names they are, for messages. Raises OptionError where there is none, with the names that are nearest, and where
+    matching takes too long.
     """
     known = {name: scope for name, scope in (scopes or {}).items() if scope}
     texts = list(dict.fromkeys([*names, *known.values()]))
@@ -50,8 +56,8 @@ def find_matches(
     if not found:
         near = _nearest(pattern, texts)
         raise OptionError(
-            f"{option} {_shorten(pattern)!r}: matches none of the {len(names)} layers' names; near names are "
-            f"{', '.join(map(repr, map(_shorten, near)))}; pdq-export inspect lists all"
+            f"{option} {_shorten(pattern)!r}: matches none of the {len(names)} {what}' names; near names are "
+            f"{', '.join(map(repr, map(_shorten, near)))}; pdq-export inspect lists all layers"
         )
     return found
 

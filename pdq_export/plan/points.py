@@ -13,15 +13,21 @@ from pdq_export.plan.expectations import without_expectations
 from pdq_export.plan.operators import (
     ACTIVATIONS,
     AVERAGES,
-    COMBINES,
     MERGES,
     POOLS,
     data_inputs,
     is_absorbable,
+    is_join,
     is_passthrough,
 )
 from pdq_export.plan.options import LayerRules, PlanOptions
-from pdq_export.plan.readers import tensors_before_layers, tensors_read_as_integers, tensors_read_by_layers
+from pdq_export.plan.outputs import Outer, read_unquantized
+from pdq_export.plan.readers import (
+    joins_near_layers,
+    tensors_before_layers,
+    tensors_read_as_integers,
+    tensors_read_by_layers,
+)
 from pdq_export.spec import CARRIER_BITS, Layer, Point, Role
 
 
@@ -67,8 +73,9 @@ def output_axis(index: GraphIndex, layer: Layer) -> int:
 
 def find_points(
     index: GraphIndex, layers: Iterable[Layer], options: PlanOptions, rules: LayerRules
-) -> tuple[dict[str, Point], dict[str, str]]:
-    """Quantization points by tensor, in graph order, and pass-through tensors with the point they carry.
+) -> tuple[dict[str, Point], dict[str, str], dict[str, tuple[str, ...]]]:
+    """Quantization points by tensor, in graph order, pass-through tensors with the point they carry, and what is read
+    unquantized, by node.
 
     ``layers``: all of them, those that ``rules`` excludes too; which layer is the first or the last does not depend on
     the rules.
@@ -78,7 +85,8 @@ def find_points(
         finder.visit(node)
     finder.settle_last_inputs()
     # an operand of a merge is found there, perhaps long after it was written
-    return in_graph_order(index, finder.points), finder.passthrough
+    points = in_graph_order(index, finder.points)
+    return points, *read_unquantized(index, finder.outer, points, finder.passthrough)
 
 
 def in_graph_order(index: GraphIndex, points: Mapping[str, Point]) -> dict[str, Point]:
@@ -104,35 +112,58 @@ class _PointFinder:
         self._wanted: dict[str, int] = {}  # A of a layer that has its own, by the carriers on the way to its activation
         self._settled: set[str] = set()  # activations with such an A
         self._feeds_layer = tensors_before_layers(index, layers)
-        self._read_as_integers = tensors_read_as_integers(index, layers)
         self._read_by_layers = tensors_read_by_layers(index, layers)
+        self.outer = Outer(index, layers, self._feeds_layer)
+        quantized = layers.keys() - rules.excluded
+        near = joins_near_layers(index, quantized, rules.excluded)
+        feeds_quantized = tensors_before_layers(index, quantized)
+        outer = {node.name for node in index.graph.node if is_join(index, node) and self.outer.has(node)}
+        averages = {name for name in near - outer if index.nodes[name].op_type in AVERAGES}
+        self._joins = averages | {n for n in near if feeds_quantized.intersection(index.nodes[n].output)}
+        # Behind the last layers nothing is quantized for a join, but a convolution before it runs in integers.
+        self._read_as_integers = tensors_read_as_integers(index, quantized, self._joins | outer, rules.excluded)
 
     def visit(self, node: NodeProto) -> None:
         inputs = data_inputs(self.index, node)
         first = not any(tensor in self._after_layer for tensor in inputs)
         if not inputs or not self._is_float(node.output[0]):
             return
-        if node.name in self.rules.excluded:
-            pass  # like any operator without integers: what reads its output quantizes it
+        if node.name in self.rules.excluded:  # like any operator without integers: what reads its output quantizes it
+            if node.name not in self.layers:
+                self._hand_on(node, inputs)
         elif node.name in self.layers:
             self._visit_layer(node, self.layers[node.name], first=first)
-        elif node.op_type in COMBINES and node.output[0] not in self._feeds_layer:
-            pass  # behind the last layers, as where a detector computes its boxes: float, of what the layers gave
-        elif node.op_type in MERGES and len(inputs) == 2 and not first:
-            self._carry(inputs, Role.CARRIER)
-            self._quantize_result(node, max(map(self._handed, inputs)))
-        elif node.op_type == "Concat" and not first:
-            self._carry(inputs, Role.ACTIVATION)
-            self._add(node.output[0], Role.CARRIER, max(map(self._handed, inputs)))
-        elif node.op_type in AVERAGES and self._source(inputs[0]) is not None:
-            self._add(node.output[0], Role.CARRIER)
-        elif is_passthrough(self.index, node) and self._source(inputs[0]) is not None:
+        elif is_join(self.index, node):
+            # Between float operators, and behind the last layers, as where a detector computes its boxes, in float.
+            self._visit_join(node, inputs, first=first)
+        elif self._passes(node) and self._source(inputs[0]) is not None:
             for tensor in node.output:
                 self._pass(tensor, inputs[0])
         else:
             self._hand_on(node, inputs)
         if not first or node.name in self.layers:
             self._after_layer.update(node.output)
+
+    def _visit_join(self, node: NodeProto, inputs: list[str], *, first: bool) -> None:
+        if node.name not in self._joins:
+            if node.output[0] in self._feeds_layer:
+                self._hand_on(node, inputs)
+        elif node.op_type in AVERAGES:
+            if self._source(inputs[0]) is not None:
+                self._add(node.output[0], Role.CARRIER)
+            else:
+                self._hand_on(node, inputs)
+        elif first:
+            self._hand_on(node, inputs)
+        elif node.op_type in MERGES:
+            self._carry(inputs, Role.CARRIER)
+            self._quantize_result(node, max(map(self._handed, inputs)))
+        else:
+            self._carry(inputs, Role.ACTIVATION)
+            self._add(node.output[0], Role.CARRIER, max(map(self._handed, inputs)))
+
+    def _passes(self, node: NodeProto) -> bool:
+        return is_passthrough(self.index, node) and node.name not in self.rules.excluded
 
     def _hand_on(self, node: NodeProto, inputs: Iterable[str]) -> None:
         """An operator in float, a normalization say: A of the layer before it is that of what comes behind."""
@@ -176,13 +207,15 @@ class _PointFinder:
             self._wanted[output] = wanted
             return
         seen, reader = self._passed_on(output)
+        if reader is not None and reader.name in self.rules.excluded:
+            reader = None
         if reader is None or reader.op_type not in ACTIVATIONS or reader.input[0] != seen:
             self._add(output, self._role(output), wanted)
             return
         result = reader.output[0]
         if seen == output and is_absorbable(self.index, reader):
             self._add(result, self._role(result), wanted, absorbed=reader.name)
-        elif result not in self.index.outputs or seen != output:
+        elif not self.outer.leaves_float(result) or seen != output:
             self._add(output, Role.CARRIER, wanted)
             if self._role(result) is Role.ACTIVATION:
                 self._add(result, Role.ACTIVATION, wanted)
@@ -190,7 +223,7 @@ class _PointFinder:
     def _passed_on(self, tensor: str) -> tuple[str, NodeProto | None]:
         """The tensor that pass-through nodes make of ``tensor``, one after the other, and who alone reads it."""
         reader = self.index.sole_consumer(tensor)
-        while reader is not None and is_passthrough(self.index, reader) and len(reader.output) == 1:
+        while reader is not None and self._passes(reader) and len(reader.output) == 1:
             tensor = reader.output[0]
             reader = self.index.sole_consumer(tensor)
         return tensor, reader
@@ -232,7 +265,7 @@ class _PointFinder:
         chain = [tensor]
         while self._source(chain[-1]) is None:
             node = self.index.producer.get(chain[-1])
-            if node is None or not is_passthrough(self.index, node):
+            if node is None or not self._passes(node):
                 self._add(chain[-1], Role.CARRIER if first else Role.ACTIVATION, self._handed(chain[-1]))
                 break
             chain.append(node.input[0])
@@ -250,15 +283,15 @@ class _PointFinder:
         while pending:
             tensor = pending.pop()
             point = self.points.get(self._source(tensor) or "")
-            if point is None:
-                continue
-            if point.role is Role.ACTIVATION:
+            if point is not None and point.role is Role.ACTIVATION:
                 if point.tensor not in self._settled:
                     bits = self.options.first_last.activation
                     self.points[point.tensor] = dataclasses.replace(point, bits=bits)
                 continue
-            producer = self.index.producer.get(point.tensor)
-            if producer is not None and producer.op_type in AVERAGES:
+            producer = self.index.producer.get(tensor if point is None else point.tensor)
+            if producer is not None and (
+                producer.op_type in AVERAGES or (point is None and is_passthrough(self.index, producer))
+            ):
                 pending.extend(data_inputs(self.index, producer))
 
     def _handed(self, tensor: str) -> int:
@@ -275,7 +308,7 @@ class _PointFinder:
         return dtype is None or dtype.kind == "f"
 
     def _add(self, tensor: str, role: Role, wanted: int = 0, absorbed: str | None = None) -> None:
-        if tensor in self.points or (tensor in self.index.outputs and not self.index.consumers(tensor)):
+        if tensor in self.points or self.outer.leaves_float(tensor):
             return
         bits = CARRIER_BITS
         if role is Role.CARRIER:

@@ -117,5 +117,5 @@ def _replanned(
         layers=layers,
         excluded=excluded,
         blocks=find_blocks(index, layers, ordered, per_layer=per_layer, wide=wide),
-        ramps=find_ramps(index, ordered),
+        ramps=find_ramps(index, ordered, plan.excluded_nodes),
     )

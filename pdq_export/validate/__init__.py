@@ -41,6 +41,7 @@ __all__ = [
     "Report",
     "Session",
     "check_loads",
+    "check_runs_quantized",
     "count_kernels",
     "kernels_saturate",
     "min_onnxruntime",
@@ -59,6 +60,14 @@ logger = logging.getLogger(__name__)
 def check_loads(model: onnx.ModelProto) -> None:
     """Raise ValidationError where onnxruntime loads ``model`` with no session options that `needed_config` knows."""
     needed_config(model.SerializeToString())
+
+
+def check_runs_quantized(model: onnx.ModelProto, batch: Batch | None) -> None:
+    """Raise ValidationError where onnxruntime does not load ``model``, with `needed_config`, or run it on ``batch``."""
+    content = model.SerializeToString()
+    config = needed_config(content)
+    if batch is not None:
+        Session(content, config=config).run(batch)
 
 
 def validate(

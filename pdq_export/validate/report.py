@@ -7,10 +7,11 @@ Schema, version 1 (null stands for "not measured", for sqnr_db for "no differenc
     model           {name, sha256, size}    the user's model; size in bytes
     quantized       {name, sha256, size}    the model that was written
     size_ratio      quantized.size / model.size
-    settings        {...}                   bits, first_last, layer_bits [REGEX=W/A], exclude [REGEX],
-                                            wide_residuals, reduce_range, weights, target, seed and all options, as
-                                            used; calibration_outliers: positions of calibration images that were
-                                            left out; evaluation_images_seen_in_calibration: how many, and
+    settings        {...}                   bits, first_last, layer_bits [REGEX=W/A], exclude [REGEX], where
+                                            given exclude_op [operator], wide_residuals, reduce_range, weights,
+                                            target, seed and all options, as used; calibration_outliers: positions
+                                            of calibration images that were left out;
+                                            evaluation_images_seen_in_calibration: how many, and
                                             evaluated_on_calibration_images: whether all
     images          number of evaluated images
     accuracy        {float, quantized, simulated}, each {images, top1, top5} of the first output; null

@@ -3,7 +3,14 @@ import logging
 import pytest
 import torch
 
-from pdq_export.calibrate.watch import warn_of_collapse, warn_of_divergence
+from pdq_export.advice import asked_for_fewer_bits, remedies
+from pdq_export.calibrate.watch import steepest_rise, warn_of_collapse, warn_of_divergence
+from pdq_export.options import CalibrationOptions
+from pdq_export.spec import Block, Point, Role
+
+EIGHT = Point(tensor="a", role=Role.ACTIVATION, bits=8)
+SEVEN = Point(tensor="w", role=Role.WEIGHT, bits=7, axis=0, symmetric=True)  # as --reduce-range has it
+FOUR = Point(tensor="b", role=Role.ACTIVATION, bits=4)
 
 
 @pytest.mark.parametrize(("error", "warned"), [(0.5, False), (3.0, True)])
@@ -12,7 +19,7 @@ def test_a_block_that_is_worse_than_nothing_is_told(
 ) -> None:
     errors = [torch.tensor(9.0)] * 10 + [torch.tensor(error)] * 20
     with caplog.at_level(logging.WARNING):
-        warn_of_divergence("b1", errors, [torch.tensor(1.0)] * 30)
+        warn_of_divergence("b1", errors, [torch.tensor(1.0)] * 30, [EIGHT])
     assert bool(caplog.records) == warned
     assert not warned or "block b1: its loss diverged: the error of its output, 3," in caplog.text
 
@@ -21,7 +28,7 @@ def test_a_block_that_is_worse_than_nothing_is_told(
 def test_a_collapsed_network_is_told(error: float, warned: bool, caplog: pytest.LogCaptureFixture) -> None:
     full = torch.randn(16, 10, generator=torch.Generator().manual_seed(0))
     with caplog.at_level(logging.WARNING):
-        warn_of_collapse("y", full, full + error)
+        warn_of_collapse("y", full, full + error, lambda: "wait")
     assert ("output y: the network has collapsed" in caplog.text) == warned
 
 
@@ -30,17 +37,53 @@ def test_single_images_do_not_decide(size: float, caplog: pytest.LogCaptureFixtu
     full = torch.randn(16, 10, generator=torch.Generator().manual_seed(0))
     good, bad = full + 0.1, full + 2.0
     good[3] = 100.0
-    warn_of_collapse("y", full * size, good * size)
+    warn_of_collapse("y", full * size, good * size, str)
     assert not caplog.records
     bad[3] = full[3] = 100.0  # right where it is easy
-    warn_of_collapse("y", (full - full.mean(0)) * size, (bad - full.mean(0)) * size)
+    warn_of_collapse("y", (full - full.mean(0)) * size, (bad - full.mean(0)) * size, str)
     assert "output y: the network has collapsed" in caplog.text
 
 
 def test_outputs_that_never_change_and_integers_are_left_alone(caplog: pytest.LogCaptureFixture) -> None:
-    warn_of_collapse("y", torch.ones(4, 3), torch.ones(4, 3))
+    warn_of_collapse("y", torch.ones(4, 3), torch.ones(4, 3), str)
     rounded = torch.ones(4, 3) + 1e-7 * torch.arange(12.0).reshape(4, 3)
     assert rounded.std(0).max() > 0
-    warn_of_collapse("y", rounded, torch.full((4, 3), 1.1))
-    warn_of_collapse("y", torch.ones(4, dtype=torch.int64), torch.zeros(4, dtype=torch.int64))
+    warn_of_collapse("y", rounded, torch.full((4, 3), 1.1), str)
+    warn_of_collapse("y", torch.ones(4, dtype=torch.int64), torch.zeros(4, dtype=torch.int64), str)
     assert not caplog.records
+
+
+def test_more_bits_are_advised_only_where_there_are_more(caplog: pytest.LogCaptureFixture) -> None:
+    options = CalibrationOptions()
+    assert "--bits" not in remedies([EIGHT, SEVEN], options)
+    assert "--exclude" in remedies([EIGHT, SEVEN], options)
+    assert "--bits" in remedies([EIGHT, FOUR], options)
+    assert "pd-quant" not in remedies([FOUR], options)
+    assert "pd-quant" in remedies([FOUR], CalibrationOptions(prediction_difference=False))
+    warn_of_divergence("b1", [torch.tensor(2.0)], [torch.tensor(1.0)], [EIGHT, SEVEN])
+    warn_of_divergence("b2", [torch.tensor(2.0)], [torch.tensor(1.0)], [FOUR])
+    first, second = (record.getMessage() for record in caplog.records)
+    assert "more bits" not in first
+    assert "more bits" in second
+
+
+@pytest.mark.parametrize(
+    ("settings", "fewer"),
+    [
+        ({}, False),
+        ({"bits": "8/8", "layer_bits": []}, False),
+        ({"bits": "8/4", "layer_bits": []}, True),
+        ({"bits": "8/8", "layer_bits": ["a=b=8/8", "fc=4/8"]}, True),
+    ],
+)
+def test_what_a_report_says_of_the_bits(settings: dict[str, object], fewer: bool) -> None:
+    assert asked_for_fewer_bits(settings) == fewer
+
+
+def test_where_the_error_rises() -> None:
+    def block(name: str, inputs: str, outputs: str) -> Block:
+        return Block(name=name, inputs=(inputs,), outputs=(outputs,), nodes=(), layers=())
+
+    blocks = [block("b1", "x", "a"), block("b2", "a", "b"), block("b3", "b", "y")]
+    told = steepest_rise({"a": 0.02, "b": 0.85}, blocks)
+    assert told.endswith("block b2, from 2% to 85%")

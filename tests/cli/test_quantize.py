@@ -59,6 +59,7 @@ def test_defaults(run: Run, pipeline: FakePipeline, folder: Path) -> None:
         "reduce_range": False,
         "layer_bits": (),
         "exclude": (),
+        "exclude_op": (),
         "first_last": "8/8",
         "options": {},
         "device": "auto",
@@ -74,6 +75,7 @@ def test_every_option_arrives(run: Run, pipeline: FakePipeline, folder: Path) ->
         *("--output", "out.onnx", "--samples", "7", "--iters", "5", "--correction-iters", "0", "--seed", "3"),
         *("--method", "qdrop", "--preset", "fast", "--weights", "symmetric", "--set", "scale-lr=0.1"),
         *("--layer-bits", "a=2/2", "--layer-bits", "b=c=3/3", "--exclude", "x", "--first-last", "6/6"),
+        *("--exclude-op", "Pow", "--exclude-op", "Add"),
         *("--device", "cuda:1", "--target", "native", "--opset", "21", "--report", "out.json", "--overwrite"),
         *("--max-memory", "4GB", "--wide-residuals", "--reduce-range"),
     )
@@ -86,6 +88,7 @@ def test_every_option_arrives(run: Run, pipeline: FakePipeline, folder: Path) ->
     assert call["max_memory"] == "4GB"
     assert (call["bits"], call["eval"], call["output"]) == ("2/3", Path("eval.npz"), Path("out.onnx"))
     assert (call["layer_bits"], call["exclude"]) == (("a=2/2", "b=c=3/3"), ("x",))
+    assert call["exclude_op"] == ("Pow", "Add")
     assert call["first_last"] == "6/6"
     assert (call["device"], call["target"], call["opset"], call["overwrite"]) == ("cuda:1", "native", 21, True)
     assert json.loads((folder / "out.json").read_text())["images"] == 200

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 import pdq_export
 from pdq_export.errors import ExportError, OptionError
 from pdq_export.export import export_model, find_layout, layout_names, register_layout, required_opset
+from pdq_export.export.runtimes import min_onnxruntime
 from pdq_export.plan import PlanOptions, make_plan
 from pdq_export.spec import BitWidths
 
@@ -80,6 +81,7 @@ def test_metadata_is_added_to_the_users():
     exported = export_model(model, plan, tensors, metadata=METADATA)
     properties = {entry.key: entry.value for entry in exported.metadata_props}
     assert properties.pop("pdq_export.source")
+    assert properties.pop("pdq_export.min_onnxruntime") == min_onnxruntime(exported)
     assert properties == {"author": "someone", **METADATA}
 
 

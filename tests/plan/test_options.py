@@ -118,10 +118,15 @@ def test_summary() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"exclude": "layer2/conv1"}, "--exclude 'layer2/conv1': matches none of the 5 layers' names; near names are "),
+        ({"exclude": "layer2/conv1"}, "--exclude 'layer2/conv1': matches none of the 12 nodes' names; near names are "),
         ({"exclude": "layer2/conv1"}, "'/layer1/conv1/Conv'"),
         ({"layer_bits": {"haed": "4/4"}}, "near names are '/head/Conv'"),
-        ({"exclude": "s$"}, "matches none"),  # not a layer
+        ({"layer_bits": {"s$": "4/4"}}, "matches none of the 5 layers' names"),  # not a layer
+        (
+            {"exclude_op": "add"},
+            "--exclude-op 'add': the model, once prepared, has no such operator; did you mean Add?",
+        ),
+        ({"exclude_op": ["Conv", "Gemm"]}, "--exclude-op Conv Gemm: matches all 5 layers"),
         ({"exclude": "("}, r"--exclude '(': is not a regular expression (missing ), unterminated"),
         ({"exclude": ""}, "has 0 characters"),
         ({"exclude": "a" * 1001}, "has 1001 characters"),
@@ -167,8 +172,8 @@ def test_patterns_that_may_backtrack_match_the_same() -> None:
 def test_patterns_match_modules_as_well() -> None:
     names, scopes = ["node_conv2d", "node_conv2d_1", "other"], {"node_conv2d": "stem.conv", "node_conv2d_1": "layer1.0"}
     options = PlanOptions.of("4/4", layer_bits={r"^layer1\.": "8/8", "other": "2/2"}, exclude="stem.*conv")
-    rules = options.resolve(names, scopes)
+    rules = options.resolve(names, dict.fromkeys(names, "Conv"), scopes)
     assert {name: str(bits) for name, bits in rules.own.items()} == {"node_conv2d_1": "8/8", "other": "2/2"}
     assert rules.excluded == {"node_conv2d"}
     with pytest.raises(OptionError, match=r"near names are 'layer1\.0'"):
-        PlanOptions.of("4/4", exclude="layer1_0").resolve(names, scopes)
+        PlanOptions.of("4/4", exclude="layer1_0").resolve(names, dict.fromkeys(names, "Conv"), scopes)

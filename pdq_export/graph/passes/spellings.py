@@ -180,6 +180,8 @@ def _swish(index: GraphIndex, node: NodeProto) -> list[NodeProto] | None:
 def _dropout(index: GraphIndex, node: NodeProto) -> list[NodeProto] | None:
     """At inference, where nobody reads the mask."""
     training = optional_input(node, 2)
+    if index.opset < 7:  # an attribute says whether it drops anything
+        return None
     if training is not None and ((value := index.constant(training)) is None or value.any()):
         return None
     if any(name and (index.consumers(name) or name in index.outputs) for name in node.output[1:]):
