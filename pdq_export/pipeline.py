@@ -56,7 +56,10 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where `quantize` is. ``stage``: load, plan, calibrate, export or validate; ``block`` once one is calibrated."""
+    """Where `quantize` is.
+
+    ``stage``: load, plan, read, calibrate, export or validate; ``block`` once one is calibrated.
+    """
 
     stage: str
     block: BlockProgress | None = None
@@ -159,6 +162,7 @@ def quantize(
     core = without_tail(prepared.model, plan.tail)
     network = import_model(free_batch.run(core))
     check_batch(network, core)
+    tell(Progress(stage="read"))
     samples = read_samples(calib, eval, specs, chosen.samples)
     scores, *_ = check_runs(network, as_seen(samples.calibration.head(2).inputs(), prepared.model))
     if samples.judged.labels is not None and not plan.tail:

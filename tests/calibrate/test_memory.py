@@ -193,16 +193,6 @@ def test_fewer_images_than_the_measurement_takes(stores: list[Store]) -> None:
     assert same(run(example, None).tensors, run(example, 1).tensors)
 
 
-@pytest.mark.parametrize("max_memory", [None, 2**40])
-def test_the_heap_is_kept_only_where_memory_has_no_limit(
-    monkeypatch: pytest.MonkeyPatch, max_memory: int | None
-) -> None:
-    asked: list[bool] = []
-    monkeypatch.setattr(engine, "keep_heap", lambda *, limited: asked.append(limited))
-    run(residual(), max_memory, iters=0, learn_rounding=False, learn_scales=False)
-    assert asked == [max_memory is not None]
-
-
 @pytest.mark.parametrize(("images", "parts"), [(40, [14, 13, 13]), (17, [9, 8]), (1, [1])])
 def test_the_search_for_collapse_takes_few_images_at_a_time(
     monkeypatch: pytest.MonkeyPatch, images: int, parts: list[int]
