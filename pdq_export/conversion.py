@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 
 from pdq_export.errors import ExportError, ModelError, OptionError, ValidationError
+from pdq_export.exhaustion import tells_of_memory
 from pdq_export.export import assemble, find_layout, layout_names, read_source, required_opset
 from pdq_export.export.layouts import Quantized
 from pdq_export.export.source import DAMAGED, Source, fill_missing
@@ -25,6 +26,7 @@ _PROBE = 64  # pixels along an axis whose size the model leaves open
 _LARGEST_PROBE = 2**24  # elements of an input; larger ones are not made
 
 
+@tells_of_memory(calibrates=False)
 def convert(model: str | Path | onnx.ModelProto, target: str, *, opset: int | None = None) -> onnx.ModelProto:
     """Write a file that `pdq_export.quantize` wrote for ort, native or qcdq in another of these layouts.
 

@@ -33,6 +33,7 @@ from typing import Any
 import onnx
 
 from pdq_export.errors import ModelError, PdqError
+from pdq_export.exhaustion import tells_of_memory
 from pdq_export.export import find_layout
 from pdq_export.fidelity import UserFile, check_on_noise
 from pdq_export.frontend import check_batch, find_unsupported, import_model
@@ -140,6 +141,7 @@ class Inspection:
         return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
 
 
+@tells_of_memory(calibrates=False)
 def inspect_model(
     model: str | Path | onnx.ModelProto,
     *,

@@ -19,6 +19,7 @@ from pdq_export.calibrate.memory import parse_size, trim_heap
 from pdq_export.calibrate.precision import full_float32
 from pdq_export.data import Source, check_exists
 from pdq_export.errors import OptionError, first_few
+from pdq_export.exhaustion import tells_of_memory
 from pdq_export.export import MIN_OPSET, export_model, find_layout
 from pdq_export.fidelity import BATCHES, Fidelity, Probe, UserFile, as_seen
 from pdq_export.frontend import check_batch, check_runs, import_model
@@ -82,6 +83,7 @@ class Result:
 ProgressCallback = Callable[[Progress], None]
 
 
+@tells_of_memory(calibrates=True)
 def quantize(
     model: str | Path | onnx.ModelProto,
     *,
