@@ -27,6 +27,7 @@ from pdq_export.calibrate.quantizers import (
     weight_qparams,
 )
 from pdq_export.calibrate.reconstruct import BlockProblem, reconstruct
+from pdq_export.calibrate.requirements import find_requirements
 from pdq_export.calibrate.state import Quantizers
 from pdq_export.calibrate.subgraph import extract, input_tensors, reachable, tensor_nodes
 from pdq_export.calibrate.watch import warn_of_collapse
@@ -127,6 +128,7 @@ class _Engine:
         self.graph_outputs = _output_tensors(network)
         self.prediction_of: dict[str, list[str]] = {}  # by graph output
         self.class_axes: dict[str, int | None] = {}
+        self.least: Mapping[str, int] = {}  # bytes that the steps of a block take whatever goes to a file
         self.progress: Callable[[BlockProgress], None] = lambda _: None
         self.place = BlockProgress(
             block=plan.blocks[0].name if plan.blocks else "",
@@ -143,6 +145,10 @@ class _Engine:
     def run(self, inputs: Sequence[Cache]) -> Calibrated:
         chosen = spread(len(inputs[0]), PASS_BATCH).to(self.store.device)
         some = [x[chosen] for x in inputs]
+        if self.store.limited:
+            needed = find_requirements(self.network, self.plan, [x[:1] for x in some], self.options, len(inputs[0]))
+            self.store.require(needed.most, needed.passes, self.options.batch_size)
+            self.least = needed.steps
         self._find_predictions(some)
         self._begin(inputs)
         blocks = self.plan.blocks
@@ -316,7 +322,7 @@ class _Engine:
         student = self._student(block, outputs, points, soft)
         quantized = [self.quantized[name] for name in block.inputs]
         bypass = [self.full[name] for name in names]
-        self._leave_room(student, tail, quantized, bypass)
+        self._leave_room(block, student, tail, quantized, bypass)
         corrected = self._correct(block, [self.full[name] for name in block.inputs])
         target = extract(self.network, block.inputs, outputs)
         targets = run_pass(target, corrected, outputs, self.store, told=self._told_of_images("targets"))
@@ -339,6 +345,7 @@ class _Engine:
 
     def _leave_room(
         self,
+        block: Block,
         student: fx.GraphModule,
         tail: fx.GraphModule | None,
         quantized: Sequence[Cache],
@@ -348,7 +355,8 @@ class _Engine:
         if self.store.limited and len(quantized[0]) > STEP_IMAGES:
             inputs, beside = ([x.slice(0, STEP_IMAGES) for x in caches] for caches in (quantized, bypass))
             needed = step_bytes(student, tail, inputs, beside, self.options.batch_size, self.generator)
-            self.store.reserve(needed)
+            least = self.least.get(block.name, 0)
+            self.store.reserve(needed + least, least=least)
 
     def _compared(self, block: Block, later: Sequence[Block]) -> list[str]:
         """The outputs whose error counts; for a graph output that nobody reads, what lies before its Softmax."""

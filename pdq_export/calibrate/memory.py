@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +33,13 @@ def parse_size(text: str | int) -> int:
     if size < 1:
         raise OptionError(f"--max-memory {text!r}: expected a size above zero, for example 4GB")
     return size
+
+
+def enough(nbytes: int) -> str:
+    """A size for messages, no smaller than what is meant, with a twentieth to spare; it can be given as it is."""
+    unit, name = (100_000_000, "GB") if nbytes >= 1e9 else (1_000_000, "MB")
+    tenths = math.ceil(nbytes * 1.05 / unit)
+    return f"{tenths / 10:.1f}{name}" if name == "GB" else f"{tenths}{name}"
 
 
 def format_size(nbytes: int) -> str:
