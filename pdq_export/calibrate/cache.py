@@ -307,9 +307,9 @@ class Store:
             held = self._max_memory - self._room
             raise OptionError(
                 f"--max-memory {format_size(self._max_memory)}: the process holds {format_size(held)} before "
-                f"calibration begins, and the largest pass or step takes {format_size(nbytes)}, which no file can replace; give "
-                f"--max-memory {enough(held + nbytes)} or more, or fewer than {batch_size} images at a time (--set "
-                "batch_size=N)"
+                f"calibration begins, and the largest pass or step takes {format_size(nbytes)}, which no file "
+                f"can replace; give --max-memory {enough(held + nbytes)} or more, or fewer than {batch_size} "
+                "images at a time (--set batch_size=N)"
             )
 
     def reserve(self, nbytes: int, *, least: int = 0) -> None:

@@ -222,11 +222,11 @@ def test_a_limit_that_cannot_hold_names_the_smallest_that_can(
     """And that one can be given; what goes to a file is told once, with what would keep it in memory."""
     example = residual()
     monkeypatch.setattr(memory, "resident_bytes", lambda: 10**6)
-    with pytest.raises(OptionError, match=r"--max-memory 2 MB.*no file can replace.*batch_size") as caught:
-        run(example, 1_500_000)
+    with pytest.raises(OptionError, match=r"--max-memory 1 MB.*no file can replace.*batch_size") as caught:
+        run(example, 1_050_000)
     (size,) = re.findall(r"give --max-memory (\S+) or more", str(caught.value))
     needed = memory.parse_size(size)
-    assert 1_500_000 < needed < 30_000_000
+    assert 1_050_000 < needed < 30_000_000
     with caplog.at_level("WARNING", logger="pdq_export.calibrate"):
         limited = run(example, needed)
     assert same(run(example, None).tensors, limited.tensors)
