@@ -9,6 +9,7 @@ import click
 
 import pdq_export
 from pdq_export.errors import PdqError
+from pdq_export.exhaustion import is_exhaustion
 
 from .convert import convert
 from .example import example
@@ -43,6 +44,8 @@ class App(click.Group):
         except Exception as error:
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
                 _leave_quietly()
+            if is_exhaustion(error):  # outside of what the library does, which tells it itself
+                _fail(f"error: memory ran out ({type(error).__name__}); end other programs", EXIT_USER)
             logger.debug("raised here", exc_info=error)
             detail = f"{type(error).__name__}: {error}"
             _fail(f"internal error: {detail}; re-run with --verbose for the traceback", EXIT_INTERNAL)

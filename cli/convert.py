@@ -8,7 +8,7 @@ from rich.console import Console
 
 from pdq_export.errors import ModelError, OptionError
 
-from .log import set_up_logging
+from .log import libraries_print_nothing, set_up_logging
 from .options import OutputPath
 from .render import session_note, version_note
 
@@ -65,7 +65,8 @@ def convert(
     check_target(target)
     output = output or Path(f"{model.stem}-{target}.onnx")
     check_output(output, overwrite=overwrite, model=model, external=external_data)
-    converted = run(model, target, opset=opset)
+    with libraries_print_nothing():
+        converted = run(model, target, opset=opset)
     written = save_model(output, converted, external=external_data)
     if not quiet:
         console = Console(highlight=False)

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from pdq_export.errors import ModelError, first_few
 
-from .log import set_up_logging
+from .log import libraries_print_nothing, set_up_logging
 from .options import check_plan_options, plan_options
 from .render import format_sizes, printable
 
@@ -50,7 +50,8 @@ def inspect(model: Path, *, as_json: bool, verbose: bool, **arguments: Any) -> N
 
     if not verbose:
         onnxruntime.set_default_logger_severity(3)  # without a GPU, its GPU build warns about missing libraries
-    found = inspect_model(model, **arguments)
+    with libraries_print_nothing():
+        found = inspect_model(model, **arguments)
     if as_json:
         click.echo(found.to_json(), nl=False)
     else:

@@ -1,5 +1,7 @@
 """Messages on stderr: what the library logs, and what the command itself has to say."""
 
+import contextlib
+import io
 import logging
 import warnings
 
@@ -40,3 +42,8 @@ def set_up_logging(console: Console, *, quiet: bool, verbose: bool) -> None:
     python_warnings.propagate = False
     if not verbose:
         warnings.simplefilter("ignore")
+
+
+def libraries_print_nothing() -> contextlib.AbstractContextManager[object]:
+    """A context in which nobody else writes to stdout, which is for results: onnxsim prints what it finds."""
+    return contextlib.redirect_stdout(io.StringIO())

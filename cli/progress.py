@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Self
 from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
+from rich.table import Column
 
 from .render import printable
 
@@ -21,10 +22,13 @@ logger = logging.getLogger("pdq_export.cli.progress")
 STAGES = {
     "load": "reading the model",
     "plan": "planning",
+    "read": "reading images",
     "calibrate": "calibrating",
     "export": "writing the quantized graph",
     "validate": "validating in onnxruntime",
 }
+_BAR, _NARROW_BAR, _NARROW = 24, 8, 80  # columns
+_LONGEST_NAME = 40
 _PLAIN_INTERVAL = 30.0  # seconds between lines where there is no terminal
 _ENOUGH_TO_TELL = 0.02  # share of the work after which the time left is more than a guess
 
@@ -42,8 +46,12 @@ class ProgressDisplay:
         self._bar = Bar(
             SpinnerColumn(),
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[detail]}", markup=False),
+            BarColumn(bar_width=_BAR if console.width >= _NARROW else _NARROW_BAR),
+            # It takes what is left and is cut off; a column that asks for more would make the bar vanish.
+            TextColumn(
+                "{task.fields[detail]}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
+            ),
+            expand=True,
             console=console,
             transient=True,
             disable=quiet or self._plain,
@@ -78,7 +86,8 @@ class ProgressDisplay:
 
     def _log(self, progress: "Progress", detail: str, now: float) -> None:
         """A line for every stage and every finished block, and where nothing has been said for long."""
-        finished = progress.block is not None and progress.block.step >= progress.block.steps
+        at = progress.block
+        finished = at is not None and at.step >= at.steps and not at.phase
         if finished or progress.stage != self._stage or now - self._last_line >= _PLAIN_INTERVAL:
             self._last_line = now
             stage = STAGES.get(progress.stage, progress.stage)
@@ -93,11 +102,20 @@ def fraction(at: "BlockProgress") -> float:
 
 def describe(at: "BlockProgress", elapsed: float) -> str:
     """``block 3/12, step 200/500, loss 0.0123, 1:20 left, layer1.0``: what may be cut off for its length comes last."""
-    parts = [f"block {at.index + 1}/{at.count}", f"step {at.step}/{at.steps}", f"loss {at.loss:.4g}"]
+    steps = [at.phase] if at.phase else [f"step {at.step}/{at.steps}", f"loss {at.loss:.4g}"]
+    parts = [f"block {at.index + 1}/{at.count}", *steps]
     done = fraction(at)
     if done >= _ENOUGH_TO_TELL:
         parts.append(f"{format_time(elapsed * (1 - done) / done)} left")
-    return ", ".join([*parts, printable(at.block)])
+    return ", ".join([*parts, shorten(printable(at.block))])
+
+
+def shorten(name: str) -> str:
+    """A name of at most 40 characters: the middle of a longer one is left out, as its ends tell more."""
+    if len(name) <= _LONGEST_NAME:
+        return name
+    end = _LONGEST_NAME * 2 // 3
+    return f"{name[: _LONGEST_NAME - end - 1]}…{name[-end:]}"
 
 
 def format_time(seconds: float) -> str:

@@ -12,8 +12,9 @@ from rich.console import Console
 from pdq_export.errors import DataError, ModelError, OptionError
 from pdq_export.files import check_writable, write_atomically
 from pdq_export.options import choose_options
+from pdq_export.process import tune_process
 
-from .log import NOTES, set_up_logging
+from .log import NOTES, libraries_print_nothing, set_up_logging
 from .options import OutputPath, check_plan_options, plan_options
 from .progress import ProgressDisplay
 from .render import report_table, session_note, version_note
@@ -225,7 +226,8 @@ def _check_paths(request: Request) -> None:
 
 
 def _run(request: Request, console: Console, *, quiet: bool, verbose: bool) -> "Result":
-    with ProgressDisplay(console, quiet=quiet) as progress:
+    tune_process(limited=request.arguments["max_memory"] is not None)
+    with ProgressDisplay(console, quiet=quiet) as progress, libraries_print_nothing():
         # Imported here, behind every check that needs no torch: it takes seconds.
         import onnxruntime
 

@@ -12,6 +12,7 @@ __all__ = [
     "convert",
     "inspect_model",
     "quantize",
+    "tune_process",
 ]
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from pdq_export.inspection import inspect_model
     from pdq_export.options import CalibrationOptions
     from pdq_export.pipeline import quantize
+    from pdq_export.process import tune_process
 
 _HOMES = {
     "CalibrationOptions": "pdq_export.options",
@@ -30,6 +32,7 @@ _HOMES = {
     "convert": "pdq_export.conversion",
     "inspect_model": "pdq_export.inspection",
     "quantize": "pdq_export.pipeline",
+    "tune_process": "pdq_export.process",
 }
 
 

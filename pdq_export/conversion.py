@@ -2,25 +2,32 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import onnx
 
-from pdq_export.errors import ExportError, ModelError, OptionError, PdqError, ValidationError
+from pdq_export.errors import ExportError, ModelError, OptionError, ValidationError
+from pdq_export.exhaustion import tells_of_memory
 from pdq_export.export import assemble, find_layout, layout_names, read_source, required_opset
 from pdq_export.export.layouts import FORM, Quantized
+from pdq_export.export.source import DAMAGED, Source, fill_missing, renew_source
 from pdq_export.export.source import KEY as SOURCE_KEY
-from pdq_export.export.source import Source, fill_missing, renew_source
+from pdq_export.graph.external import all_tensors
 from pdq_export.graph.load import in_memory, read_model
 from pdq_export.graph.lookup import GraphIndex, opset_version
 from pdq_export.graph.passes import lower_opset, raise_opset, tidy
+from pdq_export.graph.sizes import check_tensor_sizes
+from pdq_export.graph.tensors import check_size
 from pdq_export.validate import Session, check_loads
 
 _PROBE = 64  # pixels along an axis whose size the model leaves open
+_LARGEST_PROBE = 2**24  # elements of an input; larger ones are not made
 
 
+@tells_of_memory(calibrates=False)
 def convert(model: str | Path | onnx.ModelProto, target: str, *, opset: int | None = None) -> onnx.ModelProto:
     """Write a file that `pdq_export.quantize` wrote for ort, native or qcdq in another of these layouts.
 
@@ -33,6 +40,7 @@ def convert(model: str | Path | onnx.ModelProto, target: str, *, opset: int | No
     check_target(target)
     file = read_model(model) if isinstance(model, str | Path) else in_memory(model)
     where = "model" if isinstance(model, onnx.ModelProto) else str(model)
+    _check_sizes(file, where)
     properties = {entry.key: entry.value for entry in file.metadata_props}
     written_for = properties.get("pdq_export.target", "")
     if written_for in layout_names() and not find_layout(written_for).convertible:
@@ -66,8 +74,8 @@ def _retargeted(properties: Mapping[str, str], target: str) -> dict[str, str]:
     metadata = {**properties, "pdq_export.target": target}
     try:
         settings = {**json.loads(properties["pdq_export.options"]), "target": target}
-    except (LookupError, ValueError, TypeError):  # it is not what the file is made from, so it need not be there
-        return metadata
+    except (LookupError, ValueError, TypeError, RecursionError):
+        return metadata  # the file is not made from it, so it need not be there
     return {**metadata, "pdq_export.options": json.dumps(settings, sort_keys=True)}
 
 
@@ -116,7 +124,7 @@ def _check_unchanged(file: onnx.ModelProto, source: Source, target: str, where: 
     )
     try:
         again = _write(source.quantized, target, opset_version(file), {}).graph
-    except (PdqError, LookupError, ValueError, TypeError, AssertionError) as error:
+    except DAMAGED as error:
         raise changed from error
     if _told_apart(file.graph, source) != _told_apart(again, source):
         raise changed
@@ -147,6 +155,16 @@ def _told_apart(graph: onnx.GraphProto, source: Source) -> bytes:
     return content
 
 
+def _check_sizes(file: onnx.ModelProto, where: str) -> None:
+    """Raise ModelError for tensors that are not as large as they say, or larger than any network needs."""
+    try:
+        for tensor in all_tensors(file.graph):
+            check_size(tensor)
+        check_tensor_sizes(file)
+    except ModelError as error:
+        raise ModelError(f"{where}: {error}") from error.__cause__
+
+
 def _check_equal(file: onnx.ModelProto, converted: onnx.ModelProto) -> None:
     """Run both, as the graphs say; outputs have to be equal to the bit."""
     check_loads(converted)
@@ -155,7 +173,9 @@ def _check_equal(file: onnx.ModelProto, converted: onnx.ModelProto) -> None:
     if len(shapes) < len(index.inputs):
         return
     rng = np.random.default_rng(0)
-    sizes = ([size if isinstance(size, int) else _PROBE if axis else 1 for axis, size in enumerate(s)] for s in shapes)
+    sizes = [[size if isinstance(size, int) else _PROBE if axis else 1 for axis, size in enumerate(s)] for s in shapes]
+    if max(map(math.prod, sizes)) > _LARGEST_PROBE:
+        return
     x = tuple(rng.standard_normal(size, np.float32) for size in sizes)
     session, other = (Session(m.SerializeToString(), optimize=False) for m in (file, converted))
     try:

@@ -42,6 +42,10 @@ class ValidationError(PdqError):
     """The written file does not load in onnxruntime or does not agree with the simulation."""
 
 
+class ResourceError(PdqError):
+    """Memory ran out, of the machine or of its GPU."""
+
+
 def first_few(texts: Sequence[str]) -> str:
     """Three of the texts at most, with what says that there are more, for messages."""
     return ", ".join([*texts[:3], *(["..."] if len(texts) > 3 else [])])

@@ -34,6 +34,7 @@ import onnx
 
 from pdq_export.calibrate.precision import settled_torch
 from pdq_export.errors import ModelError, PdqError
+from pdq_export.exhaustion import tells_of_memory
 from pdq_export.export import find_layout
 from pdq_export.fidelity import UserFile, check_on_noise
 from pdq_export.frontend import check_batch, find_unsupported, import_model
@@ -141,6 +142,7 @@ class Inspection:
         return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
 
 
+@tells_of_memory(calibrates=False)
 @settled_torch()
 def inspect_model(
     model: str | Path | onnx.ModelProto,

@@ -19,6 +19,7 @@ from pdq_export.calibrate.memory import parse_size, trim_heap
 from pdq_export.calibrate.precision import settled_torch
 from pdq_export.data import Source, check_exists
 from pdq_export.errors import OptionError, first_few
+from pdq_export.exhaustion import tells_of_memory
 from pdq_export.export import MIN_OPSET, export_model, find_layout
 from pdq_export.fidelity import BATCHES, Fidelity, Probe, UserFile, as_seen
 from pdq_export.frontend import check_batch, check_runs, import_network
@@ -56,7 +57,10 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where `quantize` is. ``stage``: load, plan, calibrate, export or validate; ``block`` once one is calibrated."""
+    """Where `quantize` is.
+
+    ``stage``: load, plan, read, calibrate, export or validate; ``block`` once one is calibrated.
+    """
 
     stage: str
     block: BlockProgress | None = None
@@ -79,6 +83,7 @@ class Result:
 ProgressCallback = Callable[[Progress], None]
 
 
+@tells_of_memory(calibrates=True)
 @settled_torch()
 def quantize(
     model: str | Path | onnx.ModelProto,
@@ -163,6 +168,7 @@ def quantize(
     core = without_tail(prepared.model, plan.tail)
     network = import_network(core)
     check_batch(network, core)
+    tell(Progress(stage="read"))
     samples = read_samples(calib, eval, specs, chosen.samples)
     scores, *_ = check_runs(network, as_seen(samples.calibration.head(2).inputs(), prepared.model))
     if samples.judged.labels is not None and not plan.tail:

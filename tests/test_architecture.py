@@ -11,10 +11,12 @@ ROOT = Path(__file__).resolve().parents[1]
 # What a part may import of ours (a part may always import itself), and which big libraries it may use.
 RULES: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), set()),
+    "exhaustion": ({"errors"}, set()),
     "spec": ({"errors"}, {"numpy"}),
     "files": ({"errors"}, set()),
     "options": ({"errors"}, set()),
     "advice": ({"options", "spec"}, set()),
+    "process": (set(), set()),
     "graph": ({"errors", "files", "spec"}, {"numpy", "onnx", "onnxsim"}),
     "plan": ({"errors", "spec", "graph"}, {"numpy", "onnx"}),
     "numerics": ({"errors", "spec"}, {"numpy", "torch"}),
@@ -91,6 +93,28 @@ def test_only_the_command_line_prints_or_exits() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+# What other threads see of it: only the owner of a process may do this, the command line or whoever calls process.py.
+OF_THE_PROCESS = {
+    *("mallopt", "redirect_stdout", "redirect_stderr", "dup2", "catch_warnings", "simplefilter", "filterwarnings"),
+    *("captureWarnings", "basicConfig", "setLevel", "set_default_logger_severity", "environ", "putenv", "chdir"),
+    *("umask", "setrecursionlimit", "seterr", "set_printoptions", "set_num_threads", "set_num_interop_threads"),
+    *("set_default_dtype", "set_grad_enabled", "fork_rng", "use_deterministic_algorithms", "set_deterministic"),
+    *("random.seed", "torch.manual_seed", "setrlimit", "signal.signal", "setlocale", "gc.disable", "gc.freeze"),
+}
+
+
+def test_the_library_leaves_the_process_alone() -> None:
+    wrong = []
+    for file in sorted((ROOT / "pdq_export").rglob("*.py")):
+        if file.relative_to(ROOT / "pdq_export").as_posix() in ("process.py", "calibrate/precision.py"):
+            continue  # the latter settles, while it calibrates, what the caller has changed, and puts it back
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            name = ast.unparse(node) if isinstance(node, ast.Attribute | ast.Name) else ""
+            if name in OF_THE_PROCESS or name.rpartition(".")[2] in OF_THE_PROCESS:
+                wrong.append(f"{file.relative_to(ROOT)}:{node.lineno} has {name}")
+    assert not wrong, "\n".join(wrong)
+
+
 def test_the_command_line_starts_without_anything_heavy() -> None:
     """At module level the command line imports click, rich and the light modules alone."""
     wrong = []
@@ -99,7 +123,8 @@ def test_the_command_line_starts_without_anything_heavy() -> None:
         top_level = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
         names = [alias.name for node in top_level if isinstance(node, ast.Import) for alias in node.names]
         names += [node.module or "" for node in top_level if isinstance(node, ast.ImportFrom) and node.level == 0]
-        light = {"pdq_export", "pdq_export.errors", "pdq_export.files", "pdq_export.options"}
+        modules = ("errors", "exhaustion", "files", "options", "process")
+        light = {"pdq_export", *(f"pdq_export.{module}" for module in modules)}
         wrong += [f"cli/{file.name} imports {n}" for n in names if is_below(n, "pdq_export") and n not in light]
         wrong += [f"cli/{file.name} imports {n}" for n in names if n.split(".")[0] in BIG - {"click", "rich"}]
     assert not wrong, "\n".join(wrong)

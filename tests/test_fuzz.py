@@ -1,4 +1,4 @@
-"""2,000 broken models and data sets: only the project's own errors, within bounds of time and memory.
+"""2,500 broken models, data sets and quantized files: only the project's own errors, within bounds of time and memory.
 
 The inputs are the same every time. They run in processes of their own (`tests/fuzz/worker.py`), which a crash in native
 code would end; the message of a failure names its seed, and ``worker.py KIND SEED 1`` runs it again.
@@ -12,12 +12,11 @@ from pathlib import Path
 import pytest
 
 WORKER = Path(__file__).parent / "fuzz" / "worker.py"
-MODELS, DATA, CHUNK = 1500, 500, 250
+KINDS, CHUNK = {"models": 1500, "data": 500, "converted": 500}, 250
 
 
 @pytest.mark.parametrize(
-    ("kind", "first"),
-    [*(("models", first) for first in range(0, MODELS, CHUNK)), *(("data", first) for first in range(0, DATA, CHUNK))],
+    ("kind", "first"), [(kind, first) for kind, count in KINDS.items() for first in range(0, count, CHUNK)]
 )
 def test_only_errors_of_our_own(kind: str, first: int, tmp_path: Path) -> None:
     command = [sys.executable, str(WORKER), kind, str(first), str(CHUNK)]

@@ -15,11 +15,11 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from pdq_export.calibrate.memory import device_budget, format_size, process_budget, trim_heap
+from pdq_export.calibrate.memory import device_budget, enough, format_size, process_budget, trim_heap
 from pdq_export.calibrate.offload import Offload
 from pdq_export.calibrate.quantizers import ActivationQuantizer
 from pdq_export.calibrate.spill import SpillFile, check_room
-from pdq_export.errors import CalibrationError
+from pdq_export.errors import CalibrationError, OptionError
 
 logger = logging.getLogger(__name__)
 
@@ -233,11 +233,20 @@ class Store:
     is not the device; None sets no limit. ``peak``: the most bytes that all caches occupied at one time.
     """
 
-    def __init__(self, device: torch.device, *, device_bytes: int | None = None, host_bytes: int | None = 0) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        *,
+        device_bytes: int | None = None,
+        host_bytes: int | None = 0,
+        max_memory: int | None = None,
+    ) -> None:
+        self._max_memory = max_memory
+        self._told = False
         self.device = torch.empty(0, device=device).device  # with its index, which tensors carry
         self.peak = 0
         self._room = device_bytes
-        self._reserved = 0
+        self._reserved = self._floor = self._least = 0
         self._host = host_bytes
         self._caches: weakref.WeakSet[Cache] = weakref.WeakSet()
 
@@ -249,7 +258,7 @@ class Store:
         """
         left = None if max_memory is None else process_budget(max_memory)
         if device.type == "cpu":
-            return cls(device, device_bytes=left)
+            return cls(device, device_bytes=left, max_memory=max_memory)
         return cls(device, device_bytes=device_budget(device), host_bytes=left)
 
     @property
@@ -286,9 +295,29 @@ class Store:
         self._register(cache)
         return cache
 
-    def reserve(self, nbytes: int) -> None:
-        """Leave room for a working set of ``nbytes``; caches move out of the device where they must."""
-        self._reserved = nbytes
+    def require(self, nbytes: int, passes: int, batch_size: int) -> None:
+        """Keep room for ``passes`` at any time, and make sure that there is room for ``nbytes``.
+
+        Raises OptionError, with the smallest limit that will do, where ``max_memory`` is too small.
+        """
+        if self._room is None or self.device.type != "cpu":
+            return
+        self._floor = passes
+        if self._max_memory is not None and nbytes > self._room:
+            held = self._max_memory - self._room
+            raise OptionError(
+                f"--max-memory {format_size(self._max_memory)}: the process holds {format_size(held)} before "
+                f"calibration begins, and the largest pass or step takes {format_size(nbytes)}, which no file "
+                f"can replace; give --max-memory {enough(held + nbytes)} or more, or fewer than {batch_size} "
+                "images at a time (--set batch_size=N)"
+            )
+
+    def reserve(self, nbytes: int, *, least: int = 0) -> None:
+        """Leave room for a working set of ``nbytes``; caches move out of the device where they must.
+
+        ``least``: the part of it that has to be in memory.
+        """
+        self._reserved, self._least = nbytes, least
         inside = sorted((c for c in self._caches if c.tier == "device"), key=lambda c: c.nbytes, reverse=True)
         for cache in inside:
             if self._fits(0) or not isinstance(cache._data, _Memory) or not cache.nbytes:
@@ -303,9 +332,17 @@ class Store:
         if self._room is None or self._reserved <= self._room or self.device.type != "cpu":
             return nullcontext()
         check_room(self._reserved)
-        logger.info("steps need %s: part of that goes to a file", format_size(self._reserved))
+        if not self._told and self._max_memory is not None:
+            self._told = True
+            logger.warning(
+                "--max-memory %s: steps need %s of memory, and a part of that goes to files: calibration can take ten "
+                "times as long; with about %s it would stay in memory",
+                format_size(self._max_memory),
+                format_size(self._reserved),
+                enough(self._max_memory - self._room + self._reserved),
+            )
         resident = itertools.chain.from_iterable((*m.parameters(), *m.buffers()) for m in modules)
-        return Offload(self._room // 2, resident)
+        return Offload(max(self._room - self.used["device"] - self._least, 0), resident)
 
     def close(self) -> None:
         """Close every cache."""
@@ -319,7 +356,7 @@ class Store:
     def _fits(self, nbytes: int) -> bool:
         if self._room is None:
             return True
-        budget = max(min(self._room // 2, self._room - self._reserved), 0)
+        budget = max(min(self._room // 2, self._room - max(self._reserved, self._floor)), 0)
         return self.used["device"] + nbytes <= budget
 
     def _place(self, shape: tuple[int, ...], dtype: torch.dtype) -> _Memory | _File:

@@ -18,7 +18,7 @@ from pdq_export.calibrate.correction import correct_distribution, estimate_stati
 from pdq_export.calibrate.fitting import ActivationFitter
 from pdq_export.calibrate.hardening import harden_block, hardening_bytes
 from pdq_export.calibrate.losses import class_axis
-from pdq_export.calibrate.memory import STEP_IMAGES, keep_heap, step_bytes, trim_heap
+from pdq_export.calibrate.memory import STEP_IMAGES, step_bytes, trim_heap
 from pdq_export.calibrate.passes import PASS_BATCH, run_pass, run_probe, spread
 from pdq_export.calibrate.precision import settled_torch
 from pdq_export.calibrate.prediction import find_predictions, put_images_first
@@ -30,6 +30,7 @@ from pdq_export.calibrate.quantizers import (
     weight_qparams,
 )
 from pdq_export.calibrate.reconstruct import BlockProblem, reconstruct
+from pdq_export.calibrate.requirements import find_requirements
 from pdq_export.calibrate.sizes import FOLDING_IMAGES, fold_sizes
 from pdq_export.calibrate.state import Quantizers
 from pdq_export.calibrate.subgraph import extract, input_tensors, reachable, tensor_nodes
@@ -47,7 +48,10 @@ _COLLAPSE_BATCH = 16
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BlockProgress:
-    """Where calibration is: ``step`` of ``steps`` in block ``index`` (from 0) of ``count``; ``loss`` of that step."""
+    """Where calibration is: ``step`` of ``steps`` in block ``index`` (from 0) of ``count``; ``loss`` of that step.
+
+    ``phase``: what is done before and after the steps, with how far it is; empty while they are taken.
+    """
 
     block: str
     index: int
@@ -55,6 +59,7 @@ class BlockProgress:
     step: int
     steps: int
     loss: float
+    phase: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,14 +96,13 @@ def calibrate(
     stays the same bit for bit. Raises CalibrationError where a loss diverges or the disk has no room, OptionError
     where ``max_memory`` is occupied already.
     """
-    keep_heap(limited=max_memory is not None)
     network = network.to(device)
     store = Store.of_process(device, max_memory)
     try:
         folded = fold_sizes(network, [x[:FOLDING_IMAGES].to(device) for x in inputs])
         engine = _Engine(folded, network, plan, statistics, options, store)
-        with torch.random.fork_rng(devices=[]):
-            return engine.run([store.adopt(x) for x in inputs], progress or (lambda _: None))
+        engine.progress = progress or engine.progress
+        return engine.run([store.adopt(x) for x in inputs])
     finally:
         store.close()
         trim_heap()
@@ -134,29 +138,46 @@ class _Engine:
         self.graph_outputs = _output_tensors(network)
         self.prediction_of: dict[str, list[str]] = {}  # by graph output
         self.class_axes: dict[str, int | None] = {}
+        self.least: Mapping[str, int] = {}  # bytes that the steps of a block take whatever goes to a file
+        self.progress: Callable[[BlockProgress], None] = lambda _: None
+        self.place = BlockProgress(
+            block=plan.blocks[0].name if plan.blocks else "",
+            index=0,
+            count=len(plan.blocks),
+            step=0,
+            steps=options.iters,
+            loss=0.0,
+        )
 
-    def run(self, inputs: Sequence[Cache], progress: Callable[[BlockProgress], None]) -> Calibrated:
+    def _tell(self, phase: str) -> None:
+        self.progress(dataclasses.replace(self.place, phase=phase))
+
+    def run(self, inputs: Sequence[Cache]) -> Calibrated:
         chosen = spread(len(inputs[0]), PASS_BATCH).to(self.store.device)
         some = [x[chosen] for x in inputs]
+        if self.store.limited:
+            needed = find_requirements(self.network, self.plan, [x[:1] for x in some], self.options, len(inputs[0]))
+            self.store.require(needed.most, needed.passes, self.options.batch_size)
+            self.least = needed.steps
         self._find_predictions(some)
         self._begin(inputs)
         blocks = self.plan.blocks
         for position, block in enumerate(blocks):
             logger.info("block %d of %d: %s", position + 1, len(blocks), block.name)
-            place = BlockProgress(
-                block=block.name, index=position, count=len(blocks), step=0, steps=self.options.iters, loss=0.0
-            )
-
-            def report(step: int, loss: float, place: BlockProgress = place) -> None:
-                progress(dataclasses.replace(place, step=step, loss=loss))
-
-            self._calibrate_block(block, blocks[position + 1 :], report)
+            self.place = dataclasses.replace(self.place, block=block.name, index=position)
+            self._calibrate_block(block, blocks[position + 1 :], self._report)
             self._advance(block, blocks[position + 1 :])
         simulation = self.done.simulation(self.graph_inputs, self.graph_outputs)
         self._look_for_collapse(simulation, some)
         biases = {name: bias.cpu().numpy() for name, bias in self.done.shifted.items()}
         predictions = self.prediction_of if self.options.prediction_difference else {}
         return Calibrated(tensors=self.done.tensors(), biases=biases, simulation=simulation, predictions=predictions)
+
+    def _told_of_images(self, what: str) -> Callable[[int, int], None]:
+        return lambda done, count: self._tell(f"{what}, {done} of {count} images")
+
+    def _report(self, step: int, loss: float) -> None:
+        self.progress(dataclasses.replace(self.place, step=step, loss=loss))
 
     @torch.no_grad()
     def _look_for_collapse(self, simulation: fx.GraphModule, some: Sequence[Tensor]) -> None:
@@ -196,7 +217,8 @@ class _Engine:
 
     def _begin(self, inputs: Sequence[Cache]) -> None:
         names = list(dict.fromkeys(itertools.chain.from_iterable(self.prediction_of.values())))
-        values = run_pass(extract(self.network, self.graph_inputs, names), inputs, names, self.store)
+        network = extract(self.network, self.graph_inputs, names)
+        values = run_pass(network, inputs, names, self.store, told=self._told_of_images("FP32 network"))
         self.predictions = values
         if self.options.prediction_difference:
             self.class_axes = {
@@ -242,6 +264,7 @@ class _Engine:
         if soft and self.options.compensate_rounding:
             self.store.reserve(hardening_bytes(self.network, block, soft))
             self.done.round_biases(block, soft)
+            self._tell("compensated rounding")
             harden_block(self.network, self.done, block, soft, quantized)
             self.store.reserve(0)
         else:
@@ -258,6 +281,7 @@ class _Engine:
         return [point for point in self.plan.points.values() if point.tensor in written]
 
     def _initialize_activations(self, block: Block, points: Sequence[Point], quantized: Sequence[Cache]) -> None:
+        self._tell("activation scales")
         probe = extract(self.network, block.inputs, [point.tensor for point in points])
         values = run_probe(probe, quantized, self.store, self.options.search_samples)
         for point, x in zip(points, values, strict=True):
@@ -266,9 +290,10 @@ class _Engine:
     def _initialize_weights(self, block: Block) -> dict[str, SoftRounding]:
         """Scale search for the block's weights; those whose rounding is to be learned are returned."""
         soft: dict[str, SoftRounding] = {}
-        for layer in block.layers:
+        for number, layer in enumerate(block.layers, 1):
             if layer.weight in self.done.weights or layer.weight in soft:
                 continue  # shared with an earlier layer
+            self._tell(f"weight scales, layer {number} of {len(block.layers)}")
             point, weight = self.plan.points[layer.weight], self.done.constants[layer.weight]
             qparams = weight_qparams(weight, point)
             if self.options.learn_rounding and self.options.iters:
@@ -300,9 +325,11 @@ class _Engine:
             return list(full)
         layer_outputs = extract(self.network, block.inputs, outputs)
         statistics = [self.statistics[name] for name in outputs]
+        told = self._told_of_images("correction")
         corrected = self.store.new(full[0].shape, full[0].dtype)
         for batch in full[0].batches(self.options.batch_size):
             corrected.append(correct_distribution(layer_outputs, statistics, batch, self.options))
+            told(len(corrected), len(full[0]))
         return [corrected]
 
     def _reconstruct(
@@ -324,9 +351,10 @@ class _Engine:
         student = self._student(block, outputs, points, soft)
         quantized = [self.quantized[name] for name in block.inputs]
         bypass = [self.full[name] for name in names]
-        self._leave_room(student, tail, quantized, bypass)
+        self._leave_room(block, student, tail, quantized, bypass)
         corrected = self._correct(block, [self.full[name] for name in block.inputs])
-        targets = run_pass(extract(self.network, block.inputs, outputs), corrected, outputs, self.store)
+        target = extract(self.network, block.inputs, outputs)
+        targets = run_pass(target, corrected, outputs, self.store, told=self._told_of_images("targets"))
         problem = BlockProblem(
             name=block.name,
             student=student,
@@ -346,6 +374,7 @@ class _Engine:
 
     def _leave_room(
         self,
+        block: Block,
         student: fx.GraphModule,
         tail: fx.GraphModule | None,
         quantized: Sequence[Cache],
@@ -355,7 +384,8 @@ class _Engine:
         if self.store.limited and len(quantized[0]) > STEP_IMAGES:
             inputs, beside = ([x.slice(0, STEP_IMAGES) for x in caches] for caches in (quantized, bypass))
             needed = step_bytes(student, tail, inputs, beside, self.options.batch_size, self.generator)
-            self.store.reserve(needed)
+            least = self.least.get(block.name, 0)
+            self.store.reserve(needed + least, least=least)
 
     def _compared(self, block: Block, later: Sequence[Block]) -> list[str]:
         """The outputs whose error counts; for a graph output that nobody reads, what lies before its Softmax."""

@@ -86,6 +86,14 @@ def hardening_bytes(network: fx.GraphModule, block: Block, soft: Mapping[str, So
     return largest + 3 * 4 * _ELEMENTS
 
 
+def rounding_bytes(groups: int, k: int, weights: int, positions: int) -> int:
+    """About what rounding a layer takes: ``weights`` numbers with ``k`` inputs each, at ``positions`` of an image."""
+    if groups * k**2 > _LARGEST_K**2:
+        return 0
+    numbers = 6 * groups * k * k + 7 * weights + 2 * groups * k * _BATCH * _ROWS_OF_IMAGE
+    return 8 * numbers + 3 * 4 * min(_ELEMENTS, groups * k * positions * _BATCH)
+
+
 def _k(weight: SoftRounding) -> int:
     assert weight.point.axis is not None
     return weight.alpha.numel() // weight.alpha.shape[weight.point.axis]

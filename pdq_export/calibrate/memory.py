@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +12,6 @@ from torch import Tensor, fx
 
 from pdq_export.errors import OptionError
 
-# Of glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _NEVER = -1, -3, 2**31 - 1
-_LARGEST_THRESHOLD = 32 * 2**20
 _UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 # Where the process cannot be asked: Python, PyTorch and a mid-sized network.
 _ASSUMED_RESIDENT = 2**30
@@ -37,6 +35,13 @@ def parse_size(text: str | int) -> int:
     return size
 
 
+def enough(nbytes: int) -> str:
+    """A size for messages, no smaller than what is meant, with a twentieth to spare; it can be given as it is."""
+    unit, name = (100_000_000, "GB") if nbytes >= 1e9 else (1_000_000, "MB")
+    tenths = math.ceil(nbytes * 1.05 / unit)
+    return f"{tenths / 10:.1f}{name}" if name == "GB" else f"{tenths}{name}"
+
+
 def format_size(nbytes: int) -> str:
     """As GB, MB or kB, for messages."""
     if nbytes >= 1e9:
@@ -52,24 +57,6 @@ def resident_bytes() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     except (ImportError, OSError):
         return _ASSUMED_RESIDENT
-
-
-def keep_heap(*, limited: bool) -> None:
-    """Have glibc keep what is freed, for the rest of the process; other C libraries are left alone.
-
-    By default it maps every large tensor anew, and a step on a network of 224 x 224 images spends three quarters of its
-    time in page faults (benchmarks/PROFILE.md). Where memory is ``limited`` large tensors are mapped: a heap that holds
-    tensors of all sizes has holes, and they add up to gigabytes.
-    """
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        libc = ctypes.CDLL(None)
-        if limited:
-            libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_THRESHOLD)
-            libc.mallopt(_M_TRIM_THRESHOLD, 2 * _LARGEST_THRESHOLD)
-            return
-        # Before 2.35 the threshold has a limit.
-        if libc.mallopt(_M_MMAP_THRESHOLD, _NEVER) or libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_THRESHOLD):
-            libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)
 
 
 def trim_heap() -> None:

@@ -1,7 +1,7 @@
 """Passes over the calibration images that need no gradient, batch by batch from cache to cache."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, fx
@@ -24,15 +24,15 @@ def run_pass(
     store: Store,
     *,
     quantizers: Mapping[str, ActivationQuantizer] | None = None,
+    told: Callable[[int, int], None] = lambda *_: None,
 ) -> dict[str, Cache]:
     """Outputs of ``module`` over the whole first axis of ``inputs``, under their ``names``.
 
-    ``quantizers`` by name, where the output is what the quantizer has put out.
+    ``quantizers`` by name, where the output is what the quantizer has put out. ``told``: of how many images are done.
     """
     known = quantizers or {}
-    return dict(
-        zip(names, _run(module, inputs, store, len(inputs[0]), [known.get(name) for name in names]), strict=True)
-    )
+    outputs = _run(module, inputs, store, len(inputs[0]), [known.get(name) for name in names], told)
+    return dict(zip(names, outputs, strict=True))
 
 
 def run_probe(module: fx.GraphModule, inputs: Sequence[Cache], store: Store, stop: int) -> list[Cache]:
@@ -47,8 +47,10 @@ def _run(
     store: Store,
     count: int,
     quantizers: Sequence[ActivationQuantizer | None] | None,
+    told: Callable[[int, int], None] = lambda *_: None,
 ) -> list[Cache]:
     results: list[Cache] = []
+    done = 0
     for batch in zip(*(x.batches(PASS_BATCH, count) for x in inputs), strict=True):
         outputs = module(*batch)
         if quantizers is None:
@@ -59,6 +61,8 @@ def _run(
                 for y, quantizer in zip(outputs, quantizers or [None] * len(outputs), strict=True)
             ]
         _append(results, outputs)
+        done += len(batch[0])
+        told(done, count)
         del batch, outputs  # or they would live on beside the next batch's
     return results
 

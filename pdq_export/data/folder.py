@@ -1,32 +1,29 @@
 """Images from a folder of files, in the order of their names."""
 
+import collections
 import dataclasses
 import logging
-import struct
-import warnings
-import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from pdq_export.data import labels as labels_csv
 from pdq_export.data import preprocess as preprocess_toml
 from pdq_export.data.checks import check_bytes
+from pdq_export.data.decode import BROKEN, TURNED, decode, reason
 from pdq_export.data.image_set import ImageSet
 from pdq_export.data.input_spec import InputSpec
 from pdq_export.data.preprocess import Preprocess
-from pdq_export.errors import DataError
+from pdq_export.errors import DataError, first_few
 
 logger = logging.getLogger(__name__)
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
-_FORMATS = ("BMP", "JPEG", "PNG", "WEBP")
-_MAX_PIXELS = 100_000_000  # of one file; a few kilobytes can declare billions
 _MODES = {1: "L", 3: "RGB"}
-_EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "La", "RGBa")
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+_NAMED = 3  # files that are skipped with a message each
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,35 +100,40 @@ def _decode_all(folder: Path, names: list[str], task: _Task, limit: int | None) 
     count = len(names) if limit is None else min(limit, len(names))
     pixels: NDArray[np.uint8] | None = None
     used: list[str] = []
+    skipped = 0
+    notes: dict[str, list[str]] = collections.defaultdict(list)
     for name in names:
         if len(used) == count:
             break
         try:
-            image = _decode(folder / name, task.mode)
-        except _BROKEN as error:
-            logger.warning("%s: skipped: %s", folder / name, _reason(error))
+            decoded = decode(folder / name, task.mode)
+        except BROKEN as error:
+            level = logging.WARNING if skipped < _NAMED else logging.DEBUG
+            logger.log(level, "%s: skipped: %s", folder / name, reason(error))
+            skipped += 1
             continue
-        array = _to_array(folder / name, image, task)
+        array = _to_array(folder / name, decoded.image, task)
         if pixels is None:
             check_bytes(str(folder), (count, *array.shape), 1)
             pixels = np.empty((count, *array.shape), dtype=np.uint8)
         _check_size(folder / name, array.shape, pixels.shape[1:], "the first image is")
         pixels[len(used)] = array
         used.append(name)
+        for note in decoded.notes:
+            notes[note].append(name)
+    _tell(folder, skipped, len(used), notes)
     if pixels is None:
         raise DataError(f"{folder}: none of {len(names)} images can be decoded; see the warnings above")
     return pixels[: len(used)], used
 
 
-def _decode(path: Path, mode: str) -> Image.Image:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's own limits are lower; ours is checked below
-        with Image.open(path, formats=_FORMATS) as image:
-            if image.width * image.height > _MAX_PIXELS:
-                raise ValueError(f"{image.height} x {image.width} pixels, more than {_MAX_PIXELS:,}")
-            if image.mode not in _EIGHT_BIT_MODES:
-                raise ValueError(f"more than 8 bits a channel (mode {image.mode})")
-            return image.convert(mode)
+def _tell(folder: Path, skipped: int, used: int, notes: Mapping[str, Sequence[str]]) -> None:
+    """One message for each thing that happened, however many files it happened to."""
+    if skipped > _NAMED:
+        logger.warning("%s: %d more files are skipped (--verbose names them)", folder, skipped - _NAMED)
+    for note, names in notes.items():
+        level = logging.INFO if note == TURNED else logging.WARNING
+        logger.log(level, "%s: %d of %d images %s (%s)", folder, len(names), used, note, first_few(names))
 
 
 def _to_array(path: Path, image: Image.Image, task: _Task) -> NDArray[np.uint8]:
@@ -160,9 +162,3 @@ def _check_size(path: Path, found: tuple[int, ...], wanted: tuple[int, ...], wha
             f"{path}: {height} x {width} (H x W), but {what} {want_height} x {want_width}; set resize or crop in "
             f"{path.parent / preprocess_toml.FILE_NAME}, for example resize = [{want_height}, {want_width}]"
         )
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return "not an image, or damaged"
-    return " ".join(str(error).split()) or type(error).__name__

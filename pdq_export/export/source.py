@@ -22,13 +22,20 @@ from onnx import GraphProto, NodeProto, TensorProto
 from pdq_export.errors import ModelError, PdqError
 from pdq_export.export.constants import Bias, LayerConstants, Weight
 from pdq_export.export.layouts import FORM, OLDEST_FORM, Quantized
+from pdq_export.export.stored_plan import StoredPlan, VersionError, read_plan
 from pdq_export.graph.lookup import GraphIndex, optional_input
-from pdq_export.spec import BitWidths, Layer, Plan, Point, QuantizedTensor, Role
+from pdq_export.spec import Layer, Plan, Point, QuantizedTensor
 
 KEY = "pdq_export.source"
 _PLAN_KEY = "plan"
 _SMALL = 64  # constants of up to so many elements are not looked for in the graph
 _LARGEST = 1 << 28  # bytes of the description; that of a network with 1,000 layers is a thousandth of it
+
+# What can come of reading a description that somebody has changed: its graph is a stranger's, and so are its names.
+DAMAGED = (
+    *(PdqError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, RecursionError),
+    DecodeError,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,7 +93,7 @@ def describe_source(source: Source, written: GraphProto) -> str:
 def renew_source(text: str) -> str:
     """The text of `describe_source` for a graph of the present form, from that of whichever form."""
     skeleton = _unpack(text)
-    content = _content(skeleton)
+    content = json.loads(_stored(skeleton))
     return text if content["version"] == FORM else _pack(skeleton, {**content, "version": FORM})
 
 
@@ -103,19 +110,18 @@ def read_source(file: onnx.ModelProto, where: str = "model") -> Source:
         )
     try:
         skeleton = _unpack(properties[KEY])
-        content = _content(skeleton)
-        if content["version"] not in range(OLDEST_FORM, FORM + 1):
-            raise ModelError(
-                f"{where}: {KEY!r} has version {content['version']}; expected {OLDEST_FORM} to {FORM}; "
-                f"convert it with the pdq-export that wrote it, {properties.get('pdq_export.version', 'a newer one')}"
-            )
-        return _join(file, skeleton, content)
-    except ModelError:
-        raise
-    except (PdqError, ValueError, LookupError, TypeError, AttributeError, DecodeError) as error:
+        plan = read_plan(_stored(skeleton))
+        return _join(file, skeleton, plan)
+    except VersionError as error:
         raise ModelError(
-            f"{where}: {KEY!r} in its metadata does not fit its graph ({type(error).__name__}: {error}); expected a "
-            "file as pdq-export wrote it; quantize the float model again"
+            f"{where}: {KEY!r} has version {error.found}; expected {OLDEST_FORM} to {FORM}; "
+            f"convert it with the pdq-export that wrote it, {properties.get('pdq_export.version', 'a newer one')[:40]}"
+        ) from error
+    except DAMAGED as error:
+        raise ModelError(
+            f"{where}: {KEY!r} in its metadata does not fit its graph ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]}); expected a file as pdq-export wrote it; "
+            "quantize the float model again"
         ) from error
 
 
@@ -137,9 +143,10 @@ def _without_constants(model: onnx.ModelProto) -> onnx.ModelProto:
     return skeleton
 
 
-def _content(skeleton: onnx.ModelProto) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads({entry.key: entry.value for entry in skeleton.metadata_props}[_PLAN_KEY])
-    return content
+def _stored(skeleton: onnx.ModelProto) -> str:
+    """The JSON that `read_plan` reads."""
+    properties: dict[str, str] = {entry.key: entry.value for entry in skeleton.metadata_props}
+    return properties[_PLAN_KEY]
 
 
 def _pack(skeleton: onnx.ModelProto, content: Mapping[str, Any]) -> str:
@@ -160,57 +167,44 @@ def _unpack(text: str) -> onnx.ModelProto:
     return skeleton
 
 
-def _join(file: onnx.ModelProto, skeleton: onnx.ModelProto, content: Mapping[str, Any]) -> Source:
+def _join(file: onnx.ModelProto, skeleton: onnx.ModelProto, stored: StoredPlan) -> Source:
     written = GraphIndex(file)
     for tensor in skeleton.graph.initializer:
         if _lacks_data(tensor) and tensor.name in written.initializers:
             tensor.CopyFrom(written.initializers[tensor.name])
     onnx.helper.set_model_props(skeleton, {})
     index = GraphIndex(skeleton)
-    points = {
-        entry[0]: Point(
-            tensor=entry[0],
-            role=Role(entry[1]),
-            bits=entry[2],
-            axis=entry[3],
-            symmetric=entry[4],
-            absorbed=entry[5],
-        )
-        for entry in content["points"]
-    }
-    layers = tuple(_layer(index, index.nodes[name]) for name in content["layers"])
+    layers = tuple(_layer(index, index.nodes[name]) for name in stored.layers)
     plan = Plan(
-        bits=BitWidths.parse(content["bits"]),
-        points=points,
-        passthrough=content["passthrough"],
+        bits=stored.bits,
+        points=stored.points,
+        passthrough=stored.passthrough,
         layers=layers,
         blocks=(),
-        excluded=tuple(_layer(index, index.nodes[name]) for name in content["excluded"]),
-        tail=dict.fromkeys(content.get("tail", ()), ""),
-        excluded_nodes=tuple(content.get("excluded_nodes", ())),
-        unquantized={node: tuple(names) for node, names in content.get("unquantized", {}).items()},
+        excluded=tuple(_layer(index, index.nodes[name]) for name in stored.excluded),
+        tail=dict.fromkeys(stored.tail, ""),
+        excluded_nodes=stored.excluded_nodes,
+        unquantized=stored.unquantized,
     )
     activations = {
         name: QuantizedTensor(
-            point=points[name], scale=np.array(scale, np.float32), zero_point=np.array(zero_point, np.int32)
+            point=plan.points[name], scale=np.array(scale, np.float32), zero_point=np.array(zero_point, np.int32)
         )
-        for name, (scale, zero_point) in content["activations"].items()
+        for name, (scale, zero_point) in stored.activations.items()
     }
     constants = {
         layer.node: LayerConstants(
-            weight=_read_weight(written, layer, points[layer.weight], content["zero_points"].get(layer.weight, 0)),
+            weight=_read_weight(written, layer, plan.points[layer.weight], stored.zero_points.get(layer.weight, 0)),
             bias=_read_bias(written, layer),
         )
         for layer in layers
-        if layer.weight in points
+        if layer.weight in plan.points
     }
     _check_complete(index, constants)
     return Source(
-        quantized=Quantized(
-            index=index, plan=plan, activations=activations, constants=constants, form=content["version"]
-        ),
-        own_opset=int(content["opsets"][0]),
-        max_opset=content["opsets"][1],
+        quantized=Quantized(index=index, plan=plan, activations=activations, constants=constants, form=stored.form),
+        own_opset=stored.own_opset,
+        max_opset=stored.max_opset,
     )
 
 

@@ -1,6 +1,5 @@
 """ONNX constants as torch tensors."""
 
-import warnings
 from typing import Any
 
 import numpy as np
@@ -48,9 +47,7 @@ def to_torch(tensor: onnx.TensorProto) -> torch.Tensor:
     array = np.ascontiguousarray(numpy_helper.to_array(tensor)).reshape(tuple(tensor.dims))
     if tensor.data_type == TensorProto.BFLOAT16:
         return torch.from_numpy(array.view(np.uint16).copy()).view(torch.bfloat16)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a read-only array: the copy below makes it ours
-        return torch.from_numpy(array).clone()
+    return torch.from_numpy(array.copy())
 
 
 def host_constant(values: Any, dtype: torch.dtype) -> torch.Tensor:

@@ -1,42 +1,58 @@
 """External data: weights in files next to the model. Paths and sizes come from the model: trust none."""
 
-from collections.abc import Iterator
+import dataclasses
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import onnx
-from onnx import GraphProto, TensorProto
+from onnx import GraphProto, NodeProto, TensorProto
 
 from pdq_export.errors import ModelError
 from pdq_export.graph.lookup import subgraphs
-from pdq_export.graph.tensors import byte_size
+from pdq_export.graph.tensors import LIMIT, byte_size
+
+# Tensors may share bytes of a data file, as tied weights do. A few bytes read again and again fill the memory, though:
+# beyond the first number, all tensors together may have so many times the bytes that their files have.
+_SHARED_FREELY, _MOST_SHARED = 2**28, 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Piece:
+    """Where the data of ``tensor`` lie: ``size`` bytes from ``offset`` on."""
+
+    tensor: TensorProto
+    path: Path
+    offset: int
+    size: int
 
 
 def load_external_data(model: onnx.ModelProto, folder: Path) -> None:
     """Read every external tensor of ``model`` into it; the files must lie in ``folder`` or below it.
 
-    Sizes are compared before anything is read. Raises ModelError for a path out of the folder, a missing file and
-    an offset or length that does not fit.
+    Sizes are compared and added up before anything is read. Raises ModelError for a path out of the folder, a missing
+    file, an offset or length that does not fit, and for more bytes than a model can have or its files hold.
     """
-    for tensor in all_tensors(model.graph):
-        if tensor.data_location == TensorProto.EXTERNAL:
-            _load(tensor, folder)
+    pieces = [_locate(tensor, folder) for tensor in _external_tensors(model)]
+    _check_total(pieces)
+    for piece in pieces:
+        _read(piece)
 
 
 def external_locations(model: onnx.ModelProto) -> list[str]:
     """The locations of external data, each once, as the model has them: unchecked."""
-    entries = (
-        entry
-        for tensor in all_tensors(model.graph)
-        if tensor.data_location == TensorProto.EXTERNAL
-        for entry in tensor.external_data
-    )
+    entries = (entry for tensor in _external_tensors(model) for entry in tensor.external_data)
     return list(dict.fromkeys(entry.value for entry in entries if entry.key == "location"))
 
 
 def all_tensors(graph: GraphProto) -> Iterator[TensorProto]:
     """Every tensor stored in a graph: initializers, attributes, and those of subgraphs."""
     yield from graph.initializer
-    for node in graph.node:
+    yield from _tensors_of(graph.node)
+
+
+def _tensors_of(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
+    for node in nodes:
         for attribute in node.attribute:
             if attribute.HasField("t"):
                 yield attribute.t
@@ -45,7 +61,14 @@ def all_tensors(graph: GraphProto) -> Iterator[TensorProto]:
             yield from all_tensors(subgraph)
 
 
-def _load(tensor: TensorProto, folder: Path) -> None:
+def _external_tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
+    """Those of the graph and of the model's functions."""
+    yield from (t for t in all_tensors(model.graph) if t.data_location == TensorProto.EXTERNAL)
+    for function in model.functions:
+        yield from (t for t in _tensors_of(function.node) if t.data_location == TensorProto.EXTERNAL)
+
+
+def _locate(tensor: TensorProto, folder: Path) -> _Piece:
     where = f"tensor {tensor.name!r}"
     entries = {entry.key: entry.value for entry in tensor.external_data}
     path = _data_file(where, entries.get("location", ""), folder)
@@ -63,12 +86,34 @@ def _load(tensor: TensorProto, folder: Path) -> None:
             f"{where}: external data ends at byte {offset + length}, but {path} has {available} bytes; "
             "expected the data file written together with the model; copy it again"
         )
+    return _Piece(tensor=tensor, path=path, offset=offset, size=length)
+
+
+def _check_total(pieces: Iterable[_Piece]) -> None:
+    """Raise ModelError where all tensors together are larger than a model can be, or than their files account for."""
+    pieces = list(pieces)
+    total = sum(piece.size for piece in pieces)
+    if total > LIMIT:
+        raise ModelError("is larger than 2 GiB with its weights; expected less; use a smaller model")
+    stored = sum(path.stat().st_size for path in {piece.path for piece in pieces})
+    if total > max(_SHARED_FREELY, _MOST_SHARED * stored):
+        raise ModelError(
+            f"{len(pieces)} tensors read {total:,} bytes of external data from files of {stored:,}: many of them the "
+            "same bytes; expected tensors with data of their own; save the model again with "
+            "onnx.save_model(model, path, save_as_external_data=True)"
+        )
+
+
+def _read(piece: _Piece) -> None:
+    tensor = piece.tensor
     try:
-        with path.open("rb") as file:
-            file.seek(offset)
-            tensor.raw_data = file.read(length)
+        with piece.path.open("rb") as file:
+            file.seek(piece.offset)
+            tensor.raw_data = file.read(piece.size)
     except OSError as error:
-        raise ModelError(f"{where}: {path} cannot be read ({error.strerror}); check its permissions") from error
+        raise ModelError(
+            f"tensor {tensor.name!r}: {piece.path} cannot be read ({error.strerror}); check its permissions"
+        ) from error
     tensor.ClearField("data_location")
     del tensor.external_data[:]
 
@@ -96,7 +141,26 @@ def _data_file(where: str, location: str, folder: Path) -> Path:
         )
     if not resolved.is_file():
         raise ModelError(f"{where}: external data {path} is not a regular file; expected one; copy it again")
+    if _named_elsewhere(resolved, folder):
+        raise ModelError(
+            f"{where}: external data file {path} has another name out of the model's folder, a hard link; expected a "
+            "file of its own; copy the folder, or the data file under its name"
+        )
     return resolved
+
+
+def _named_elsewhere(path: Path, folder: Path) -> bool:
+    """Whether a file has names (hard links) that are not below ``folder``: it may be anybody's, as behind a link.
+
+    An archive can bring either kind of link to a file that is not its own, whose content a result would then carry on.
+    """
+    links = path.stat().st_nlink
+    if links == 1:
+        return False
+    here = (
+        Path(root, name) for root, _, names in os.walk(folder) for name in names if not Path(root, name).is_symlink()
+    )
+    return sum(file.exists() and file.samefile(path) for file in here) < links
 
 
 def _number(where: str, key: str, text: str) -> int:

@@ -11,9 +11,7 @@ from pdq_export.graph import checks
 from pdq_export.graph.external import all_tensors, external_locations, load_external_data
 from pdq_export.graph.messages import essential_line
 from pdq_export.graph.sizes import check_tensor_sizes
-from pdq_export.graph.tensors import check_size
-
-LIMIT = 2**31 - 1  # protobuf serializes no more
+from pdq_export.graph.tensors import LIMIT, check_size
 
 
 def load_model(path: str | Path) -> onnx.ModelProto:

@@ -7,7 +7,8 @@ from onnx import TensorProto
 
 from pdq_export.files import check_writable, write_together
 from pdq_export.graph.external import all_tensors
-from pdq_export.graph.load import LIMIT, external_files
+from pdq_export.graph.load import external_files
+from pdq_export.graph.tensors import LIMIT
 
 SUFFIX = ".data"
 _SMALLEST = 1024  # bytes; smaller tensors may be shapes, which a reader wants in the model

@@ -7,6 +7,8 @@ from onnx import TensorProto
 
 from pdq_export.errors import ModelError
 
+LIMIT = 2**31 - 1  # bytes of a model with its weights: protobuf serializes no more
+
 BITS: dict[int, int] = {
     TensorProto.FLOAT: 32,
     TensorProto.DOUBLE: 64,

@@ -48,7 +48,7 @@ def _terms(index: GraphIndex, weight: Point) -> int:
     value = index.constant(weight.tensor)
     assert value is not None
     assert weight.axis is not None
-    return max(1, int(value.size) // int(value.shape[weight.axis]))
+    return max(1, int(value.size) // max(1, int(value.shape[weight.axis])))
 
 
 def _largest_distance(point: Point) -> int:

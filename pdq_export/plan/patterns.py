@@ -81,6 +81,12 @@ def _search(pattern: str, names: Sequence[str], option: str) -> frozenset[str]:
             f"{option} {_shorten(pattern)!r}: takes more than {MATCH_SECONDS:.0f} seconds on the node names; expected "
             "a pattern without repeats inside repeats; write a simpler one"
         ) from None
+    except (subprocess.CalledProcessError, OSError) as error:
+        lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+        raise OptionError(
+            f"{option} {_shorten(pattern)!r}: cannot be matched ({lines[-1][:200]}); expected a pattern without large "
+            "counts of repeats; write a simpler one"
+        ) from error
     return frozenset(json.loads(process.stdout))
 
 

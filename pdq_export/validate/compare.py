@@ -103,7 +103,7 @@ class AgreementMeter:
             images=self._images,
             argmax_agreement=self._equal / self._positions if self._positions else None,
             chance_agreement=float(shares.prod(axis=0).sum()) if self._positions else None,
-            sqnr_db=10 * math.log10(max(self._signal, tiny) / self._noise) if self._noise else None,
+            sqnr_db=10 * (math.log10(max(self._signal, tiny)) - math.log10(self._noise)) if self._noise else None,
             relative_error=math.sqrt(self._noise / max(self._signal, tiny)),
             median_relative_error=float(np.median(relative)),
             max_relative_error=float(relative.max()),

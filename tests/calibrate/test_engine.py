@@ -181,7 +181,7 @@ def test_the_global_generator_is_left_alone() -> None:
 def test_no_iterations_are_rounding_to_nearest(bits: str) -> None:
     example = residual(bits)
     calls: list[BlockProgress] = []
-    result = run(example, iters=0, progress=calls.append)
+    result = run(example, iters=0, progress=steps_into(calls))
     for weight, q in weights(example, result.tensors).values():
         np.testing.assert_array_equal(q.integers, nearest(weight, q))
     assert calls == []
@@ -238,7 +238,7 @@ def test_scales_are_learned_without_rounding() -> None:
 def test_nothing_to_learn_is_no_loop() -> None:
     example = residual("2/2")
     calls: list[BlockProgress] = []
-    result = run(example, learn_rounding=False, learn_scales=False, progress=calls.append)
+    result = run(example, learn_rounding=False, learn_scales=False, progress=steps_into(calls))
     assert calls == []
     assert same(result.tensors, run(example, iters=0).tensors)
 
@@ -290,10 +290,25 @@ def test_reconstruction_beats_rounding_to_nearest() -> None:
     assert all(math.isfinite(loss) for loss in losses)
 
 
+def steps_into(calls: list[BlockProgress]) -> Callable[[BlockProgress], None]:
+    """Keeps what is told of steps, not of what comes before and after them."""
+    return lambda at: None if at.phase else calls.append(at)
+
+
+def test_something_moves_before_the_first_step() -> None:
+    calls: list[BlockProgress] = []
+    run(residual(), iters=2, correction_iters=1, compensate_rounding=True, progress=calls.append)
+    assert calls[0].phase.startswith("FP32 network, ")
+    assert calls[0].phase.endswith(" images")
+    told = {"".join(c for c in at.phase if not c.isdigit()) for at in calls if at.index == 0}
+    assert len(told) == 7  # the FP32 network, activation and weight scales, correction, targets, steps, rounding
+    assert [at.index for at in calls] == sorted(at.index for at in calls)
+
+
 def test_progress() -> None:
     example = residual("4/4")
     calls: list[BlockProgress] = []
-    run(example, iters=30, progress=calls.append)
+    run(example, iters=30, progress=steps_into(calls))
     blocks = example.plan.blocks
     assert len(blocks) >= 3
     assert [block.name for block in blocks] == list(dict.fromkeys(call.block for call in calls))

@@ -30,6 +30,7 @@ class FakeBlock:
     step: int
     steps: int
     loss: float = 1.0
+    phase: str = ""
 
 
 def agreement(argmax: float | None = 0.95, sqnr: float | None = 21.34) -> Agreement:

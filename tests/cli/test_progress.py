@@ -1,13 +1,15 @@
 """The bar, its plain substitute, and the time that is left."""
 
 import io
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.cells import cell_len
 from rich.console import Console
 
-from pdq_export.cli.progress import ProgressDisplay, describe, format_time, fraction
+from pdq_export.cli.progress import ProgressDisplay, describe, format_time, fraction, shorten
 
 from .fakes import FakeBlock, FakeProgress
 
@@ -72,3 +74,59 @@ def test_without_a_terminal_there_is_a_line_a_block_and_one_in_a_while(caplog: p
         "calibrating: block 4/4, step 10/10",
     ]
     assert "0:12 left" in lines[1]  # preparing the first block counts as well
+
+
+@pytest.mark.parametrize("width", [40, 60, 79, 80, 100, 120, 160, 200])
+@pytest.mark.parametrize("name", ["/layer4/layer4.1/conv2/Conv_" * 12, "fc", "名前" * 60])
+def test_the_bar_is_there_at_every_width(width: int, name: str) -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=width, color_system=None)
+    with ProgressDisplay(console) as display:
+        display(calibrating(1, 5, block=name))
+        display._bar.refresh()
+        display(calibrating(1, 0, block=name, phase="correction, 64 of 1024 images"))
+        display._bar.refresh()
+    lines = [
+        line
+        for line in re.split(r"[\n\r]+", re.sub(r"\x1b\[[0-9?;]*[a-zA-Z]", "", stream.getvalue()))
+        if "block" in line
+    ]
+    assert len(lines) >= 2
+    for line in lines:
+        bar, _, _ = line.partition("block")
+        assert len(bar) == len("⠋ calibrating  ") + (24 if width >= 80 else 8)
+        assert "━" in bar
+        assert cell_len(line) <= width
+        assert width < 60 or "block 2/4, " in line
+    assert any("correction, 64" in line for line in lines) or width < 80
+
+
+@pytest.mark.parametrize("length", [1, 40, 41, 400])
+def test_long_names_lose_their_middle(length: int) -> None:
+    name = "".join(chr(ord("a") + i % 26) for i in range(length))
+    short = shorten(name)
+    assert len(short) == min(length, 40)
+    if length > 40:
+        first, last = short.split("…")
+        assert name.startswith(first)
+        assert name.endswith(last)
+        assert len(last) > len(first) > 10
+
+
+def test_a_phase_takes_the_place_of_the_step(caplog: pytest.LogCaptureFixture) -> None:
+    assert (
+        describe(at(1, 0, phase="weight scales, layer 2 of 3"), 0.0)
+        == "block 2/4, weight scales, layer 2 of 3, 0:00 left, layer"
+    )
+    seconds = 0.0
+    display = ProgressDisplay(Console(file=io.StringIO()), clock=lambda: seconds)
+    with caplog.at_level("INFO", logger="pdq_export.cli"), display:
+        display(FakeProgress(stage="calibrate"))
+        for done in range(10):
+            seconds += 10
+            display(
+                FakeProgress(
+                    stage="calibrate", block=FakeBlock(index=0, count=4, step=0, steps=0, phase=f"pass {done}")
+                )
+            )
+    assert len(caplog.records) == 4  # one in 30 seconds, where there are no steps to finish, either

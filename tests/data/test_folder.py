@@ -1,6 +1,7 @@
 """Folders of images: order, sizes, preprocessing, labels, and files that are damaged."""
 
 import logging
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -255,12 +256,125 @@ def test_decompression_bombs_are_skipped(tmp_path: Path, side: int, caplog: pyte
     assert "a.bmp: skipped: " in caplog.text
 
 
-def test_more_than_eight_bits_a_channel(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    write_folder(tmp_path, "b.png")
-    Image.fromarray(np.full((8, 8), 40_000, dtype=np.uint16)).save(tmp_path / "a.png")
+def test_many_damaged_files_give_few_messages(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_folder(tmp_path, "z.png")
+    for number in range(50):
+        (tmp_path / f"{number}.png").write_bytes(b"damaged")
     with caplog.at_level(logging.WARNING):
         assert len(load_images(tmp_path, expected=SPEC)) == 1
-    assert "a.png: skipped: more than 8 bits a channel" in caplog.text
+    assert len(caplog.records) == 4
+    assert "47 more files are skipped" in caplog.text
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sixteen_bits_are_scaled_to_eight(tmp_path: Path, channels: int, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "preprocess.toml").write_text("mean = [0]\nstd = [1]\n" if channels == 1 else STATISTICS)
+    values = RNG.integers(0, 65536, (8, 8), dtype=np.uint16)
+    values[0, :2] = 0, 65535
+    for number in range(100):
+        Image.fromarray(values).save(tmp_path / f"{number}.png")
+    with caplog.at_level(logging.WARNING):
+        images = load_images(tmp_path, expected=InputSpec(name="x", shape=(1, channels, 8, 8)))
+    expected = np.rint(values / 257).astype(np.uint8)
+    assert images.pixels.shape == (100, channels, 8, 8)
+    assert (images.pixels == expected).all()
+    (message,) = (record.getMessage() for record in caplog.records)
+    assert "100 of 100 images have 16 bits a channel, which are scaled to 8: 65535 becomes 255" in message
+
+
+def test_twelve_bits_in_sixteen_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_folder(tmp_path, "b.png")
+    Image.fromarray(np.full((8, 8), 4095, dtype=np.uint16)).save(tmp_path / "a.png")
+    with caplog.at_level(logging.WARNING):
+        load_images(tmp_path, expected=SPEC)
+    assert "1 of 2 images use at most 12 of their 16 bits and come out dark; if white is not 65535" in caplog.text
+
+
+# What an image, stored as it is, looks like: EXIF orientations 1 to 8.
+UPRIGHT = {
+    1: lambda x: x,
+    2: lambda x: x[:, ::-1],
+    3: lambda x: x[::-1, ::-1],
+    4: lambda x: x[::-1],
+    5: lambda x: x.transpose(1, 0, 2),
+    6: lambda x: np.rot90(x, -1),
+    7: lambda x: x[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda x: np.rot90(x),
+}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("suffix", ["png", "webp"])
+def test_images_are_upright(tmp_path: Path, orientation: int, suffix: str) -> None:
+    pixels = RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(
+        tmp_path / f"a.{suffix}", exif=exif, **({"lossless": True} if suffix == "webp" else {})
+    )
+    upright = UPRIGHT[orientation](pixels)
+    images = load_images(tmp_path, expected=InputSpec(name="x", shape=(1, 3, *upright.shape[:2])))
+    assert (images.pixels[0] == upright.transpose(2, 0, 1)).all()
+
+
+def test_deep_images_are_upright_too(tmp_path: Path) -> None:
+    values = RNG.integers(0, 65536, (8, 8), dtype=np.uint16)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(values).save(tmp_path / "a.png", exif=exif)
+    images = load_images(tmp_path, expected=SPEC)
+    assert (images.pixels[0] == np.rot90(np.rint(values / 257).astype(np.uint8), -1)).all()
+
+
+def test_damaged_exif_data_leave_the_pixels(tmp_path: Path) -> None:
+    pixels = write_image(tmp_path / "a.png")
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff" + b"\1" * 40)
+    images = load_images(tmp_path, expected=SPEC)
+    assert (images.pixels[0] == pixels.transpose(2, 0, 1)).all()
+
+
+@pytest.mark.parametrize(
+    ("mode", "alpha", "told"), [("RGBA", 255, False), ("RGBA", 254, True), ("LA", 0, True), ("P", 0, True)]
+)
+def test_transparency_is_told(
+    tmp_path: Path, mode: str, alpha: int, told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "preprocess.toml").write_text(STATISTICS)
+    image = Image.fromarray(RNG.integers(0, 256, (8, 8, 3), dtype=np.uint8)).convert(mode)
+    if mode == "P":
+        image.save(tmp_path / "a.png", transparency=image.getpixel((0, 0)))
+    else:
+        image.putpixel((0, 0), (*image.getpixel((0, 0))[:-1], alpha))
+        image.save(tmp_path / "a.png")
+    with caplog.at_level(logging.WARNING):
+        images = load_images(tmp_path, expected=SPEC)
+    assert (images.pixels[0] == np.asarray(image.convert("RGB")).transpose(2, 0, 1)).all()
+    assert ("1 of 1 images are transparent in places" in caplog.text) == told
+
+
+def test_the_first_picture_of_an_animation(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first, second = (Image.fromarray(RNG.integers(0, 256, (8, 8, 3), dtype=np.uint8)) for _ in range(2))
+    first.save(tmp_path / "a.png", save_all=True, append_images=[second])
+    with caplog.at_level(logging.WARNING):
+        images = load_images(tmp_path, expected=SPEC)
+    assert (images.pixels[0] == np.asarray(first).transpose(2, 0, 1)).all()
+    assert "1 of 1 images are animated: the first picture is taken" in caplog.text
+
+
+def test_printed_colours(tmp_path: Path) -> None:
+    image = Image.fromarray(RNG.integers(0, 256, (8, 8, 3), dtype=np.uint8)).convert("CMYK")
+    image.save(tmp_path / "a.jpg", quality=100, subsampling=0)
+    images = load_images(tmp_path, expected=SPEC)
+    with Image.open(tmp_path / "a.jpg") as read:
+        assert read.mode == "CMYK"
+        assert (images.pixels[0] == np.asarray(read.convert("RGB")).transpose(2, 0, 1)).all()
+
+
+def test_warnings_of_the_process_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`warnings.catch_warnings` would change them for every thread."""
+    monkeypatch.setattr(warnings, "catch_warnings", pytest.fail)
+    write_folder(tmp_path)
+    load_images(tmp_path, expected=SPEC)
 
 
 def test_imagenet(shared_data: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -21,10 +21,11 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from pdq_export.conversion import convert  # noqa: E402
 from pdq_export.data import InputSpec, load_images  # noqa: E402
 from pdq_export.errors import PdqError  # noqa: E402
 from pdq_export.pipeline import quantize  # noqa: E402
-from tests.fuzz import data, models  # noqa: E402
+from tests.fuzz import converted, data, models  # noqa: E402
 
 SECONDS = 10  # of CPU time
 MEMORY = 3 * 2**30  # bytes on top of what the libraries take
@@ -73,7 +74,14 @@ def run_data(seed: int, folder: Path) -> str:
     return "read"
 
 
-KINDS = {"models": run_model, "data": run_data}
+def run_converted(seed: int, folder: Path) -> str:
+    path, what = converted.write_case(seed, folder)
+    print(what, end=": ", flush=True)
+    convert(path, ("native", "ort", "qcdq")[seed % 3])
+    return "converted"
+
+
+KINDS = {"models": run_model, "data": run_data, "converted": run_converted}
 
 
 def main(kind: str, first: int, count: int) -> int:

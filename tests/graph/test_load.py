@@ -10,7 +10,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from pdq_export.errors import ModelError
-from pdq_export.graph.load import check_model, load_model
+from pdq_export.graph import external
+from pdq_export.graph.external import external_locations
+from pdq_export.graph.load import check_model, load_model, read_model
 
 from .models import build, node, norm_constants, random
 
@@ -325,6 +327,53 @@ class TestExternalData:
         self.written(folder)
         (folder.parent / "alias").symlink_to(folder)
         assert load_model(folder.parent / "alias" / "m.onnx") == convolution()
+
+    def test_hard_links_are_as_symbolic_ones(self, folder: Path) -> None:
+        (folder / "blob").hardlink_to(folder / "m.data")
+        assert load_model(self.written(folder)) == convolution()
+        (folder.parent / "elsewhere").hardlink_to(folder / "m.data")
+        refused(self.written(folder), "tensor 'w': .*m.data has another name out of the model's folder, a hard link")
+        data = (folder / "m.data").read_bytes()
+        (folder / "m.data").unlink()
+        (folder / "m.data").write_bytes(data)  # the remedy
+        assert load_model(self.written(folder)) == convolution()
+
+    def test_tensors_that_share_their_bytes(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Tied weights are read; a small file that is read again and again is refused before it fills the memory."""
+        monkeypatch.setattr(external, "_read", pytest.fail)
+        os.truncate(folder / "m.data", 25_000_000)
+        path = self.written(folder, offset=0, length=25_000_000)
+        model = onnx.load(path, load_external_data=False)
+        model.graph.initializer[0].dims[:] = [6_250_000]
+        for number in range(39):
+            model.graph.initializer.append(model.graph.initializer[0])
+            model.graph.initializer[-1].name = f"w{number}"
+        refused(saved(path, model), "40 tensors read 1,000,000,000 bytes of external data from files of 25,000,000")
+        for number in range(50):
+            model.graph.initializer.append(model.graph.initializer[0])
+            model.graph.initializer[-1].name = f"v{number}"
+        refused(saved(path, model), "is larger than 2 GiB with its weights")
+        monkeypatch.undo()
+        del model.graph.initializer[2:]
+        for tensor in model.graph.initializer:
+            tensor.dims[:] = [2, 1]
+            tensor.external_data[-1].value = "8"
+        read = read_model(saved(path, model))
+        assert [tensor.raw_data for tensor in read.graph.initializer] == [b"\1" * 8] * 2
+
+    def test_constants_of_functions(self, folder: Path) -> None:
+        model = onnx.parser.parse_model(
+            """<ir_version: 8, opset_import: ["": 17, "local": 1]> g (float[N] x) => (float[N] y) { y = local.f(x) }
+            <domain: "local", opset_import: ["": 17]> f (x) => (y)
+            { w = Constant <value_float = 1.0> () y = Add(x, w) }"""
+        )
+        tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[2], data_location=TensorProto.EXTERNAL)
+        tensor.external_data.add(key="location", value="m.data")
+        constant = model.functions[0].node[0]
+        constant.attribute[0].CopyFrom(helper.make_attribute("value", tensor))
+        assert external_locations(model) == ["m.data"]
+        read = read_model(saved(folder / "m.onnx", model))
+        assert read.functions[0].node[0].attribute[0].t.raw_data == b"\1" * 8
 
     def test_link_loop(self, folder: Path) -> None:
         (folder / "m.data").unlink()

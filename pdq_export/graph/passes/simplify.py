@@ -1,7 +1,6 @@
 """onnxsim: folds constants and the exporters' shape arithmetic, keeps BatchNormalization."""
 
-import contextlib
-import io
+import importlib
 import logging
 import math
 
@@ -18,6 +17,16 @@ LARGEST_INPUT = 2**24  # elements; beyond it, running the model twice for a comp
 TOLERANCE = 1e-3  # relative and absolute; float32 sums in another order stay far below it
 
 
+def _log_what_is_printed(*texts: object, **_: object) -> None:
+    logger.debug("onnxsim: %s", " ".join(map(str, texts)))
+
+
+# onnxsim prints its progress. To redirect stdout would take what other threads print meanwhile; so this name means
+# something else in the modules of it that print.
+for _module in ("model_checking", "onnx_simplifier"):
+    vars(importlib.import_module(f"onnxsim.{_module}"))["print"] = _log_what_is_printed
+
+
 def run(model: onnx.ModelProto) -> onnx.ModelProto:
     """Simplify with onnxsim; where it fails or changes results or interface, warn and keep the model as it is.
 
@@ -25,16 +34,15 @@ def run(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     example = _random_inputs(model)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
-            simplified, same = onnxsim.simplify(
-                model,
-                skip_fuse_bn=True,
-                certify=False,
-                check_n=0 if example is None else 1,
-                input_data=example,
-                check_rtol=TOLERANCE,
-                check_atol=TOLERANCE,
-            )
+        simplified, same = onnxsim.simplify(
+            model,
+            skip_fuse_bn=True,
+            certify=False,
+            check_n=0 if example is None else 1,
+            input_data=example,
+            check_rtol=TOLERANCE,
+            check_atol=TOLERANCE,
+        )
     except Exception as error:  # its C++ core throws many types
         logger.warning("onnxsim failed (%s); going on with the model as it is", essential_line(error))
         return model

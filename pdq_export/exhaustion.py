@@ -1,0 +1,85 @@
+"""Memory that runs out, told as an error with its remedy: every library says it in another way."""
+
+import errno
+import functools
+import logging
+from collections.abc import Callable, Iterator
+from typing import ParamSpec, TypeVar
+
+from pdq_export.errors import PdqError, ResourceError
+
+logger = logging.getLogger(__name__)
+
+_GPU = ("cuda", "cublas", "cudnn", "hip")
+# Lower case. Of torch on CPUs and GPUs, onnxruntime's arenas, C++ (GNU and LLVM, Microsoft's) and the C library.
+_TOLD = (
+    *("can't allocate memory", "cannot allocate memory", "not enough memory", "failed to allocate memory"),
+    *(
+        "out of memory",
+        "std::bad_alloc",
+        "bad allocation",
+        "alloc_failed",
+        "unable to allocate",
+        "bad_array_new_length",
+    ),
+)
+_CALIBRATE = (
+    "give --max-memory SIZE, which moves data to files, or take fewer images (--samples N) or fewer of them at a time "
+    "(--set batch_size=N)"
+)
+_CALIBRATE_ON_GPU = "take fewer images at a time (--set batch_size=N), end what else uses the GPU, or give --device cpu"
+_OTHERWISE = "end other programs, or use a machine with more memory"
+
+Arguments = ParamSpec("Arguments")
+Returned = TypeVar("Returned")
+
+
+def tells_of_memory(*, calibrates: bool) -> Callable[[Callable[Arguments, Returned]], Callable[Arguments, Returned]]:
+    """Decorate a function so that it raises ResourceError where memory runs out in it.
+
+    ``calibrates``: whether the remedies of calibration help.
+    """
+
+    def decorate(function: Callable[Arguments, Returned]) -> Callable[Arguments, Returned]:
+        @functools.wraps(function)
+        def wrapped(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Returned:
+            try:
+                return function(*args, **kwargs)
+            except Exception as error:
+                told = next((e for e in _chain(error) if is_exhaustion(e)), None)
+                if told is None or isinstance(error, ResourceError):
+                    raise
+                logger.debug("memory ran out here", exc_info=error)
+                message = _message(told, calibrates)
+            # Out of the handler: the frames that the error keeps alive hold what has filled the memory.
+            raise ResourceError(message)
+
+        return wrapped
+
+    return decorate
+
+
+def is_exhaustion(error: BaseException) -> bool:
+    """Whether an exception, of whichever library, says that memory ran out."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    if any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__):  # torch's
+        return True
+    # The errors of onnxruntime and of C++ share no base class. Ours name files and nodes, which may be called anything.
+    return not isinstance(error, PdqError) and any(words in str(error).lower() for words in _TOLD)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and what it was raised from: stages turn whatever a library raises into errors of their own."""
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__
+
+
+def _message(error: BaseException, calibrates: bool) -> str:
+    detail = " ".join(str(error).split())[:200].rstrip(".")
+    on_gpu = any(word in str(error).lower() for word in _GPU)
+    where = "the GPU's memory" if on_gpu else "memory"
+    remedy = (_CALIBRATE_ON_GPU if on_gpu else _CALIBRATE) if calibrates else _OTHERWISE
+    return f"{where} ran out{f' ({detail})' if detail else ''}; expected enough for the model and its images; {remedy}"

@@ -1,0 +1,90 @@
+"""A plan that somebody has changed: one ValueError that says what was found, whatever it is."""
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from pdq_export.errors import OptionError
+from pdq_export.export.stored_plan import VersionError, read_plan
+
+
+def plan(**changes: Any) -> str:
+    content: dict[str, Any] = {
+        "version": 2,
+        "opsets": [17, None],
+        "bits": "4/2",
+        "points": [["w", "weight", 4, 0, False, None], ["y", "activation", 2, None, False, "relu"]],
+        "passthrough": {"z": "y"},
+        "layers": ["conv"],
+        "excluded": [],
+        "activations": {"y": [0.5, 3]},
+        "zero_points": {"w": [0, 15]},
+    }
+    return json.dumps({name: value for name, value in {**content, **changes}.items() if value is not ...})
+
+
+def test_what_a_plan_holds() -> None:
+    found = read_plan(plan())
+    assert (found.own_opset, found.max_opset, str(found.bits)) == (17, None, "4/2")
+    assert (found.points["w"].axis, found.points["y"].absorbed) == (0, "relu")
+    assert (found.layers, found.excluded, found.tail) == (("conv",), (), ())
+    assert (found.activations, found.zero_points) == ({"y": (0.5, 3)}, {"w": [0, 15]})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"opsets": [10**9, None]}, "opset is 1000000000; expected an integer from 1 to 1000"),
+        ({"opsets": [17]}, "opsets: a list; expected a list of 2"),
+        ({"bits": "4/9"}, "activation bits are 9"),
+        ({"bits": 4}, "bits: 4; expected text"),
+        ({"points": [["w", "weight", 10**9, 0, False, None]]}, "bits is 1000000000; expected an integer from 2 to 8"),
+        ({"points": [["w", "weight", True, 0, False, None]]}, "bits is True"),
+        ({"points": [["w", "weight", 4, -1, False, None]]}, "axis is -1; expected an integer from 0 to 7"),
+        ({"points": [["w", "weight", 4, 0, 0, None]]}, "symmetric is 0; expected true or false"),
+        ({"points": [["w", "heavy", 4, 0, False, None]]}, "'heavy' is not a valid Role"),
+        ({"points": [["w", "weight", 4, 0, False, None]] * 2}, "a name is there twice"),
+        ({"activations": {"y": [0.5, 4]}}, "zero_point is 4; expected an integer from 0 to 3"),
+        ({"activations": {"y": [0, 3]}}, "scale is 0; expected a finite float32 above 0"),
+        ({"activations": {"y": [1e39, 3]}}, "scale is 1e+39; expected a finite float32"),
+        ({"activations": {"y": [1e-46, 3]}}, "scale is 1e-46, 0 in float32"),
+        ({"activations": {"y": ["0.5", 3]}}, "scale is '0.5'"),
+        ({"activations": {"q": [0.5, 3]}}, "tensor 'q' has a zero_point, but is no point"),
+        ({"zero_points": {"w": [0, -1]}}, "zero_point is -1; expected an integer from 0 to 15"),
+        ({"zero_points": {"w": [[0]]}}, "zero_point is a list"),
+        ({"passthrough": {"z": ["y"]}}, "passthrough: a list; expected text"),
+        ({"layers": {}}, "layers: a dict; expected a list"),
+        ({"layers": ...}, "layers: None; expected a list"),
+        ({"points": None}, "points: None; expected a list"),
+    ],
+)
+def test_what_is_out_of_range(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises((ValueError, OptionError), match=re.escape(message)):
+        read_plan(plan(**changes))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 10**6, "is nested too deeply"),
+        ('{"version":' + "9" * 5000 + "}", "an integer of 5000 digits"),
+        (plan().replace("0.5", "NaN"), "NaN in the plan; expected finite numbers"),
+        (plan().replace("0.5", "-Infinity"), "-Infinity in the plan"),
+        (plan().replace("0.5", "1e999"), "scale is inf"),
+        (plan()[:-1] + ', "layers": []}', "a name is there twice"),
+        (" " * (1 << 24) + plan(), "expected at most 16,777,216"),
+        ("[]", "the plan: a list; expected an object"),
+        ("", "Expecting value"),
+    ],
+)
+def test_what_a_parser_has_to_bear(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_plan(text)
+
+
+def test_another_version_is_told() -> None:
+    with pytest.raises(VersionError) as caught:
+        read_plan(plan(version=1))
+    assert caught.value.found == "1"
