@@ -10,7 +10,7 @@ from pdq_export.errors import ModelError, OptionError
 
 from .log import set_up_logging
 from .options import OutputPath
-from .render import session_note
+from .render import printable, session_note
 
 _PATH = click.Path(path_type=Path)
 
@@ -66,12 +66,12 @@ def convert(
     output = output or Path(f"{model.stem}-{target}.onnx")
     check_output(output, overwrite=overwrite, model=model, external=external_data)
     converted = run(model, target, opset=opset)
-    written = save_model(output, converted, external=external_data)
+    written = save_model(output, converted, external=external_data, overwrite=overwrite)
     if not quiet:
         console = Console(highlight=False)
         for path, content in written.items():
             size = f"{len(content) / 1e3:,.0f} kB"
-            console.print(f"wrote {shlex.quote(str(path))}, {size}", markup=False, soft_wrap=True)
+            console.print(printable(f"wrote {shlex.quote(str(path))}, {size}"), markup=False, soft_wrap=True)
         config = needed_config(converted.SerializeToString())
         if config:
             console.print(session_note(config), markup=False, soft_wrap=True)
