@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -95,6 +95,11 @@ class ImageSet:
         """The first ``count`` images, or all where there are fewer."""
         labels = None if self.labels is None else self.labels[:count]
         return dataclasses.replace(self, pixels=self.pixels[:count], labels=labels)
+
+    def take(self, numbers: Sequence[int]) -> "ImageSet":
+        """The images of these numbers."""
+        labels = None if self.labels is None else self.labels[list(numbers)]
+        return dataclasses.replace(self, pixels=self.pixels[list(numbers)], labels=labels)
 
     def array(self, limit: int | None = None) -> NDArray[np.float32]:
         """The first ``limit`` images (all by default), normalized: float32 (n, C, H, W)."""

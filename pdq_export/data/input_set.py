@@ -70,6 +70,11 @@ class InputSet:
         labels = None if self.labels is None else self.labels[:count]
         return dataclasses.replace(self, arrays=tuple(array[:count] for array in self.arrays), labels=labels)
 
+    def take(self, numbers: Sequence[int]) -> "InputSet":
+        """The samples of these numbers."""
+        labels = None if self.labels is None else self.labels[list(numbers)]
+        return dataclasses.replace(self, arrays=tuple(array[list(numbers)] for array in self.arrays), labels=labels)
+
     def inputs(self) -> tuple[Array, ...]:
         """All samples: one array for each input of the model."""
         return self.arrays
