@@ -39,15 +39,15 @@ class App(click.Group):
             sys.exit(EXIT_USER)
         except click.ClickException as error:
             _fail(f"error: {_usage(error)}", EXIT_USER)
-        except (click.Abort, KeyboardInterrupt):
-            _fail("interrupted", EXIT_INTERRUPTED)
+        except (click.Abort, KeyboardInterrupt) as error:
+            _fail(f"interrupted{_notes(error)}", EXIT_INTERRUPTED)
         except Exception as error:
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
                 _leave_quietly()
             if is_exhaustion(error):  # outside of what the library does, which tells it itself
                 _fail(f"error: memory ran out ({type(error).__name__}); end other programs", EXIT_USER)
             logger.debug("raised here", exc_info=error)
-            detail = f"{type(error).__name__}: {error}"
+            detail = f"{type(error).__name__}: {error}{_notes(error)}"
             _fail(f"internal error: {detail}; re-run with --verbose for the traceback", EXIT_INTERNAL)
         sys.exit(status if isinstance(status, int) else 0)
 
@@ -56,6 +56,12 @@ def _usage(error: click.ClickException) -> str:
     command = getattr(getattr(error, "ctx", None), "command_path", None)
     message = error.format_message()
     return f"{message.rstrip('.')}. See {command} --help" if command else message
+
+
+def _notes(error: BaseException) -> str:
+    """What was noted about an error, or about the Ctrl-C that click made another one of."""
+    notes = [*getattr(error, "__notes__", ()), *getattr(error.__cause__, "__notes__", ())]
+    return "".join(f"; {note}" for note in notes)
 
 
 def _fail(message: str, status: int) -> NoReturn:

@@ -10,7 +10,7 @@ from pdq_export.errors import ModelError, OptionError
 
 from .log import libraries_print_nothing, set_up_logging
 from .options import OutputPath
-from .render import session_note, version_note
+from .render import printable, session_note, version_note
 
 _PATH = click.Path(path_type=Path)
 
@@ -67,12 +67,12 @@ def convert(
     check_output(output, overwrite=overwrite, model=model, external=external_data)
     with libraries_print_nothing():
         converted = run(model, target, opset=opset)
-    written = save_model(output, converted, external=external_data)
+    written = save_model(output, converted, external=external_data, overwrite=overwrite)
     if not quiet:
         console = Console(highlight=False)
         for path, content in written.items():
             size = f"{len(content) / 1e3:,.0f} kB"
-            console.print(f"wrote {shlex.quote(str(path))}, {size}", markup=False, soft_wrap=True)
+            console.print(printable(f"wrote {shlex.quote(str(path))}, {size}"), markup=False, soft_wrap=True)
         if version := min_onnxruntime(converted.SerializeToString()):
             console.print(version_note(version), markup=False, soft_wrap=True)
         config = needed_config(converted.SerializeToString())

@@ -8,6 +8,8 @@ import click
 from pdq_export.errors import OptionError
 from pdq_export.files import check_writable, write_atomically
 
+from .render import printable
+
 FOLDER = "calib_data"
 
 
@@ -32,10 +34,12 @@ def example(directory: Path) -> None:
         check_writable(folder / file.name)
     for file in files:
         write_atomically(folder / file.name, file.read_bytes())
-        click.echo(folder / file.name)
+        click.echo(printable(str(folder / file.name)))
     models = [file.name for file in files if file.name.endswith(".onnx")]
     change = "" if directory == Path() else f"cd {directory} && "
-    click.echo(f"\nNext:\n  {change}pdq-export quantize {FOLDER}/{models[0] if models else 'MODEL.onnx'} --bits 4/4")
+    click.echo(
+        f"\nNext:\n  {printable(change)}pdq-export quantize {FOLDER}/{models[0] if models else 'MODEL.onnx'} --bits 4/4"
+    )
 
 
 def _is_data(name: str) -> bool:

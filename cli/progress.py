@@ -72,15 +72,19 @@ class ProgressDisplay:
         if progress.stage != self._stage:
             self._stage_began = now
         at = progress.block
+        done = 0.0 if at is None else fraction(at)
         detail = "" if at is None else describe(at, now - self._stage_began)
+        if progress.images is not None and progress.total:
+            done = progress.images / progress.total
+            detail = describe_images(progress.images, progress.total, now - self._stage_began)
         if self._plain and not self._quiet:
             self._log(progress, detail, now)
         self._stage = progress.stage
         self._bar.update(
             self._task,
             description=STAGES.get(progress.stage, progress.stage),
-            total=None if at is None else 1.0,
-            completed=0.0 if at is None else fraction(at),
+            total=1.0 if detail else None,
+            completed=done,
             detail=detail,
         )
 
@@ -104,10 +108,17 @@ def describe(at: "BlockProgress", elapsed: float) -> str:
     """``block 3/12, step 200/500, loss 0.0123, 1:20 left, layer1.0``: what may be cut off for its length comes last."""
     steps = [at.phase] if at.phase else [f"step {at.step}/{at.steps}", f"loss {at.loss:.4g}"]
     parts = [f"block {at.index + 1}/{at.count}", *steps]
-    done = fraction(at)
-    if done >= _ENOUGH_TO_TELL:
-        parts.append(f"{format_time(elapsed * (1 - done) / done)} left")
-    return ", ".join([*parts, shorten(printable(at.block))])
+    return ", ".join([*parts, *_left(fraction(at), elapsed), shorten(printable(at.block))])
+
+
+def describe_images(done: int, total: int, elapsed: float) -> str:
+    """``1,024/10,000 images, 1:20 left``."""
+    return ", ".join([f"{done:,}/{total:,} images", *_left(done / total, elapsed)])
+
+
+def _left(done: float, elapsed: float) -> list[str]:
+    """The time left, once ``done``, the share of the work, is enough to tell."""
+    return [f"{format_time(elapsed * (1 - done) / done)} left"] if done >= _ENOUGH_TO_TELL else []
 
 
 def shorten(name: str) -> str:

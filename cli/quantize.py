@@ -10,14 +10,14 @@ import click
 from rich.console import Console
 
 from pdq_export.errors import DataError, ModelError, OptionError
-from pdq_export.files import check_writable, write_atomically
+from pdq_export.files import check_report, check_writable
 from pdq_export.options import choose_options
 from pdq_export.process import tune_process
 
 from .log import NOTES, libraries_print_nothing, set_up_logging
 from .options import OutputPath, check_plan_options, plan_options
 from .progress import ProgressDisplay
-from .render import report_table, session_note, version_note
+from .render import printable, report_table, session_note, version_note
 
 if TYPE_CHECKING:
     from pdq_export.pipeline import Result
@@ -113,6 +113,12 @@ class Request:
     help="Keep calibration within SIZE, e.g. 4GB, with temporary files; the result is the same.  [default: no limit]",
 )
 @click.option(
+    "--simulated-images",
+    type=int,
+    metavar="N",
+    help="Compare the file with its simulation on at most N images, evenly spread.  [default: 1024]",
+)
+@click.option(
     "--external-data", is_flag=True, help="Write the weights to OUT.onnx.data.  [default: for files over 2 GB]"
 )
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but warnings and errors.")
@@ -147,6 +153,8 @@ def quantize(
     if not model.is_file():
         raise ModelError(f"{model}: {'is a folder' if model.is_dir() else 'no such file'}; expected an ONNX model")
     calib, evaluation = _find_images(calib, evaluation)
+    if arguments["simulated_images"] is None:
+        del arguments["simulated_images"]  # the library has the default
     settings = {name: value for name in _SETTINGS if (value := arguments.pop(name)) is not None}
     settings |= _parse_assignments(assignments, settings)
     choose_options(method=arguments["method"], preset=arguments["preset"], overrides=settings)
@@ -162,8 +170,6 @@ def quantize(
     )
     _check_paths(request)
     result = _run(request, console, quiet=quiet, verbose=verbose)
-    if request.report is not None:
-        write_atomically(request.report, result.report.to_json().encode())
     if not quiet:
         _show(request, result)
 
@@ -220,9 +226,8 @@ def _check_paths(request: Request) -> None:
     if request.report is not None:
         from pdq_export.graph.save import data_path
 
-        if request.report.resolve() in (request.output.resolve(), data_path(request.output).resolve()):
-            raise OptionError(f"{request.report}: is both --report and --output; expected two files")
-        check_writable(request.report, overwrite=request.overwrite, inputs=inputs)
+        written = (request.output, data_path(request.output))
+        check_report(request.report, written, overwrite=request.overwrite, inputs=inputs)
 
 
 def _run(request: Request, console: Console, *, quiet: bool, verbose: bool) -> "Result":
@@ -240,6 +245,7 @@ def _run(request: Request, console: Console, *, quiet: bool, verbose: bool) -> "
             calib=request.calib,
             eval=request.eval,
             output=request.output,
+            report=request.report,
             overwrite=request.overwrite,
             progress=progress,
             **request.arguments,
@@ -251,10 +257,10 @@ def _show(request: Request, result: "Result") -> None:
     if result.report.settings["evaluated_on_calibration_images"]:
         on += f", used for calibration too: {'give others with --eval' if request.eval else '--eval gives others'}"
     console = Console(highlight=False)
-    console.print(f"{result.report.images:,} images of {on}", markup=False, soft_wrap=True)
+    console.print(printable(f"{result.report.images:,} images of {on}"), markup=False, soft_wrap=True)
     console.print(report_table(result.report, bits=request.arguments["bits"]))
-    for path in (*result.files, *([request.report] if request.report else [])):
-        console.print(f"wrote {shlex.quote(str(path))}", markup=False, soft_wrap=True)
+    for path in result.files:
+        console.print(printable(f"wrote {shlex.quote(str(path))}"), markup=False, soft_wrap=True)
     if result.report.min_onnxruntime and request.arguments["target"] != "ort":
         console.print(version_note(result.report.min_onnxruntime), markup=False, soft_wrap=True)
     if result.report.session_config:

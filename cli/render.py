@@ -49,7 +49,9 @@ def report_rows(report: "Report") -> list[Row]:
     """Rows of the table: what, FP32, quantized, difference."""
     rows = _accuracy(report.float_accuracy, report.quantized_accuracy)
     if rows and report.saturated_layers:
-        rows += _accuracy(report.float_accuracy, report.simulated_accuracy, ", simulated")
+        seen = report.simulated_accuracy
+        some = f" of {seen.images:,} images" if seen is not None and seen.images < report.images else ""
+        rows += _accuracy(report.float_where_simulated, seen, f"{some or ' accuracy'}, simulated")
     several = len(report.outputs) > 1
     for output in report.outputs:
         name = f" ({printable(output.name)})" if several else ""
@@ -72,12 +74,12 @@ def report_rows(report: "Report") -> list[Row]:
     return [row for row in rows if row[2]]
 
 
-def _accuracy(floating: "Accuracy | None", quantized: "Accuracy | None", what: str = "") -> list[Row]:
+def _accuracy(floating: "Accuracy | None", quantized: "Accuracy | None", what: str = " accuracy") -> list[Row]:
     if floating is None or quantized is None:
         return []
-    rows = [_accuracy_row(f"top-1 accuracy{what}", floating.top1, quantized.top1)]
+    rows = [_accuracy_row(f"top-1{what}", floating.top1, quantized.top1)]
     if floating.top5 is not None and quantized.top5 is not None:
-        rows.append(_accuracy_row(f"top-5 accuracy{what}", floating.top5, quantized.top5))
+        rows.append(_accuracy_row(f"top-5{what}", floating.top5, quantized.top5))
     return rows
 
 

@@ -1,13 +1,21 @@
 """Writes files whole or not at all, and never over something of the user's that they did not name."""
 
 import contextlib
+import logging
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Mapping
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
-from pdq_export.errors import OptionError
+from pdq_export.errors import OptionError, PdqError
+
+logger = logging.getLogger(__name__)
+
+_LONGEST_STEM = 40  # of names that are made from others, so that no file system finds them too long
 
 
 def check_writable(path: str | Path, *, overwrite: bool = False, inputs: Iterable[str | Path] = ()) -> None:
@@ -25,67 +33,205 @@ def check_writable(path: str | Path, *, overwrite: bool = False, inputs: Iterabl
     temporary.unlink()
 
 
-def write_atomically(path: str | Path, content: bytes) -> None:
+def check_report(
+    path: str | Path, others: Iterable[str | Path], *, overwrite: bool = False, inputs: Iterable[str | Path] = ()
+) -> None:
+    """`check_writable` for a report, which is to be a file of its own beside the ``others`` that are written."""
+    if any(Path(path).resolve() == Path(other).resolve() for other in others):
+        raise OptionError(f"{path}: is both --report and --output; expected two files")
+    check_writable(path, overwrite=overwrite, inputs=inputs)
+
+
+def write_atomically(path: str | Path, content: bytes, *, overwrite: bool = False) -> None:
     """Write ``content`` to ``path`` through a temporary file beside it; a failure leaves what was there before.
 
-    A symbolic link is followed. Raises OptionError where the file cannot be written.
+    A symbolic link is followed. Raises OptionError where the file cannot be written, and where there is one already
+    and ``overwrite`` is not set, even one that has only just appeared.
     """
-    write_together({path: content})
+    write_together({Path(path): content}, overwrite=overwrite)
 
 
-def write_together(contents: Mapping[str | Path, bytes]) -> None:
+def write_together(contents: Mapping[Path, bytes], *, overwrite: bool = False) -> None:
     """Write several files like `write_atomically`, all or none: they take their places when all are on the disk.
 
     Their order is the order in which they appear; what depends on others comes last. Raises OptionError.
     """
-    temporaries: dict[Path, Path] = {}
+
+    def fill(content: bytes) -> Callable[[Path], Path]:
+        return lambda target: _filled(_create_temporary(target), content)
+
+    _place({path: fill(content) for path, content in contents.items()}, overwrite)
+
+
+class Draft:
+    """Finished files that wait for their places, safe on the disk; to be used as a context manager.
+
+    They lie in a new folder beside the first of them, under their own names, or in the temporary folder where that
+    cannot be. `place` moves them where they belong and removes the folder. Where the block is left otherwise, by
+    Ctrl-C or an error, the folder stays, and the error says where.
+    """
+
+    def __init__(self) -> None:
+        self._folder: Path | None = None
+        self._files: dict[Path, Path] = {}  # by where they belong
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is None or not self._files:
+            self._remove()
+        elif isinstance(error, PdqError):
+            error.args = (f"{error}; {self._whereabouts()}",)
+        else:
+            error.add_note(self._whereabouts())
+
+    def add(self, contents: Mapping[Path, bytes]) -> None:
+        """Keep these files, by where they belong. Raises OptionError where nothing can be written at all."""
+        first, *_ = contents
+        if self._folder is not None:
+            try:
+                self._fill(self._folder, contents)
+            except OSError as error:
+                raise _cannot_write(first, error) from error
+            return
+        try:
+            self._open(first.resolve().parent, contents)
+        except OSError as error:
+            try:
+                self._open(Path(tempfile.gettempdir()), contents)
+            except OSError:
+                raise _cannot_write(first, error) from error
+            logger.warning("%s: cannot be written: %s; %s", first, error.strerror or error, self._whereabouts())
+
+    def place(self, *, overwrite: bool = False) -> None:
+        """Put all files in their places, in the order in which they were added, or none.
+
+        Raises OptionError where that cannot be, and where there is a file already and ``overwrite`` is not set.
+        """
+
+        def again(kept: Path) -> Callable[[Path], Path]:
+            return lambda target: _again(kept, target)
+
+        _place({path: again(kept) for path, kept in self._files.items()}, overwrite)
+        self._files.clear()
+        self._remove()
+
+    def _open(self, parent: Path, contents: Mapping[Path, bytes]) -> None:
+        """A new folder in ``parent`` with these files; none where that fails."""
+        (first, *_) = contents
+        self._folder = parent / f"{first.name[:_LONGEST_STEM]}.unfinished-{secrets.token_hex(4)}"
+        try:
+            self._folder.mkdir()
+            self._fill(self._folder, contents)
+        except BaseException:
+            self._files.clear()
+            self._remove()
+            raise
+
+    def _fill(self, folder: Path, contents: Mapping[Path, bytes]) -> None:
+        for path, content in contents.items():
+            kept = folder / path.name
+            while kept in self._files.values():  # of files that belong into different folders
+                kept = kept.with_name(f"other-{kept.name}")
+            self._files[path] = _filled(kept, content)
+
+    def _remove(self) -> None:
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder = None
+
+    def _whereabouts(self) -> str:
+        return "what is finished is kept as " + " and ".join(str(kept) for kept in self._files.values())
+
+
+def _filled(path: Path, content: bytes) -> Path:
+    """Write ``content`` and see to it that it is on the disk; a failure leaves no file."""
+    try:
+        with path.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def _again(kept: Path, target: Path) -> Path:
+    """The same file under a temporary name beside ``target``: a second link, or a copy where there can be none."""
+    temporary = _temporary_name(target)
+    try:
+        os.link(kept, temporary)
+    except OSError:
+        return _filled(_create_temporary(target), kept.read_bytes())
+    return temporary
+
+
+def _place(makers: Mapping[Path, Callable[[Path], Path]], overwrite: bool) -> None:
+    """Put files in their places, all or none. ``makers``: by path, what makes a temporary file beside the target."""
+    temporaries: dict[Path, Path] = {}  # by target
+    undo: list[tuple[Path, Path | None]] = []
     path = Path()
     try:
         try:
-            for path, content in ((Path(name), content) for name, content in contents.items()):
+            for path, make in makers.items():
                 target = path.resolve()
-                temporaries[target] = _create_temporary(target)
-                _fill(temporaries[target], content)
+                temporaries[target] = make(target)
                 if target.exists():
                     shutil.copymode(target, temporaries[target])
-            _replace(temporaries)
+            for path, (target, temporary) in zip(makers, temporaries.items(), strict=True):  # noqa: B007, for the error
+                if not overwrite:
+                    _move_to_free_name(temporary, target)
+                    undo.append((target, None))
+                    continue
+                if len(temporaries) > 1:
+                    undo.append((target, _set_aside(target)))
+                temporary.replace(target)
         except BaseException:  # Ctrl-C too
+            _undo(undo)
             for temporary in temporaries.values():
                 with contextlib.suppress(OSError):
                     temporary.unlink()
             raise
+    except FileExistsError as error:
+        raise _exists(path) from error
     except OSError as error:
         raise _cannot_write(path, error) from error
-
-
-def _fill(temporary: Path, content: bytes) -> None:
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _replace(temporaries: Mapping[Path, Path]) -> None:
-    """Put every file in its place; where one cannot be, those before it become what they were."""
-    undo: list[tuple[Path, Path | None]] = []
-    try:
-        for target, temporary in temporaries.items():
-            if len(temporaries) > 1:
-                undo.append((target, _set_aside(target)))
-            temporary.replace(target)
-    except BaseException:
-        for target, aside in reversed(undo):
-            with contextlib.suppress(OSError):
-                if aside is None:
-                    target.unlink()
-                else:
-                    aside.replace(target)
-                    aside.unlink()  # two names of one file: then replacing does nothing
-        raise
     for _, aside in undo:
         if aside is not None:
             with contextlib.suppress(OSError):
                 aside.unlink()
+
+
+def _move_to_free_name(temporary: Path, target: Path) -> None:
+    """Raises FileExistsError where there is something under that name."""
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links: whoever creates the name has it
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        try:
+            temporary.replace(target)
+        except BaseException:
+            target.unlink()
+            raise
+    else:
+        temporary.unlink()
+
+
+def _undo(placed: Sequence[tuple[Path, Path | None]]) -> None:
+    """What was placed goes, and what there was before comes back."""
+    for target, aside in reversed(placed):
+        with contextlib.suppress(OSError):
+            if aside is None:
+                target.unlink()
+            else:
+                aside.replace(target)
+                aside.unlink()  # two names of one file: then replacing does nothing
 
 
 def _set_aside(target: Path) -> Path | None:
@@ -115,7 +261,7 @@ def _check_target(path: Path, overwrite: bool, inputs: Iterable[str | Path]) -> 
     if not path.is_file():
         raise OptionError(f"{path}: is not a regular file; expected the name of a file to write")
     if not overwrite:
-        raise OptionError(f"{path}: exists already; choose another name, or replace it with --overwrite")
+        raise _exists(path)
 
 
 def _create_temporary(target: Path) -> Path:
@@ -126,7 +272,11 @@ def _create_temporary(target: Path) -> Path:
 
 
 def _temporary_name(target: Path) -> Path:
-    return target.with_name(f".{target.name[:40]}.{secrets.token_hex(4)}.tmp")
+    return target.with_name(f".{target.name[:_LONGEST_STEM]}.{secrets.token_hex(4)}.tmp")
+
+
+def _exists(path: Path) -> OptionError:
+    return OptionError(f"{path}: exists already; choose another name, or replace it with --overwrite")
 
 
 def _cannot_write(path: Path, error: OSError) -> OptionError:

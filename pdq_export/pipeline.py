@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,15 +23,17 @@ from pdq_export.errors import OptionError, first_few
 from pdq_export.exhaustion import tells_of_memory
 from pdq_export.export import MIN_OPSET, export_model, find_layout
 from pdq_export.fidelity import BATCHES, Fidelity, Probe, UserFile, as_seen
+from pdq_export.files import Draft
 from pdq_export.frontend import check_batch, check_runs, import_network
 from pdq_export.graph.edit import with_constants
 from pdq_export.graph.load import check_model, load_model
 from pdq_export.graph.lookup import GraphIndex, opset_version
 from pdq_export.graph.passes import equalize
 from pdq_export.graph.prepare import PreparedModel
-from pdq_export.graph.save import check_output, save_model
+from pdq_export.graph.save import check_output, in_order, model_files
 from pdq_export.numerics.ramp import ramp_qparams
 from pdq_export.options import choose_options
+from pdq_export.parity import judge_parity
 from pdq_export.plan import PlanOptions, network_family, without_tail
 from pdq_export.plan.summary import summarize_layers
 from pdq_export.samples import Samples, check_labels, read_samples
@@ -49,28 +52,36 @@ from pdq_export.validate import (
     ModelInfo,
     Report,
     validate,
+    with_outputs,
 )
-from pdq_export.verdict import saturated_layers, warn_lost_parts, warn_useless
+from pdq_export.verdict import warn_lost_parts, warn_useless
 
 logger = logging.getLogger(__name__)
+
+# The simulation takes most of the time of a validation, and a thousand images tell how near onnxruntime is to it.
+SIMULATED_IMAGES = 1024
+_LOOKED_AT_AGAIN = 64  # images, where onnxruntime is off the simulation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Progress:
     """Where `quantize` is.
 
-    ``stage``: load, plan, read, calibrate, export or validate; ``block`` once one is calibrated.
+    ``stage``: load, plan, read, calibrate, export or validate; ``block`` once one is calibrated. ``images``: how many
+    of the ``total`` are validated, once there are any.
     """
 
     stage: str
     block: BlockProgress | None = None
+    images: int | None = None
+    total: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Result:
     """``model``: the quantized file's content. ``tensors``: its integers, scales and zero_points by tensor name.
 
-    ``files``: what was written, the model and where there is one the file of its weights; empty without ``output``.
+    ``files``: what was written, the model, where there is one the file of its weights, and the report.
     """
 
     model: onnx.ModelProto
@@ -92,6 +103,7 @@ def quantize(
     calib: Source,
     eval: Source | None = None,
     output: str | Path | None = None,
+    report: str | Path | None = None,
     overwrite: bool = False,
     target: str = "ort",
     opset: int | None = None,
@@ -108,6 +120,7 @@ def quantize(
     options: Mapping[str, Any] | None = None,
     device: str = "auto",
     max_memory: int | str | None = None,
+    simulated_images: int = SIMULATED_IMAGES,
     progress: ProgressCallback | None = None,
 ) -> Result:
     """Quantize an FP32 ONNX CNN to ``bits`` (W/A) with PD-Quant and validate the result in onnxruntime.
@@ -124,10 +137,14 @@ def quantize(
     ``calib`` and ``eval``: images [N, C, H, W], as an array, an `ImageSet`, or a path to an .npz, .npy or folder; for
     a model with several inputs, or one that is no image, {name: array [N, ...]}, an `InputSet` or an .npz of them.
     ``eval`` gives the figures of the report; without it agreement is measured on the calibration images and the
-    report says so. ``output``: where the model is written; None writes nothing. ``external_data``: the weights go to
-    ``output.data``, as they do over 2 GB. ``max_memory``: bytes of host memory, or a size like ``4GB``, that
+    report says so. ``simulated_images``: the simulation sees at most so many of them, evenly spread; onnxruntime sees
+    all. ``output`` and ``report``: where the model and the report, as JSON, are written, together at the very end;
+    None writes nothing. ``overwrite``: they may replace files. ``external_data``: the weights go to ``output.data``,
+    as they do over 2 GB. Before validation the model is kept on the disk beside ``output``; an error or Ctrl-C from
+    then on says where. ``max_memory``: bytes of host memory, or a size like ``4GB``, that
     calibration shall keep to; it moves data to temporary files and never changes the result. Raises PdqError for
-    anything that can be wrong with the model, the data or the options, before anything is written.
+    anything that can be wrong with the model, the data or the options, before anything is written, and
+    ValidationError where onnxruntime computes something else than what was calibrated.
     """
     choose = functools.partial(choose_options, method=method, preset=preset, overrides=options)
     per_layer = choose().per_layer  # and wrong options are told before any work
@@ -148,10 +165,12 @@ def quantize(
     memory = None if max_memory is None else parse_size(max_memory)
     check_exists(calib)
     check_exists(eval)
-    if output is not None:
+    if simulated_images < 1:
+        raise OptionError(f"--simulated-images {simulated_images}: expected 1 or more")
+    if output is not None or report is not None:
         read = tuple(path for path in (calib, eval) if isinstance(path, str | Path))
         path = None if isinstance(model, onnx.ModelProto) else model
-        check_output(output, overwrite=overwrite, model=path, inputs=read, external=external_data)
+        check_output(output, overwrite=overwrite, model=path, inputs=read, external=external_data, report=report)
 
     tell(Progress(stage="load"))
     original = load_model(model) if isinstance(model, str | Path) else check_model(model)
@@ -215,38 +234,54 @@ def quantize(
         max_opset=opset,
     )
     tell(Progress(stage="validate"))
-    report = validate(
-        original=reference,
-        quantized=quantized,
-        images=samples.judged.batches(batch or BATCH_SIZE),
-        labels=samples.judged.labels,
-        simulate=_simulator(calibrated, prepared, torch_device),
-        compared=compared if plan.tail else (),
-        optimize=optimize,
-        settings={
-            **settings,
-            "opset": GraphIndex(quantized).opset,
-            "device": str(torch_device),
-            **samples.settings(),
-            "equalized_tensors": equalized,
-        },
-        model=info,
-        layers=[dataclasses.asdict(layer) for layer in summarize_layers(index, plan)],
-        floating=[
-            dataclasses.asdict(node)
-            for node in floating_nodes(index, _with_fitted_ramps(plan, calibrated.tensors), target)
-        ],
-        predictions=calibrated.predictions,
-        parts=plan.parts,
-    )
-    warn_useless(report, samples.judged)
-    warn_lost_parts(report, samples.judged)
-    report = dataclasses.replace(report, saturated_layers=saturated_layers(report, plan))
-    written: dict[Path, bytes] = {}
-    if output is not None:
-        written = save_model(output, quantized, external=external_data)
-        report = dataclasses.replace(report, quantized=ModelInfo.of(Path(output).name, *written.values()))
-    return Result(model=quantized, plan=plan, tensors=calibrated.tensors, report=report, files=tuple(written))
+    size, inner = batch or BATCH_SIZE, compared if plan.tail else ()
+    simulate = _simulator(calibrated, prepared, torch_device)
+    files: list[Path] = []
+    with Draft() as draft:
+        own: ModelInfo | None = None
+        if output is not None:
+            written = model_files(output, quantized, external=external_data)
+            own = ModelInfo.of(Path(output).name, *written.values())
+            draft.add(in_order(written))
+            files += written
+            del written
+        measured = validate(
+            original=reference,
+            quantized=quantized,
+            images=samples.judged.batches(size),
+            labels=samples.judged.labels,
+            simulate=simulate,
+            simulate_every=math.ceil(len(samples.judged) / size / max(simulated_images // size, 1)),
+            compared=inner,
+            optimize=optimize,
+            settings={
+                **settings,
+                "opset": GraphIndex(quantized).opset,
+                "device": str(torch_device),
+                **samples.settings(),
+                "equalized_tensors": equalized,
+            },
+            model=info,
+            layers=[dataclasses.asdict(layer) for layer in summarize_layers(index, plan)],
+            floating=[
+                dataclasses.asdict(node)
+                for node in floating_nodes(index, _with_fitted_ramps(plan, calibrated.tensors), target)
+            ],
+            predictions=calibrated.predictions,
+            parts=plan.parts,
+            progress=lambda done: tell(Progress(stage="validate", images=done, total=len(samples.judged))),
+        )
+        few = samples.judged.head(max(size, _LOOKED_AT_AGAIN // size * size)).batches(size)
+        parity = judge_parity(measured, plan, with_outputs(quantized.SerializeToString(), inner), few, simulate)
+        measured = dataclasses.replace(measured, quantized=own or measured.quantized, saturated_layers=parity.saturated)
+        if report is not None:
+            draft.add({Path(report): measured.to_json().encode()})
+            files.append(Path(report))
+        warn_useless(measured, samples.judged)
+        warn_lost_parts(measured, samples.judged)
+        parity.tell()
+        draft.place(overwrite=overwrite)
+    return Result(model=quantized, plan=plan, tensors=calibrated.tensors, report=measured, files=tuple(files))
 
 
 def _equalize(

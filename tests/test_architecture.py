@@ -75,6 +75,7 @@ def test_every_part_has_a_rule() -> None:
         "conversion",
         "fidelity",
         "inspection",
+        "parity",
         "pipeline",
         "samples",
         "stages",

@@ -96,10 +96,10 @@ class ImageSet:
         labels = None if self.labels is None else self.labels[:count]
         return dataclasses.replace(self, pixels=self.pixels[:count], labels=labels)
 
-    def without(self, positions: Sequence[int]) -> "ImageSet":
-        """All images but those at ``positions``."""
-        labels = None if self.labels is None else np.delete(self.labels, positions)
-        return dataclasses.replace(self, pixels=np.delete(self.pixels, positions, axis=0), labels=labels)
+    def take(self, numbers: Sequence[int]) -> "ImageSet":
+        """The images of these numbers."""
+        labels = None if self.labels is None else self.labels[list(numbers)]
+        return dataclasses.replace(self, pixels=self.pixels[list(numbers)], labels=labels)
 
     def array(self, limit: int | None = None) -> NDArray[np.float32]:
         """The first ``limit`` images (all by default), normalized: float32 (n, C, H, W)."""

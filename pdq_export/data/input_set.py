@@ -70,11 +70,10 @@ class InputSet:
         labels = None if self.labels is None else self.labels[:count]
         return dataclasses.replace(self, arrays=tuple(array[:count] for array in self.arrays), labels=labels)
 
-    def without(self, positions: Sequence[int]) -> "InputSet":
-        """All samples but those at ``positions``."""
-        labels = None if self.labels is None else np.delete(self.labels, positions)
-        arrays = tuple(np.delete(array, positions, axis=0) for array in self.arrays)
-        return dataclasses.replace(self, arrays=arrays, labels=labels)
+    def take(self, numbers: Sequence[int]) -> "InputSet":
+        """The samples of these numbers."""
+        labels = None if self.labels is None else self.labels[list(numbers)]
+        return dataclasses.replace(self, arrays=tuple(array[list(numbers)] for array in self.arrays), labels=labels)
 
     def inputs(self) -> tuple[Array, ...]:
         """All samples: one array for each input of the model."""

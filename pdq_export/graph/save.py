@@ -5,7 +5,8 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto
 
-from pdq_export.files import check_writable, write_together
+from pdq_export.errors import OptionError
+from pdq_export.files import check_report, check_writable, write_together
 from pdq_export.graph.external import all_tensors
 from pdq_export.graph.load import external_files
 from pdq_export.graph.tensors import LIMIT
@@ -16,38 +17,68 @@ _ALIGNMENT = 4096  # so that a runtime can map each tensor
 
 
 def check_output(
-    path: str | Path,
+    path: str | Path | None,
     *,
     overwrite: bool = False,
     model: str | Path | None = None,
     inputs: tuple[str | Path, ...] = (),
     external: bool = False,
+    report: str | Path | None = None,
 ) -> None:
-    """Make sure that `save_model` will be able to write ``path``, and with ``external`` ``path.data``.
+    """Make sure that ``path``, with ``external`` ``path.data``, and ``report`` can be written, where they are given.
 
-    Neither may be one of the ``inputs``, ``model``, or a file that holds the external data of ``model``. Raises
+    None may be one of the ``inputs``, ``model``, or a file that holds the external data of ``model``. Raises
     OptionError.
     """
     read = [*inputs, *([] if model is None else [model, *external_files(model)])]
-    for written in (path, *([data_path(path)] if external else [])):
-        check_writable(written, overwrite=overwrite, inputs=read)
+    written = [] if path is None else [Path(path), *([data_path(path)] if external else [])]
+    if external and path is not None and not _is_unicode(data_path(path).name):
+        raise OptionError(
+            f"{path}: its name is not UTF-8, so that a model cannot name the file of its weights; expected a UTF-8 "
+            "name with --external-data; choose another name"
+        )
+    for file in written:
+        check_writable(file, overwrite=overwrite, inputs=read)
+    if report is not None:
+        check_report(report, written, overwrite=overwrite, inputs=read)
 
 
-def save_model(path: str | Path, model: onnx.ModelProto, *, external: bool = False) -> dict[Path, bytes]:
-    """Write a model atomically and return the files and their content, the model first; equal models, equal bytes.
+def save_model(
+    path: str | Path, model: onnx.ModelProto, *, external: bool = False, overwrite: bool = False
+) -> dict[Path, bytes]:
+    """Write the `model_files` atomically, all or none, and return them.
+
+    Raises OptionError where they cannot be written, and where there is one already and ``overwrite`` is not set.
+    """
+    files = model_files(path, model, external=external)
+    write_together(in_order(files), overwrite=overwrite)
+    return files
+
+
+def model_files(path: str | Path, model: onnx.ModelProto, *, external: bool = False) -> dict[Path, bytes]:
+    """The files that a model is written to and their content, the model first; equal models, equal bytes.
 
     With ``external``, or over 2 GB, tensors of 1 kB and more go to ``path.data``, which the model names by its base
-    name; both files appear together. Without such tensors there is no second file. Raises OptionError where they
-    cannot be written.
+    name. Without such tensors there is no second file.
     """
     path = Path(path)
     if not external and model.ByteSize() <= LIMIT:
-        files = {path: model.SerializeToString(deterministic=True)}
-    else:
-        content, data = split(model, data_path(path).name)
-        files = {path: content, **({data_path(path): data} if data else {})}
-    write_together(dict(reversed(files.items())))  # the model last, as it names the other
-    return files
+        return {path: model.SerializeToString(deterministic=True)}
+    content, data = split(model, data_path(path).name)
+    return {path: content, **({data_path(path): data} if data else {})}
+
+
+def in_order(files: dict[Path, bytes]) -> dict[Path, bytes]:
+    """`model_files` in the order in which they may appear: the model last, as it names the other."""
+    return dict(reversed(files.items()))
+
+
+def _is_unicode(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # bytes of no encoding, which Python keeps as lone surrogates
+        return False
+    return True
 
 
 def data_path(path: str | Path) -> Path:

@@ -13,9 +13,13 @@ _LARGEST_WEIGHT = 64
 _REDUCED_BITS = 7
 
 
-def saturating_layers(plan: Plan) -> list[str]:
-    """Names of the layers with 8-bit inputs whose weights, q - zero_point, may exceed 64 in size."""
-    return [layer.node for layer in plan.layers if _can_saturate(plan, layer)]
+def saturating_layers(plan: Plan, *, signed: bool = False) -> list[str]:
+    """Names of the layers with 8-bit inputs whose weights, q - zero_point, may exceed 64 in size.
+
+    With ``signed`` those with INT8 inputs too, as TensorRT wants them: onnxruntime makes UINT8 of them, but what they
+    are for does not saturate, so that their weights keep their range.
+    """
+    return [layer.node for layer in plan.layers if _can_saturate(plan, layer, signed)]
 
 
 def reduce_range(plan: Plan) -> Plan:
@@ -27,9 +31,9 @@ def reduce_range(plan: Plan) -> Plan:
     return dataclasses.replace(plan, points=points)
 
 
-def _can_saturate(plan: Plan, layer: Layer) -> bool:
+def _can_saturate(plan: Plan, layer: Layer, signed: bool = False) -> bool:
     weight, source = plan.points.get(layer.weight), plan.points.get(plan.source(layer.input) or "")
-    if weight is None or source is None or source.bits < CARRIER_BITS or source.symmetric:
+    if weight is None or source is None or source.bits < CARRIER_BITS or (source.symmetric and not signed):
         return False
     if layer.op_type == "ConvTranspose":
         return False  # onnxruntime has no integer kernel for it

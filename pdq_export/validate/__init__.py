@@ -13,6 +13,7 @@ import pdq_export
 from pdq_export.errors import ValidationError
 from pdq_export.spec import OutputPart
 from pdq_export.validate.compare import Accuracy, AccuracyMeter, Agreement, AgreementMeter
+from pdq_export.validate.deviation import WITHOUT_SATURATION, DeviationMeter, Simulate, measure_otherwise
 from pdq_export.validate.parts import PartAgreement, PartMeters
 from pdq_export.validate.report import ModelInfo, OutputAgreement, Report
 from pdq_export.validate.runtime import (
@@ -29,21 +30,25 @@ from pdq_export.validate.runtime import (
 
 __all__ = [
     "BATCH_SIZE",
+    "WITHOUT_SATURATION",
     "Accuracy",
     "AccuracyMeter",
     "Agreement",
     "AgreementMeter",
     "Batch",
+    "DeviationMeter",
     "KernelCount",
     "ModelInfo",
     "OutputAgreement",
     "PartAgreement",
     "Report",
     "Session",
+    "Simulate",
     "check_loads",
     "check_runs_quantized",
     "count_kernels",
     "kernels_saturate",
+    "measure_otherwise",
     "min_onnxruntime",
     "needed_config",
     "validate",
@@ -51,7 +56,6 @@ __all__ = [
 ]
 
 Array = NDArray[np.float32]
-Simulate = Callable[[Batch], Sequence[Array]]
 BATCH_SIZE = 16  # simulation and both sessions hold the activations of a batch
 
 logger = logging.getLogger(__name__)
@@ -77,6 +81,7 @@ def validate(
     images: Array | Iterable[Batch],
     labels: NDArray[np.integer] | None = None,
     simulate: Simulate | None = None,
+    simulate_every: int = 1,
     compared: Sequence[str] = (),
     settings: Mapping[str, Any] | None = None,
     model: ModelInfo | None = None,
@@ -92,11 +97,11 @@ def validate(
 
     ``images``: [N, C, H, W], or an iterable of such batches, taken as they are; a tuple is one array for each input.
     ``labels``: [N], where the first output is one vector of class scores per image. ``compared``: names of tensors,
-    inner ones among them; by default all outputs. ``simulate``: these of the simulated quantized model for one batch.
-    ``model``: the user's file; without it, ``original`` as serialized. ``parts``: of outputs, compared one by one too.
-    ``progress`` is told how many images are done. Without ``optimize`` onnxruntime runs the original as it is written.
-    Raises ValidationError where a model does not load or run, where outputs do not fit each other or the labels, and
-    where there is no image.
+    inner ones among them; by default all outputs. ``simulate``: these of the simulated quantized model for one batch,
+    of which it sees the first and every ``simulate_every``-th one. ``model``: the user's file; without it, ``original``
+    as serialized. ``parts``: of outputs, compared one by one too. ``progress`` is told how many images are done.
+    Without ``optimize`` onnxruntime runs the original as it is written. Raises ValidationError where a model does not
+    load or run, where outputs do not fit each other or the labels, and where there is no image.
     """
     contents = tuple(
         m if isinstance(m, bytes) else m.SerializeToString(deterministic=True) for m in (original, quantized)
@@ -110,8 +115,9 @@ def validate(
     names = tuple(compared) or session.outputs
     meters = _Meters(names, session.outputs[0], simulated=simulate is not None, labelled=labels is not None)
     part_meters = PartMeters(parts or {}, names)
-    for batch in _batches(images, batch_size):
-        simulated = None if simulate is None else [np.asarray(output) for output in simulate(batch)]
+    for number, batch in enumerate(_batches(images, batch_size)):
+        seen = simulate is not None and number % simulate_every == 0
+        simulated = [np.asarray(output) for output in simulate(batch)] if simulate is not None and seen else None
         part = None if labels is None else labels[meters.images : meters.images + _size(batch)]
         reference, found = reference_session.run_by_name(batch), session.run_by_name(batch)
         meters.update(_size(batch), reference, found, simulated, part)
@@ -122,7 +128,7 @@ def validate(
         raise ValidationError("there is no image to validate on; expected at least one")
     if labels is not None and len(labels) != meters.images:
         raise ValidationError(f"there are {len(labels)} labels for {meters.images} images; expected one each")
-    float_accuracy, quantized_accuracy, simulated_accuracy = meters.accuracies()
+    float_accuracy, quantized_accuracy, simulated_accuracy, float_where_simulated = meters.accuracies()
     return Report(
         model=model or ModelInfo.of("", contents[0]),
         quantized=ModelInfo.of("", contents[1]),
@@ -130,6 +136,7 @@ def validate(
         float_accuracy=float_accuracy,
         quantized_accuracy=quantized_accuracy,
         simulated_accuracy=simulated_accuracy,
+        float_where_simulated=float_where_simulated,
         outputs=meters.outputs(),
         kernels=count_kernels(contents[1], config),
         session_config=config,
@@ -176,7 +183,8 @@ class _Meters:
         self._names, self._scores, self._simulated, self._labelled = names, scores, simulated, labelled
         pairs = ("quantized_float", "quantized_simulated", "simulated_float")
         self._agreements = [{pair: AgreementMeter(f"output {name!r}") for pair in pairs} for name in names]
-        self._accuracies = [AccuracyMeter() for _ in range(3)]
+        self._deviations = [DeviationMeter() for _ in names]
+        self._accuracies = [AccuracyMeter() for _ in range(4)]
 
     def update(
         self,
@@ -190,22 +198,24 @@ class _Meters:
         if set(reference) != set(quantized) or (simulated is not None and len(simulated) != len(self._names)):
             raise ValidationError(f"the models and the simulation have unequal outputs; expected {list(self._names)}")
         by_name = dict(zip(self._names, simulated or (), strict=simulated is not None))
-        for name, meters in zip(self._names, self._agreements, strict=True):
+        for name, meters, deviation in zip(self._names, self._agreements, self._deviations, strict=True):
             meters["quantized_float"].update(reference[name], quantized[name])
             if simulated is not None:
                 meters["quantized_simulated"].update(by_name[name], quantized[name])
                 meters["simulated_float"].update(reference[name], by_name[name])
+                deviation.update(by_name[name], quantized[name])
         if labels is not None:
-            for meter, outputs in zip(self._accuracies, (reference, quantized, by_name), strict=True):
+            where_simulated = reference if self._scores in by_name else {}
+            for meter, outputs in zip(self._accuracies, (reference, quantized, by_name, where_simulated), strict=True):
                 if self._scores in outputs:
                     meter.update(outputs[self._scores], labels)
 
-    def accuracies(self) -> tuple[Accuracy | None, Accuracy | None, Accuracy | None]:
-        """Of FP32, the quantized model and the simulation, where it has the scores."""
+    def accuracies(self) -> tuple[Accuracy | None, Accuracy | None, Accuracy | None, Accuracy | None]:
+        """Of FP32, the quantized model, the simulation, where it has the scores, and FP32 on what that saw."""
         if not self._labelled:
-            return None, None, None
-        floating, quantized, simulated = (meter.result() for meter in self._accuracies)
-        return floating, quantized, simulated if simulated.images else None
+            return None, None, None, None
+        floating, quantized, simulated, where_simulated = (meter.result() for meter in self._accuracies)
+        return (floating, quantized, *((simulated, where_simulated) if simulated.images else (None, None)))
 
     def outputs(self) -> tuple[OutputAgreement, ...]:
         """The agreement in every output."""
@@ -215,6 +225,7 @@ class _Meters:
                 quantized_float=meters["quantized_float"].result(),
                 quantized_simulated=meters["quantized_simulated"].result() if self._simulated else None,
                 simulated_float=meters["simulated_float"].result() if self._simulated else None,
+                deviation=deviation.result() if self._simulated else None,
             )
-            for name, meters in zip(self._names, self._agreements, strict=True)
+            for name, meters, deviation in zip(self._names, self._agreements, self._deviations, strict=True)
         )

@@ -129,11 +129,12 @@ class AccuracyMeter:
                 f"labels span [{labels.min()}, {labels.max()}]; expected 0 to {self._classes - 1}, "
                 f"as the output has {self._classes} classes"
             )
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :5]
-        hits = order == labels[:, None]
+        own = np.take_along_axis(scores, labels[:, None], axis=1)
+        before = (scores > own) | ((scores == own) & (np.arange(self._classes) < labels[:, None]))
+        rank = np.where(np.isnan(own[:, 0]), self._classes, before.sum(axis=1))
         self._images += len(labels)
-        self._top1 += int(hits[:, 0].sum())
-        self._top5 += int(hits.any(axis=1).sum())
+        self._top1 += int((rank == 0).sum())
+        self._top5 += int((rank < 5).sum())
 
     def result(self) -> Accuracy:
         """The accuracy over all batches so far."""

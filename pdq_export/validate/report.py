@@ -14,11 +14,12 @@ Schema, version 1 (null stands for "not measured", for sqnr_db for "no differenc
                                             evaluation_images_seen_in_calibration: how many, and
                                             evaluated_on_calibration_images: whether all
     images          number of evaluated images
-    accuracy        {float, quantized, simulated}, each {images, top1, top5} of the first output; null
-                    without labels
-    outputs         one per graph output: {name, quantized_float, quantized_simulated, simulated_float},
+    accuracy        {float, quantized, simulated, float_where_simulated}, each {images, top1, top5} of the first output;
+                    null without labels; the last two are of the images that the simulation saw
+    outputs         one per graph output: {name, quantized_float, quantized_simulated, simulated_float, deviation},
                     each of the three {images, argmax_agreement, chance_agreement, sqnr_db, relative_error,
                     median_relative_error, max_relative_error}, see Agreement;
+                    deviation: of onnxruntime from the simulation, as `pdq_export.validate.deviation` measures it;
                     where nodes behind the quantized part stay as they are (see floating), the tensors that they
                     read stand for the outputs that they compute
     kernels         {integer: {op_type: count}, floating: {op_type: count}, floating_nodes: [name],
@@ -70,12 +71,16 @@ class ModelInfo:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OutputAgreement:
-    """How the quantized model, its simulation and FP32 agree in one output; None without a simulation."""
+    """How the quantized model, its simulation and FP32 agree in one output; None without a simulation.
+
+    ``deviation``: of the quantized model from the simulation, see `pdq_export.validate.deviation`.
+    """
 
     name: str
     quantized_float: Agreement
     quantized_simulated: Agreement | None
     simulated_float: Agreement | None
+    deviation: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,6 +95,7 @@ class Report:
     simulated_accuracy: Accuracy | None
     outputs: tuple[OutputAgreement, ...]
     kernels: KernelCount
+    float_where_simulated: Accuracy | None = None
     saturated_layers: tuple[str, ...] = ()
     session_config: Mapping[str, str] = dataclasses.field(default_factory=dict)
     min_onnxruntime: str | None = None
@@ -119,6 +125,7 @@ class Report:
                 "float": _plain(self.float_accuracy),
                 "quantized": _plain(self.quantized_accuracy),
                 "simulated": _plain(self.simulated_accuracy),
+                "float_where_simulated": _plain(self.float_where_simulated),
             },
             "outputs": [dataclasses.asdict(output) for output in self.outputs],
             "kernels": {
@@ -138,7 +145,8 @@ class Report:
 
     def to_json(self) -> str:
         """The report as JSON text. Raises ValueError for NaN and infinity, which JSON does not know."""
-        return json.dumps(self.to_dict(), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+        text = json.dumps(self.to_dict(), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+        return text.encode(errors="backslashreplace").decode()  # a name's byte that is no UTF-8 becomes JSON's escape
 
 
 def _plain(accuracy: Accuracy | None) -> dict[str, Any] | None:

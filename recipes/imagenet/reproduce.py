@@ -75,17 +75,17 @@ def quantize(
 
     ``budget``: samples, iters, correction_iters, batch_size and seed.
     """
-    result = pdq_export.quantize(
+    pdq_export.quantize(
         model,
         bits=bits,
         calib=calibration,
         output=output,
+        report=output.with_suffix(".json"),
         overwrite=True,
         preset="paper",
         options=settings(name, budget),
         device=device,
     )
-    output.with_suffix(".json").write_text(result.report.to_json(), encoding="utf-8")
 
 
 def evaluate(models: Mapping[str, Path], samples: Sequence[Sample], preprocess: Preprocess) -> dict[str, float]:

@@ -18,6 +18,8 @@ class FakeProgress:
 
     stage: str
     block: "FakeBlock | None" = None
+    images: int | None = None
+    total: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,4 +80,7 @@ class FakePipeline:
         files = (output, *([data_path(output)] if options["external_data"] else []))
         for path in files:
             path.write_bytes(b"quantized")
+        if options["report"] is not None:
+            options["report"].write_text(self.report.to_json(), encoding="utf-8")
+            files = (*files, options["report"])
         return types.SimpleNamespace(model=onnx.ModelProto(), plan=None, tensors={}, report=self.report, files=files)

@@ -54,6 +54,18 @@ def test_a_terminal_gets_a_bar() -> None:
     assert "block 2/4, step 0/10, loss 1.5, 0:30 left, [b]layer" in text
 
 
+def test_validation_counts_images() -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=100, color_system=None)
+    clock = iter(range(0, 1000, 10))
+    with ProgressDisplay(console, clock=lambda: next(clock)) as display:
+        display(FakeProgress(stage="validate"))
+        display(FakeProgress(stage="validate", images=2500, total=10000))
+    text = stream.getvalue()
+    assert "validating" in text
+    assert "2,500/10,000 images, 0:30 left" in text
+
+
 def test_without_a_terminal_there_is_a_line_a_block_and_one_in_a_while(caplog: pytest.LogCaptureFixture) -> None:
     console = Console(file=io.StringIO())
     seconds = 0.0

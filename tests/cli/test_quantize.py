@@ -48,6 +48,7 @@ def test_defaults(run: Run, pipeline: FakePipeline, folder: Path) -> None:
         "calib": Path("images.npy"),
         "eval": None,
         "output": Path("model-w4a4.onnx"),
+        "report": None,
         "overwrite": False,
         "target": "ort",
         "opset": None,
@@ -157,9 +158,17 @@ def test_the_simulation_is_shown_where_kernels_saturate(run: Run, pipeline: Fake
     pipeline.report = make_report(simulated_accuracy=simulated)
     command = ("quantize", "model.onnx", "--calib", "images.npy", "--eval", "eval.npz")
     assert "simulated" not in run(*command).stdout
-    pipeline.report = make_report(simulated_accuracy=simulated, saturated_layers=("stem",))
+    floating = Accuracy(images=200, top1=0.931, top5=None)
+    saturated = {"simulated_accuracy": simulated, "float_where_simulated": floating, "saturated_layers": ("stem",)}
+    pipeline.report = make_report(**saturated)
     table = [line.split() for line in run(*command, "--overwrite").stdout.splitlines()]
     assert "top-1 accuracy, simulated 93.10 % 93.00 % -0.10 points".split() in table
+    fewer = {name: Accuracy(images=20, top1=top1, top5=None) for name, top1 in (("f", 0.9), ("s", 0.85))}
+    pipeline.report = make_report(
+        **{**saturated, "simulated_accuracy": fewer["s"], "float_where_simulated": fewer["f"]}
+    )
+    table = [line.split() for line in run(*command, "--overwrite").stdout.splitlines()]
+    assert "top-1 of 20 images, simulated 90.00 % 85.00 % -5.00 points".split() in table
 
 
 def test_the_name_of_the_file_tells_the_layout(run: Run, pipeline: FakePipeline, folder: Path) -> None:

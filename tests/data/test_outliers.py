@@ -63,7 +63,7 @@ def test_any_input_of_several() -> None:
     x[7, 0, 0, 0] = y[2, 1, 1, 1] = 1e4
     samples = InputSet(names=("x", "y"), arrays=(x, y), labels=np.arange(64), source="arrays")
     assert find_outliers(samples) == [2, 7]
-    rest = samples.without([2, 7])
+    rest = samples.take([n for n in range(64) if n not in (2, 7)])
     assert len(rest) == 62
     assert rest.labels is not None
     assert rest.labels[:3].tolist() == [0, 1, 3]

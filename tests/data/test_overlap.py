@@ -1,7 +1,9 @@
 """Images that calibration has seen are found again, however they are stored."""
 
 import numpy as np
+import pytest
 
+import pdq_export.data.overlap
 from pdq_export.data import ImageSet, InputSet, InputSpec, all_equal, count_shared
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 3, 4, 4), np.uint8)
@@ -30,6 +32,24 @@ def test_rows_of_several_inputs_count_as_one() -> None:
     b = b.copy()
     b[0] = 2
     assert count_shared(calibration, InputSet.from_arrays({"a": a, "b": b}, expected=expected)) == 3
+
+
+def test_only_images_alike_in_a_part_are_compared_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    real = pdq_export.data.overlap._digest
+
+    def digest(*arrays: np.ndarray) -> bytes:
+        seen.append(sum(array.size for array in arrays))
+        return real(*arrays)
+
+    monkeypatch.setattr(pdq_export.data.overlap, "_digest", digest)
+    changed = PIXELS.copy()
+    changed[:, 0, 0, 0] ^= 1  # not in the part that is compared first
+    assert count_shared(stored(PIXELS[:4]), stored(changed)) == 0
+    assert seen.count(PIXELS[0].size) == 4 + 4
+    seen.clear()
+    assert count_shared(stored(PIXELS[:4]), stored(np.concatenate([PIXELS[3:], 255 - PIXELS]))) == 1
+    assert seen.count(PIXELS[0].size) == 4 + 1
 
 
 def test_a_set_of_one_image_again_and_again() -> None:

@@ -53,6 +53,13 @@ def test_layers_that_can_saturate(bits: str, options: dict[str, str], expected: 
     assert all(reduced.points[name] == plan.points[name] for name in others)
 
 
+def test_signed_inputs_saturate_too_but_keep_their_weights() -> None:
+    plan = make_plan(prepare(model()).model, PlanOptions.of("8/8", tensorrt=True))
+    assert saturating_layers(plan) == []
+    assert saturating_layers(plan, signed=True) == ["c1", "c2", "y"]
+    assert reduce_range(plan) == plan
+
+
 def test_the_option_reaches_the_file(caplog: pytest.LogCaptureFixture) -> None:
     images = np.random.default_rng(0).normal(size=(8, 3, 8, 8)).astype(np.float32)
     with caplog.at_level(logging.INFO):
@@ -74,25 +81,3 @@ def test_inspect_tells_what_can_saturate() -> None:
     assert pdq_export.inspect_model(model(), bits="4/4").saturating == ("c1", "y")
     assert pdq_export.inspect_model(model(), bits="4/4", exclude="c1").saturating == ("y",)
     assert pdq_export.inspect_model(model(), bits="4/4", reduce_range=True).saturating == ()
-
-
-def test_a_file_that_saturates_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    images = np.random.default_rng(0).normal(size=(8, 3, 8, 8)).astype(np.float32)
-    real = pdq_export.pipeline._simulator
-
-    def elsewhere(*arguments: object) -> object:
-        simulate = real(*arguments)  # type: ignore[arg-type]
-        return lambda batch: [1.1 * output for output in simulate(batch)]
-
-    monkeypatch.setattr("pdq_export.pipeline._simulator", elsewhere)
-    monkeypatch.setattr("pdq_export.verdict.kernels_saturate", lambda: True)
-    quantize = {"bits": "4/4", "calib": images, "method": "nearest"}
-    result = pdq_export.quantize(model(), **quantize)  # type: ignore[arg-type]
-    assert "its kernels saturate on" in caplog.text
-    assert result.report.to_dict()["saturated_layers"] == ["c1", "y"]
-    assert "'c1', 'y'" in caplog.text
-    caplog.clear()
-    pdq_export.quantize(model(), reduce_range=True, **quantize)  # type: ignore[arg-type]
-    monkeypatch.setattr("pdq_export.verdict.kernels_saturate", lambda: False)
-    pdq_export.quantize(model(), **quantize)  # type: ignore[arg-type]
-    assert "saturate on" not in caplog.text

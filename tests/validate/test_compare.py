@@ -123,6 +123,20 @@ def test_top1_and_top5():
     assert (result.images, result.top1, result.top5) == (4, 0.25, 0.75)
 
 
+@given(st.integers(0, 2**32 - 1), st.integers(6, 40), st.sampled_from([1, 3, 100]))
+def test_the_rank_of_a_label_is_that_in_a_stable_sort(seed, classes, values):
+    generator = np.random.default_rng(seed)
+    scores = generator.integers(0, values, (20, classes)).astype(np.float32)  # few values: many ties
+    labels = generator.integers(0, classes, 20)
+    hits = np.argsort(-scores, axis=1, kind="stable")[:, :5] == labels[:, None]
+    result = accuracy(scores, labels)
+    assert (result.top1, result.top5) == (hits[:, 0].mean(), hits.any(axis=1).mean())
+
+
+def test_no_score_is_no_hit():
+    assert accuracy(np.full((1, 6), np.nan), [0]).top5 == 0
+
+
 def test_no_top5_of_five_classes():
     assert accuracy(np.eye(5), range(5)).top5 is None
 
