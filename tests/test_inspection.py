@@ -76,6 +76,8 @@ def test_the_size_of_the_embedded_model(bits: str, target: str) -> None:
 def test_what_stays_in_float_and_why() -> None:
     assert floating(inspect_model(model_of(MIXED), exclude="y")) == {
         "c2": "onnxruntime has no integer kernel for ConvTranspose; its weight is quantized",
+        "p": "its output is not quantized",
+        "f": "what it passes on is not quantized",
         "y": "excluded",
     }
     body = f"c0 = Conv {P} (image, w0) r0 = Relu(c0) k = MatMul(r0, r0) d = Div(k, r0) y = Conv {P} (d, w)"

@@ -23,7 +23,7 @@ from pdq_export.plan.operators import (
 from pdq_export.plan.options import LayerRules, PlanOptions
 from pdq_export.plan.outputs import Outer, read_unquantized
 from pdq_export.plan.readers import (
-    joins_near_layers,
+    integer_joins,
     tensors_before_layers,
     tensors_read_as_integers,
     tensors_read_by_layers,
@@ -115,7 +115,7 @@ class _PointFinder:
         self._read_by_layers = tensors_read_by_layers(index, layers)
         self.outer = Outer(index, layers, self._feeds_layer)
         quantized = layers.keys() - rules.excluded
-        near = joins_near_layers(index, quantized, rules.excluded)
+        near = integer_joins(index, quantized, rules.excluded)
         feeds_quantized = tensors_before_layers(index, quantized)
         outer = {node.name for node in index.graph.node if is_join(index, node) and self.outer.has(node)}
         averages = {name for name in near - outer if index.nodes[name].op_type in AVERAGES}

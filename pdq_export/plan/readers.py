@@ -2,6 +2,8 @@
 
 from collections.abc import Container, Iterable
 
+from onnx import NodeProto
+
 from pdq_export.graph.lookup import GraphIndex
 from pdq_export.plan.operators import ACTIVATIONS, AVERAGES, data_inputs, is_join, is_passthrough
 
@@ -48,36 +50,39 @@ def tensors_read_as_integers(
     return read
 
 
-def joins_near_layers(index: GraphIndex, layers: Container[str], excluded: Container[str]) -> set[str]:
-    """The merges, Concats and averages between which and a layer nothing lies but other ones, activations and moves.
+def integer_joins(index: GraphIndex, layers: Container[str], excluded: Container[str]) -> set[str]:
+    """The merges, Concats and averages that stand between integers: a convolution's before them, a layer's behind them.
 
-    All others stand between float operators, and to quantize for them would lose accuracy for nothing. ``layers`` and
-    ``excluded``: node names; what is excluded is in float.
+    Nothing but other joins, activations and moves lies in between; averages need no layer behind them. All others stand
+    between float operators, such as normalizations and the products of attention, and to quantize for them would lose
+    accuracy for nothing: a Gemm or MatMul gives floats at no cost. ``layers`` and ``excluded``: node names; what is
+    excluded is in float.
     """
-    groups: dict[str, str] = {}  # node by node of the same group, up to the one that stands for it
+    nodes = [node for node in index.graph.node if node.name not in excluded]
+    at_hand: set[str] = set()
+    for node in nodes:
+        if node.name in layers:
+            at_hand.update(node.output if node.op_type == "Conv" else ())
+        elif at_hand.intersection(_carried(index, node)):
+            at_hand.update(node.output)
+    wanted: set[str] = set()
+    joins: set[str] = set()
+    for node in reversed(nodes):
+        if node.name in layers:
+            wanted.add(node.input[0])
+        elif node.op_type in AVERAGES or wanted.intersection(node.output):
+            wanted.update(_carried(index, node))
+            if is_join(index, node) and at_hand.intersection(_carried(index, node)):
+                joins.add(node.name)
+    return joins
 
-    def group(name: str) -> str:
-        while groups[name] != name:
-            groups[name] = groups[groups[name]]
-            name = groups[name]
-        return name
 
-    joins = []
-    for node in index.graph.node:
-        if node.name in excluded:
-            continue
-        joined = is_join(index, node)
-        if not (joined or node.name in layers or node.op_type in ACTIVATIONS or is_passthrough(index, node)):
-            continue
-        groups[node.name] = node.name
-        if joined:
-            joins.append(node.name)
-        inputs = data_inputs(index, node) if joined else node.input[:1]
-        for source in (index.producer[name].name for name in inputs if name in index.producer):
-            if source in groups:
-                groups[group(source)] = group(node.name)
-    near = {group(name) for name in groups if name in layers}
-    return {name for name in joins if group(name) in near}
+def _carried(index: GraphIndex, node: NodeProto) -> list[str]:
+    """The inputs whose integers a node can compute with or hand on; none of an operator in float."""
+    inputs = data_inputs(index, node)
+    if is_join(index, node):
+        return inputs
+    return inputs[:1] if node.op_type in ACTIVATIONS or is_passthrough(index, node) else []
 
 
 def tensors_read_by_layers(index: GraphIndex, layers: Container[str]) -> set[str]:

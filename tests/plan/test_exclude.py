@@ -66,7 +66,7 @@ def test_a_region_behind_the_last_layer_that_is_quantized_is_float() -> None:
     [
         ({"exclude": "^s$"}, {"r2": None}, ["s", "r2"]),
         ({"exclude_op": "Add"}, {"r2": None}, ["s", "r2"]),
-        ({"exclude": "^m$"}, {"m": None}, ["m"]),
+        ({"exclude": "^m$"}, {"m": None, "r2": 0}, ["s", "r2", "m"]),  # nobody wants integers of the sum any more
         ({"exclude": "^(c2|s|r2)$"}, {"c2": 0, "w2": 0, "r2": None}, ["c2", "s", "r2"]),
         ({"exclude": "^r1$"}, {"c1": None, "r1": None}, ["r1"]),
     ],
@@ -82,7 +82,7 @@ def test_other_nodes_can_be_excluded(
     assert all(plan.points[name].absorbed is None for name in changed.keys() - gone)
     told = find_floating(GraphIndex(model_of(RESIDUAL)), plan)
     assert [node.node for node in told] == floating
-    assert told[0].reason == "excluded"
+    assert "excluded" in {node.reason for node in told}
 
     result = quantized(RESIDUAL, monkeypatch, **rules)
     assert convert(convert(result.model, "qcdq"), "ort") == result.model

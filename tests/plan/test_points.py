@@ -72,7 +72,7 @@ def test_what_a_gate_multiplies_is_a_carrier_and_the_product_an_activation(activ
 @pytest.mark.parametrize("product", ["Mul(n, g)", "Mul(g, n)"])
 def test_points_come_in_the_order_of_the_graph(product: str) -> None:
     plan = plan_of(
-        f"""c1 = Conv {PAD} (image, w1)  n = InstanceNormalization(c1, ones, zeros)  g = HardSigmoid(n)  m = {product}
+        f"""c1 = Conv {PAD} (image, w1)  n = InstanceNormalization(c1, ones, zeros)  g = HardSigmoid(c1)  m = {product}
             c3 = Conv {PAD} (m, w3)      p = GlobalAveragePool(c3)  f = Flatten(p)  y = Gemm <transB = 1> (f, w4)""",
         {**WEIGHTS, "ones": (WEIGHTS["w1"][0],), "zeros": (WEIGHTS["w1"][0],)},
     )
@@ -384,3 +384,20 @@ def test_all_that_a_split_gives_carries_the_integers_that_one_of_them_needs() ->
         output="float[N,2,8,8] y",
     )
     assert plan.passthrough == {"a": "e", "b": "e"}
+
+
+TRANSFORMER = f"""c1 = Conv {PAD} (image, w1) k = Constant <value_ints = [0, 4, 64]> () f = Reshape(c1, k)
+    t = Transpose <perm = [0, 2, 1]> (f) n1 = LayerNormalization(t, ones) m1 = MatMul(n1, u) a1 = Add(m1, t)
+    n2 = LayerNormalization(a1, ones) m2 = MatMul(n2, u) g = Sigmoid(m2) m3 = Mul(m2, g) p1 = MatMul(m3, u)
+    a2 = Add(p1, a1) n3 = LayerNormalization(a2, ones) p2 = MatMul(n3, u) a3 = Add(p2, a2)
+    h = ReduceMean <axes = [1], keepdims = 0> (a3)
+    y = Gemm <transB = 1> (h, v)"""
+
+
+def test_a_residual_stream_between_matrices_and_normalizations_is_float() -> None:
+    plan = plan_of(TRANSFORMER, {"w1": (4, 3, 3, 3), "u": (4, 4), "v": (5, 4), "ones": (4,)})
+    points = table(plan)
+    read_by_layers = {"image", "n1", "n2", "m3", "n3", "h"}
+    assert {name for name in points if name in {layer.input for layer in plan.layers}} == read_by_layers
+    assert set(points) - read_by_layers - {"w1", "u", "v"} == {"c1"}  # it keeps the convolution in integers
+    assert not {"m1", "a1", "m2", "p1", "a2", "p2", "a3"} & (set(points) | set(plan.passthrough))
