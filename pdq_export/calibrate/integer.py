@@ -62,9 +62,9 @@ class IntegerLayer(nn.Module):
 
 
 def _bias_integers(bias: BiasQuantizer, product: Tensor) -> Tensor:
-    if bias.integers is None or bias.integers.numel() != bias.value.numel():
+    if bias.exact is None or bias.exact.numel() != bias.value.numel():
         return torch.round(bias.value / product)
-    return bias.integers.view(bias.value.shape)
+    return torch.round(bias.exact.view(bias.value.shape) / product.double())
 
 
 def _largest_sum(weight: Tensor, axis: int | None, source: ActivationQuantizer, bias: Tensor | None) -> float:

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pdq_export.export.bias import bias_integers, channel_bias, round_bias
+from pdq_export.export.bias import bias_integers, bias_scale, channel_bias, round_bias
 from pdq_export.numerics.affine import (
     bernoulli_like,
     dequantize_affine,
@@ -110,11 +110,12 @@ class SoftRounding(nn.Module):
 class BiasQuantizer(nn.Module):
     """The bias as the runtime adds it: INT32 at input scale times weight scale, for the scales as they are now.
 
-    ``integers``: these, in float64, which holds them exactly, [C]; None for a bias that is not one per channel.
+    ``exact``: the same in float64, which holds the product of an INT32 and a float32 scale, [C]; None for a bias that
+    is not one per channel.
     """
 
     value: Tensor
-    integers: Tensor | None
+    exact: Tensor | None
 
     def __init__(self, bias: Tensor, input_scale: Tensor, weight_scale: Tensor) -> None:
         super().__init__()
@@ -122,8 +123,11 @@ class BiasQuantizer(nn.Module):
         s_x = np.float32(input_scale.item())
         self.register_buffer("value", torch.from_numpy(round_bias(b, s_x, s_w)).to(bias.device))
         flat = channel_bias(b, s_w)
-        integers = None if flat is None else torch.from_numpy(bias_integers(flat, s_x, s_w).astype(np.float64))
-        self.register_buffer("integers", None if integers is None else integers.to(bias.device))
+        exact = None
+        if flat is not None:
+            product = bias_integers(flat, s_x, s_w) * bias_scale(flat, s_x, s_w).astype(np.float64)
+            exact = torch.from_numpy(product).to(bias.device)
+        self.register_buffer("exact", exact)
 
     def forward(self) -> Tensor:
         return self.value

@@ -75,6 +75,6 @@ def test_a_layer_whose_sums_float32_does_not_hold(terms: int) -> None:
     weight = WeightQuantizer(point, q, QParams(scale=torch.ones(3), zero_point=torch.zeros(3)))
     bias = BiasQuantizer(torch.tensor([0.0, 2.0**25 + 4, -(2.0**29) - 64]), torch.tensor(1.0), torch.ones(3))
     layer = IntegerLayer(F.linear, source, weight, bias, None, channels_last=True)
-    assert bias.integers is not None
-    exact = (q_x.double() @ q.double().T + bias.integers).numpy().astype(np.int64).astype(np.float32)
+    assert bias.exact is not None
+    exact = (q_x.double() @ q.double().T + bias.exact).numpy().astype(np.int64).astype(np.float32)
     np.testing.assert_array_equal(layer(q_x).numpy(), exact)
