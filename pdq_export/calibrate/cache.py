@@ -254,11 +254,17 @@ class Store:
     def of_process(cls, device: torch.device, max_memory: int | None) -> "Store":
         """Budgets for a process that shall stay within ``max_memory`` bytes of host memory (None: no limit).
 
-        What the process holds already is subtracted. Raises OptionError where that is all.
+        What the process holds already is subtracted. Raises OptionError where that is all beside another device; on a
+        CPU that is for `require` to say, which knows what would do.
         """
         left = None if max_memory is None else process_budget(max_memory)
         if device.type == "cpu":
             return cls(device, device_bytes=left, max_memory=max_memory)
+        if max_memory is not None and left is not None and left <= 0:
+            raise OptionError(
+                f"--max-memory {format_size(max_memory)}: the process holds {format_size(max_memory - left)} before "
+                f"calibration begins; give --max-memory {enough(max_memory - left)} or more"
+            )
         return cls(device, device_bytes=device_budget(device), host_bytes=left)
 
     @property

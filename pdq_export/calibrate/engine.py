@@ -94,7 +94,7 @@ def calibrate(
     ``statistics`` by layer output; layers without them get estimates over the calibration set. ``max_memory``: bytes
     of host memory that the whole process shall keep to; block inputs and outputs beyond it go to files, and the result
     stays the same bit for bit. Raises CalibrationError where a loss diverges or the disk has no room, OptionError
-    where ``max_memory`` is occupied already.
+    where ``max_memory`` cannot hold what a pass or a step takes.
     """
     network = network.to(device)
     store = Store.of_process(device, max_memory)

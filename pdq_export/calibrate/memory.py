@@ -66,15 +66,9 @@ def trim_heap() -> None:
 
 
 def process_budget(max_memory: int) -> int:
-    """What is left of ``max_memory`` bytes. Raises OptionError where the process occupies them already."""
+    """What is left of ``max_memory`` bytes; below zero where the process occupies more already."""
     trim_heap()
-    held = resident_bytes()
-    if held >= max_memory:
-        raise OptionError(
-            f"--max-memory {format_size(max_memory)}: with the model and the images the process holds "
-            f"{format_size(held)} before calibration begins; expected more than that, and room for a step on top"
-        )
-    return max_memory - held
+    return max_memory - resident_bytes()
 
 
 def device_budget(device: torch.device) -> int:

@@ -236,6 +236,15 @@ def test_a_limit_that_cannot_hold_names_the_smallest_that_can(
     assert len(told) <= 1
 
 
+def test_a_limit_below_what_the_process_holds_names_one_that_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    example = residual()
+    monkeypatch.setattr(memory, "resident_bytes", lambda: 10**6)
+    with pytest.raises(OptionError, match="give --max-memory") as caught:
+        run(example, 1000)
+    (size,) = re.findall(r"give --max-memory (\S+) or more", str(caught.value))
+    run(example, memory.parse_size(size))
+
+
 def test_what_a_network_takes_at_least() -> None:
     """In proportion to images, up to those of a pass and a step; nothing for steps that are not taken."""
     example = residual()
