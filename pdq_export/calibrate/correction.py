@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from pdq_export.numerics.moments import spatial_moments
-from pdq_export.numerics.units import unit_of
+from pdq_export.numerics.units import power_of_two, unit_of
 from pdq_export.options import CalibrationOptions
 from pdq_export.spec import ChannelStatistics
 
@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 _PATIENCE, _FACTOR, _LOWEST_LR = 100, 0.1, 1e-5
 # A channel less than this is measured in units of its own: its variance would be no normal float32.
 _SMALLEST_CHANNEL = 2.0**-30
+# A rate of 4e-3 moves values by some 0.04 in ten steps, which inputs below this would not survive.
+_SMALLEST_INPUT = 0.25
 
 
 def correct_distribution(
@@ -35,13 +37,23 @@ def correct_distribution(
     small or very large are measured in units of their own size.
     """
     targets = [_Target.of(s, x.device) for s in statistics]
-    unit = unit_of(float(x.abs().amax()))
+    unit = _unit_of_input(x)
     batches = x.split(options.batch_size)
     corrected = [_correct_batch(layer_outputs, targets, batch, unit, options) for batch in batches]
     left = sum(batch is x_tilde for batch, x_tilde in zip(batches, corrected, strict=True))
     if left:
         logger.info("distribution correction meets numbers that are not finite: %d batches stay as they are", left)
     return torch.cat(corrected)
+
+
+def _unit_of_input(x: Tensor) -> float:
+    """1 for a tensor of ordinary size; otherwise near its root mean square, as in ordinary networks.
+
+    The rate moves values by so many hundredths of a unit: in units of the largest value they would move several times
+    as far as those of an ordinary tensor, whose root mean square is about 1.
+    """
+    unit = unit_of(float(x.abs().amax()), _SMALLEST_INPUT)
+    return unit if unit == 1.0 else unit * power_of_two(float((x / unit).square().mean().sqrt()))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
