@@ -35,6 +35,7 @@ from pdq_export.validate.equivalence import (
     explain,
     find_difference,
     join,
+    percent,
 )
 
 logger = logging.getLogger(__name__)
@@ -204,12 +205,12 @@ class Fidelity:
         difference = self._certain(found, content, self._outputs, self._file.precision)
         if difference is not None:
             logger.warning(
-                "output %r: with its graph optimizations onnxruntime %s computes something else of the file, %.2g %% "
+                "output %r: with its graph optimizations onnxruntime %s computes something else of the file, %s "
                 "off, which is a fault of these; the file is compared as it is written, without them; use it "
                 "with ORT_DISABLE_ALL, too",
                 difference.output,
                 onnxruntime.__version__,
-                100 * difference.error,
+                percent(difference.error),
             )
         return difference is None
 

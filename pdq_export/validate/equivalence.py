@@ -93,6 +93,11 @@ def _join(parts: Sequence[Array], shape: tuple[int, ...]) -> Array:
     return first if axis is None else np.concatenate(parts, axis=axis)
 
 
+def percent(share: float) -> str:
+    """In two digits, and never with an exponent where it is large."""
+    return f"{float(f'{100 * share:.2g}'):.10g} %"
+
+
 def _compare(name: str, expected: Sequence[Array], found: Sequence[Array], precision: Precision) -> Difference | None:
     for old, new in zip(expected, found, strict=True):
         if old.shape != new.shape:
@@ -101,7 +106,7 @@ def _compare(name: str, expected: Sequence[Array], found: Sequence[Array], preci
     if all(_is_close(old, new, precision.tolerance) for old, new in zip(expected, found, strict=True)):
         return None
     error = _error(expected, found)
-    words = f"it is {100 * error:.2g} % off the file's" if np.isfinite(error) else "NaN or infinity differ"
+    words = f"it is {percent(error)} off the file's" if np.isfinite(error) else "NaN or infinity differ"
     return Difference(output=name, error=error, words=words)
 
 

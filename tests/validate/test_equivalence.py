@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pdq_export.validate.equivalence import FLOAT16, FLOAT32, explain, find_difference, join
+from pdq_export.validate.equivalence import FLOAT16, FLOAT32, explain, find_difference, join, percent
 
 RNG = np.random.default_rng(0)
 Y = RNG.normal(size=(2, 5, 4)).astype(np.float32)
@@ -85,3 +85,8 @@ def test_batches_are_joined_where_the_whole_is_longer() -> None:
     chunks = [{"y": Y[i : i + 1], "z": Y[i : i + 1].transpose(1, 0, 2), "w": Y[0]} for i in range(2)]
     for name, value in join(chunks, whole).items():
         np.testing.assert_array_equal(value, whole[name])
+
+
+@pytest.mark.parametrize(("share", "text"), [(1.234, "120 %"), (0.0456, "4.6 %"), (1e-5, "0.001 %"), (26.0, "2600 %")])
+def test_shares_are_told_without_exponents(share: float, text: str) -> None:
+    assert percent(share) == text
