@@ -36,8 +36,9 @@ def plan(prepared: onnx.ModelProto) -> Plan:
 def test_neck_and_head_are_cut_into_units(plan: Plan) -> None:
     sizes = [len(block.layers) for block in plan.blocks]
     assert sum(sizes) == len(plan.layers) == 63  # the mean over the bins of distances is no layer
-    assert max(sizes) == 4 < MAX_LAYERS
-    assert len(sizes) == 51
+    assert max(sizes) == MAX_LAYERS
+    assert sizes[-4:] == 4 * [MAX_LAYERS]  # layers that learn together: neck and head are no chain of single ones
+    assert len(sizes) == 14
 
 
 def test_bottlenecks_stay_whole(plan: Plan) -> None:
@@ -45,7 +46,7 @@ def test_bottlenecks_stay_whole(plan: Plan) -> None:
     blocks = [{layer.node for layer in block.layers} for block in plan.blocks]
     inner = [layer.node for layer in plan.layers if "/m." in layer.node]
     for unit in {node.split("/m.")[0] for node in inner}:
-        assert {node for node in inner if node.startswith(f"{unit}/m.")} in blocks
+        assert any(block.issuperset(node for node in inner if node.startswith(f"{unit}/m.")) for block in blocks)
 
 
 def test_what_blocks_read_has_been_computed_and_has_a_row_an_image(prepared: onnx.ModelProto, plan: Plan) -> None:

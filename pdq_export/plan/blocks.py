@@ -13,7 +13,7 @@ from pdq_export.plan.readers import tensors_before_layers
 from pdq_export.spec import Block, Layer, Point, Role
 
 # A region that no single tensor cuts (U-Net, FPN) is one block up to this many layers; a larger one is cut where the
-# fewest tensors cross, because a block is held and differentiated as a whole.
+# fewest tensors cross into pieces of up to as many, because a block is held and differentiated as a whole.
 MAX_LAYERS = 12
 
 # An inverted-residual unit in the letters of `_form`: expansion, depthwise convolution, gate, projection.
@@ -159,11 +159,11 @@ def _is_module(unit: Iterable[NodeProto], before: Iterable[NodeProto], layers: M
 
 def _costs(
     index: GraphIndex, region: Iterable[NodeProto], places: Mapping[str, set[str]]
-) -> dict[str, tuple[int, bool]]:
+) -> dict[str, tuple[bool, int]]:
     """What a cut behind a node costs, for those behind which a block may end: how many tensors cross, ``places``.
 
-    Of two cuts with equally many the one in the middle of a residual unit costs more: where the same older tensors
-    pass by further down and fewer nodes are still to read them, as after the unit's Add.
+    Whatever that is, one in the middle of a residual unit costs more: where the same older tensors pass by further
+    down and fewer nodes are still to read them, as after the unit's Add.
     """
     passing: list[tuple[str, set[str], set[tuple[str, str]]]] = []
     read: set[tuple[str, str]] = set()
@@ -176,26 +176,34 @@ def _costs(
     costs = {}
     for position, (name, older, reads) in enumerate(passing):
         inside = any(others == older and fewer < reads for _, others, fewer in passing[position + 1 :])
-        costs[name] = len(places[name]), inside
+        costs[name] = inside, len(places[name])
     return costs
 
 
 def _refine(
-    region: list[NodeProto], layers: Mapping[str, Layer], costs: Mapping[str, tuple[int, bool]], *, per_layer: bool
+    region: list[NodeProto], layers: Mapping[str, Layer], costs: Mapping[str, tuple[bool, int]], *, per_layer: bool
 ) -> list[list[NodeProto]]:
-    """Cut a region of too many layers where that costs least, and what is too large still where it costs more.
+    """Cut a region of too many layers into pieces that have no more, where that costs least, all cuts together.
 
-    ``costs`` by node behind which a block may end. Beside k skips over many layers, what lies between two of them is
-    cut where k + 1 tensors cross: residual units stay whole, and a chain becomes one block per layer, as they do where
-    no skip passes by.
+    ``costs`` by node behind which a block may end. Every cut costs, so pieces are as large as may be: layers that learn
+    together make up for each other's errors. Of equal costs the earliest cuts count. Only a piece without a node to cut
+    behind is larger.
     """
-    places = [position for position, node in enumerate(region[:-1]) if node.name in costs]
-    if not places or sum(node.name in layers for node in region) <= (1 if per_layer else MAX_LAYERS):
+    before = [0, *itertools.accumulate(node.name in layers for node in region)]
+    if before[-1] <= (1 if per_layer else MAX_LAYERS):
         return [region]
-    least = min(costs[region[place].name] for place in places)
-    cuts = [place for place in places if per_layer or costs[region[place].name] == least]
-    pieces = (_refine(piece, layers, costs, per_layer=per_layer) for piece in _split(region, cuts))
-    return list(itertools.chain.from_iterable(pieces))
+    places = [place for place, node in enumerate(region[:-1]) if node.name in costs]
+    if per_layer:
+        return _split(region, places)
+    best: dict[int, tuple[int, int, list[int]]] = {0: (0, 0, [])}  # by end: what the cuts cost, and the cuts
+    for last, place in itertools.pairwise([-1, *places, len(region) - 1]):
+        inside, crossing = costs.get(region[place].name, (False, 0))
+        best[place + 1] = min(
+            (units + inside, tensors + crossing, [*cuts, place])
+            for start, (units, tensors, cuts) in best.items()
+            if start == last + 1 or before[place + 1] - before[start] <= MAX_LAYERS
+        )
+    return _split(region, best[len(region)][-1])
 
 
 def _merge_layerless(pieces: list[list[NodeProto]], layers: Mapping[str, Layer]) -> list[list[NodeProto]]:

@@ -98,8 +98,8 @@ def test_without_expansion_the_names_of_modules_decide(names: dict[str, str], on
     assert blocks(SEPARABLE, names) == [["s"], *([["b", "z"]] if one_block else [["b"], ["z"]]), ["h"], ["y"]]
 
 
-def test_beside_a_long_skip_units_stay_whole_and_chains_are_cut_per_layer() -> None:
-    """Where one tensor passes by all the time, a block ends where two cross, as it does at one elsewhere."""
+def test_beside_a_long_skip_residual_units_stay_whole_in_two_blocks() -> None:
+    """One tensor passes by all the time: one cut, behind a unit, leaves no more layers than a block may have."""
     units = " ".join(
         f"a{k} = Conv {PAD} (r{k}, full) b{k} = Relu(a{k}) c{k} = Conv {PAD} (b{k}, full) d{k} = Add(c{k}, r{k}) "
         f"r{k + 1} = Relu(d{k})"
@@ -107,17 +107,18 @@ def test_beside_a_long_skip_units_stay_whole_and_chains_are_cut_per_layer() -> N
     )
     body = f"""s = Conv {PAD} (image, stem) r0 = Relu(s) {units} e = Conv {PAD} (r6, full) g = Relu(e)
         j = Concat <axis = 1> (r0, g) k = Conv {PAD} (j, full8) z = Relu(k) {HEAD}"""
-    expected = [["s"], *([f"a{k}", f"c{k}"] for k in range(6)), ["e"], ["k"], ["h"], ["y"]]
-    assert blocks(body) == expected
+    others = [layer for k in range(1, 6) for layer in (f"a{k}", f"c{k}")]
+    assert blocks(body) == [["s"], ["a0", "c0"], [*others, "e"], ["k"], ["h"], ["y"]]
 
 
-def test_inside_several_long_skips_only_what_is_too_large_is_cut_further() -> None:
-    """A pyramid: two skips pass by the lowest level, which is a chain of 13; the level above stays one block."""
+def test_what_is_too_large_inside_several_long_skips_is_cut_once() -> None:
+    """A pyramid of 16 layers between its outer skip's ends: one cut inside the chain of 13, where two skips pass by."""
     low = " ".join(f"l{k} = Conv {PAD} (m{k}, full) m{k + 1} = Relu(l{k})" for k in range(13))
     body = f"""s = Conv {PAD} (image, stem) r = Relu(s) a = Conv {PAD} (r, full) m0 = Relu(a) {low}
         n = Concat <axis = 1> (m0, m13) b = Conv {PAD} (n, full8) c = Relu(b) d = Conv {PAD} (c, full) e = Relu(d)
         j = Concat <axis = 1> (r, e) k = Conv {PAD} (j, full8) z = Relu(k) {HEAD}"""
-    assert blocks(body) == [["s"], ["a"], *([f"l{k}"] for k in range(13)), ["b"], ["d"], ["k"], ["h"], ["y"]]
+    upper, lower = ([f"l{k}" for k in some] for some in (range(3), range(3, 13)))
+    assert blocks(body) == [["s"], ["a", *upper], [*lower, "b", "d"], ["k"], ["h"], ["y"]]
 
 
 def test_behind_a_resize_blocks_end_as_before_it() -> None:
