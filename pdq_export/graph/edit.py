@@ -75,12 +75,14 @@ def replace_node(graph: onnx.GraphProto, node: NodeProto, replacements: Iterable
 
 
 def output_channels(index: GraphIndex, layer: NodeProto) -> int:
-    """Number of output channels of a Conv, ConvTranspose or Gemm with a constant weight."""
+    """Number of output channels of a Conv, ConvTranspose, Gemm or MatMul with a constant weight."""
     dims = index.initializers[layer.input[1]].dims
     if layer.op_type == "ConvTranspose":
         return int(dims[1]) * int(attribute(layer, "group", 1))
     if layer.op_type == "Gemm":
         return int(dims[0 if attribute(layer, "transB", 0) else 1])
+    if layer.op_type == "MatMul":
+        return int(dims[-1])
     return int(dims[0])
 
 

@@ -72,7 +72,10 @@ def prepare(model: onnx.ModelProto, *, opset: int | None = None) -> PreparedMode
     Names, types and order of graph inputs and outputs stay; so do the results but for float rounding. ``opset``
     is the version to raise an older model to. Raises ModelError.
     """
-    *_, (_, prepared) = prepare_in_steps(model, opset=opset)
+    steps = prepare_in_steps(model, opset=opset)
+    _, prepared = next(steps)
+    for _, prepared in steps:  # noqa: B007 - the last one counts, and none before it is held any longer
+        pass
     return prepared
 
 
@@ -93,10 +96,10 @@ def prepare_in_steps(model: onnx.ModelProto, *, opset: int | None = None) -> Ite
     for clean in (*one_spelling, simplify.run, constants.run, *one_spelling):
         work = clean(work)
     yield Step.SIMPLIFY, PreparedModel(model=work, statistics={})
-    work = vector_weights.run(tidy.infer_shapes(work))
+    work = stacked_weight.run(vector_weights.run(tidy.infer_shapes(work)))
     checks.check_layers(work)
     checks.check_finite(work)
-    work = stacked_weight.run(fold_reshape.run(spatial_mean.run(work)))
+    work = fold_reshape.run(spatial_mean.run(work))
     yield Step.SHAPES, PreparedModel(model=work, statistics={})
     work, statistics = fold_batch_norm.run(own_weights.run(work))
     work, statistics = fold_affine.run(work, statistics)

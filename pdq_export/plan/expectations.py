@@ -1,16 +1,19 @@
 """Weighted nodes that are no layers: the mean of constants under the probabilities of a Softmax.
 
 So a detector reads a distance from a distribution over bins (DFL), a keypoint its place from a heat map (soft-argmax).
-The weight is a ruler, and what precedes the Softmax is the network's last layer.
+The weight is a ruler, one number or a pair of coordinates for each probability, and what precedes the Softmax is the
+network's last layer.
 """
 
 from collections.abc import Sequence
 
 from onnx import NodeProto
 
+from pdq_export.graph.edit import output_channels
 from pdq_export.graph.lookup import GraphIndex
 from pdq_export.plan.readers import tensors_before_layers
 
+_COORDINATES = 2
 _REARRANGES = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"})
 
 
@@ -25,4 +28,4 @@ def _is_expectation(index: GraphIndex, node: NodeProto) -> bool:
     source = index.producer.get(node.input[0])
     while source is not None and source.op_type in _REARRANGES:
         source = index.producer.get(source.input[0])
-    return source is not None and source.op_type == "Softmax"
+    return source is not None and source.op_type == "Softmax" and output_channels(index, node) <= _COORDINATES

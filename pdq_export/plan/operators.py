@@ -21,9 +21,6 @@ AVERAGES = frozenset({"AveragePool", "GlobalAveragePool"})
 # How gates (squeeze and excitation, CBAM) see a whole channel.
 POOLS = AVERAGES | {"ReduceMean", "GlobalMaxPool", "ReduceMax"}
 
-# What computes with the integers of several elements or tensors.
-COMBINES = MERGES | AVERAGES | {"Concat"}
-
 _NONNEGATIVE = frozenset("Relu Sigmoid HardSigmoid Softmax Softplus Abs Exp Sqrt".split())
 
 _MOVES = frozenset(

@@ -15,6 +15,7 @@ from onnx import NodeProto
 from pdq_export.graph.edit import fresh_name
 from pdq_export.graph.lookup import GraphIndex, is_layer
 from pdq_export.graph.passes import tidy
+from pdq_export.plan.expectations import without_expectations
 from pdq_export.plan.operators import data_inputs, is_passthrough
 from pdq_export.plan.readers import tensors_before_layers
 from pdq_export.spec import CARRIER_BITS, Point, Role
@@ -36,7 +37,8 @@ def separate_outputs(model: onnx.ModelProto) -> onnx.ModelProto:
     work = onnx.ModelProto()
     work.CopyFrom(model)
     index = GraphIndex(work)
-    layers = {node.name for node in work.graph.node if is_layer(index, node)}
+    weighted = [node for node in work.graph.node if is_layer(index, node)]
+    layers = {node.name for node in without_expectations(index, weighted)}
     before = tensors_before_layers(index, layers)
     inner = {node.name for node in work.graph.node if node.name in layers or before.intersection(node.output)}
     readers = {name: list(index.consumers(name)) for name in index.read}

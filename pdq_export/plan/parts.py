@@ -72,6 +72,8 @@ def _is_level(index: GraphIndex, tensor: str, axis: int) -> bool:
     if node is None:
         return False
     if node.op_type == "Transpose":
-        return _is_level(index, node.input[0], (attribute(node, "perm") or [])[axis])
+        rank = len(index.shape(tensor) or ())
+        order = attribute(node, "perm") or range(rank)[::-1]
+        return axis < len(order) and _is_level(index, node.input[0], order[axis])
     before, after = index.shape(node.input[0]) or (), index.shape(tensor) or ()
-    return node.op_type in ("Reshape", "Flatten") and after[axis] not in before
+    return node.op_type in ("Reshape", "Flatten") and axis < len(after) and after[axis] not in before

@@ -112,7 +112,7 @@ class _PointFinder:
         self._wanted: dict[str, int] = {}  # A of a layer that has its own, by the carriers on the way to its activation
         self._settled: set[str] = set()  # activations with such an A
         self._feeds_layer = tensors_before_layers(index, layers)
-        self._read_by_layers = tensors_read_by_layers(index, layers)
+        self._read_by_layers = tensors_read_by_layers(index, layers, rules.excluded)
         self.outer = Outer(index, layers, self._feeds_layer)
         quantized = layers.keys() - rules.excluded
         near = integer_joins(index, quantized, rules.excluded)

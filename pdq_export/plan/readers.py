@@ -85,7 +85,14 @@ def _carried(index: GraphIndex, node: NodeProto) -> list[str]:
     return inputs[:1] if node.op_type in ACTIVATIONS or is_passthrough(index, node) else []
 
 
-def tensors_read_by_layers(index: GraphIndex, layers: Container[str]) -> set[str]:
-    """The tensors that reach a layer, a Concat or an average as they are, through pass-through nodes alone."""
-    readers = (n for n in index.graph.node if n.name in layers or n.op_type == "Concat" or n.op_type in AVERAGES)
+def tensors_read_by_layers(index: GraphIndex, layers: Container[str], excluded: Container[str]) -> set[str]:
+    """The tensors that reach a layer, a Concat or an average as they are, through pass-through nodes alone.
+
+    Concats and averages that are ``excluded`` read floats.
+    """
+    readers = (
+        node
+        for node in index.graph.node
+        if node.name in layers or (node.name not in excluded and (node.op_type == "Concat" or node.op_type in AVERAGES))
+    )
     return tensors_passed_to(index, (tensor for node in readers for tensor in data_inputs(index, node)))

@@ -76,3 +76,10 @@ def test_a_stack_of_one_matrix_is_a_matrix() -> None:
 def test_other_stacks_stay(weight: tuple[int, ...], shape: tuple[int | str, ...], rank: int) -> None:
     after = stacked_weight.run(tidy.infer_shapes(product(random(*weight), *shape, rank=rank)))
     assert [tuple(tensor.dims) for tensor in after.graph.initializer] == [weight]
+
+
+def test_stacks_of_one_matrix_may_be_all_that_a_network_has() -> None:
+    body = "a = MatMul(image, w) b = Relu(a) y = MatMul(b, w)"
+    model = fill(parse(body, "float[N,6,8] image", "float[N,6,8] y"), {"w": (1, 8, 8)})
+    prepared = prepare(model).model
+    assert [list(tensor.dims) for tensor in prepared.graph.initializer] == [[8, 8]]

@@ -39,3 +39,10 @@ def test_a_softmax_in_front_of_more_layers_leaves_them_what_they_are() -> None:
     model = name_nodes(fill(parse(body, outputs="float[N,8,8,8] y"), WEIGHTS))
     plan = make_plan(prepare(model).model, PlanOptions(bits=BitWidths(4, 4)))
     assert [layer.node for layer in plan.layers] == ["s", "t", "u", "y"]
+
+
+def test_a_classifier_behind_a_softmax_is_a_layer() -> None:
+    body = f"{STEM} p = Softmax <axis = 1> (t) y = Conv(p, c)"
+    model = name_nodes(fill(parse(body, outputs="float[N,4,8,8] y"), WEIGHTS))
+    plan = make_plan(prepare(model).model, PlanOptions(bits=BitWidths(4, 4)))
+    assert [layer.node for layer in plan.layers] == ["s", "t", "y"]

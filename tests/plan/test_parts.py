@@ -64,3 +64,10 @@ def test_a_part_is_a_slice_of_its_output() -> None:
     values = np.arange(2 * 10 * 3).reshape(2, 10, 3)
     np.testing.assert_array_equal(part.of(values), values[:, 4:10])
     np.testing.assert_array_equal(part.at(2).of(values.transpose(0, 2, 1)), values.transpose(0, 2, 1)[:, :, 4:10])
+
+
+def test_a_transpose_that_reverses_all_axes_is_followed() -> None:
+    body = (
+        "ca = Conv(image, a) ta = Transpose(ca) cb = Conv(image, b) tb = Transpose(cb) y = Concat <axis = 2> (ta, tb)"
+    )
+    assert parts(body, "float[A,B,C,N] y") == {"y": [("ta", 2, 0, 4), ("tb", 2, 4, 10)]}
