@@ -3,6 +3,7 @@
 import errno
 import functools
 import logging
+import re
 from collections.abc import Callable, Iterator
 from typing import ParamSpec, TypeVar
 
@@ -10,7 +11,7 @@ from pdq_export.errors import PdqError, ResourceError
 
 logger = logging.getLogger(__name__)
 
-_GPU = ("cuda", "cublas", "cudnn", "hip")
+_GPU = re.compile(r"cuda|cublas|cudnn|\bhip")
 # Lower case. Of torch on CPUs and GPUs, onnxruntime's arenas, C++ (GNU and LLVM, Microsoft's) and the C library.
 _TOLD = (
     *("can't allocate memory", "cannot allocate memory", "not enough memory", "failed to allocate memory"),
@@ -51,8 +52,9 @@ def tells_of_memory(*, calibrates: bool) -> Callable[[Callable[Arguments, Return
                     raise
                 logger.debug("memory ran out here", exc_info=error)
                 message = _message(told, calibrates)
+                notes = [note for e in _chain(error) for note in getattr(e, "__notes__", ())]
             # Out of the handler: the frames that the error keeps alive hold what has filled the memory.
-            raise ResourceError(message)
+            raise ResourceError("; ".join([message, *notes]))
 
         return wrapped
 
@@ -66,7 +68,8 @@ def is_exhaustion(error: BaseException) -> bool:
     if any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__):  # torch's
         return True
     # The errors of onnxruntime and of C++ share no base class. Ours name files and nodes, which may be called anything.
-    return not isinstance(error, PdqError) and any(words in str(error).lower() for words in _TOLD)
+    theirs = isinstance(error, RuntimeError) or type(error).__module__.partition(".")[0] == "onnxruntime"
+    return theirs and not isinstance(error, PdqError) and any(words in str(error).lower() for words in _TOLD)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -79,7 +82,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def _message(error: BaseException, calibrates: bool) -> str:
     detail = " ".join(str(error).split())[:200].rstrip(".")
-    on_gpu = any(word in str(error).lower() for word in _GPU)
+    on_gpu = _GPU.search(str(error).lower()) is not None
     where = "the GPU's memory" if on_gpu else "memory"
     remedy = (_CALIBRATE_ON_GPU if on_gpu else _CALIBRATE) if calibrates else _OTHERWISE
     return f"{where} ran out{f' ({detail})' if detail else ''}; expected enough for the model and its images; {remedy}"

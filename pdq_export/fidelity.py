@@ -128,6 +128,11 @@ class Fidelity:
             if (difference := self._certain(found, content, self._outputs, file.precision)) is not None:
                 raise self._error(difference, Step.WIDEN.what, Step.WIDEN.remedy)
 
+    @property
+    def probe(self) -> Inputs:
+        """The first batch that models are compared on."""
+        return self._batches[0]
+
     def check_finite(self) -> None:
         """Raise ModelError where an output that is compared is NaN or infinite."""
         for name, value in (item for batch in self._outputs for item in batch.items()):

@@ -83,10 +83,10 @@ class Draft:
     ) -> None:
         if error is None or not self._files:
             self._remove()
-        elif isinstance(error, PdqError):
-            error.args = (f"{error}; {self._whereabouts()}",)
         else:
             error.add_note(self._whereabouts())
+            if isinstance(error, PdqError):
+                error.args = (f"{error}; {self._whereabouts()}",)
 
     def add(self, contents: Mapping[Path, bytes]) -> None:
         """Keep these files, by where they belong. Raises OptionError where nothing can be written at all."""

@@ -199,7 +199,7 @@ def quantize(
     fidelity.check_network(network, prepared, core)
     if plan.tail:
         _tell_tail(plan, compared)
-    dry_run(prepared, plan, target, inputs=samples.calibration.head(batch or 2).inputs())
+    dry_run(prepared, plan, target, inputs=fidelity.probe)
     trim_heap()  # of large models several copies were made so far
 
     tell(Progress(stage="calibrate"))
@@ -326,7 +326,7 @@ def _model_info(model: str | Path | onnx.ModelProto, original: onnx.ModelProto) 
 
 def _fidelity(file: UserFile, samples: Samples, batch: int | None, names: Sequence[str]) -> Fidelity:
     """What holds models against the file, on a few images of calibration and, where these are others, of evaluation."""
-    judged = () if samples.judged.source == samples.calibration.source else (samples.judged,)
+    judged = () if samples.shared == len(samples.judged) else (samples.judged,)
     probes = [
         Probe.of(tuple(data.head(BATCHES * (batch or 1)).inputs()), batch, data.source)
         for data in (samples.calibration, *judged)

@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from pdq_export.calibrate.memory import device_budget, enough, format_size, process_budget, trim_heap
+from pdq_export.calibrate.memory import SCRATCH, device_budget, enough, format_size, process_budget, trim_heap
 from pdq_export.calibrate.offload import Offload
 from pdq_export.calibrate.quantizers import ActivationQuantizer
 from pdq_export.calibrate.spill import SpillFile, check_room
@@ -308,7 +308,8 @@ class Store:
         """
         if self._room is None or self.device.type != "cpu":
             return
-        self._floor = passes
+        self._floor = passes + SCRATCH
+        nbytes += SCRATCH
         if self._max_memory is not None and nbytes > self._room:
             held = self._max_memory - self._room
             raise OptionError(

@@ -11,7 +11,7 @@ from pdq_export.errors import ValidationError
 Array = NDArray[np.float32]
 # Agreement beyond chance, of all there could be (Cohen's kappa), that is none yet; and images that can tell.
 _CHANCE = 0.1
-_FEWEST_IMAGES = 32
+_FEWEST_DIFFERENCES = 10
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,10 +42,12 @@ class Agreement:
     @property
     def is_chance(self) -> bool:
         """Whether argmaxes agree hardly more often than at random; false where there are too few or only one class."""
-        if self.argmax_agreement is None or self.chance_agreement is None or self.images < _FEWEST_IMAGES:
+        if self.argmax_agreement is None or self.chance_agreement is None:
             return False
         room = 1 - self.chance_agreement
-        return room > 0 and self.argmax_agreement - self.chance_agreement < _CHANCE * room
+        return (
+            room * self.images >= _FEWEST_DIFFERENCES and self.argmax_agreement - self.chance_agreement < _CHANCE * room
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,7 +84,7 @@ class AgreementMeter:
         wide, error = reference.astype(np.float64), outputs.astype(np.float64) - reference
         signal = np.square(wide).reshape(count, -1).sum(axis=1)
         noise = np.square(error).reshape(count, -1).sum(axis=1)
-        relative = np.sqrt(noise) / np.maximum(np.sqrt(signal), np.finfo(np.float32).tiny)
+        relative = np.sqrt(noise[signal > 0] / signal[signal > 0])
         self._images += count
         self._signal += float(signal.sum())
         self._noise += float(noise.sum())
@@ -98,13 +100,16 @@ class AgreementMeter:
         """The agreement over all batches so far."""
         tiny = np.finfo(np.float64).tiny
         shares = self._classes / max(self._positions, 1)
-        relative = np.concatenate(self._relative) if self._images else np.zeros(1)
+        overall = math.sqrt(self._noise / max(self._signal, tiny))
+        relative = np.concatenate(self._relative) if self._images else np.zeros(0)
+        if not relative.size:  # no image has anything but zeros
+            relative = np.array([overall])
         return Agreement(
             images=self._images,
             argmax_agreement=self._equal / self._positions if self._positions else None,
             chance_agreement=float(shares.prod(axis=0).sum()) if self._positions else None,
             sqnr_db=10 * (math.log10(max(self._signal, tiny)) - math.log10(self._noise)) if self._noise else None,
-            relative_error=math.sqrt(self._noise / max(self._signal, tiny)),
+            relative_error=overall,
             median_relative_error=float(np.median(relative)),
             max_relative_error=float(relative.max()),
         )

@@ -241,7 +241,7 @@ def test_sizes_that_are_none(text: str | int) -> None:
 def test_a_budget_that_is_taken_already(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 10**7 < resident_bytes() < 10**12
     monkeypatch.setattr(memory, "resident_bytes", lambda: 900_000_000)
-    with pytest.raises(OptionError, match=r"800 MB.*900 MB.*give --max-memory 1.1GB or more"):
+    with pytest.raises(OptionError, match=r"800 MB.*900 MB.*give --max-memory 1.4GB or more"):
         Store.of_process(CPU, 800_000_000).require(10**8, 0, 32)
     with pytest.raises(OptionError, match=r"800 MB.*900 MB.*give --max-memory 945MB or more"):
         Store.of_process(torch.device("cuda"), 800_000_000)

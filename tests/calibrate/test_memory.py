@@ -223,6 +223,7 @@ def test_a_limit_that_cannot_hold_names_the_smallest_that_can(
 ) -> None:
     """And that one can be given; what goes to a file is told once, with what would keep it in memory."""
     example = residual()
+    monkeypatch.setattr("pdq_export.calibrate.cache.SCRATCH", 0)  # far more than the tensors here
     monkeypatch.setattr(memory, "resident_bytes", lambda: 10**6)
     with pytest.raises(OptionError, match=r"--max-memory 1 MB.*no file can replace.*batch_size") as caught:
         run(example, 1_050_000)

@@ -7,6 +7,7 @@ import pytest
 from pdq_export.graph.passes import spellings, stacked_weight, tidy
 from pdq_export.graph.prepare import prepare
 
+from ..onnx_text import fill, parse
 from .models import assert_same, build, node, operators, random
 
 

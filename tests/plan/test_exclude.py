@@ -105,7 +105,8 @@ def test_a_hard_sigmoid_that_is_excluded_shares_no_integers() -> None:
 
 def test_what_only_excluded_operators_read_has_no_low_bits() -> None:
     body = f"""c0 = Conv {P} (image, w0) r0 = Relu(c0) c1 = Conv {P} (r0, w) d1 = Relu(c1)
-        c2 = Conv {P} (r0, w2) d2 = Relu(c2) k = Concat <axis = 1> (d1, d2) g = Sigmoid(k) c = Conv {P} (g, w8) z = Relu(c) {HEAD}"""
+        c2 = Conv {P} (r0, w2) d2 = Relu(c2) k = Concat <axis = 1> (d1, d2) g = Sigmoid(k)
+        c = Conv {P} (g, w8) z = Relu(c) {HEAD}"""
     assert {activations(plan_of(body, "2/2"))[name] for name in ("d1", "d2")} == {2}
     bits = activations(plan_of(body, "2/2", exclude=["^k$", "^g$"]))
     assert {bits[name] for name in ("d1", "d2")} == {8}
