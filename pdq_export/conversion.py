@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,13 +17,11 @@ from pdq_export.export.source import KEY as SOURCE_KEY
 from pdq_export.graph.external import all_tensors
 from pdq_export.graph.load import in_memory, read_model
 from pdq_export.graph.lookup import GraphIndex, opset_version
+from pdq_export.graph.noise import noise
 from pdq_export.graph.passes import lower_opset, raise_opset, tidy
 from pdq_export.graph.sizes import check_tensor_sizes
 from pdq_export.graph.tensors import check_size
 from pdq_export.validate import Session, check_loads
-
-_PROBE = 64  # pixels along an axis whose size the model leaves open
-_LARGEST_PROBE = 2**24  # elements of an input; larger ones are not made
 
 
 @tells_of_memory(calibrates=False)
@@ -168,15 +165,9 @@ def _check_sizes(file: onnx.ModelProto, where: str) -> None:
 def _check_equal(file: onnx.ModelProto, converted: onnx.ModelProto) -> None:
     """Run both, as the graphs say; outputs have to be equal to the bit."""
     check_loads(converted)
-    index = GraphIndex(file)
-    shapes = [shape for name in index.inputs if (shape := index.shape(name)) is not None]
-    if len(shapes) < len(index.inputs):
+    x = noise(GraphIndex(file), np.random.default_rng(0), batch=1)
+    if x is None:
         return
-    rng = np.random.default_rng(0)
-    sizes = [[size if isinstance(size, int) else _PROBE if axis else 1 for axis, size in enumerate(s)] for s in shapes]
-    if max(map(math.prod, sizes)) > _LARGEST_PROBE:
-        return
-    x = tuple(rng.standard_normal(size, np.float32) for size in sizes)
     session, other = (Session(m.SerializeToString(), optimize=False) for m in (file, converted))
     try:
         before = session.run(x)

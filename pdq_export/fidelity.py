@@ -21,6 +21,7 @@ from pdq_export.errors import ModelError, ValidationError
 from pdq_export.frontend import compute_tensors, import_model
 from pdq_export.graph.batch_axis import fixed_batch
 from pdq_export.graph.lookup import GraphIndex, describe
+from pdq_export.graph.noise import noise
 from pdq_export.graph.passes import widen
 from pdq_export.graph.prepare import PreparedModel, Step, float32_reference, prepare_in_steps
 from pdq_export.validate import Session, needed_config, with_outputs
@@ -43,8 +44,6 @@ logger = logging.getLogger(__name__)
 BATCHES = 2  # of a model with a fixed batch size
 _LARGE_BATCH = 8
 _FREEING = "freeing its batch size", "export it with a dynamic batch axis"
-_PIXELS = 64  # along an axis whose size the model leaves open
-_LARGEST_NOISE = 2**24
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -269,20 +268,13 @@ def compute_outputs(network: fx.GraphModule, inputs: Inputs, model: onnx.ModelPr
     return {value.name: y.numpy() for value, y in zip(core.graph.output, results, strict=True)}
 
 
-def noise(model: onnx.ModelProto) -> Probe | None:
-    """Two random samples for a prepared model; None where sizes that have to be known are not, or inputs no floats."""
-    index, generator = GraphIndex(model), np.random.default_rng(0)
-    arrays = []
-    for name in index.inputs:
-        shape, dtype = index.shape(name), index.dtype(name)
-        if not shape or dtype is None or dtype.kind != "f":
-            return None
-        sizes = [size if isinstance(size, int) else _PIXELS if axis > 1 else 0 for axis, size in enumerate(shape)]
-        if 0 in sizes[1:] or np.prod(sizes[1:], dtype=np.float64) > _LARGEST_NOISE:
-            return None
-        arrays.append(generator.standard_normal([sizes[0] or BATCHES, *sizes[1:]]).astype(np.float32))
-    batch = fixed_batch(index)
-    return Probe.of(arrays, batch, "random inputs")
+def _noise_probe(model: onnx.ModelProto) -> Probe | None:
+    """Two random samples for a prepared model; None where `noise` has none, or for inputs without axes or no floats."""
+    index = GraphIndex(model)
+    if any(not index.rank(name) or getattr(index.dtype(name), "kind", "") != "f" for name in index.inputs):
+        return None
+    arrays = noise(index, np.random.default_rng(0), batch=BATCHES)
+    return None if arrays is None else Probe.of(arrays, fixed_batch(index) or None, "random inputs")
 
 
 def check_on_noise(file: UserFile, prepared: PreparedModel, core: onnx.ModelProto, network: fx.GraphModule) -> None:
@@ -290,7 +282,7 @@ def check_on_noise(file: UserFile, prepared: PreparedModel, core: onnx.ModelProt
 
     Noise need not be what a model takes: where the file does not run on it, or gives no numbers, nothing is said.
     """
-    probe = noise(prepared.model)
+    probe = _noise_probe(prepared.model)
     if probe is None:
         return
     try:

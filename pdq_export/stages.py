@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import logging
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from pdq_export.errors import ModelError, OptionError, ValidationError, first_fe
 from pdq_export.export import export_model, find_layout, required_opset
 from pdq_export.frontend import find_batch_blockers, find_unsupported
 from pdq_export.graph.lookup import GraphIndex, float_tensors_behind
+from pdq_export.graph.noise import noise
 from pdq_export.graph.passes import free_batch
 from pdq_export.graph.prepare import PreparedModel, at_opset, prepare
 from pdq_export.options import CalibrationOptions
@@ -33,9 +33,6 @@ from pdq_export.spec import Plan, Point, QuantizedTensor, Role
 from pdq_export.validate import Session, check_runs_quantized
 
 logger = logging.getLogger(__name__)
-
-_GUESS = 64  # size of an axis that the model leaves open
-_LARGEST = 2**24  # elements of noise
 
 
 def prepare_and_plan(
@@ -158,7 +155,7 @@ def dry_run(
     index, generator = GraphIndex(prepared.model), np.random.default_rng(0)
     tensors = {name: _placeholder(index, point, generator) for name, point in plan.points.items()}
     exported = export_model(prepared.model, plan, tensors, target=target, metadata=metadata or {})
-    given = inputs if inputs is not None else _noise(prepared.model, generator)
+    given = inputs if inputs is not None else _noise_that_runs(prepared.model, generator)
     try:
         check_runs_quantized(exported, None if given is None else tuple(given))
     except ValidationError as error:
@@ -166,21 +163,13 @@ def dry_run(
     return exported
 
 
-def _noise(model: onnx.ModelProto, generator: np.random.Generator) -> list[NDArray[np.float32]] | None:
-    """Normal inputs, 1 for a free axis 0 and a guess for others; None where the float model does not run on them."""
-    index = GraphIndex(model)
-    shapes = [index.shape(name) for name in index.inputs]
-    if any(shape is None for shape in shapes):
+def _noise_that_runs(model: onnx.ModelProto, generator: np.random.Generator) -> tuple[NDArray[np.float32], ...] | None:
+    """Random inputs of one sample; None where there are none, or the float model does not run on them."""
+    arrays = noise(GraphIndex(model), generator, batch=1)
+    if arrays is None:
         return None
-    sizes = [
-        [size if isinstance(size, int) else _GUESS if axis else 1 for axis, size in enumerate(shape or ())]
-        for shape in shapes
-    ]
-    if sum(map(math.prod, sizes)) > _LARGEST:
-        return None
-    arrays = [np.asarray(generator.standard_normal(size), np.float32) for size in sizes]
     try:
-        Session(model.SerializeToString()).run(tuple(arrays))
+        Session(model.SerializeToString()).run(arrays)
     except ValidationError:
         return None
     return arrays

@@ -138,6 +138,16 @@ def test_inspection_holds_the_model_against_the_file(monkeypatch: pytest.MonkeyP
     assert "after inlining its functions, on random inputs" in problem
 
 
+@pytest.mark.parametrize("shape", ["N,T,8", "N,T,T,8", "2,T,8"])
+def test_inspection_guesses_the_sizes_of_open_axes(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = "m = MatMul(x, v) r = LeakyRelu<alpha = 0.2>(m) p = ReduceMean<axes = [1], keepdims = 0>(r) y = Relu(p)"
+    outputs = f"float[{shape[0]}{',T' * (shape.count(',') - 2)},5] y"
+    model = fill(parse(body, f"float[{shape}] x", outputs), {"v": (8, 5)})
+    assert inspect_model(model).problems == ()
+    monkeypatch.setattr(activation.F, "leaky_relu", lambda x, *_, **__: torch.relu(x))
+    assert any("on random inputs" in text for text in inspect_model(model).problems)
+
+
 def test_the_fp32_column_is_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bytes themselves: neither inlined nor widened."""
     seen: dict[str, object] = {}

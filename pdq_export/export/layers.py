@@ -77,7 +77,7 @@ def _cast(out: GraphWriter, packed: TensorProto, name: str, to: int) -> str:
     return out.node("Cast", [out.initializer(packed)], f"{name}_{kind}", to=to)
 
 
-def packed_weight(out: GraphWriter, weight: Weight, opset: int) -> tuple[str, str]:
+def packed_weight(out: GraphWriter, weight: Weight, opset: int, form: int) -> tuple[str, str]:
     """Write a weight as few bits that become INT8 with zero_point 0. Returns the names of its float and its scale."""
     point, name = weight.point, weight.point.tensor
     bits = storage_bits(point.bits, opset)
@@ -91,7 +91,9 @@ def packed_weight(out: GraphWriter, weight: Weight, opset: int) -> tuple[str, st
             tensor = out.node("Sub", inputs, f"{name}_centered")
     # Without a zero_point that is written out, onnxruntime leaves Gemm and MatMul in float.
     scale = out.constant(f"{name}_scale", weight.scale)
-    return _dequantize(out, weight, [tensor, scale, out.zeros(weight.scale.shape)])
+    # With session.x64quantprecision, onnxruntime replaces those of weights that fill INT8: once each, or it fails.
+    zeros = out.sole_zeros if bits == 8 and form > 2 else out.zeros
+    return _dequantize(out, weight, [tensor, scale, zeros(weight.scale.shape)])
 
 
 def _packed_zero_point(out: GraphWriter, weight: Weight, bits: int) -> str:

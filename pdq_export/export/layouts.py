@@ -11,7 +11,8 @@ from pdq_export.graph.lookup import GraphIndex
 from pdq_export.spec import Plan, QuantizedTensors
 
 # How layouts write; files of older forms are written as they were only to see whether they are as pdq-export left them.
-# Before 3 the DequantizeLinear of a bias has no zero_point, and asymmetric weights of qcdq are UINT8 with theirs.
+# Before 3 the DequantizeLinear of a bias has no zero_point, asymmetric weights of qcdq are UINT8 with theirs, and all
+# weights of ort with as many channels share one.
 FORM, OLDEST_FORM = 3, 2
 
 

@@ -67,7 +67,7 @@ class _OrtGraph(QdqGraph):
         return 8
 
     def weight(self, out: GraphWriter, weight: Weight) -> tuple[str, str]:
-        return packed_weight(out, weight, self.index.opset)
+        return packed_weight(out, weight, self.index.opset, self.form)
 
     def moves_integers(self, node: NodeProto) -> bool:
         return node.op_type in MOVES_INTEGERS

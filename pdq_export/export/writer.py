@@ -33,6 +33,7 @@ class GraphWriter:
         self._stems: dict[str, str] = {}
         self._integers: dict[tuple[int, int, bool], str] = {}
         self._zeros: dict[tuple[tuple[int, ...], type[np.integer[Any]]], str] = {}
+        self._claimed: set[tuple[int, ...]] = set()
 
     def node(self, op_type: str, inputs: Sequence[str], output: str, *, name: str = "", **attributes: Any) -> str:
         """Append a node; ``output`` and ``name`` are wishes. Returns the real name of the output.
@@ -74,6 +75,16 @@ class GraphWriter:
             name = self.tensor_name(f"{'int' if signed else 'uint'}{bits}_{value}")
             self._integers[key] = self.initializer(packed_tensor(name, np.array(value), bits, signed=signed))
         return self._integers[key]
+
+    def sole_zeros(self, shape: tuple[int, ...]) -> str:
+        """INT8 zeros that no other caller gets; the first of a shape shares those of `zeros`.
+
+        Equal nodes would be made one again by runtimes, so that others are stored.
+        """
+        if shape in self._claimed:
+            return self.constant("_".join(["int8_zero", *map(str, shape)]), np.zeros(shape, np.int8))
+        self._claimed.add(shape)
+        return self.zeros(shape)
 
     def zeros(self, shape: tuple[int, ...], dtype: type[np.integer[Any]] = np.int8) -> str:
         """Integer zeros that every user of the same shape and type shares."""

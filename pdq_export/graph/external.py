@@ -34,6 +34,7 @@ def load_external_data(model: onnx.ModelProto, folder: Path) -> None:
     file, an offset or length that does not fit, and for more bytes than a model can have or its files hold.
     """
     pieces = [_locate(tensor, folder) for tensor in _external_tensors(model)]
+    _check_names(pieces, folder)
     _check_total(pieces)
     for piece in pieces:
         _read(piece)
@@ -141,26 +142,45 @@ def _data_file(where: str, location: str, folder: Path) -> Path:
         )
     if not resolved.is_file():
         raise ModelError(f"{where}: external data {path} is not a regular file; expected one; copy it again")
-    if _named_elsewhere(resolved, folder):
-        raise ModelError(
-            f"{where}: external data file {path} has another name out of the model's folder, a hard link; expected a "
-            "file of its own; copy the folder, or the data file under its name"
-        )
     return resolved
 
 
-def _named_elsewhere(path: Path, folder: Path) -> bool:
-    """Whether a file has names (hard links) that are not below ``folder``: it may be anybody's, as behind a link.
+def _check_names(pieces: Iterable[_Piece], folder: Path) -> None:
+    """Raise ModelError where a file has names (hard links) that are not below ``folder``: it may be anybody's.
 
     An archive can bring either kind of link to a file that is not its own, whose content a result would then carry on.
+    The folder is walked once for all files, and only as far as their names lie.
     """
-    links = path.stat().st_nlink
-    if links == 1:
-        return False
-    here = (
-        Path(root, name) for root, _, names in os.walk(folder) for name in names if not Path(root, name).is_symlink()
-    )
-    return sum(file.exists() and file.samefile(path) for file in here) < links
+    first: dict[tuple[int, int], _Piece] = {}
+    unseen: dict[tuple[int, int], int] = {}
+    for piece in {piece.path: piece for piece in reversed(list(pieces))}.values():
+        status = piece.path.stat()
+        if status.st_nlink > 1:
+            key = status.st_dev, status.st_ino
+            first[key], unseen[key] = piece, status.st_nlink
+    walk = os.walk(folder)
+    while unseen and (step := next(walk, None)) is not None:
+        for name in step[2]:
+            found = _identity(Path(step[0], name))
+            if found in unseen:
+                unseen[found] -= 1
+                if not unseen[found]:
+                    del unseen[found]
+    for key in unseen:
+        piece = first[key]
+        raise ModelError(
+            f"tensor {piece.tensor.name!r}: external data file {piece.path} has another name out of the model's "
+            "folder, a hard link; expected a file of its own; copy the folder, or the data file under its name"
+        )
+
+
+def _identity(file: Path) -> tuple[int, int] | None:
+    """What all names of a file share; of a symbolic link, its own. None where there is nothing any more."""
+    try:
+        status = file.lstat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _number(where: str, key: str, text: str) -> int:

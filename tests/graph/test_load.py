@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -337,6 +338,36 @@ class TestExternalData:
         (folder / "m.data").unlink()
         (folder / "m.data").write_bytes(data)  # the remedy
         assert load_model(self.written(folder)) == convolution()
+
+    def test_the_folder_is_walked_once_and_no_further_than_the_names(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (folder / "n.data").write_bytes((folder / "m.data").read_bytes())
+        for name in ("m", "n"):
+            (folder / f"{name}.copy").hardlink_to(folder / f"{name}.data")
+            (folder / "below" / name).mkdir(parents=True)
+        model = onnx.load(self.written(folder), load_external_data=False)
+        for number in range(20):
+            model.graph.initializer.append(model.graph.initializer[0])
+            model.graph.initializer[-1].name = f"w{number}"
+            model.graph.initializer[-1].external_data[0].value = f"{'mn'[number % 2]}.data"
+        path = saved(folder / "m.onnx", model)
+        walked: list[str] = []
+
+        def walk(top: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+            for step in original(top):
+                walked.append(step[0])
+                yield step
+
+        original = os.walk
+        monkeypatch.setattr(external.os, "walk", walk)
+        assert len(read_model(path).graph.initializer) == 21
+        assert walked == [str(folder)]
+        (folder / "n.copy").rename(folder / "below" / "n" / "n.copy")
+        read_model(path)
+        assert len(walked) > 2
+        (folder / "below" / "n" / "n.copy").rename(folder.parent / "n.copy")
+        refused(path, "tensor 'w1': .*n.data has another name out of the model's folder, a hard link")
 
     def test_tensors_that_share_their_bytes(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Tied weights are read; a small file that is read again and again is refused before it fills the memory."""

@@ -1,6 +1,10 @@
 """The passes without much arithmetic: normalize, constants, simplify, fold_reshape, hard_sigmoid, tidy."""
 
 import logging
+import subprocess
+import sys
+import threading
+from typing import Any
 
 import numpy as np
 import onnx
@@ -121,6 +125,33 @@ class TestSimplify:
             constants={"w": random(3, 3, 1, 1), "s": np.ones(3, np.float32)},
         )
         assert operators(simplify.run(model)) == {"Conv": 1, "BatchNormalization": 1}
+
+    def test_what_onnxsim_prints_is_logged_for_us_alone(self, monkeypatch, capsys, caplog) -> None:
+        def simplify_beside_another_caller(*args: Any, **options: Any) -> Any:
+            other = threading.Thread(target=original, args=(self.model(),), kwargs={"check_n": 1})
+            other.start()
+            other.join()
+            seen.append(capsys.readouterr().out)
+            return original(*args, **options)
+
+        original, seen = onnxsim.simplify, []
+        monkeypatch.setattr(onnxsim, "simplify", simplify_beside_another_caller)
+        with caplog.at_level(logging.DEBUG):
+            simplify.run(self.model())
+        assert "Checking" in seen[0]
+        assert capsys.readouterr().out == ""
+        assert any(message.startswith("onnxsim: Checking") for message in caplog.messages)
+        original(self.model(), check_n=1)
+        assert "Checking" in capsys.readouterr().out
+
+    def test_onnxsim_may_rename_a_module(self) -> None:
+        code = (
+            "import sys, onnxsim; sys.modules['onnxsim.model_checking'] = None; "
+            "from pdq_export.graph.passes import simplify; print(simplify.run.__name__)"
+        )
+        assert (
+            subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "run\n"
+        )
 
     def test_a_failure_is_logged_and_the_model_kept(self, monkeypatch, caplog) -> None:
         def fail(*_: object, **__: object) -> None:

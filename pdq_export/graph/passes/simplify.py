@@ -1,8 +1,13 @@
 """onnxsim: folds constants and the exporters' shape arithmetic, keeps BatchNormalization."""
 
+import builtins
+import contextlib
 import importlib
 import logging
 import math
+import threading
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,14 +22,43 @@ LARGEST_INPUT = 2**24  # elements; beyond it, running the model twice for a comp
 TOLERANCE = 1e-3  # relative and absolute; float32 sums in another order stay far below it
 
 
-def _log_what_is_printed(*texts: object, **_: object) -> None:
-    logger.debug("onnxsim: %s", " ".join(map(str, texts)))
+_thread = threading.local()
 
 
-# onnxsim prints its progress. To redirect stdout would take what other threads print meanwhile; so this name means
-# something else in the modules of it that print.
-for _module in ("model_checking", "onnx_simplifier"):
-    vars(importlib.import_module(f"onnxsim.{_module}"))["print"] = _log_what_is_printed
+@contextlib.contextmanager
+def _log_what_is_printed() -> Iterator[None]:
+    """What onnxsim prints in this thread meanwhile goes to the log; what it prints for others, where it went."""
+    _thread.logs = True
+    try:
+        yield
+    finally:
+        _thread.logs = False
+
+
+def _intercept(name: str) -> None:
+    """Let a module of onnxsim print by a function that logs for those within `_log_what_is_printed`.
+
+    To redirect stdout would take what other threads print meanwhile. Another version of onnxsim may lack the module:
+    then what it prints is seen.
+    """
+    try:
+        module = vars(importlib.import_module(f"onnxsim.{name}"))
+    except ImportError:
+        logger.debug("onnxsim has no module %s: what it prints is not logged", name)
+        return
+    own = module.get("print")
+
+    def log_or_print(*texts: object, **options: Any) -> None:
+        if getattr(_thread, "logs", False):
+            logger.debug("onnxsim: %s", " ".join(map(str, texts)))
+        else:
+            (own or builtins.print)(*texts, **options)
+
+    module["print"] = log_or_print
+
+
+for _name in ("model_checking", "onnx_simplifier"):
+    _intercept(_name)
 
 
 def run(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -34,15 +68,16 @@ def run(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     example = _random_inputs(model)
     try:
-        simplified, same = onnxsim.simplify(
-            model,
-            skip_fuse_bn=True,
-            certify=False,
-            check_n=0 if example is None else 1,
-            input_data=example,
-            check_rtol=TOLERANCE,
-            check_atol=TOLERANCE,
-        )
+        with _log_what_is_printed():
+            simplified, same = onnxsim.simplify(
+                model,
+                skip_fuse_bn=True,
+                certify=False,
+                check_n=0 if example is None else 1,
+                input_data=example,
+                check_rtol=TOLERANCE,
+                check_atol=TOLERANCE,
+            )
     except Exception as error:  # its C++ core throws many types
         logger.warning("onnxsim failed (%s); going on with the model as it is", essential_line(error))
         return model
