@@ -21,7 +21,7 @@ from pdq_export.graph.noise import noise
 from pdq_export.graph.passes import free_batch
 from pdq_export.graph.prepare import PreparedModel, at_opset, prepare
 from pdq_export.options import CalibrationOptions
-from pdq_export.plan import PlanOptions, make_plan
+from pdq_export.plan import PlanOptions, float_tail, make_plan, without_tail
 from pdq_export.plan.accumulators import fit_accumulators
 from pdq_export.plan.floating import EXCLUDED, FloatNode, find_floating
 from pdq_export.plan.magnitudes import check_magnitudes
@@ -40,7 +40,7 @@ def prepare_and_plan(
 ) -> tuple[PreparedModel, Plan]:
     """Prepare the model at the opset that the layout needs for what is planned, in the way that the layout wants."""
     prepared = _separated(prepare(model))
-    plan = make_plan(prepared.model, options, _unsupported(prepared.model))
+    plan = make_plan(prepared.model, options, _unsupported(prepared.model, options))
     needed = required_opset(plan, target, opset)
     own = GraphIndex(prepared.model).opset
     if opset is not None and own > opset:
@@ -50,7 +50,7 @@ def prepare_and_plan(
         )
     if needed > own:
         prepared = at_opset(prepared, needed)
-        plan = make_plan(prepared.model, options, _unsupported(prepared.model))
+        plan = make_plan(prepared.model, options, _unsupported(prepared.model, options))
     if options.reduce_range:
         plan = _reduced(plan)
     check_magnitudes(GraphIndex(prepared.model), plan)
@@ -92,11 +92,20 @@ def _fitting(index: GraphIndex, plan: Plan) -> Plan:
     return plan
 
 
-def _unsupported(model: onnx.ModelProto) -> dict[str, str]:
-    """What calibration cannot compute, by node with the reason: unknown operators, else what mixes up images."""
+def _unsupported(model: onnx.ModelProto, options: PlanOptions) -> dict[str, str]:
+    """What calibration cannot compute, by node with the reason: unknown operators, and what mixes up images.
+
+    The latter where the unknown ones are left to the tail; the model is refused for them otherwise.
+    """
     freed = free_batch.run(model)
     found = {node: error.found for node, error in find_unsupported(freed).items()}
-    return found or find_batch_blockers(freed, model)
+    if not found:
+        return find_batch_blockers(freed, model)
+    tail = float_tail(model, options, found)
+    if not found.keys() <= tail.keys():
+        return found
+    core = without_tail(model, tail)
+    return find_batch_blockers(free_batch.run(core), core) | found
 
 
 def floating_nodes(index: GraphIndex, plan: Plan, target: str) -> tuple[FloatNode, ...]:

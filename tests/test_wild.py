@@ -488,6 +488,31 @@ def test_what_a_quantized_layer_depends_on_is_refused(name: str) -> None:
     assert name in {node.op_type for node in excluded.model.graph.node}
 
 
+def test_one_head_mixes_images_and_another_is_unknown() -> None:
+    """Of a batch of one: each of the heads alone is a tail, and so are both."""
+    nodes = [
+        *stem(),
+        node("Conv", "r1 w2", "c2", **PAD),
+        node("Squeeze", "r1 first", "q"),
+        node("Relu", "q", "y"),
+        node("Reshape", "c2 rows", "b0"),
+        node("ReduceMax", "b0", "s0", axes=[2]),
+        node("Transpose", "s0", "s1", perm=[0, 2, 1]),
+        node("NonMaxSuppression", "b0 s1 most least least", "kept"),
+    ]
+    for each in nodes:
+        each.name = each.output[0]
+    constants = {"first": np.array([0]), "rows": np.array([1, -1, 4]), "most": np.array([5])}
+    constants |= {"least": np.array([0.5], np.float32), "w1": CONSTANTS["w1"], "w2": CONSTANTS["w2"]}
+    outputs = {"y": [4, 8, 8], "kept": ["K", 3]}
+    model = build(nodes, inputs={"x": [1, 3, 8, 8]}, outputs=outputs, constants=constants)
+    value = next(value for value in model.graph.output if value.name == "kept")
+    value.type.tensor_type.elem_type = TensorProto.INT64
+    result = survives(model)
+    assert result.plan.tail.keys() == {"q", "y", "kept"}
+    assert layers(result) == ["Conv", "Conv"]
+
+
 def test_two_images() -> None:
     nodes = [*stem(), node("Conv", "other w1", "c2", **PAD), node("Relu", "c2", "r2"), node("Add", "r1 r2", "a")]
     inputs = {**INPUT, "other": ["N", 3, 8, 8]}

@@ -156,15 +156,17 @@ def _dequantize(out: GraphWriter, weight: Weight, inputs: list[str]) -> tuple[st
     return floating, inputs[1]
 
 
-def float_inputs(out: GraphWriter, node: NodeProto, inputs: Sequence[str]) -> list[str]:
+def float_inputs(out: GraphWriter, node: NodeProto, inputs: Sequence[str], position: int) -> list[str]:
     """The inputs of a node that is to stay in float, where some of them come dequantized.
 
+    ``position``: of one that does; another one may be no float tensor, such as the condition of a Where.
     Between a DequantizeLinear and a QuantizeLinear, ONNX Runtime takes an integer kernel if it has one, and even
     quantizes a float weight by itself, to 8 bits from its range. A Sum of one tensor, which computes nothing and is not
     optimized away, keeps it from that.
     """
-    data = out.node("Sum", [inputs[0]], f"{inputs[0]}_float", name=f"{node.name}/Sum")
-    return [data, *inputs[1:]]
+    data = inputs[position]
+    floating = out.node("Sum", [data], f"{data}_float", name=f"{node.name}/Sum")
+    return [*inputs[:position], floating, *inputs[position + 1 :]]
 
 
 def without_folded_factors(node: NodeProto, constants: LayerConstants) -> None:

@@ -87,8 +87,8 @@ class QdqGraph:
             without_folded_factors(copied, self.settled[node.name])
         elif node.name in self.plan.tail:
             self.out.copy(node, node.input)
-        elif node.name in self._excluded and any(name in self.integers for name in node.input):
-            self.out.copy(node, float_inputs(self.out, node, self.read_all(node)))
+        elif node.name in self._excluded and (read := [name in self.integers for name in node.input]).count(True):
+            self.out.copy(node, float_inputs(self.out, node, self.read_all(node), read.index(True)))
         else:
             self.out.copy(node, self.read_all(node))
 

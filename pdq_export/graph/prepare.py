@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import onnx
 
-from pdq_export.graph import checks, scopes
+from pdq_export.graph import checks, origins, scopes
 from pdq_export.graph.passes import (
     constants,
     fold_affine,
@@ -86,7 +86,7 @@ def prepare_in_steps(model: onnx.ModelProto, *, opset: int | None = None) -> Ite
     work = normalize.run(work)
     checks.check_domains(work)
     yield Step.INLINE, PreparedModel(model=work, statistics={})
-    modules = scopes.read(work)
+    modules, own = scopes.read(work), origins.read(work)
     work = widen.run(work)
     yield Step.WIDEN, PreparedModel(model=work, statistics={})
     work = constants.run(work)
@@ -104,15 +104,23 @@ def prepare_in_steps(model: onnx.ModelProto, *, opset: int | None = None) -> Ite
     work, statistics = fold_batch_norm.run(own_weights.run(work))
     work, statistics = fold_affine.run(work, statistics)
     checks.check_finite(work)  # folding can leave the range of float32
-    work = scopes.restore(work, modules)
+    work = _restored(work, modules, own)
     yield Step.FOLD, PreparedModel(model=work, statistics=statistics)
     yield Step.OPSET, at_opset(PreparedModel(model=work, statistics=statistics), opset or 0)
 
 
 def at_opset(prepared: PreparedModel, opset: int) -> PreparedModel:
     """The same, raised to ``opset`` where it is older. Raises ModelError."""
-    modules = scopes.read(prepared.model)
-    work, statistics = scopes.restore(raise_opset.run(prepared.model, opset), modules), prepared.statistics
-    for finish in (hard_sigmoid.run, tidy.remove_unused, tidy.name_nodes, tidy.infer_shapes):
+    modules, own = scopes.read(prepared.model), origins.read(prepared.model)
+    raised, statistics = hard_sigmoid.run(raise_opset.run(prepared.model, opset)), prepared.statistics
+    work = _restored(raised, modules, own)
+    for finish in (tidy.remove_unused, tidy.name_nodes, tidy.infer_shapes):
         work = finish(work)
     return PreparedModel(model=work, statistics=statistics)
+
+
+def _restored(model: onnx.ModelProto, modules: Mapping[str, str], own: Mapping[str, str]) -> onnx.ModelProto:
+    """The model with what its nodes said of their modules and origins before passes; made nodes say it of theirs."""
+    found = origins.find(model, own)
+    inherited = {name: modules[source] for name, source in found.items() if source in modules}
+    return origins.write(scopes.restore(model, {**inherited, **modules}), found)

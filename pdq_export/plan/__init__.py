@@ -5,11 +5,12 @@ from collections.abc import Container, Iterable, Mapping
 import onnx
 
 from pdq_export.errors import OptionError
+from pdq_export.graph import origins
 from pdq_export.graph.lookup import GraphIndex
 from pdq_export.graph.scopes import module_path
 from pdq_export.plan.blocks import find_blocks
 from pdq_export.plan.family import network_family
-from pdq_export.plan.options import PlanOptions
+from pdq_export.plan.options import LayerRules, PlanOptions
 from pdq_export.plan.parts import find_parts
 from pdq_export.plan.points import find_layers, find_points
 from pdq_export.plan.ramps import find_ramps
@@ -17,7 +18,7 @@ from pdq_export.plan.tail import find_tail, without_tail
 from pdq_export.plan.tensorrt import points_for_tensorrt
 from pdq_export.spec import Layer, Plan
 
-__all__ = ["PlanOptions", "make_plan", "network_family", "without_tail"]
+__all__ = ["PlanOptions", "float_tail", "make_plan", "network_family", "without_tail"]
 
 
 def make_plan(model: onnx.ModelProto, options: PlanOptions, unsupported: Mapping[str, str] | None = None) -> Plan:
@@ -32,12 +33,7 @@ def make_plan(model: onnx.ModelProto, options: PlanOptions, unsupported: Mapping
     """
     index = GraphIndex(model)
     found = find_layers(index)
-    nodes = model.graph.node
-    rules = options.resolve(
-        [layer.node for layer in found],
-        {node.name: node.op_type for node in nodes},
-        {node.name: module_path(node) for node in nodes},
-    )
+    rules = _resolve(model, found, options)
     layers = tuple(layer for layer in found if layer.node not in rules.excluded)
     excluded = tuple(layer for layer in found if layer.node in rules.excluded)
     _check_shared(layers, excluded)
@@ -60,6 +56,26 @@ def make_plan(model: onnx.ModelProto, options: PlanOptions, unsupported: Mapping
         unquantized=_still_quantized(unquantized, points),
         integer_bias=not options.tensorrt,
         parts=find_parts(index),
+    )
+
+
+def float_tail(model: onnx.ModelProto, options: PlanOptions, unsupported: Mapping[str, str]) -> dict[str, str]:
+    """The tail that the plan of a prepared model gets, by node with the reason, as `make_plan` has it. Raises the same.
+
+    ``unsupported``: the nodes that calibration cannot compute, with the reason.
+    """
+    index = GraphIndex(model)
+    found = find_layers(index)
+    excluded = _resolve(model, found, options).excluded
+    return find_tail(index, unsupported, [layer for layer in found if layer.node not in excluded])
+
+
+def _resolve(model: onnx.ModelProto, layers: Iterable[Layer], options: PlanOptions) -> LayerRules:
+    nodes = model.graph.node
+    return options.resolve(
+        [layer.node for layer in layers],
+        {node.name: node.op_type for node in nodes},
+        {node.name: (*origins.names(node), module_path(node)) for node in nodes},
     )
 
 

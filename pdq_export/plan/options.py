@@ -2,7 +2,7 @@
 
 import dataclasses
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pdq_export.errors import OptionError
@@ -14,6 +14,20 @@ _EIGHT = BitWidths(CARRIER_BITS, CARRIER_BITS)
 
 
 WEIGHTS = ("asymmetric", "symmetric")
+# What preparation writes operators as that --exclude-op then does not find (`graph.passes`).
+_SPELLED_AS = {
+    "BatchNormalization": "Mul and Add",
+    "GlobalMaxPool": "ReduceMax",
+    "HardSwish": "HardSigmoid and Mul",
+    "Max": "Clip or Relu",
+    "Mean": "Add and Mul",
+    "Min": "Clip",
+    "PRelu": "LeakyRelu",
+    "ReduceMean": "GlobalAveragePool",
+    "Sum": "Add",
+    "Swish": "Sigmoid and Mul",
+    "ThresholdedRelu": "Relu",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,17 +123,17 @@ class PlanOptions:
         }
 
     def resolve(
-        self, layers: Iterable[str], op_types: Mapping[str, str], scopes: Mapping[str, str] | None = None
+        self, layers: Iterable[str], op_types: Mapping[str, str], others: Mapping[str, Sequence[str]] | None = None
     ) -> "LayerRules":
         """Apply the rules to a model: the names of its layers, and of all its nodes with their operators.
 
-        ``scopes``: by name, the paths of their modules, which patterns match as well. Raises OptionError for a pattern
-        or an operator that matches nothing, and where no layer is left.
+        ``others``: by name, what patterns match as well: the path of a node's module, the names of what it was made
+        from. Raises OptionError for a pattern or an operator that matches nothing, and where no layer is left.
         """
         names = list(layers)
         excluded: set[str] = set()
         for pattern in self.exclude:
-            excluded |= find_matches(pattern, list(op_types), "--exclude", scopes, what="nodes")
+            excluded |= find_matches(pattern, list(op_types), "--exclude", others, what="nodes")
         for op_type in self.exclude_op:
             excluded |= _of_type(op_type, op_types)
         if names and excluded.issuperset(names):
@@ -128,7 +142,7 @@ class PlanOptions:
             raise OptionError(f"{asked}: matches all {len(names)} layers; expected some that are left to quantize")
         own: dict[str, BitWidths] = {}
         for pattern, bits in self.layer_bits:
-            own |= dict.fromkeys(find_matches(pattern, names, "--layer-bits", scopes), bits)
+            own |= dict.fromkeys(find_matches(pattern, names, "--layer-bits", others), bits)
         return LayerRules(own=own, excluded=frozenset(excluded))
 
 
@@ -147,6 +161,8 @@ def _of_type(op_type: str, op_types: Mapping[str, str]) -> set[str]:
         folded = {kind.lower(): kind for kind in known}
         near = difflib.get_close_matches(str(op_type).lower(), folded, n=1, cutoff=0.5)
         hint = f"did you mean {folded[near[0]]}? " if near else ""
+        if op_type in _SPELLED_AS:
+            hint = f"{op_type} is written as {_SPELLED_AS[op_type]} there, or folded into other nodes. "
         raise OptionError(
             f"--exclude-op {op_type!r}: the model, once prepared, has no such operator; {hint}It has {', '.join(known)}"
         )

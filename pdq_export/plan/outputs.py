@@ -12,6 +12,7 @@ from collections.abc import Container, Iterable, Mapping
 import onnx
 from onnx import NodeProto
 
+from pdq_export.graph import origins
 from pdq_export.graph.edit import fresh_name
 from pdq_export.graph.lookup import GraphIndex, is_layer
 from pdq_export.graph.passes import tidy
@@ -81,6 +82,7 @@ def _inner_copy(
     copy.name = f"{node.name}/inner"
     while copy.name in index.nodes:
         copy.name += "_"
+    origins.write_at(copy, origins.origin(node))
     index.nodes[copy.name] = copy
     for position, name in enumerate(node.output):
         if not name:

@@ -1,6 +1,7 @@
 """Regular expressions over node names: the names come from files of strangers, and matching must end in time."""
 
 import difflib
+import itertools
 import json
 import re
 import subprocess
@@ -14,6 +15,10 @@ LONGEST_PATTERN = 1000
 # With one of these at most, and names of moderate length, backtracking cannot take long.
 _BRANCHING = re.compile(r"[*+?|}]")
 _LONG_NAME = 1000
+_LISTED = {
+    "layers": "all layers",
+    "nodes": "the layers; other nodes are called as in the file",
+}
 _MATCH = """
 import json, re, sys
 pattern, names = json.load(sys.stdin)
@@ -39,25 +44,25 @@ def find_matches(
     pattern: str,
     names: Sequence[str],
     option: str,
-    scopes: Mapping[str, str] | None = None,
+    others: Mapping[str, Sequence[str]] | None = None,
     *,
     what: str = "layers",
 ) -> frozenset[str]:
     """The names in which ``pattern`` is found (`re.search`: anywhere; ^ and $ bind it to the ends).
 
-    ``scopes``: for some names a second text, the path of a module, in which it may be found instead. ``what``: whose
-    names they are, for messages. Raises OptionError where there is none, with the names that are nearest, and where
-    matching takes too long.
+    ``others``: for some names further texts, such as the path of a module, in which it may be found instead.
+    ``what``: whose names they are, layers or nodes, for messages. Raises OptionError where there is none, with the
+    names that are nearest, and where matching takes too long.
     """
-    known = {name: scope for name, scope in (scopes or {}).items() if scope}
-    texts = list(dict.fromkeys([*names, *known.values()]))
+    known = {name: (name, *filter(None, (others or {}).get(name, ()))) for name in names}
+    texts = list(dict.fromkeys([*names, *itertools.chain.from_iterable(known.values())]))
     matching = _search(pattern, texts, option)
-    found = frozenset(name for name in names if name in matching or known.get(name) in matching)
+    found = frozenset(name for name in names if not matching.isdisjoint(known[name]))
     if not found:
         near = _nearest(pattern, texts)
         raise OptionError(
             f"{option} {_shorten(pattern)!r}: matches none of the {len(names)} {what}' names; near names are "
-            f"{', '.join(map(repr, map(_shorten, near)))}; pdq-export inspect lists all layers"
+            f"{', '.join(map(repr, map(_shorten, near)))}; pdq-export inspect lists {_LISTED[what]}"
         )
     return found
 

@@ -110,3 +110,12 @@ def test_what_only_excluded_operators_read_has_no_low_bits() -> None:
     assert {activations(plan_of(body, "2/2"))[name] for name in ("d1", "d2")} == {2}
     bits = activations(plan_of(body, "2/2", exclude=["^k$", "^g$"]))
     assert {bits[name] for name in ("d1", "d2")} == {8}
+
+
+@pytest.mark.parametrize("rules", [{"exclude": "^e$"}, {"exclude_op": "Where"}])
+def test_an_excluded_choice_keeps_its_condition(rules: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    body = f"""c0 = Conv {P} (image, w0) c1 = Conv {P} (image, w1) g = Greater(c0, c1) e = Where(g, c0, c1)
+        c2 = Conv {P} (e, w2) z = Relu(c2) {HEAD}"""
+    result = quantized(body, monkeypatch, **rules)
+    choice = next(node for node in result.model.graph.node if node.op_type == "Where")
+    assert choice.input[0] == "g"

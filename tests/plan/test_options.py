@@ -170,7 +170,8 @@ def test_patterns_that_may_backtrack_match_the_same() -> None:
 
 
 def test_patterns_match_modules_as_well() -> None:
-    names, scopes = ["node_conv2d", "node_conv2d_1", "other"], {"node_conv2d": "stem.conv", "node_conv2d_1": "layer1.0"}
+    names = ["node_conv2d", "node_conv2d_1", "other"]
+    scopes = {"node_conv2d": ["stem.conv"], "node_conv2d_1": ["layer1.0"], "other": [""]}
     options = PlanOptions.of("4/4", layer_bits={r"^layer1\.": "8/8", "other": "2/2"}, exclude="stem.*conv")
     rules = options.resolve(names, dict.fromkeys(names, "Conv"), scopes)
     assert {name: str(bits) for name, bits in rules.own.items()} == {"node_conv2d_1": "8/8", "other": "2/2"}
