@@ -7,7 +7,7 @@ explains it.
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx
@@ -34,7 +34,7 @@ from pdq_export.validate.equivalence import (
     Outputs,
     Precision,
     explain,
-    find_difference,
+    find_differences,
     join,
     percent,
 )
@@ -123,7 +123,7 @@ class Fidelity:
         if file.precision is not FLOAT32:
             self._strict = with_outputs(_serialized(float32_reference(file.model)), known)
             self._expected = self._run(self._strict)
-            found = find_difference(self._outputs, self._expected, file.precision)
+            found = find_differences(self._outputs, self._expected, file.precision)
             if (difference := self._certain(found, content, self._outputs, file.precision)) is not None:
                 raise self._error(difference, Step.WIDEN.what, Step.WIDEN.remedy)
 
@@ -147,7 +147,7 @@ class Fidelity:
         ``what``, ``remedy``: the step that was made since the last check, and how to do without it.
         """
         self._prepared = self._run(with_outputs(_serialized(model), self._names))
-        found = find_difference(self._expected, self._prepared, FLOAT32)
+        found = find_differences(self._expected, self._prepared, FLOAT32)
         difference = self._certain(found, self._strict, self._expected, FLOAT32)
         if difference is None:
             return
@@ -161,12 +161,11 @@ class Fidelity:
         ``core``: the part of the model that was imported, before its batch size was freed.
         """
         found = [compute_outputs(network, batch, prepared.model, core) for batch in self._batches]
-        difference = find_difference(self._prepared, found, FLOAT32)
-        if difference is not None:
+        if differences := find_differences(self._prepared, found, FLOAT32):
             content = with_outputs(_serialized(prepared.model), self._names)
-            difference = self._certain(difference, content, self._prepared, FLOAT32)
-        if difference is not None:
-            raise self._error(difference, *_find_node(prepared.model, core, self._batches[0]))
+            difference = self._certain(differences, content, self._prepared, FLOAT32)
+            if difference is not None:
+                raise self._error(difference, *_find_node(prepared.model, core, self._batches[0]))
         for probe in self._probes:
             at = len(probe.batches)
             own, found = found[:at], found[at:]
@@ -188,10 +187,13 @@ class Fidelity:
             return compute_outputs(network, inputs, prepared.model, core)
 
         together = run(probe.inputs)
-        difference = find_difference([join(expected, together)], [together], FLOAT32)
-        if difference is None or _mix_by_themselves(prepared.model, core, probe.inputs, together):
-            return  # check_batch has told that images influence each other in the model itself
-        difference = _tell_doubtful(explain(difference, run, [probe.inputs], [together], FLOAT32))
+        differences = find_differences([join(expected, together)], [together], FLOAT32)
+        if not differences:
+            return
+        # Of the others check_batch has told that images influence each other in the model itself.
+        freed = _differ_from_own(prepared.model, core, probe.inputs, together)
+        differences = [difference for difference in differences if difference.output in freed]
+        difference = _first_certain(differences, run, [probe.inputs], [together], FLOAT32)
         if difference is not None:
             raise self._error(difference, *_FREEING)
 
@@ -205,7 +207,7 @@ class Fidelity:
     def _survives_optimization(self, content: bytes) -> bool:
         """Whether onnxruntime computes the same of the file when it optimizes it, with a warning where it does not."""
         optimized = self._run(content, optimize=True)
-        found = find_difference(self._outputs, optimized, self._file.precision)
+        found = find_differences(self._outputs, optimized, self._file.precision)
         difference = self._certain(found, content, self._outputs, self._file.precision)
         if difference is not None:
             logger.warning(
@@ -226,7 +228,7 @@ class Fidelity:
                 outputs = self._run(with_outputs(_serialized(prepared.model), known))
             except ValidationError:
                 return step.what, step.remedy
-            found = find_difference(self._expected, outputs, FLOAT32)
+            found = find_differences(self._expected, outputs, FLOAT32)
             if self._certain(found, self._strict, self._expected, FLOAT32) is not None:
                 return step.what, step.remedy
         return "planning it", "quantize it without --wide-residuals and other options of the plan"
@@ -236,13 +238,13 @@ class Fidelity:
         return [session.run_by_name(batch) for batch in self._batches]
 
     def _certain(
-        self, difference: Difference | None, content: bytes, expected: Sequence[Outputs], precision: Precision
+        self, differences: Sequence[Difference], content: bytes, expected: Sequence[Outputs], precision: Precision
     ) -> Difference | None:
-        """The difference where rounding does not explain it; ``content``: the model that computes ``expected``."""
-        if difference is None:
+        """The first that rounding does not explain; ``content``: the model that computes ``expected``."""
+        if not differences:
             return None
         run = Session(content, optimize=not self._plain).run_by_name
-        return _tell_doubtful(explain(difference, run, self._batches, expected, precision))
+        return _first_certain(differences, run, self._batches, expected, precision)
 
     def _error(self, difference: Difference, what: str, remedy: str) -> ModelError:
         return ModelError(
@@ -299,31 +301,41 @@ def _find_node(model: onnx.ModelProto, core: onnx.ModelProto, inputs: Inputs) ->
     nodes = {name: node for node in core.graph.node for name in node.output if name in found}
     expected = Session(with_outputs(_serialized(core), nodes), optimize=False).run_by_name(inputs)
     for name, node in nodes.items():
-        difference = find_difference([{name: expected[name]}], [found], FLOAT32)
-        if difference is not None and difference.error > FLOAT32.tolerance:
+        differences = find_differences([{name: expected[name]}], [found], FLOAT32)
+        if any(difference.error > FLOAT32.tolerance for difference in differences):
             return f"importing {describe(node)}", "replace this node by other operators in the exported model"
     return _FREEING
 
 
-def _mix_by_themselves(model: onnx.ModelProto, core: onnx.ModelProto, inputs: Inputs, together: Outputs) -> bool:
-    """Whether the model as it is, imported without freeing its batch size, gives ``together``, too."""
+def _differ_from_own(model: onnx.ModelProto, core: onnx.ModelProto, inputs: Inputs, together: Outputs) -> set[str]:
+    """The outputs in which the model as it is, imported without freeing its batch size, does not give ``together``."""
     try:
         found = compute_outputs(import_model(core), inputs, model, core)
     except (RuntimeError, IndexError, ValueError):  # it names its batch size somewhere
-        return False
-    return find_difference([found], [together], FLOAT32) is None
+        return set(together)
+    return {difference.output for difference in find_differences([found], [together], FLOAT32)}
 
 
-def _tell_doubtful(difference: Difference | None) -> Difference | None:
-    """The difference where it is certain; else None, with a warning where there may be one."""
-    if difference is None or difference.certain:
-        return difference
-    logger.warning(
-        "output %r: %s once the model is prepared; tiny changes of the input make such differences, too: what lies "
-        "behind a threshold, a sort or the argument of a maximum may be another",
-        difference.output,
-        difference.words,
-    )
+def _first_certain(
+    differences: Sequence[Difference],
+    run: Callable[[Inputs], Outputs],
+    batches: Sequence[Inputs],
+    expected: Sequence[Outputs],
+    precision: Precision,
+) -> Difference | None:
+    """The first difference that is certain, every one looked at by itself; a warning of those before that may be."""
+    for found in differences:
+        difference = explain(found, run, batches, expected, precision)
+        if difference is None:
+            continue
+        if difference.certain:
+            return difference
+        logger.warning(
+            "output %r: %s once the model is prepared; tiny changes of the input make such differences, too: what lies "
+            "behind a threshold, a sort or the argument of a maximum may be another",
+            difference.output,
+            difference.words,
+        )
     return None
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +34,7 @@ from pdq_export.graph.prepare import PreparedModel
 from pdq_export.graph.save import check_output, in_order, model_files
 from pdq_export.numerics.ramp import ramp_qparams
 from pdq_export.options import choose_options
-from pdq_export.parity import judge_parity
+from pdq_export.parity import Evidence, judge_parity
 from pdq_export.plan import PlanOptions, network_family, without_tail
 from pdq_export.plan.summary import summarize_layers
 from pdq_export.samples import Samples, check_labels, read_samples
@@ -236,6 +237,7 @@ def quantize(
     tell(Progress(stage="validate"))
     size, inner = batch or BATCH_SIZE, compared if plan.tail else ()
     simulate = _simulator(calibrated, prepared, torch_device)
+    every = math.ceil(len(samples.judged) / size / max(simulated_images // size, 1))
     files: list[Path] = []
     with Draft() as draft:
         own: ModelInfo | None = None
@@ -251,7 +253,7 @@ def quantize(
             images=samples.judged.batches(size),
             labels=samples.judged.labels,
             simulate=simulate,
-            simulate_every=math.ceil(len(samples.judged) / size / max(simulated_images // size, 1)),
+            simulate_every=every,
             compared=inner,
             optimize=optimize,
             settings={
@@ -271,8 +273,16 @@ def quantize(
             parts=plan.parts,
             progress=lambda done: tell(Progress(stage="validate", images=done, total=len(samples.judged))),
         )
-        few = samples.judged.head(max(size, _LOOKED_AT_AGAIN // size * size)).batches(size)
-        parity = judge_parity(measured, plan, with_outputs(quantized.SerializeToString(), inner), few, simulate)
+        evidence = Evidence(
+            quantized=with_outputs(quantized.SerializeToString(), inner),
+            floating=with_outputs(reference, inner),
+            optimize=optimize,
+            few=list(samples.judged.head(max(size, _LOOKED_AT_AGAIN // size * size)).batches(size)),
+            simulated=itertools.islice(samples.judged.batches(size), 0, None, every),
+            simulate=simulate,
+        )
+        parity = judge_parity(measured, plan, evidence)
+        del evidence
         measured = dataclasses.replace(measured, quantized=own or measured.quantized, saturated_layers=parity.saturated)
         if report is not None:
             draft.add({Path(report): measured.to_json().encode()})

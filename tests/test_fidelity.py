@@ -291,6 +291,59 @@ def test_thresholds_and_sorts_are_not_refused(body: str, outputs: str) -> None:
     held.check_network(import_model(prepared.model), prepared, prepared.model)
 
 
+def beside_chaos() -> onnx.ModelProto:
+    """Its output z is another with every rounding; y is not."""
+    body = "c = Conv(image, w) p = GlobalAveragePool(c) y = Flatten(p) m = Mul(y, large) z = Sin(m)"
+    model = fill(parse(body, outputs="float[N,8] y, float[N,8] z"), {"w": (8, 3, 3, 3)})
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(1e7), "large"))
+    return model
+
+
+def too_large(model: onnx.ModelProto) -> onnx.ModelProto:
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    weight = onnx.numpy_helper.to_array(changed.graph.initializer[0]) * np.float32(1.3)
+    changed.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(weight, "w"))
+    return changed
+
+
+def test_a_wrong_output_beside_one_that_rounding_explains_is_told() -> None:
+    """In the prepared model, in the network, and in a step."""
+    model = beside_chaos()
+    held = Fidelity(UserFile.of(model), probes(IMAGES), ["y", "z"])
+    with pytest.raises(ModelError, match="output 'y': it is 30 % off"):
+        held.check_model(too_large(model))
+    held.check_model(model)
+    prepared = prepare(model)
+    held.check_network(import_model(model), prepared, model)
+    with pytest.raises(ModelError, match="output 'y': it is 30 % off"):
+        held.check_network(import_model(too_large(model)), prepared, model)
+
+
+@pytest.mark.parametrize("faulty", [True, False])
+def test_a_wrong_output_of_the_freed_batch_beside_chaos_is_told(faulty: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = beside_chaos()
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    held = Fidelity(UserFile.of(model), [Probe.of([IMAGES], 1, "images")], ["y", "z"])
+    prepared = prepare(model)
+    held.check_model(prepared.model)
+    freed = import_model(prepared.model)
+    right = fidelity.compute_outputs
+
+    def compute(network: object, inputs: tuple[np.ndarray, ...], *others: object) -> dict[str, np.ndarray]:
+        outputs = dict(right(network, inputs, *others))  # type: ignore[arg-type]
+        if network is freed and len(inputs[0]) > 1:
+            outputs |= {"z": -outputs["z"], "y": outputs["y"] * np.float32(1.3 if faulty else 1)}
+        return outputs
+
+    monkeypatch.setattr(fidelity, "compute_outputs", compute)
+    if not faulty:
+        held.check_network(freed, prepared, model)
+        return
+    with pytest.raises(ModelError, match=r"output 'y': it is 30 % off.* after freeing its batch size"):
+        held.check_network(freed, prepared, model)
+
+
 @pytest.mark.parametrize("batch", [None, 1, 3, 64])
 def test_probes_have_whole_batches(batch: int | None) -> None:
     probe = Probe.of([IMAGES], batch, "images")

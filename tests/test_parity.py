@@ -17,7 +17,7 @@ import pdq_export.pipeline
 from pdq_export.cli import app
 from pdq_export.data import ImageSet
 from pdq_export.errors import OptionError, PdqError, ValidationError
-from pdq_export.parity import Parity, judge_parity
+from pdq_export.parity import Evidence, Parity, judge_parity
 from pdq_export.pipeline import Progress, Result
 from pdq_export.validate import DeviationMeter, OutputAgreement, Session, kernels_saturate
 
@@ -114,18 +114,38 @@ def test_other_processors_get_their_file(caplog: pytest.LogCaptureFixture, monke
 
 
 def judge(
-    monkeypatch: pytest.MonkeyPatch, as_run: float, ways: Mapping[str, float], *, saturate: bool = True
+    monkeypatch: pytest.MonkeyPatch,
+    as_run: float,
+    ways: Mapping[str, float],
+    *,
+    saturate: bool = True,
+    few: Mapping[str, float] | None = None,
+    amplified: float = 0.0,
 ) -> Parity:
-    """What is made of an output that is that far off by default and so far in other ways, with layers that saturate."""
+    """What is made of an output that is that far off by default and so far in other ways, with layers that saturate.
+
+    ``few``: how far in every way on the first images; as far as on all of them, if not given. ``amplified``: how far
+    rounding moves it.
+    """
     monkeypatch.setattr("pdq_export.parity.kernels_saturate", lambda: saturate)
     monkeypatch.setattr("pdq_export.parity.saturating_layers", lambda plan, signed=False: ["c1", "y"])
     output = OutputAgreement(
         name="y", quantized_float=agreement(), quantized_simulated=None, simulated_float=None, deviation=as_run
     )
-    measured = [(way, {"y": found}) for way, found in ways.items()]
-    monkeypatch.setattr("pdq_export.parity.measure_otherwise", lambda *_: measured)
+    on_all = {"by default": as_run, **ways}
+    measured = {"few": few or on_all, "all": on_all}
+    images: Any = {"few": ["few"], "all": ["all"]}
     unused: Any = None
-    return judge_parity(make_report(outputs=(output,)), unused, b"", [], unused)
+
+    def measure(_: object, batches: list[str], *others: object) -> dict[str, dict[str, float]]:
+        return {way: {"y": found} for way, found in measured[batches[0]].items()}
+
+    monkeypatch.setattr("pdq_export.parity.measure_ways", measure)
+    monkeypatch.setattr("pdq_export.parity.measure_amplified", lambda *_, **__: {"y": amplified})
+    evidence = Evidence(
+        quantized=b"", floating=b"", optimize=True, few=images["few"], simulated=images["all"], simulate=unused
+    )
+    return judge_parity(make_report(outputs=(output,)), unused, evidence)
 
 
 OPTION = "with session.x64quantprecision=1"
@@ -152,6 +172,85 @@ def test_saturation_is_the_reason_only_where_the_file_is_right_without(
             parity.tell()
     with pytest.raises(ValidationError, match="run it without graph optimizations, or use another version"):
         judge(monkeypatch, 0.3, {WRITTEN: 0.0}, saturate=False).tell()
+
+
+def test_saturation_is_judged_on_images_that_show_the_deviation(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Only later images are off, in every way or by saturation; the first are right in every way."""
+    right = {"by default": 0.001, OPTION: 0.0, WRITTEN: 0.0}
+    with pytest.raises(ValidationError, match="report this as a bug"):
+        judge(monkeypatch, 0.3, {OPTION: 0.3, WRITTEN: 0.3}, few=right).tell()
+    parity = judge(monkeypatch, 0.3, {OPTION: 0.0, WRITTEN: 0.0}, few=right)
+    assert parity.saturated == ("c1", "y")
+    parity.tell()
+    # Between 1 % and 10 %, a way is held against the default on the same images.
+    assert judge(monkeypatch, 0.08, {WRITTEN: 0.03}, few={"by default": 0.05, WRITTEN: 0.03}).saturated == ()
+
+
+def test_what_amplifies_rounding_is_told_and_not_refused(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    parity = judge(monkeypatch, 1.4, {WRITTEN: 1.4}, amplified=1.3)
+    assert parity.saturated == ()
+    parity.tell()
+    assert "output 'y': onnxruntime is 140.0 % off the simulation: it amplifies rounding" in caplog.text
+    assert "move it by 130.0 % in the float model" in caplog.text
+    with pytest.raises(ValidationError, match="report this as a bug"):
+        judge(monkeypatch, 1.4, {WRITTEN: 1.4}, amplified=0.3).tell()
+
+
+CHAOS = BODY + " s = Softmax(y) m = Mul(s, large) z = Sin(m)"
+
+
+def chaotic() -> onnx.ModelProto:
+    graph = fill(parse(CHAOS, outputs="float[N,4] y, float[N,4] z"), WEIGHTS)
+    graph.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(3e7), "large"))
+    return graph
+
+
+def quantize_chaotic() -> Result:
+    return pdq_export.quantize(chaotic(), bits="4/4", calib=IMAGES, method="nearest", device="cpu")
+
+
+def test_a_chaotic_output_beside_a_right_one_is_written(caplog: pytest.LogCaptureFixture) -> None:
+    outputs = {output.name: output.deviation or 0.0 for output in quantize_chaotic().report.outputs}
+    assert outputs["y"] < 0.01
+    assert outputs["z"] > 0.1
+    assert "output 'z': onnxruntime is" in caplog.text
+    assert "it amplifies rounding" in caplog.text
+    assert "output 'y': onnxruntime is" not in caplog.text
+
+
+def test_a_wrong_output_beside_a_chaotic_one_is_refused(off_by: Change) -> None:
+    off_by(0.48)
+    with pytest.raises(ValidationError, match=r"output 'y': onnxruntime is 48\.0 % off"):
+        quantize_chaotic()
+
+
+def test_a_fault_that_later_images_show_is_no_saturation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is wrong in every way, but on bright images only, which are none of the first."""
+    monkeypatch.setattr("pdq_export.parity.kernels_saturate", lambda: True)
+    monkeypatch.setattr("pdq_export.parity.saturating_layers", lambda plan, signed=False: ["c1"])
+    real = pdq_export.pipeline.export_model
+    wrong = """<ir_version: 8, opset_import: ["": 17]> g (float[N,3,8,8] image, float[N,4] right) => (float[N,4] y) {
+        top = GlobalMaxPool(image) flat = Flatten(top) bright = Greater(flat, fifty) share = Cast <to = 1> (bright)
+        more = MatMul(share, half) factor = Add(more, one) y = Mul(right, factor) }"""
+
+    def export(*arguments: Any, **options: Any) -> onnx.ModelProto:
+        file = real(*arguments, **options)
+        (last,) = (node for node in file.graph.node if "y" in node.output)
+        last.output[:] = ["right"]
+        file.graph.node.extend(onnx.parser.parse_model(wrong).graph.node)
+        values = {"fifty": np.float32(50), "one": np.float32(1), "half": np.full((3, 4), 0.5, np.float32)}
+        file.graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(v), name) for name, v in values.items())
+        return file
+
+    monkeypatch.setattr("pdq_export.pipeline.export_model", export)
+    images = np.concatenate([IMAGES, IMAGES, IMAGES])
+    images[80:, :, 0, 0] = 100
+    with pytest.raises(ValidationError, match=r"output 'y'.*report this as a bug"):
+        run(eval=images)
 
 
 def test_nothing_is_run_again_where_all_is_well(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,14 @@ import pdq_export
 from pdq_export.errors import ValidationError
 from pdq_export.spec import OutputPart
 from pdq_export.validate.compare import Accuracy, AccuracyMeter, Agreement, AgreementMeter
-from pdq_export.validate.deviation import WITHOUT_SATURATION, DeviationMeter, Simulate, measure_otherwise
+from pdq_export.validate.deviation import (
+    BY_DEFAULT,
+    WITHOUT_SATURATION,
+    DeviationMeter,
+    Simulate,
+    measure_amplified,
+    measure_ways,
+)
 from pdq_export.validate.parts import PartAgreement, PartMeters
 from pdq_export.validate.report import ModelInfo, OutputAgreement, Report
 from pdq_export.validate.runtime import (
@@ -30,6 +37,7 @@ from pdq_export.validate.runtime import (
 
 __all__ = [
     "BATCH_SIZE",
+    "BY_DEFAULT",
     "WITHOUT_SATURATION",
     "Accuracy",
     "AccuracyMeter",
@@ -48,7 +56,8 @@ __all__ = [
     "check_runs_quantized",
     "count_kernels",
     "kernels_saturate",
-    "measure_otherwise",
+    "measure_amplified",
+    "measure_ways",
     "min_onnxruntime",
     "needed_config",
     "validate",

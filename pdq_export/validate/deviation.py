@@ -1,16 +1,18 @@
 """How far onnxruntime is off the simulation, as it runs a file by default and as it can be made to run it."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pdq_export.errors import ValidationError
+from pdq_export.validate.equivalence import DRAWS, FLOAT32, disturbed
 from pdq_export.validate.runtime import Batch, Session
 
 Simulate = Callable[[Batch], Sequence[NDArray[np.float32]]]
 
+BY_DEFAULT = "by default"
 # onnxruntime's option for x86 processors without VNNI: weights become UINT8, whose slower kernels do not saturate.
 WITHOUT_SATURATION: Mapping[str, str] = {"session.x64quantprecision": "1"}
 
@@ -42,31 +44,54 @@ class DeviationMeter:
         return share if self._counted else float(np.sqrt(share))
 
 
-def measure_otherwise(
+def measure_ways(
     quantized: bytes,
     batches: Iterable[Batch],
     simulate: Simulate,
     names: Sequence[str],
     config: Mapping[str, str],
-) -> Iterator[tuple[str, dict[str, float]]]:
-    """The deviation of every output where onnxruntime runs the file in other ways, and what the way is called.
+) -> dict[str, dict[str, float]]:
+    """The deviation of every output in each way in which onnxruntime runs the file, by what the way is called.
 
-    Without saturation, where the file loads that way, and without any optimization, in float arithmetic as the graph is
-    written. ``names``: of the outputs, in the order of the simulation's.
+    `BY_DEFAULT`; without saturation, where the file loads that way; and without any optimization, in float arithmetic
+    as the graph is written. ``names``: of the outputs, in the order of the simulation's.
     """
-    expected = [(batch, [np.asarray(output) for output in simulate(batch)]) for batch in batches]
     ways: tuple[tuple[str, Mapping[str, str], bool], ...] = (
+        (BY_DEFAULT, {}, True),
         ("with " + "".join(f"{key}={value}" for key, value in WITHOUT_SATURATION.items()), WITHOUT_SATURATION, True),
         ("without optimizations", {}, False),
     )
-    for name, options, optimize in ways:
+    sessions: dict[str, Session] = {}
+    for way, options, optimize in ways:
         try:
-            session = Session(quantized, config={**config, **options}, optimize=optimize)
+            sessions[way] = Session(quantized, config={**config, **options}, optimize=optimize)
         except ValidationError:  # a bug of onnxruntime's option; the other way tells enough
             continue
-        meters = {output: DeviationMeter() for output in names}
-        for batch, simulated in expected:
-            found = dict(zip(session.outputs, session.run(batch), strict=True))
-            for output, outputs in zip(names, simulated, strict=True):
-                meters[output].update(outputs, found[output])
-        yield name, {output: meter.result() for output, meter in meters.items()}
+    meters = {way: {name: DeviationMeter() for name in names} for way in sessions}
+    for batch in batches:
+        simulated = [np.asarray(output) for output in simulate(batch)]
+        for way, session in sessions.items():
+            found = session.run_by_name(batch)
+            for name, output in zip(names, simulated, strict=True):
+                meters[way][name].update(output, found[name])
+    return {way: {name: meter.result() for name, meter in found.items()} for way, found in meters.items()}
+
+
+def measure_amplified(
+    model: bytes, batches: Iterable[Batch], names: Sequence[str], *, optimize: bool
+) -> dict[str, float]:
+    """How far a change of the inputs as small as float rounding moves every output of ``model``; the larger of a few.
+
+    What it moves far, no two ways of computing agree on. ``optimize``: whether onnxruntime may.
+    """
+    session = Session(model, optimize=optimize)
+    meters = {name: [DeviationMeter() for _ in range(DRAWS)] for name in names}
+    for batch in batches:
+        inputs = batch if isinstance(batch, tuple) else (batch,)
+        expected = session.run_by_name(inputs)
+        for draw in range(DRAWS):
+            moved = session.run_by_name(disturbed(inputs, FLOAT32.rounding, seed=draw))
+            for name in names:
+                if moved[name].shape == expected[name].shape:
+                    meters[name][draw].update(expected[name], moved[name])
+    return {name: max(meter.result() for meter in drawn) for name, drawn in meters.items()}

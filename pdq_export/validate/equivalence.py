@@ -12,7 +12,7 @@ Outputs = Mapping[str, Array]
 Inputs = tuple[NDArray[np.float32], ...]
 
 _OF_MEAN = 0.1  # an element near zero may differ by this share of what one of usual size may
-_DRAWS = 2
+DRAWS = 2  # of noise that disturbs inputs
 _NO_SIGNAL = 1e-60  # the square of what outputs of zeros count as, so that an error stays finite
 
 
@@ -48,15 +48,15 @@ class Difference:
     certain: bool | None = None
 
 
-def find_difference(expected: Sequence[Outputs], found: Sequence[Outputs], precision: Precision) -> Difference | None:
-    """The largest difference beyond the tolerance between outputs, by name, of several batches; None for none."""
+def find_differences(expected: Sequence[Outputs], found: Sequence[Outputs], precision: Precision) -> list[Difference]:
+    """The differences beyond the tolerance between outputs, by name, of several batches, the largest first."""
     names = [name for name in expected[0] if name in found[0]]
     differences = [
         difference
         for name in names
         if (difference := _compare(name, [y[name] for y in expected], [y[name] for y in found], precision)) is not None
     ]
-    return max(differences, key=lambda difference: difference.error, default=None)
+    return sorted(differences, key=lambda difference: difference.error, reverse=True)
 
 
 def explain(
@@ -72,12 +72,24 @@ def explain(
     outputs for ``batches`` are ``expected``.
     """
     for size, verdict in ((precision.rounding, None), (precision.doubtful, False)):
-        for draw in range(_DRAWS):
-            moved = [run(_disturbed(batch, size, seed=draw)) for batch in batches]
+        for draw in range(DRAWS):
+            moved = [run(disturbed(batch, size, seed=draw)) for batch in batches]
             error = _error([y[difference.output] for y in expected], [y[difference.output] for y in moved])
             if difference.error <= 2 * error:
                 return None if verdict is None else dataclasses.replace(difference, certain=verdict)
     return dataclasses.replace(difference, certain=True)
+
+
+def disturbed(inputs: Inputs, size: float, *, seed: int) -> Inputs:
+    """The inputs with noise of ``size`` times their own, their zeros included."""
+    generator = np.random.default_rng(seed)
+
+    def disturb(x: NDArray[np.float32]) -> NDArray[np.float32]:
+        level = np.sqrt(np.mean(np.square(x, dtype=np.float64)))
+        noise = generator.standard_normal(x.shape) * size
+        return np.asarray(x + noise * np.maximum(np.abs(x), 0.1 * level), np.float32)
+
+    return tuple(disturb(x) for x in inputs)
 
 
 def join(chunks: Sequence[Outputs], like: Outputs) -> Outputs:
@@ -134,15 +146,3 @@ def _error(expected: Iterable[Array], found: Iterable[Array]) -> float:
     if not np.isfinite(noise):
         return np.inf
     return float(np.sqrt(noise / max(signal, _NO_SIGNAL)))
-
-
-def _disturbed(inputs: Inputs, size: float, *, seed: int) -> Inputs:
-    """The inputs with noise of ``size`` times their own, their zeros included."""
-    generator = np.random.default_rng(seed)
-
-    def disturb(x: NDArray[np.float32]) -> NDArray[np.float32]:
-        level = np.sqrt(np.mean(np.square(x, dtype=np.float64)))
-        noise = generator.standard_normal(x.shape) * size
-        return np.asarray(x + noise * np.maximum(np.abs(x), 0.1 * level), np.float32)
-
-    return tuple(disturb(x) for x in inputs)

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from pdq_export.validate.equivalence import FLOAT16, FLOAT32, explain, find_difference, join, percent
+from pdq_export.validate.equivalence import FLOAT16, FLOAT32, explain, find_differences, join, percent
 
 RNG = np.random.default_rng(0)
 Y = RNG.normal(size=(2, 5, 4)).astype(np.float32)
 
 
 def difference(expected: np.ndarray, found: np.ndarray, precision=FLOAT32):
-    return find_difference([{"y": expected}], [{"y": found}], precision)
+    return next(iter(find_differences([{"y": expected}], [{"y": found}], precision)), None)
 
 
 @pytest.mark.parametrize("size", [1e-20, 1.0, 1e20])
@@ -51,6 +51,11 @@ def test_shapes_integers_and_nan() -> None:
     assert found.error == np.inf
 
 
+def test_every_difference_is_told_the_largest_first() -> None:
+    expected, found = {"a": Y, "b": Y, "c": Y}, {"a": Y * np.float32(1.1), "b": Y, "c": -Y}
+    assert [seen.output for seen in find_differences([expected], [found], FLOAT32)] == ["c", "a"]
+
+
 def threshold(inputs):
     """Ones where an input is beyond a half, which rounding decides for many of them."""
     return {"y": (inputs[0] > 0.5).astype(np.float32)}
@@ -64,8 +69,7 @@ def test_a_difference_behind_a_threshold_is_explained_by_rounding() -> None:
     x = np.full((2, 100), 0.5, np.float32)
     expected = threshold((x,))
     found = {"y": threshold((np.nextafter(x, RNG.choice([-1, 1], x.shape).astype(np.float32)),))["y"]}
-    seen = find_difference([expected], [found], FLOAT32)
-    assert seen is not None
+    (seen,) = find_differences([expected], [found], FLOAT32)
     assert explain(seen, threshold, [(x,)], [expected], FLOAT32) is None
 
 
@@ -73,8 +77,7 @@ def test_a_difference_that_rounding_cannot_make_is_certain() -> None:
     x = RNG.normal(size=(2, 100)).astype(np.float32)
     for run, factor in ((linear, 1.01), (threshold, 1.3)):
         expected, found = run((x,)), run((x * np.float32(factor),))
-        seen = find_difference([expected], [found], FLOAT32)
-        assert seen is not None
+        (seen,) = find_differences([expected], [found], FLOAT32)
         judged = explain(seen, run, [(x,)], [expected], FLOAT32)
         assert judged is not None
         assert judged.certain
