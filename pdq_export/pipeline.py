@@ -269,6 +269,7 @@ def quantize(
             ],
             predictions=calibrated.predictions,
             parts=plan.parts,
+            places=network.meta["images"],
             progress=lambda done: tell(Progress(stage="validate", images=done, total=len(samples.judged))),
         )
         few = samples.judged.head(max(size, _LOOKED_AT_AGAIN // size * size)).batches(size)
