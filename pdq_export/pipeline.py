@@ -271,6 +271,7 @@ def quantize(
             ],
             predictions=calibrated.predictions,
             parts=plan.parts,
+            places=network.meta["images"],
             progress=lambda done: tell(Progress(stage="validate", images=done, total=len(samples.judged))),
         )
         evidence = Evidence(

@@ -8,7 +8,7 @@ import dataclasses
 import enum
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -144,6 +144,10 @@ class Place:
     def along(self, axis: int) -> "Place":
         """The same along another axis."""
         return dataclasses.replace(self, axis=axis)
+
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Whether a tensor of this shape can have images there."""
+        return self.axis < len(shape) and shape[self.axis] % (self.outer * self.inner) == 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,12 +13,14 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
+from pdq_export.calibrate import engine
 from pdq_export.conversion import convert
 from pdq_export.data import ImageSet
 from pdq_export.errors import DataError, ModelError, UnsupportedOperatorError, ValidationError
 from pdq_export.graph.lookup import reads
 from pdq_export.inspection import inspect_model
 from pdq_export.pipeline import Result, quantize
+from pdq_export.validate import Session
 
 from .graph.models import build, node, norm_constants, random
 
@@ -632,6 +634,21 @@ def test_a_recogniser_with_a_fixed_batch_is_the_one_with_any(batch: int) -> None
     assert fixed.report.outputs[0].simulated_float.sqnr_db == pytest.approx(
         free.report.outputs[0].simulated_float.sqnr_db, abs=0.1
     )
+
+
+@pytest.mark.parametrize("count", [16, 17])
+def test_the_images_of_a_recogniser_are_counted_not_its_steps(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the search for collapse, where 17 are parts of 9 and 8 images, and in the report."""
+    x, judged = random(count, 3, 8, 8), []
+    monkeypatch.setattr(engine, "warn_of_collapse", lambda _, *values: judged.extend(values[:2]))
+    result = quantize(recogniser("N"), calib=x, options={**TINY, "samples": count}, device="cpu", bits="4/4")
+    assert [tuple(values.shape) for values in judged] == [(count, 8, 5)] * 2
+    (output,) = result.report.outputs
+    assert output.quantized_float.images == output.simulated_float.images == count
+    sessions = [Session(model.SerializeToString()) for model in (recogniser("N"), result.model)]
+    floats, quantized = (session.run(x)[0] for session in sessions)
+    norms = [np.linalg.norm(values, axis=(0, 2)) for values in (quantized - floats, floats)]
+    assert output.quantized_float.median_relative_error == pytest.approx(np.median(norms[0] / norms[1]), rel=1e-3)
 
 
 def test_boxes_without_an_axis_of_images() -> None:

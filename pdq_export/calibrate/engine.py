@@ -21,7 +21,7 @@ from pdq_export.calibrate.losses import class_axis
 from pdq_export.calibrate.memory import STEP_IMAGES, step_bytes, trim_heap
 from pdq_export.calibrate.passes import PASS_BATCH, run_pass, run_probe, spread
 from pdq_export.calibrate.precision import settled_torch
-from pdq_export.calibrate.prediction import find_predictions, put_images_first
+from pdq_export.calibrate.prediction import find_predictions, images_first, put_images_first
 from pdq_export.calibrate.quantizers import (
     ActivationQuantizer,
     DroppingQuantizer,
@@ -185,9 +185,15 @@ class _Engine:
         count = math.ceil(len(some[0]) / _COLLAPSE_BATCH)
         parts = list(zip(*(x.tensor_split(count) for x in some), strict=True))
         full, quantized = ([module(*part) for part in parts] for module in (self.network, simulation))
-        for name, a, b in zip(self.graph_outputs, zip(*full, strict=True), zip(*quantized, strict=True), strict=True):
-            if a[0].ndim:
+        for name, *pair in zip(self.graph_outputs, zip(*full, strict=True), zip(*quantized, strict=True), strict=True):
+            a, b = ([self._images_first(name, x) for x in values] for values in pair)
+            # Numbers without an image of their own, which need not even fit each other, have no spread over images.
+            if all(x.ndim and len(x) == len(part[0]) for x, part in zip(a, parts, strict=True)):
                 warn_of_collapse(name, torch.cat(a), torch.cat(b), functools.partial(self._advise, parts))
+
+    def _images_first(self, name: str, x: Tensor) -> Tensor:
+        place = self.network.meta.get("images", {}).get(name)
+        return images_first(x, place.axis, place.outer, place.inner) if place and place.fits(x.shape) else x
 
     def _advise(self, parts: Sequence[Sequence[Tensor]]) -> str:
         """What to do about a collapse, and where it happens."""

@@ -1,32 +1,64 @@
 """Torch as this package computes with it, whatever the calling process has set."""
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 
+class _Process:
+    """What calls have settled for all threads: the first of those that run at once saves it, the last puts it back."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._calls = 0
+        self._before = contextlib.ExitStack()
+
+    @contextlib.contextmanager
+    def settled(self) -> Iterator[None]:
+        with self._lock:
+            self._calls += 1
+        try:
+            with self._lock:
+                self._settle()
+            yield
+        finally:
+            with self._lock:
+                self._calls -= 1
+                if not self._calls:
+                    self._before.close()
+
+    def _settle(self) -> None:
+        self._before.enter_context(full_float32())
+        if (dtype := torch.get_default_dtype()) != torch.float32:
+            torch.set_default_dtype(torch.float32)
+            self._before.callback(torch.set_default_dtype, dtype)
+        if torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled():
+            torch.use_deterministic_algorithms(True, warn_only=True)
+            self._before.callback(torch.use_deterministic_algorithms, True)
+
+
+_process = _Process()
+
+
 @contextlib.contextmanager
 def settled_torch() -> Iterator[None]:
     """Float32 in full, gradients, no autocast, new tensors in float32 on the CPU; afterwards all is as it was.
 
-    Under ``torch.use_deterministic_algorithms`` what has no deterministic form warns where it would raise.
+    Under ``torch.use_deterministic_algorithms`` what has no deterministic form warns where it would raise. What torch
+    keeps for the whole process, that, the default dtype and the precision, is as it was after the last of the calls
+    that run at once in several threads.
     """
-    dtype = torch.get_default_dtype()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(full_float32())
+        stack.enter_context(_process.settled())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         for device_type in ("cpu", "cuda"):
             stack.enter_context(torch.autocast(device_type, enabled=False))
         if torch.get_default_device().type != "cpu":  # the mode costs time at every call
             stack.enter_context(torch.device("cpu"))
-        torch.set_default_dtype(torch.float32)
-        stack.callback(torch.set_default_dtype, dtype)
-        if torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled():
-            torch.use_deterministic_algorithms(True, warn_only=True)
-            stack.callback(torch.use_deterministic_algorithms, True)
         yield
 
 

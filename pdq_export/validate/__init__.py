@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 import pdq_export
 from pdq_export.errors import ValidationError
-from pdq_export.spec import OutputPart
+from pdq_export.spec import OutputPart, Place
 from pdq_export.validate.compare import Accuracy, AccuracyMeter, Agreement, AgreementMeter
 from pdq_export.validate.deviation import (
     BY_DEFAULT,
@@ -98,6 +98,7 @@ def validate(
     floating: Iterable[Mapping[str, Any]] = (),
     predictions: Mapping[str, Sequence[str]] | None = None,
     parts: Mapping[str, Sequence[OutputPart]] | None = None,
+    places: Mapping[str, Place] | None = None,
     batch_size: int = BATCH_SIZE,
     progress: Callable[[int], None] | None = None,
     optimize: bool = True,
@@ -108,9 +109,10 @@ def validate(
     ``labels``: [N], where the first output is one vector of class scores per image. ``compared``: names of tensors,
     inner ones among them; by default all outputs. ``simulate``: these of the simulated quantized model for one batch,
     of which it sees the first and every ``simulate_every``-th one. ``model``: the user's file; without it, ``original``
-    as serialized. ``parts``: of outputs, compared one by one too. ``progress`` is told how many images are done.
-    Without ``optimize`` onnxruntime runs the original as it is written. Raises ValidationError where a model does not
-    load or run, where outputs do not fit each other or the labels, and where there is no image.
+    as serialized. ``parts``: of outputs, compared one by one too. ``places``: where images lie in outputs in which they
+    do not have axis 0 for themselves. ``progress`` is told how many images are done. Without ``optimize`` onnxruntime
+    runs the original as it is written. Raises ValidationError where a model does not load or run, where outputs do not
+    fit each other, their places or the labels, and where there is no image.
     """
     contents = tuple(
         m if isinstance(m, bytes) else m.SerializeToString(deterministic=True) for m in (original, quantized)
@@ -122,8 +124,10 @@ def validate(
         for content, options, optimized in ((contents[0], None, optimize), (contents[1], config, True))
     )
     names = tuple(compared) or session.outputs
-    meters = _Meters(names, session.outputs[0], simulated=simulate is not None, labelled=labels is not None)
-    part_meters = PartMeters(parts or {}, names)
+    meters = _Meters(
+        names, places or {}, session.outputs[0], simulated=simulate is not None, labelled=labels is not None
+    )
+    part_meters = PartMeters(parts or {}, names, places or {})
     for number, batch in enumerate(_batches(images, batch_size)):
         seen = simulate is not None and number % simulate_every == 0
         simulated = [np.asarray(output) for output in simulate(batch)] if simulate is not None and seen else None
@@ -187,11 +191,15 @@ def _batches(images: Array | Iterable[Batch], batch_size: int) -> Iterator[Batch
 class _Meters:
     """The running numbers of one validation."""
 
-    def __init__(self, names: Sequence[str], scores: str, *, simulated: bool, labelled: bool) -> None:
+    def __init__(
+        self, names: Sequence[str], places: Mapping[str, Place], scores: str, *, simulated: bool, labelled: bool
+    ) -> None:
         self.images = 0
         self._names, self._scores, self._simulated, self._labelled = names, scores, simulated, labelled
         pairs = ("quantized_float", "quantized_simulated", "simulated_float")
-        self._agreements = [{pair: AgreementMeter(f"output {name!r}") for pair in pairs} for name in names]
+        self._agreements = [
+            {pair: AgreementMeter(f"output {name!r}", places.get(name)) for pair in pairs} for name in names
+        ]
         self._deviations = [DeviationMeter() for _ in names]
         self._accuracies = [AccuracyMeter() for _ in range(4)]
 

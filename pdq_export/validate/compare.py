@@ -2,11 +2,13 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pdq_export.errors import ValidationError
+from pdq_export.spec import Place
 
 Array = NDArray[np.float32]
 # Agreement beyond chance, of all there could be (Cohen's kappa), that is none yet; and images that can tell.
@@ -63,23 +65,37 @@ class Accuracy:
 
 
 class AgreementMeter:
-    """Adds up an `Agreement` over batches; ``where`` says in errors what is compared."""
+    """Adds up an `Agreement` over batches; ``where`` says in errors what is compared.
 
-    def __init__(self, where: str = "outputs") -> None:
-        self._where = where
+    ``place``: where images lie, by default along axis 0 alone.
+    """
+
+    def __init__(self, where: str = "outputs", place: Place | None = None) -> None:
+        self._where, self._place = where, place or Place(axis=0)
         self._images = self._positions = self._equal = 0
         self._signal = self._noise = 0.0
         self._relative: list[NDArray[np.float64]] = []
         self._classes = np.zeros((2, 0), np.int64)  # how often each is the largest, of reference and outputs
 
     def update(self, reference: Array, outputs: Array) -> None:
-        """Add one batch, [N, ...] each. Raises ValidationError for unequal shapes and for NaN or infinity."""
+        """Add one batch, images along the meter's place in both.
+
+        Raises ValidationError for unequal shapes, those without that place, and for NaN or infinity.
+        """
         if reference.shape != outputs.shape:
             raise ValidationError(
                 f"{self._where}: the shape is {list(outputs.shape)}; expected {list(reference.shape)}"
             )
         if not (np.isfinite(outputs).all() and np.isfinite(reference).all()):
             raise ValidationError(f"{self._where}: it contains NaN or infinity; expected finite numbers")
+        if not self._place.fits(reference.shape):
+            raise ValidationError(
+                f"{self._where}: the shape is {list(outputs.shape)}; expected {self._place.outer * self._place.inner} "
+                f"rows per image along axis {self._place.axis}"
+            )
+        along_rows = self._place.axis == 0  # scores [steps * N, K] have a class for every row
+        rows = (reference, outputs)
+        reference, outputs = (images_first(x, self._place) for x in rows)
         count = len(reference)
         wide, error = reference.astype(np.float64), outputs.astype(np.float64) - reference
         signal = np.square(wide).reshape(count, -1).sum(axis=1)
@@ -89,12 +105,16 @@ class AgreementMeter:
         self._signal += float(signal.sum())
         self._noise += float(noise.sum())
         self._relative.append(relative)
-        if reference.ndim in (2, 4) and reference.shape[1] > 1:
-            largest = [x.argmax(axis=1).reshape(-1) for x in (reference, outputs)]
-            self._positions += largest[0].size
-            self._equal += int((largest[0] == largest[1]).sum())
-            counts = np.stack([np.bincount(x, minlength=reference.shape[1]) for x in largest])
-            self._classes = counts if not self._classes.size else self._classes + counts
+        self._add_classes(*(rows if along_rows else (reference, outputs)), shapes=(2, 4) if along_rows else (2,))
+
+    def _add_classes(self, reference: Array, outputs: Array, *, shapes: Sequence[int]) -> None:
+        if reference.ndim not in shapes or reference.shape[1] < 2:
+            return
+        largest = [x.argmax(axis=1).reshape(-1) for x in (reference, outputs)]
+        self._positions += largest[0].size
+        self._equal += int((largest[0] == largest[1]).sum())
+        counts = np.stack([np.bincount(x, minlength=reference.shape[1]) for x in largest])
+        self._classes = counts if not self._classes.size else self._classes + counts
 
     def result(self) -> Agreement:
         """The agreement over all batches so far."""
@@ -149,6 +169,17 @@ class AccuracyMeter:
             top1=self._top1 / images,
             top5=self._top5 / images if self._classes > 5 else None,
         )
+
+
+def images_first(x: Array, place: Place) -> Array:
+    """[..., outer * N * inner, ...] as [N, ..., outer, inner, ...]; as it is where images have axis 0 alone."""
+    if place == Place(axis=0):
+        return x
+    axis, outer, inner = place.axis, place.outer, place.inner
+    count = x.shape[axis] // (outer * inner)
+    split = x.reshape(*x.shape[:axis], outer, count, inner, *x.shape[axis + 1 :])
+    kept = [size for size in (outer, inner) if size > 1]
+    return np.moveaxis(split, axis + 1, 0).reshape(count, *x.shape[:axis], *kept, *x.shape[axis + 1 :])
 
 
 def class_scores(outputs: Array) -> Array | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from pdq_export.spec import OutputPart
+from pdq_export.spec import OutputPart, Place
 from pdq_export.validate.compare import Agreement, AgreementMeter
 
 
@@ -20,11 +20,22 @@ class PartAgreement:
 
 
 class PartMeters:
-    """Adds up agreements over batches. ``parts``: by output; those of outputs that are not compared are left out."""
+    """Adds up agreements over batches. ``parts``: by output; those of outputs that are not compared are left out.
 
-    def __init__(self, parts: Mapping[str, Sequence[OutputPart]], outputs: Sequence[str]) -> None:
-        places = {(name, part.name(name)): part for name in outputs for part in parts.get(name, ())}
-        self._meters = {place: (part, AgreementMeter(f"output {place[1]!r}")) for place, part in places.items()}
+    ``places``: of the images, by output, where that is not axis 0 alone.
+    """
+
+    def __init__(
+        self,
+        parts: Mapping[str, Sequence[OutputPart]],
+        outputs: Sequence[str],
+        places: Mapping[str, Place],
+    ) -> None:
+        self._meters = {
+            (name, part.name(name)): (part, AgreementMeter(f"output {part.name(name)!r}", places.get(name)))
+            for name in outputs
+            for part in parts.get(name, ())
+        }
 
     def update(self, reference: Mapping[str, NDArray[Any]], quantized: Mapping[str, NDArray[Any]]) -> None:
         """Add one batch, by output."""

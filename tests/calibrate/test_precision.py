@@ -1,6 +1,7 @@
 """What the calling process has set about torch neither changes a result nor is changed by it."""
 
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
@@ -41,6 +42,13 @@ def set_precision(owner: str, value: str) -> None:
     for part in path:
         where = getattr(where, part)
     setattr(where, last, value)
+
+
+def precise() -> bool:
+    """Whether products of matrices have float32 in full."""
+    if hasattr(torch.backends, "fp32_precision"):
+        return precision("cuda.matmul") == precision("mkldnn.matmul") == "ieee"
+    return torch.get_float32_matmul_precision() == "highest"
 
 
 def written() -> bytes:
@@ -162,3 +170,35 @@ def test_deterministic_algorithms(expected: bytes) -> None:
         assert not torch.is_deterministic_algorithms_warn_only_enabled()
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("_as_before")
+def test_calls_at_once_are_settled_until_the_last_ends() -> None:
+    entered, left, seen = threading.Event(), threading.Event(), []
+
+    def first() -> None:
+        with settled_torch():
+            entered.set()
+            inside.wait(20)
+        left.set()
+
+    inside = threading.Event()
+    thread = threading.Thread(target=first)
+    torch.set_default_dtype(torch.float64)
+    torch.use_deterministic_algorithms(True)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        thread.start()
+        assert entered.wait(20)
+        with settled_torch():
+            inside.set()
+            assert left.wait(20)
+            seen.append((torch.get_default_dtype(), torch.is_deterministic_algorithms_warn_only_enabled()))
+            seen.append(precise())
+        seen.append((torch.get_default_dtype(), torch.is_deterministic_algorithms_warn_only_enabled()))
+        seen.append(precise())
+    finally:
+        thread.join()
+        torch.set_default_dtype(torch.float32)
+        torch.use_deterministic_algorithms(False)
+    assert seen == [(torch.float32, True), True, (torch.float64, False), False]

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pdq_export.errors import ValidationError
+from pdq_export.spec import Place
 from pdq_export.validate import AccuracyMeter, AgreementMeter
 
 
@@ -20,6 +21,46 @@ def accuracy(outputs, labels):
     meter = AccuracyMeter()
     meter.update(np.asarray(outputs, np.float32), np.asarray(labels))
     return meter.result()
+
+
+def moved(place, *batches):
+    meter = AgreementMeter("output 'y'", place)
+    for reference, outputs in batches:
+        meter.update(reference, outputs)
+    return meter.result()
+
+
+@pytest.mark.parametrize("place", [Place(axis=1), Place(axis=0, outer=6), Place(axis=0, inner=6), Place(axis=2)])
+def test_images_along_another_axis_are_images(place):
+    """[T, N, K], [T N, K], [N T, K] and [T, K, N]: errors are those of images, over batches of unequal size."""
+    rng = np.random.default_rng(0)
+    floats = rng.standard_normal((5, 6, 4), dtype=np.float32)
+    outputs = floats + rng.random((5, 1, 1), dtype=np.float32) * rng.standard_normal((5, 6, 4), dtype=np.float32)
+
+    def laid(x):
+        if place.axis:
+            return x.transpose((1, 0, 2) if place.axis == 1 else (1, 2, 0))
+        return (x if place.inner > 1 else x.swapaxes(0, 1)).reshape(-1, 4)
+
+    result = moved(place, *((laid(floats[part]), laid(outputs[part])) for part in (slice(3), slice(3, 5))))
+    expected = agreement((floats, outputs))
+    assert result.images == 5
+    for name in ("relative_error", "median_relative_error", "max_relative_error"):
+        assert getattr(result, name) == pytest.approx(getattr(expected, name))
+    rows = (floats.argmax(2) == outputs.argmax(2)).mean()
+    assert result.argmax_agreement == (None if place.axis else pytest.approx(rows))
+
+
+def test_classes_before_images():
+    scores, others = np.float32([[1, 0, 0], [0, 1, 2]]), np.float32([[1, 3, 0], [0, 1, 2]])  # [K, N]
+    assert moved(Place(axis=1), (scores, others)).argmax_agreement == pytest.approx(2 / 3)
+
+
+def test_an_output_without_the_place_of_its_images():
+    with pytest.raises(
+        ValidationError, match=r"output 'y': the shape is \[7, 4\]; expected 6 rows per image along axis 0"
+    ):
+        moved(Place(axis=0, outer=6), (np.zeros((7, 4)), np.zeros((7, 4))))
 
 
 def test_known_numbers():
