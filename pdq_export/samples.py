@@ -60,7 +60,7 @@ def read_samples(calib: Source, eval: Source | None, specs: Sequence[InputSpec],
             len(calibration),
             first_few([str(position) for position in outliers]),
         )
-        calibration = calibration.take([n for n in range(len(calibration)) if n not in set(outliers)])
+        calibration = calibration.take(sorted(set(range(len(calibration))) - set(outliers)))
     shared = len(judged) if eval is None else _tell_shared(calibration, judged)
     return Samples(calibration=calibration, judged=judged, shared=shared, left_out=tuple(outliers))
 

@@ -80,9 +80,7 @@ def hardening_bytes(network: fx.GraphModule, block: Block, soft: Mapping[str, So
     for layer in block.layers:
         if layer.weight in soft and _is_product(layer, nodes[layer.output], soft[layer.weight]):
             weight, groups = soft[layer.weight], _groups(nodes[layer.output])
-            inputs = groups * _k(weight)
-            numbers = 6 * inputs * _k(weight) + 7 * weight.alpha.numel() + 2 * inputs * _BATCH * _ROWS_OF_IMAGE
-            largest = max(largest, 8 * numbers)
+            largest = max(largest, _moments_bytes(groups, _k(weight), weight.alpha.numel()))
     return largest + 3 * 4 * _ELEMENTS
 
 
@@ -90,8 +88,12 @@ def rounding_bytes(groups: int, k: int, weights: int, positions: int) -> int:
     """About what rounding a layer takes: ``weights`` numbers with ``k`` inputs each, at ``positions`` of an image."""
     if groups * k**2 > _LARGEST_K**2:
         return 0
-    numbers = 6 * groups * k * k + 7 * weights + 2 * groups * k * _BATCH * _ROWS_OF_IMAGE
-    return 8 * numbers + 3 * 4 * min(_ELEMENTS, groups * k * positions * _BATCH)
+    return _moments_bytes(groups, k, weights) + 3 * 4 * min(_ELEMENTS, groups * k * positions * _BATCH)
+
+
+def _moments_bytes(groups: int, k: int, weights: int) -> int:
+    """Moments of the inputs, weights and rows of a batch, all in float64."""
+    return 8 * (6 * groups * k * k + 7 * weights + 2 * groups * k * _BATCH * _ROWS_OF_IMAGE)
 
 
 def _k(weight: SoftRounding) -> int:

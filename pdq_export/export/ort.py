@@ -17,7 +17,7 @@ from pdq_export.export.layouts import Layout, Quantized, register_layout
 from pdq_export.export.qdq import QdqGraph
 from pdq_export.export.storage import storage_opset
 from pdq_export.export.writer import GraphWriter
-from pdq_export.graph.lookup import attribute, describe
+from pdq_export.graph.lookup import SHAPE_OPERATORS, attribute, describe
 from pdq_export.spec import Plan, Point, Role
 
 MIN_OPSET = 13  # DequantizeLinear along an axis
@@ -45,7 +45,6 @@ MOVES_INTEGERS = frozenset(
         "Unsqueeze",
     ]
 )
-READS_ONLY_SHAPE = frozenset(["Shape", "Size"])
 
 
 def required_opset(plan: Plan) -> int:
@@ -111,7 +110,7 @@ class _OrtGraph(QdqGraph):
         return self.out.node("DequantizeLinear", [zero, scale, self.out.integer(0, 8)], "zero_dequantized")
 
     def read_all(self, node: NodeProto) -> list[str]:
-        if node.op_type in READS_ONLY_SHAPE:
+        if node.op_type in SHAPE_OPERATORS:
             return [self.integers.get(name, name) for name in node.input]
         return super().read_all(node)
 

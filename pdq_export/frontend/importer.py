@@ -16,10 +16,10 @@ from pdq_export.frontend.constants import ELEMENT_TYPES, TORCH_DTYPES, host_cons
 from pdq_export.frontend.names import Names
 from pdq_export.frontend.node import Call, OnnxNode, Ref, describe
 from pdq_export.frontend.registry import OLDEST_OPSET, find_converter, find_schema
+from pdq_export.graph.lookup import SHAPE_OPERATORS
 from pdq_export.graph.messages import essential_line
 from pdq_export.graph.passes import inline
 
-_SHAPE_OPERATORS = frozenset({"Shape", "Size"})
 # Results of constant nodes are computed at import time up to this many elements: parameters are far smaller, and
 # weights (which stay nodes, so that they can be replaced) need no second copy.
 _FOLD_LIMIT = 1 << 12
@@ -145,7 +145,7 @@ class _Importer:
         host = any(name in self._host for name in inputs) and all(
             name in self._host or name in self._constants for name in inputs
         )
-        if host or node.op_type in _SHAPE_OPERATORS:
+        if host or node.op_type in SHAPE_OPERATORS:
             self._host.update(node.outputs)
         self._emit(node, call, host)
 

@@ -14,14 +14,12 @@ from onnx import NodeProto
 
 from pdq_export.graph import origins
 from pdq_export.graph.edit import fresh_name
-from pdq_export.graph.lookup import GraphIndex, is_layer
+from pdq_export.graph.lookup import SHAPE_OPERATORS, GraphIndex, is_layer
 from pdq_export.graph.passes import tidy
 from pdq_export.plan.expectations import without_expectations
 from pdq_export.plan.operators import data_inputs, is_passthrough
 from pdq_export.plan.readers import tensors_before_layers
 from pdq_export.spec import CARRIER_BITS, Point, Role
-
-_READ_ONLY_SHAPES = frozenset({"Shape", "Size"})
 
 
 def moves_values(index: GraphIndex, node: NodeProto) -> bool:
@@ -69,7 +67,7 @@ def _is_float(index: GraphIndex, node: NodeProto) -> bool:
 
 
 def _is_read_outside(index: GraphIndex, tensor: str, readers: Iterable[NodeProto], inner: Container[str]) -> bool:
-    outer = (reader for reader in readers if reader.name not in inner and reader.op_type not in _READ_ONLY_SHAPES)
+    outer = (reader for reader in readers if reader.name not in inner and reader.op_type not in SHAPE_OPERATORS)
     return tensor in index.outputs or any(outer)
 
 
