@@ -23,8 +23,8 @@ from pathlib import Path
 from benchmarks.architectures import ARCHITECTURES, BasicBlock, ResNet, build, export, randomized
 from benchmarks.common import append_line, markdown, parse_setting, read_lines
 from benchmarks.measure import MEGABYTE, BlockTime, Job, Measurement, measure
+from pdq_export.config.method import METHODS, PRESETS
 from pdq_export.errors import PdqError
-from pdq_export.options import METHODS, PRESETS
 
 # What --sweep varies where --values does not say: images, steps a block, side of the image, units in each stage.
 SWEEPS = {"images": (32, 64, 128), "iters": (11, 21, 41), "resolution": (64, 128, 224), "depth": (1, 2, 4)}

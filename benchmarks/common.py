@@ -13,10 +13,10 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from pdq_export.commands.quantize import Progress
 from pdq_export.data import ImageSet
 from pdq_export.errors import ValidationError
 from pdq_export.graph.messages import essential_line
-from pdq_export.pipeline import Progress
 
 Array = NDArray[np.float32]
 

@@ -12,9 +12,9 @@ import torch
 
 import pdq_export
 from benchmarks.common import StageClock, noise
+from pdq_export.commands.quantize import Progress
+from pdq_export.config.method import CalibrationOptions, choose_options
 from pdq_export.data import ImageSet
-from pdq_export.options import CalibrationOptions, choose_options
-from pdq_export.pipeline import Progress
 from pdq_export.validate import BATCH_SIZE
 
 MEGABYTE = 1e6

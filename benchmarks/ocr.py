@@ -26,8 +26,8 @@ import pdq_export
 from benchmarks.common import Array, StageClock, append_line, digest, markdown, open_session, parse_setting, read_lines
 from benchmarks.latency import measure
 from benchmarks.text_images import SPLITS, TextRenderer
+from pdq_export.config.method import METHODS, PRESETS
 from pdq_export.errors import PdqError
-from pdq_export.options import METHODS, PRESETS
 
 CLASSIFIER, DETECTOR = "classifier", "detector"
 BITS = ("8/8", "4/4")

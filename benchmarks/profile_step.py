@@ -19,13 +19,13 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.common import markdown
 from pdq_export.calibrate import calibrate
+from pdq_export.config.method import choose_options
 from pdq_export.data import load_images
 from pdq_export.frontend import import_model
 from pdq_export.graph.load import load_model
 from pdq_export.graph.lookup import GraphIndex
 from pdq_export.graph.passes import free_batch
 from pdq_export.graph.prepare import prepare
-from pdq_export.options import choose_options
 from pdq_export.plan import PlanOptions, make_plan, network_family
 from pdq_export.stages import input_specs
 

@@ -56,8 +56,8 @@ def convert(
     # Imported here: torch is not needed, but onnx takes a second.
     import onnxruntime
 
-    from pdq_export.conversion import check_target
-    from pdq_export.conversion import convert as run
+    from pdq_export.commands.convert import check_target
+    from pdq_export.commands.convert import convert as run
     from pdq_export.graph.save import check_output, save_model
     from pdq_export.validate import min_onnxruntime, needed_config
 

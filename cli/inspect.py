@@ -18,7 +18,7 @@ from .options import check_plan_options, plan_options
 from .render import format_sizes, printable
 
 if TYPE_CHECKING:
-    from pdq_export.inspection import Inspection, TensorInfo
+    from pdq_export.commands.inspect import Inspection, TensorInfo
     from pdq_export.plan.summary import LayerSummary
 
 _WIDE = 1000  # no folding where a program reads
@@ -46,7 +46,7 @@ def inspect(model: Path, *, as_json: bool, verbose: bool, **arguments: Any) -> N
     # Imported here, behind every check that needs no torch: it takes seconds.
     import onnxruntime
 
-    from pdq_export.inspection import inspect_model
+    from pdq_export.commands.inspect import inspect_model
 
     if not verbose:
         onnxruntime.set_default_logger_severity(3)  # without a GPU, its GPU build warns about missing libraries

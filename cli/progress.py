@@ -15,7 +15,7 @@ from .render import printable
 
 if TYPE_CHECKING:
     from pdq_export.calibrate import BlockProgress
-    from pdq_export.pipeline import Progress
+    from pdq_export.commands.quantize import Progress
 
 logger = logging.getLogger("pdq_export.cli.progress")
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
+from pdq_export.config.method import choose_options
 from pdq_export.errors import DataError, ModelError, OptionError
 from pdq_export.files import check_report, check_writable
-from pdq_export.options import choose_options
 from pdq_export.process import tune_process
 
 from .log import NOTES, libraries_print_nothing, set_up_logging
@@ -20,7 +20,7 @@ from .progress import ProgressDisplay
 from .render import printable, report_table, session_note, version_note
 
 if TYPE_CHECKING:
-    from pdq_export.pipeline import Result
+    from pdq_export.commands.quantize import Result
 
 DEFAULT_DATA = "calib_data"
 _PATH = click.Path(path_type=Path)
@@ -236,7 +236,7 @@ def _run(request: Request, console: Console, *, quiet: bool, verbose: bool) -> "
         # Imported here, behind every check that needs no torch: it takes seconds.
         import onnxruntime
 
-        from pdq_export.pipeline import quantize as run
+        from pdq_export.commands.quantize import quantize as run
 
         if not verbose:
             onnxruntime.set_default_logger_severity(3)  # without a GPU, its GPU build warns about missing libraries

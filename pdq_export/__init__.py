@@ -16,22 +16,22 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from pdq_export.conversion import convert
+    from pdq_export.commands.convert import convert
+    from pdq_export.commands.inspect import inspect_model
+    from pdq_export.commands.quantize import quantize
+    from pdq_export.config.method import CalibrationOptions
     from pdq_export.data import ImageSet, InputSet
     from pdq_export.errors import PdqError
-    from pdq_export.inspection import inspect_model
-    from pdq_export.options import CalibrationOptions
-    from pdq_export.pipeline import quantize
     from pdq_export.process import tune_process
 
 _HOMES = {
-    "CalibrationOptions": "pdq_export.options",
+    "CalibrationOptions": "pdq_export.config.method",
     "ImageSet": "pdq_export.data",
     "InputSet": "pdq_export.data",
     "PdqError": "pdq_export.errors",
-    "convert": "pdq_export.conversion",
-    "inspect_model": "pdq_export.inspection",
-    "quantize": "pdq_export.pipeline",
+    "convert": "pdq_export.commands.convert",
+    "inspect_model": "pdq_export.commands.inspect",
+    "quantize": "pdq_export.commands.quantize",
     "tune_process": "pdq_export.process",
 }
 

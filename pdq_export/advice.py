@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pdq_export.options import CalibrationOptions
+from pdq_export.config.method import CalibrationOptions
 from pdq_export.spec import CARRIER_BITS, BitWidths, Point, Role
 
 _REDUCED_BITS = 7  # of weights that get them for the runtime's sake

@@ -12,6 +12,7 @@ import onnx
 from numpy.typing import NDArray
 
 import pdq_export
+from pdq_export.config.method import CalibrationOptions
 from pdq_export.data import InputSpec
 from pdq_export.errors import ModelError, OptionError, ValidationError, first_few
 from pdq_export.export import export_model, find_layout, required_opset
@@ -20,7 +21,6 @@ from pdq_export.graph.lookup import GraphIndex, float_tensors_behind
 from pdq_export.graph.noise import noise
 from pdq_export.graph.passes import free_batch
 from pdq_export.graph.prepare import PreparedModel, at_opset, prepare
-from pdq_export.options import CalibrationOptions
 from pdq_export.plan import PlanOptions, float_tail, make_plan, without_tail
 from pdq_export.plan.accumulators import fit_accumulators
 from pdq_export.plan.floating import EXCLUDED, FloatNode, find_floating
@@ -143,7 +143,7 @@ def file_metadata(settings: Mapping[str, Any]) -> dict[str, str]:
         "pdq_export.bits": settings["bits"],
         "pdq_export.target": settings["target"],
         "pdq_export.seed": str(settings["seed"]),
-        "pdq_export.options": json.dumps(settings, sort_keys=True),
+        "pdq_export.config.method": json.dumps(settings, sort_keys=True),
     }
 
 

@@ -7,9 +7,9 @@ import onnx
 import onnxruntime as ort
 import pytest
 
+from pdq_export.commands.quantize import quantize
 from pdq_export.graph.lookup import GraphIndex
 from pdq_export.graph.prepare import prepare
-from pdq_export.pipeline import quantize
 from pdq_export.plan import PlanOptions, make_plan
 from pdq_export.plan.blocks import MAX_LAYERS
 from pdq_export.spec import BitWidths, Plan

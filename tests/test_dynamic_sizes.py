@@ -10,9 +10,9 @@ from torch import nn
 
 from pdq_export.calibrate.sizes import batch_sizes, fold_sizes
 from pdq_export.calibrate.subgraph import extract
+from pdq_export.commands.quantize import Result, quantize
 from pdq_export.frontend import import_model
 from pdq_export.graph.prepare import prepare
-from pdq_export.pipeline import Result, quantize
 from pdq_export.plan import PlanOptions, make_plan
 from pdq_export.spec import BitWidths, Block
 

@@ -9,11 +9,10 @@ import pytest
 import torch
 from torch import fx
 
-from pdq_export import pipeline
 from pdq_export.calibrate.equalization import channel_factors
 from pdq_export.calibrate.subgraph import extract
+from pdq_export.commands.quantize import Result, quantize
 from pdq_export.frontend import import_model
-from pdq_export.pipeline import Result, quantize
 from pdq_export.spec import ChannelStatistics, Plan
 
 from .onnx_text import fill, name_nodes, parse
@@ -126,7 +125,7 @@ def test_statistics_and_the_rest_of_the_graph_go_along(monkeypatch: pytest.Monke
         handed.append((network, statistics))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "calibrate", stop)
+    monkeypatch.setattr("pdq_export.commands.quantize.calibrate", stop)
     with pytest.raises(KeyboardInterrupt):
         quantize(model, calib=x, options={"samples": 64}, device="cpu")
     ((module, statistics),) = handed

@@ -88,10 +88,13 @@ def fails(*_: object, **__: object) -> None:
 @pytest.mark.parametrize(
     ("place", "call"),
     [
-        ("pdq_export.pipeline.load_model", lambda path: quantize(path, calib=np.zeros((1, 1, 28, 28), np.float32))),
-        ("pdq_export.pipeline.calibrate", lambda path: quantize(path, calib=calib_data.path("calib.npz"))),
-        ("pdq_export.inspection.prepare_and_plan", inspect_model),
-        ("pdq_export.conversion.read_model", lambda path: convert(path, "native")),
+        (
+            "pdq_export.commands.quantize.load_model",
+            lambda path: quantize(path, calib=np.zeros((1, 1, 28, 28), np.float32)),
+        ),
+        ("pdq_export.commands.quantize.calibrate", lambda path: quantize(path, calib=calib_data.path("calib.npz"))),
+        ("pdq_export.commands.inspect.prepare_and_plan", inspect_model),
+        ("pdq_export.commands.convert.read_model", lambda path: convert(path, "native")),
         ("onnx.checker.check_model", inspect_model),  # behind an error of ours
     ],
 )
@@ -107,7 +110,7 @@ def test_a_process_that_may_have_no_more(tmp_path: Path) -> None:
     np.save(tmp_path / "images.npy", np.zeros((6000, 1, 28, 28), np.float32))
     code = f"""
 import resource, sys
-import onnxruntime, onnxsim, torch, pdq_export.pipeline
+import onnxruntime, onnxsim, torch, pdq_export.commands.quantize
 from pdq_export.cli import app
 torch.set_num_threads(1)
 pages = int(open("/proc/self/statm").read().split()[0])

@@ -7,8 +7,8 @@ import onnx
 import onnxruntime
 import pytest
 
+from pdq_export.commands.quantize import Result, quantize
 from pdq_export.errors import ModelError
-from pdq_export.pipeline import Result, quantize
 
 CHAIN = """<ir_version: 8, opset_import: ["": 17]>
 m (float[N,3,10,10] image) => (float[N,5] y) {

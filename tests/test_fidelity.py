@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pdq_export import fidelity, inspect_model
+from pdq_export.commands.quantize import quantize
 from pdq_export.errors import ModelError, ValidationError
 from pdq_export.fidelity import Fidelity, Probe, UserFile
 from pdq_export.frontend import import_model
@@ -26,7 +27,6 @@ from pdq_export.graph.passes import (
     widen,
 )
 from pdq_export.graph.prepare import prepare
-from pdq_export.pipeline import quantize
 from pdq_export.validate import Report, Session, validate
 from pdq_export.validate.equivalence import percent
 
@@ -90,7 +90,7 @@ def forbid_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
     def calibrate(*_: object, **__: object) -> None:
         raise AssertionError("calibration began")
 
-    monkeypatch.setattr("pdq_export.pipeline.calibrate", calibrate)
+    monkeypatch.setattr("pdq_export.commands.quantize.calibrate", calibrate)
 
 
 STEPS = [
@@ -117,7 +117,7 @@ def test_a_step_that_goes_wrong_is_named_before_calibration(
 def test_freeing_the_batch_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(free_batch, monkeypatch)
     forbid_calibration(monkeypatch)
-    monkeypatch.setattr("pdq_export.pipeline.check_batch", lambda *_: None)
+    monkeypatch.setattr("pdq_export.commands.quantize.check_batch", lambda *_: None)
     with pytest.raises(ModelError, match=r"after freeing its batch size.*; export it with a dynamic batch axis"):
         quantize(network("2"), calib=IMAGES, options=TINY)
 
@@ -156,7 +156,7 @@ def test_the_fp32_column_is_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.update(given)
         return validate(**given)
 
-    monkeypatch.setattr("pdq_export.pipeline.validate", validated)
+    monkeypatch.setattr("pdq_export.commands.quantize.validate", validated)
     model = network()
     report = quantize(model, calib=IMAGES, options=TINY).report
     assert seen["original"] == model.SerializeToString(deterministic=True)

@@ -8,8 +8,8 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from pdq_export.inspection import inspect_model
-from pdq_export.pipeline import quantize
+from pdq_export.commands.inspect import inspect_model
+from pdq_export.commands.quantize import quantize
 
 from .onnx_text import fill, parse
 

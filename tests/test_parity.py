@@ -13,12 +13,12 @@ import pytest
 from click.testing import CliRunner
 
 import pdq_export
-import pdq_export.pipeline
+import pdq_export.commands.quantize
 from pdq_export.cli import app
+from pdq_export.commands.quantize import Progress, Result
 from pdq_export.data import ImageSet
 from pdq_export.errors import OptionError, PdqError, ValidationError
 from pdq_export.parity import Evidence, Parity, judge_parity
-from pdq_export.pipeline import Progress, Result
 from pdq_export.validate import DeviationMeter, OutputAgreement, Session, kernels_saturate
 
 from .cli.fakes import agreement, make_report
@@ -45,7 +45,7 @@ def off_by(monkeypatch: pytest.MonkeyPatch) -> Change:
     """Has files written whose output is that much too large."""
 
     def change(share: float) -> None:
-        real = pdq_export.pipeline.export_model
+        real = pdq_export.commands.quantize.export_model
 
         def export(*arguments: Any, **options: Any) -> onnx.ModelProto:
             file = real(*arguments, **options)
@@ -55,7 +55,7 @@ def off_by(monkeypatch: pytest.MonkeyPatch) -> Change:
             file.graph.node.append(onnx.helper.make_node("Mul", ["right", "too_much"], ["y"]))
             return file
 
-        monkeypatch.setattr("pdq_export.pipeline.export_model", export)
+        monkeypatch.setattr("pdq_export.commands.quantize.export_model", export)
 
     return change
 
@@ -232,7 +232,7 @@ def test_a_fault_that_later_images_show_is_no_saturation(monkeypatch: pytest.Mon
     """A file that is wrong in every way, but on bright images only, which are none of the first."""
     monkeypatch.setattr("pdq_export.parity.kernels_saturate", lambda: True)
     monkeypatch.setattr("pdq_export.parity.saturating_layers", lambda plan, signed=False: ["c1"])
-    real = pdq_export.pipeline.export_model
+    real = pdq_export.commands.quantize.export_model
     wrong = """<ir_version: 8, opset_import: ["": 17]> g (float[N,3,8,8] image, float[N,4] right) => (float[N,4] y) {
         top = GlobalMaxPool(image) flat = Flatten(top) bright = Greater(flat, fifty) share = Cast <to = 1> (bright)
         more = MatMul(share, half) factor = Add(more, one) y = Mul(right, factor) }"""
@@ -246,7 +246,7 @@ def test_a_fault_that_later_images_show_is_no_saturation(monkeypatch: pytest.Mon
         file.graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(v), name) for name, v in values.items())
         return file
 
-    monkeypatch.setattr("pdq_export.pipeline.export_model", export)
+    monkeypatch.setattr("pdq_export.commands.quantize.export_model", export)
     images = np.concatenate([IMAGES, IMAGES, IMAGES])
     images[80:, :, 0, 0] = 100
     with pytest.raises(ValidationError, match=r"output 'y'.*report this as a bug"):

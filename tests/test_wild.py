@@ -14,12 +14,12 @@ import pytest
 from onnx import TensorProto, helper
 
 from pdq_export.calibrate import engine
-from pdq_export.conversion import convert
+from pdq_export.commands.convert import convert
+from pdq_export.commands.inspect import inspect_model
+from pdq_export.commands.quantize import Result, quantize
 from pdq_export.data import ImageSet
 from pdq_export.errors import DataError, ModelError, UnsupportedOperatorError, ValidationError
 from pdq_export.graph.lookup import reads
-from pdq_export.inspection import inspect_model
-from pdq_export.pipeline import Result, quantize
 from pdq_export.validate import Session
 
 from .graph.models import build, node, norm_constants, random

@@ -7,9 +7,9 @@ import numpy as np
 import onnx
 import pytest
 
-from pdq_export.conversion import convert
+from pdq_export.commands.convert import convert
+from pdq_export.commands.quantize import Result, quantize
 from pdq_export.graph.lookup import GraphIndex
-from pdq_export.pipeline import Result, quantize
 
 from .onnx_text import fill, parse
 

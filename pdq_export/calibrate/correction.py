@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from pdq_export.config.method import CalibrationOptions
 from pdq_export.numerics.moments import spatial_moments
 from pdq_export.numerics.units import power_of_two, unit_of
-from pdq_export.options import CalibrationOptions
 from pdq_export.spec import ChannelStatistics
 
 logger = logging.getLogger(__name__)

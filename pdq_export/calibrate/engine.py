@@ -35,9 +35,9 @@ from pdq_export.calibrate.sizes import FOLDING_IMAGES, fold_sizes
 from pdq_export.calibrate.state import Quantizers
 from pdq_export.calibrate.subgraph import extract, input_tensors, reachable, tensor_nodes
 from pdq_export.calibrate.watch import steepest_rise, warn_of_collapse
+from pdq_export.config.method import CalibrationOptions
 from pdq_export.errors import CalibrationError
 from pdq_export.numerics.search import choose_activation_qparams
-from pdq_export.options import CalibrationOptions
 from pdq_export.spec import Block, ChannelStatistics, Plan, Point, QuantizedTensors, Role
 
 logger = logging.getLogger(__name__)

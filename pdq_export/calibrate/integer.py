@@ -2,7 +2,7 @@
 
 Fake quantization in floating point and the integer kernels differ in the last bit of a float, which at 8 bits moves an
 integer in about one image of four. These modules stand in for layers, additions and averages, so that simulation and
-runtime can be compared to the bit. `pdq_export.export.arithmetic` states the same rules in numpy, tested against
+runtime can be compared to the bit. `pdq_export.arithmetic.integer` states the same rules in numpy, tested against
 onnxruntime.
 """
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pdq_export.export.bias import bias_integers, bias_scale, channel_bias, round_bias
+from pdq_export.arithmetic.bias import bias_integers, bias_scale, channel_bias, round_bias
 from pdq_export.numerics.affine import (
     bernoulli_like,
     dequantize_affine,

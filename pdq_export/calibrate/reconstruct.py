@@ -12,11 +12,11 @@ from pdq_export.calibrate.cache import Rows
 from pdq_export.calibrate.losses import prediction_difference, reconstruction_loss
 from pdq_export.calibrate.quantizers import ActivationQuantizer, SoftRounding
 from pdq_export.calibrate.watch import WATCHED, warn_of_divergence
+from pdq_export.config.method import CalibrationOptions
 from pdq_export.errors import CalibrationError
 from pdq_export.numerics.affine import bernoulli_like
 from pdq_export.numerics.rounding import rounding_regularizer
 from pdq_export.numerics.units import power_of_two, unit_of
-from pdq_export.options import CalibrationOptions
 
 Report = Callable[[int, float], None]
 

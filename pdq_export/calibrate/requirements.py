@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from pdq_export.calibrate.hardening import rounding_bytes
 from pdq_export.calibrate.passes import PASS_BATCH
 from pdq_export.calibrate.subgraph import tensor_nodes
-from pdq_export.options import CalibrationOptions
+from pdq_export.config.method import CalibrationOptions
 from pdq_export.spec import Block, Layer, Plan
 
 # Tensors of the largest size that are there at one time, and not in a file: in a pass without gradients, in a step of

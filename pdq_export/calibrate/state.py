@@ -8,10 +8,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
+from pdq_export.arithmetic.bias import has_integer_bias
 from pdq_export.calibrate.integer import integer_nodes
 from pdq_export.calibrate.quantizers import ActivationQuantizer, BiasQuantizer, SoftRounding, WeightQuantizer
 from pdq_export.calibrate.subgraph import extract, tensor_nodes
-from pdq_export.export.bias import has_integer_bias
 from pdq_export.spec import Block, Layer, Plan, QuantizedTensor, Role
 
 

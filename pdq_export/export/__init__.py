@@ -5,12 +5,12 @@ from collections.abc import Mapping
 import onnx
 
 import pdq_export
+from pdq_export.arithmetic.bias import bias_integers, bias_scale, channel_bias, has_integer_bias, round_bias
 from pdq_export.errors import ExportError, OptionError
 from pdq_export.export import native as native
 from pdq_export.export import ort as ort
 from pdq_export.export import qcdq as qcdq
 from pdq_export.export import tensorrt as tensorrt
-from pdq_export.export.bias import bias_integers, bias_scale, channel_bias, has_integer_bias, round_bias
 from pdq_export.export.constants import settle_constants
 from pdq_export.export.layouts import Layout, Quantized, find_layout, layout_names, register_layout
 from pdq_export.export.runtimes import KEY as RUNTIME_KEY
@@ -67,8 +67,8 @@ def export_model(
     """Write the quantized model; ``model`` is left as it is and equal arguments give equal bytes.
 
     ``model``: prepared, at the opset that `required_opset` names. ``tensors``: one for each of the plan's
-    points. ``metadata``: added to the model's own, with what `pdq_export.conversion` needs where the layout can be
-    converted: to that end ``own_opset``, of the model as it came, and ``max_opset``, as for `required_opset`, are
+    points. ``metadata``: added to the model's own, with what `pdq_export.commands.convert` needs where the layout can
+    be converted: to that end ``own_opset``, of the model as it came, and ``max_opset``, as for `required_opset`, are
     written down. Raises ExportError, naming the tensor, for whatever cannot be laid out, and OptionError for an
     unknown target.
     """

@@ -7,14 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto
 
-from pdq_export.errors import ExportError
-from pdq_export.export.bias import (
+from pdq_export.arithmetic.bias import (
     bias_integers,
     bias_scale,
     channel_bias,
     has_integer_bias,
     smallest_weight_scale,
 )
+from pdq_export.errors import ExportError
 from pdq_export.graph.lookup import GraphIndex, attribute, describe
 from pdq_export.spec import Layer, Plan, Point, QuantizedTensor, QuantizedTensors, Role
 

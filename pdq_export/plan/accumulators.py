@@ -10,7 +10,7 @@ from pdq_export.errors import ModelError
 from pdq_export.graph.lookup import GraphIndex
 from pdq_export.spec import MIN_BITS, Layer, Plan, Point
 
-# Largest sum of products: a bias takes up to 2^30 of the rest (`export.bias`), so that both together fit INT32.
+# Largest sum of products: a bias takes up to 2^30 of the rest (`arithmetic.bias`), so that both together fit INT32.
 _LARGEST_SUM, _LARGEST_SUM_BESIDE_BIAS = 2**31 - 1, 2**30 - 1
 
 

@@ -32,7 +32,7 @@ Schema, version 1 (null stands for "not measured", for sqnr_db for "no differenc
     layers          [{...}]                 one per weighted layer: {node, op_type, weight_shape,
                                             weight_bits, input_bits, activation_bits, excluded, scope}; null
                                             bits stand for float; scope: path of the module, where it is known
-    floating        [{node, op_type, reason}]  what computes in float, as `pdq_export.inspection` tells it
+    floating        [{node, op_type, reason}]  what computes in float, as `pdq_export.commands.inspect` tells it
     parts           [{output, name, quantized_float}]  of outputs that are several things in one tensor, such as boxes
                                             and scores; name: the part as a slice of the output
     predictions     {output: [tensor]}      where the prediction difference of an output was measured: its scores, or

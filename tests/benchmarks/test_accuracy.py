@@ -9,8 +9,8 @@ import pytest
 from benchmarks import accuracy
 from benchmarks.accuracy import ABLATION, ROWS, main, overrides, parse_arguments, plan_runs, prepare
 from benchmarks.results import Run, Work, read
+from pdq_export.config.method import METHODS, PRESETS, choose_options
 from pdq_export.errors import CalibrationError, DataError, OptionError
-from pdq_export.options import METHODS, PRESETS, choose_options
 
 BUDGET = ["--samples", "8", "--set", "iters=1", "correction_iters=1", "batch_size=4"]
 
@@ -77,7 +77,9 @@ def test_whatever_changes_a_result_is_in_its_key(monkeypatch: pytest.MonkeyPatch
     assert before.options == dataclasses.asdict(
         choose_options(method="qdrop", preset="fast", overrides={"samples": 8, "seed": 0})
     )
-    monkeypatch.setattr("pdq_export.options.PRESETS", {**PRESETS, "fast": {**PRESETS["fast"], "rounding_lr": 0.2}})
+    monkeypatch.setattr(
+        "pdq_export.config.method.PRESETS", {**PRESETS, "fast": {**PRESETS["fast"], "rounding_lr": 0.2}}
+    )
     (after,) = plan_runs(work(), ["qdrop"], ["2/2"], [0])
     grouped = dataclasses.replace(work(), family="grouped")
     newer = dataclasses.replace(work(), versions={"pdq-export": "1.2.3"})

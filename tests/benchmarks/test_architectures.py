@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from benchmarks.architectures import ARCHITECTURES, build, export
+from pdq_export.commands.quantize import quantize
 from pdq_export.frontend import import_model
 from pdq_export.graph.prepare import prepare
-from pdq_export.pipeline import quantize
 from pdq_export.plan import PlanOptions, make_plan
 from pdq_export.spec import BitWidths
 

@@ -13,10 +13,10 @@ from benchmarks import calibration
 from benchmarks.calibration import main, make_model, parse_arguments, plan_rows
 from benchmarks.common import StageClock
 from benchmarks.measure import BlockClock, BlockTime, Job, Measurement, measure, peak_memory
-from pdq_export import options
 from pdq_export.calibrate import BlockProgress
-from pdq_export.options import PRESETS
-from pdq_export.pipeline import Progress
+from pdq_export.commands.quantize import Progress
+from pdq_export.config import method
+from pdq_export.config.method import PRESETS
 
 from ..onnx_text import fill, parse
 
@@ -120,7 +120,7 @@ def test_what_is_extrapolated_is_what_the_whole_run_takes(
         y = Gemm <transB = 1> (q, w)"""
     onnx.save(fill(parse(body), {"u": (8, 3, 3, 3), "v": (8, 8, 3, 3), "w": (5, 8)}), tmp_path / "m.onnx")
     preset = {**PRESETS["fast"], "samples": 96, "iters": 60, "batch_size": 8, "correction_iters": 4}
-    monkeypatch.setattr(options, "PRESETS", {**PRESETS, "fast": preset})
+    monkeypatch.setattr(method, "PRESETS", {**PRESETS, "fast": preset})
     work = Work()
     monkeypatch.setattr(StageClock, "now", staticmethod(lambda: (work.done, 0.0)))
     job = dataclasses.replace(JOB, overrides={"search_samples": "16"})

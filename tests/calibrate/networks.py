@@ -9,9 +9,9 @@ import torch
 from torch import fx
 
 from pdq_export.calibrate import Calibrated, calibrate
+from pdq_export.config.method import CalibrationOptions
 from pdq_export.frontend import import_model
 from pdq_export.graph.prepare import PreparedModel, prepare
-from pdq_export.options import CalibrationOptions
 from pdq_export.plan import PlanOptions, make_plan
 from pdq_export.spec import Plan
 

@@ -9,7 +9,7 @@ from torch import fx
 
 from pdq_export.calibrate.correction import correct_distribution, estimate_statistics
 from pdq_export.calibrate.subgraph import extract
-from pdq_export.options import CalibrationOptions
+from pdq_export.config.method import CalibrationOptions
 from pdq_export.spec import ChannelStatistics
 
 from .networks import residual

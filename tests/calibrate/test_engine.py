@@ -17,12 +17,12 @@ from pdq_export.calibrate.integer import IntegerLayer
 from pdq_export.calibrate.quantizers import ActivationQuantizer, SoftRounding, WeightQuantizer, weight_qparams
 from pdq_export.calibrate.reconstruct import BlockProblem, reconstruct
 from pdq_export.calibrate.subgraph import extract
+from pdq_export.config.method import CalibrationOptions
 from pdq_export.errors import CalibrationError
 from pdq_export.frontend import import_model
 from pdq_export.graph.lookup import GraphIndex
 from pdq_export.graph.prepare import prepare
 from pdq_export.numerics.search import choose_activation_qparams
-from pdq_export.options import CalibrationOptions
 from pdq_export.plan import PlanOptions, make_plan
 from pdq_export.spec import QuantizedTensor, QuantizedTensors, Role
 

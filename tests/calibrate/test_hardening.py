@@ -11,8 +11,8 @@ from pdq_export.calibrate import calibrate, hardening
 from pdq_export.calibrate.hardening import _Product
 from pdq_export.calibrate.quantizers import SoftRounding, weight_qparams
 from pdq_export.calibrate.subgraph import tensor_nodes
+from pdq_export.config.method import CalibrationOptions
 from pdq_export.frontend import import_model
-from pdq_export.options import CalibrationOptions
 from pdq_export.spec import Point, Role
 from tests.calibrate.networks import Example, calibrate_example, residual
 

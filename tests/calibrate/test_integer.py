@@ -5,9 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from pdq_export.arithmetic.integer import add_integers, average_integers, requantize
 from pdq_export.calibrate.integer import IntegerAdd, IntegerAverage, IntegerIdentity, IntegerLayer
 from pdq_export.calibrate.quantizers import ActivationQuantizer, BiasQuantizer, WeightQuantizer
-from pdq_export.export.arithmetic import add_integers, average_integers, requantize
 from pdq_export.numerics.search import QParams
 from pdq_export.spec import Point, Role
 

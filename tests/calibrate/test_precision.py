@@ -13,7 +13,7 @@ import torch
 
 from pdq_export.calibrate.precision import _set_by_flag as precision_of_versions_before_2_9
 from pdq_export.calibrate.precision import full_float32, settled_torch
-from pdq_export.pipeline import quantize
+from pdq_export.commands.quantize import quantize
 
 NETWORK = """<ir_version: 8, opset_import: ["": 17]>
 m (float[N,3,8,8] image) => (float[N,5] y) {

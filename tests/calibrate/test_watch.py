@@ -5,7 +5,7 @@ import torch
 
 from pdq_export.advice import asked_for_fewer_bits, remedies
 from pdq_export.calibrate.watch import steepest_rise, warn_of_collapse, warn_of_divergence
-from pdq_export.options import CalibrationOptions
+from pdq_export.config.method import CalibrationOptions
 from pdq_export.spec import Block, Point, Role
 
 EIGHT = Point(tensor="a", role=Role.ACTIVATION, bits=8)

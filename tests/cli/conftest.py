@@ -22,9 +22,9 @@ def _logging_as_before(logging_as_before: None) -> None:
 @pytest.fixture
 def pipeline(monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
     fake = FakePipeline()
-    module = types.ModuleType("pdq_export.pipeline")
+    module = types.ModuleType("pdq_export.commands.quantize")
     module.quantize = fake.quantize  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "pdq_export.pipeline", module)
+    monkeypatch.setitem(sys.modules, "pdq_export.commands.quantize", module)
     return fake
 
 

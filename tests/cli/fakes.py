@@ -14,7 +14,7 @@ from pdq_export.validate import Accuracy, Agreement, KernelCount, ModelInfo, Out
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FakeProgress:
-    """Has the fields of `pdq_export.pipeline.Progress`."""
+    """Has the fields of `pdq_export.commands.quantize.Progress`."""
 
     stage: str
     block: "FakeBlock | None" = None

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from click.testing import Result
 
-from ..test_conversion import content, export
+from ..commands.test_convert import content, export
 
 Run = Callable[..., Result]
 
@@ -44,7 +44,7 @@ def test_verbose_shows_where_a_bug_is(run: Run, quantized: Path, monkeypatch: py
     def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("pdq_export.conversion.convert", fail)
+    monkeypatch.setattr("pdq_export.commands.convert.convert", fail)
     assert "contradict" in failure(run("convert", "net.onnx", "--target", "native", "-q", "-v"))
     short = run("convert", "net.onnx", "--target", "native")
     assert (short.exit_code, "re-run with --verbose" in short.stderr) == (1, True)

@@ -15,12 +15,12 @@ import pdq_export
 WAITING = """
 import signal, sys, time, types
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are started with it ignored
-module = types.ModuleType("pdq_export.pipeline")
+module = types.ModuleType("pdq_export.commands.quantize")
 def quantize(model, **options):
     print("working", file=sys.__stdout__, flush=True)  # stdout itself is for results alone
     time.sleep(60)
 module.quantize = quantize
-sys.modules["pdq_export.pipeline"] = module
+sys.modules["pdq_export.commands.quantize"] = module
 from pdq_export.cli import main
 main()
 """

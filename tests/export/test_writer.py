@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 
-from pdq_export.conversion import convert
+from pdq_export.commands.convert import convert
 from pdq_export.export import writer
 from pdq_export.export.writer import GraphWriter
 from pdq_export.graph.prepare import prepare

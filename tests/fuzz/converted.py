@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from pdq_export.pipeline import quantize
+from pdq_export.commands.quantize import quantize
 from tests.fuzz import models
 from tests.fuzz.models import Generator
 

@@ -21,10 +21,10 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from pdq_export.conversion import convert  # noqa: E402
+from pdq_export.commands.convert import convert  # noqa: E402
+from pdq_export.commands.quantize import quantize  # noqa: E402
 from pdq_export.data import InputSpec, load_images  # noqa: E402
 from pdq_export.errors import PdqError  # noqa: E402
-from pdq_export.pipeline import quantize  # noqa: E402
 from tests.fuzz import converted, data, models  # noqa: E402
 
 SECONDS = 10  # of CPU time

@@ -3,9 +3,9 @@
 import onnx
 import pytest
 
+from pdq_export.commands.inspect import inspect_model
 from pdq_export.graph import scopes
 from pdq_export.graph.prepare import at_opset, prepare
-from pdq_export.inspection import inspect_model
 from pdq_export.plan import PlanOptions, make_plan
 from pdq_export.spec import BitWidths
 from pdq_export.stages import dry_run

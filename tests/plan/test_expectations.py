@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from pdq_export.commands.quantize import quantize
 from pdq_export.graph.prepare import prepare
-from pdq_export.pipeline import quantize
 from pdq_export.plan import PlanOptions, make_plan
 from pdq_export.spec import BitWidths
 

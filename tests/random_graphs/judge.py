@@ -13,8 +13,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from pdq_export.commands.quantize import quantize
 from pdq_export.errors import PdqError
-from pdq_export.pipeline import quantize
 from pdq_export.validate import kernels_saturate
 
 from .builder import Array, session

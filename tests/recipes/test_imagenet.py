@@ -9,9 +9,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 from benchmarks.architectures import ARCHITECTURES, build, export
+from pdq_export.config.method import choose_options
 from pdq_export.data import load_images
 from pdq_export.errors import DataError, ModelError
-from pdq_export.options import choose_options
 from pdq_export.validate import Session
 from recipes.imagenet.images import draw, list_samples, load, load_as_in_training, preprocessing, random_crop
 from recipes.imagenet.paper import PAPER

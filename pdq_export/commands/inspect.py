@@ -33,6 +33,7 @@ from typing import Any
 import onnx
 
 from pdq_export.calibrate.precision import settled_torch
+from pdq_export.config.method import FAMILIES, choose_options
 from pdq_export.errors import ModelError, PdqError
 from pdq_export.exhaustion import tells_of_memory
 from pdq_export.export import find_layout
@@ -42,7 +43,6 @@ from pdq_export.graph.load import check_model, load_model
 from pdq_export.graph.lookup import Dimension, GraphIndex
 from pdq_export.graph.passes import free_batch
 from pdq_export.graph.prepare import PreparedModel
-from pdq_export.options import FAMILIES, choose_options
 from pdq_export.plan import PlanOptions, network_family, without_tail
 from pdq_export.plan.floating import FloatNode
 from pdq_export.plan.options import Widths

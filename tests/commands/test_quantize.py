@@ -18,11 +18,11 @@ from PIL import Image
 import pdq_export
 from pdq_export import calib_data
 from pdq_export.cli import app
+from pdq_export.commands.quantize import Progress, Result, quantize
 from pdq_export.data import ImageSet, load_images
 from pdq_export.errors import DataError, ModelError, OptionError, PdqError
-from pdq_export.pipeline import Progress, Result, quantize
 
-from .onnx_text import fill
+from ..onnx_text import fill
 
 TINY = {"samples": 64, "iters": 10, "correction_iters": 2, "batch_size": 16, "search_samples": 64}
 EMBEDDED = calib_data.path("fashion_resnet.onnx")
@@ -132,7 +132,7 @@ def test_metadata_tells_how_it_was_made(quantized: Callable[[str], Result]) -> N
     assert metadata["pdq_export.bits"] == "3/5"
     assert metadata["pdq_export.target"] == "ort"
     assert metadata["pdq_export.seed"] == "0"
-    options = json.loads(metadata["pdq_export.options"])
+    options = json.loads(metadata["pdq_export.config.method"])
     assert {name: options[name] for name in TINY} == TINY
     assert str(Path.cwd()) not in str(metadata)
 

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from pdq_export.arithmetic.bias import LARGEST_INTEGER, smallest_weight_scale
 from pdq_export.export import bias_integers, bias_scale, channel_bias, has_integer_bias, round_bias
-from pdq_export.export.bias import LARGEST_INTEGER, smallest_weight_scale
 from pdq_export.spec import BitWidths, Layer, Plan, Point, Role
 
 numbers = st.floats(-1e3, 1e3, width=32)

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from pdq_export.config.method import FAMILIES, METHODS, PRESETS, CalibrationOptions, choose_options
 from pdq_export.errors import OptionError
-from pdq_export.options import FAMILIES, METHODS, PRESETS, CalibrationOptions, choose_options
 
 
 def test_overrides_win_over_method_preset_and_family() -> None:
@@ -94,6 +94,6 @@ def test_an_unknown_name_or_kind_is_refused(arguments: dict[str, Any]) -> None:
 
 def test_every_field_has_an_effect_or_a_rule() -> None:
     always = {"samples", "search_samples", "per_layer", "equalize_channels"}
-    from pdq_export.options import _NEEDS
+    from pdq_export.config.method import _NEEDS
 
     assert {field.name for field in dataclasses.fields(CalibrationOptions)} == always | set(_NEEDS)

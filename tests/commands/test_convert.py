@@ -13,15 +13,15 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from pdq_export.conversion import convert
+from pdq_export.commands.convert import convert
 from pdq_export.errors import ModelError, OptionError, PdqError
 from pdq_export.export import export_model, read_source, required_opset
 from pdq_export.graph.passes import hard_sigmoid
 from pdq_export.plan import PlanOptions, make_plan
 from pdq_export.plan.residuals import widen
 
-from .export import toy_networks as nets
-from .export.toy_quantizer import calibrate
+from ..export import toy_networks as nets
+from ..export.toy_quantizer import calibrate
 
 TARGETS = ("ort", "native", "qcdq")
 

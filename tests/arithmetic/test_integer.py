@@ -7,7 +7,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from pdq_export.export.arithmetic import add_integers, average_integers, requantize
+from pdq_export.arithmetic.integer import add_integers, average_integers, requantize
 
 pytestmark = pytest.mark.skipif(
     platform.machine().lower() not in ("x86_64", "amd64"), reason="the arithmetic of x86-64 kernels"

@@ -70,10 +70,10 @@ def _retargeted(properties: Mapping[str, str], target: str) -> dict[str, str]:
     """The file's metadata as if it had been quantized for ``target``."""
     metadata = {**properties, "pdq_export.target": target}
     try:
-        settings = {**json.loads(properties["pdq_export.options"]), "target": target}
+        settings = {**json.loads(properties["pdq_export.config.method"]), "target": target}
     except (LookupError, ValueError, TypeError, RecursionError):
         return metadata  # the file is not made from it, so it need not be there
-    return {**metadata, "pdq_export.options": json.dumps(settings, sort_keys=True)}
+    return {**metadata, "pdq_export.config.method": json.dumps(settings, sort_keys=True)}
 
 
 def check_target(target: str) -> None:

@@ -19,6 +19,7 @@ from pdq_export.calibrate import BlockProgress, Calibrated, calibrate
 from pdq_export.calibrate.equalization import channel_factors
 from pdq_export.calibrate.memory import parse_size, trim_heap
 from pdq_export.calibrate.precision import settled_torch
+from pdq_export.config.method import choose_options
 from pdq_export.data import Source, check_exists
 from pdq_export.errors import OptionError, first_few
 from pdq_export.exhaustion import tells_of_memory
@@ -33,7 +34,6 @@ from pdq_export.graph.passes import equalize
 from pdq_export.graph.prepare import PreparedModel
 from pdq_export.graph.save import check_output, in_order, model_files
 from pdq_export.numerics.ramp import ramp_qparams
-from pdq_export.options import choose_options
 from pdq_export.parity import Evidence, judge_parity
 from pdq_export.plan import PlanOptions, network_family, without_tail
 from pdq_export.plan.summary import summarize_layers

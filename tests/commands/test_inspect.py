@@ -8,11 +8,11 @@ import onnx
 import pytest
 
 from pdq_export import calib_data, stages
+from pdq_export.commands.inspect import Inspection, inspect_model
+from pdq_export.commands.quantize import quantize
 from pdq_export.errors import ModelError, OptionError, ValidationError
-from pdq_export.inspection import Inspection, inspect_model
-from pdq_export.pipeline import quantize
 
-from .onnx_text import fill, name_nodes, parse
+from ..onnx_text import fill, name_nodes, parse
 
 P = "<pads = [1, 1, 1, 1]>"
 SHAPES = {"w0": (4, 3, 3, 3), "w": (4, 4, 3, 3), "t": (4, 4, 3, 3), "v": (5, 4)}
@@ -142,7 +142,7 @@ def test_what_would_not_run_is_told_before_calibration_with_the_node(monkeypatch
     (problem,) = inspect_model(model).problems
     assert problem.startswith("node 'k' (Reshape): what would be written does not run (onnxruntime fails on a batch of")
     assert problem.endswith("leave what fails in float with --exclude '^k$'")
-    monkeypatch.setattr("pdq_export.pipeline.calibrate", None)
+    monkeypatch.setattr("pdq_export.commands.quantize.calibrate", None)
     images = np.random.default_rng(1).normal(size=(4, 3, 8, 8)).astype(np.float32)
     with pytest.raises(ValidationError, match=r"node 'k' \(Reshape\): what would be written does not run"):
         quantize(model, bits="8/8", calib=images, device="cpu")
