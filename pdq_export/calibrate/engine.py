@@ -31,6 +31,7 @@ from pdq_export.calibrate.quantizers import (
 )
 from pdq_export.calibrate.reconstruct import BlockProblem, reconstruct
 from pdq_export.calibrate.requirements import find_requirements
+from pdq_export.calibrate.schedule import batch_generator, draw_batches, mask_generator
 from pdq_export.calibrate.sizes import FOLDING_IMAGES, fold_sizes
 from pdq_export.calibrate.state import Quantizers
 from pdq_export.calibrate.subgraph import extract, input_tensors, reachable, tensor_nodes
@@ -128,7 +129,6 @@ class _Engine:
         self.statistics = dict(statistics)
         self.options = options
         self.store = store
-        self.generator = torch.Generator(store.device).manual_seed(options.seed)
         self.done = Quantizers(network, plan, any_size)
         self.fitter = ActivationFitter(plan, self.done)
         self.full: dict[str, Cache] = {}  # FP32 values of live tensors
@@ -165,7 +165,7 @@ class _Engine:
         for position, block in enumerate(blocks):
             logger.info("block %d of %d: %s", position + 1, len(blocks), block.name)
             self.place = dataclasses.replace(self.place, block=block.name, index=position)
-            self._calibrate_block(block, blocks[position + 1 :], self._report)
+            self._calibrate_block(position, block, blocks[position + 1 :], self._report)
             self._advance(block, blocks[position + 1 :])
         simulation = self.done.simulation(self.graph_inputs, self.graph_outputs)
         self._look_for_collapse(simulation, some)
@@ -257,7 +257,9 @@ class _Engine:
                     for batch in x.batches(PASS_BATCH):
                         self.quantized[name].append(quantizer(batch))
 
-    def _calibrate_block(self, block: Block, later: Sequence[Block], report: Callable[[int, float], None]) -> None:
+    def _calibrate_block(
+        self, position: int, block: Block, later: Sequence[Block], report: Callable[[int, float], None]
+    ) -> None:
         quantized = [self.quantized[name] for name in block.inputs]
         points = self._points_inside(block)
         self._initialize_activations(block, points, quantized)
@@ -265,7 +267,7 @@ class _Engine:
         learned = [self.done.activations[p.tensor] for p in points if p.role is Role.ACTIVATION]
         scales = learned if self.options.learn_scales else []
         if self.options.iters and (soft or scales):
-            self._reconstruct(block, later, points, soft, scales, report)
+            self._reconstruct(position, block, later, points, soft, scales, report)
             self.store.reserve(0)
         if soft and self.options.compensate_rounding:
             self.store.reserve(hardening_bytes(self.network, block, soft))
@@ -340,6 +342,7 @@ class _Engine:
 
     def _reconstruct(
         self,
+        position: int,
         block: Block,
         later: Sequence[Block],
         points: Sequence[Point],
@@ -354,10 +357,14 @@ class _Engine:
         if self.options.prediction_difference and ends:
             tail = extract(self.network, [*outputs, *names], ends)
         self.done.round_biases(block, soft)
-        student = self._student(block, outputs, points, soft)
+        masks = mask_generator(self.options.seed, position, self.store.device)
+        student = self._student(block, outputs, points, soft, masks)
         quantized = [self.quantized[name] for name in block.inputs]
         bypass = [self.full[name] for name in names]
-        self._leave_room(block, student, tail, quantized, bypass)
+        if self.store.limited and len(quantized[0]) > STEP_IMAGES:
+            # with masks of its own, so that the block draws the same whether it is measured or not
+            measured = self._student(block, outputs, points, soft, torch.Generator(self.store.device))
+            self._leave_room(block, measured, tail, quantized, bypass)
         corrected = self._correct(block, [self.full[name] for name in block.inputs])
         target = extract(self.network, block.inputs, outputs)
         targets = run_pass(target, corrected, outputs, self.store, told=self._told_of_images("targets"))
@@ -374,9 +381,11 @@ class _Engine:
             weights=list(soft.values()),
             scales=scales,
         )
+        images, generator = len(problem.targets[0]), batch_generator(self.options.seed, position)
+        batches = draw_batches(images, self.options.batch_size, self.options.iters, generator)
         trim_heap()  # what was freed so far lies in holes that the tensors of a step do not fit into
         with self.store.step([student] if tail is None else [student, tail]):
-            reconstruct(problem, self.options, self.generator, report)
+            reconstruct(problem, self.options, batches, masks, report)
 
     def _leave_room(
         self,
@@ -386,12 +395,11 @@ class _Engine:
         quantized: Sequence[Cache],
         bypass: Sequence[Cache],
     ) -> None:
-        """Let caches make way for what a step needs, where memory is limited at all."""
-        if self.store.limited and len(quantized[0]) > STEP_IMAGES:
-            inputs, beside = ([x.slice(0, STEP_IMAGES) for x in caches] for caches in (quantized, bypass))
-            needed = step_bytes(student, tail, inputs, beside, self.options.batch_size, self.generator)
-            least = self.least.get(block.name, 0)
-            self.store.reserve(needed + least, least=least)
+        """Let caches make way for what a step needs."""
+        inputs, beside = ([x.slice(0, STEP_IMAGES) for x in caches] for caches in (quantized, bypass))
+        needed = step_bytes(student, tail, inputs, beside, self.options.batch_size)
+        least = self.least.get(block.name, 0)
+        self.store.reserve(needed + least, least=least)
 
     def _compared(self, block: Block, later: Sequence[Block]) -> list[str]:
         """The outputs whose error counts; for a graph output that nobody reads, what lies before its Softmax."""
@@ -400,7 +408,12 @@ class _Engine:
         return list(dict.fromkeys(itertools.chain.from_iterable(names)))
 
     def _student(
-        self, block: Block, outputs: Sequence[str], points: Iterable[Point], soft: Mapping[str, SoftRounding]
+        self,
+        block: Block,
+        outputs: Sequence[str],
+        points: Iterable[Point],
+        soft: Mapping[str, SoftRounding],
+        masks: torch.Generator,
     ) -> fx.GraphModule:
         """The block while it learns: soft weights, and activations that drop their quantization at random."""
         quantizers: dict[str, nn.Module] = {**self.done.weights, **soft}
@@ -408,7 +421,7 @@ class _Engine:
             quantizer = self.done.activations[point.tensor]
             drops = point.role is Role.ACTIVATION and self.options.keep_probability > 0
             quantizers[point.tensor] = (
-                DroppingQuantizer(quantizer, self.options.keep_probability, self.generator) if drops else quantizer
+                DroppingQuantizer(quantizer, self.options.keep_probability, masks) if drops else quantizer
             )
         return extract(self.network, block.inputs, outputs, quantizers=quantizers, biases=self.done.biases)
 

@@ -91,19 +91,16 @@ def step_bytes(
     inputs: Sequence[Tensor],
     bypass: Sequence[Tensor],
     batch_size: int,
-    generator: torch.Generator,
 ) -> int:
     """About what a step on ``batch_size`` images takes, from what its backward pass keeps of two and three images.
 
     ``inputs`` of the student and ``bypass`` of the tail hold `STEP_IMAGES` images. Two forward passes cancel what does
-    not depend on the number of images (weights). The generator's state is left as it was.
+    not depend on the number of images (weights). What the student draws at random, it draws from its own generators.
     """
-    state = generator.get_state()
     two, three = (
         _saved_bytes(student, tail, [x[:n] for x in inputs], [x[:n] for x in bypass])
         for n in (STEP_IMAGES - 1, STEP_IMAGES)
     )
-    generator.set_state(state)
     return int(max(three - two, 0) * batch_size * _STEP_FACTOR)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -11,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from pdq_export.calibrate.cache import Rows
 from pdq_export.calibrate.losses import prediction_difference, reconstruction_loss
 from pdq_export.calibrate.quantizers import ActivationQuantizer, SoftRounding
+from pdq_export.calibrate.schedule import cosine_decay
 from pdq_export.calibrate.watch import WATCHED, warn_of_divergence
 from pdq_export.config.method import CalibrationOptions
 from pdq_export.errors import CalibrationError
@@ -51,24 +53,25 @@ class BlockProblem:
     scales: Sequence[ActivationQuantizer]
 
 
-def reconstruct(problem: BlockProblem, options: CalibrationOptions, generator: torch.Generator, report: Report) -> None:
+def reconstruct(
+    problem: BlockProblem, options: CalibrationOptions, batches: Tensor, masks: torch.Generator, report: Report
+) -> None:
     """Learn the block's weight rounding and activation scales in place.
 
-    Each step draws a batch of quantized inputs and mixes them with distribution-corrected FP32 inputs; the mixed half
+    ``batches`` [iters, batch]: the images of every step. ``masks`` draws which elements of inputs are mixed. Each step
+    takes its batch of quantized inputs and mixes them with distribution-corrected FP32 inputs; the mixed half
     is compared with the FP32 block's output, the quantized half runs on to a prediction. Targets that are very small
     or very large are compared in units of their own size. Raises CalibrationError where the loss stops being finite.
     """
     initial = [quantizer.scale.item() for quantizer in problem.scales]
     units = [_scale_unit(scale) for scale in initial]
     hooks = [_learn_in_units(quantizer.scale, unit) for quantizer, unit in zip(problem.scales, units, strict=True)]
-    optimizers, schedulers = _optimizers(problem, units, options)
-    count = len(problem.targets[0])
+    optimizers, rates = _optimizers(problem, units, options)
     sizes = [unit_of(_size(target, options.batch_size)) for target in problem.targets]
     errors: list[Tensor] = []
     powers: list[Tensor] = []
-    for step in range(options.iters):
-        chosen = torch.randperm(count, generator=generator, device=generator.device)[: options.batch_size]
-        error, loss = _reconstruction_terms(problem, sizes, chosen, step, options, generator)
+    for step, chosen in enumerate(batches):
+        error, loss = _reconstruction_terms(problem, sizes, chosen, step, options, masks)
         errors.append(error.detach())
         if step >= options.iters - WATCHED:
             powers.append(_power(problem, sizes, chosen))
@@ -76,11 +79,11 @@ def reconstruct(problem: BlockProblem, options: CalibrationOptions, generator: t
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        for group, rate in rates:
+            group["lr"] = rate * cosine_decay(step, options.iters)
         for optimizer in optimizers:
             optimizer.step()
         _bound(problem.scales, initial)
-        for scheduler in schedulers:
-            scheduler.step()
         if step % _REPORTED == 0 or step + 1 == options.iters:
             _check_finite(loss, problem.name, step)
             report(step + 1, torch.stack(errors[-_REPORTED:]).mean().item())
@@ -111,19 +114,20 @@ def _learn_in_units(scale: nn.Parameter, unit: float) -> RemovableHandle:
 
 def _optimizers(
     problem: BlockProblem, units: Sequence[float], options: CalibrationOptions
-) -> tuple[list[torch.optim.Optimizer], list[torch.optim.lr_scheduler.LRScheduler]]:
+) -> tuple[list[torch.optim.Optimizer], list[tuple[dict[str, Any], float]]]:
+    """Optimizers, and the groups of parameters whose rate decays with the rate that they begin with."""
     optimizers: list[torch.optim.Optimizer] = []
-    schedulers: list[torch.optim.lr_scheduler.LRScheduler] = []
     if problem.weights:
         optimizers.append(torch.optim.Adam([w.alpha for w in problem.weights], lr=options.rounding_lr))
-    if problem.scales:
-        groups = [
-            {"params": [q.scale], "lr": min(options.scale_lr * unit, _LARGEST_STEP * q.scale.item())}
-            for q, unit in zip(problem.scales, units, strict=True)
-        ]
-        optimizers.append(torch.optim.Adam(groups, lr=options.scale_lr))
-        schedulers.append(torch.optim.lr_scheduler.CosineAnnealingLR(optimizers[-1], T_max=max(options.iters, 1)))
-    return optimizers, schedulers
+    if not problem.scales:
+        return optimizers, []
+    rates = [
+        min(options.scale_lr * unit, _LARGEST_STEP * q.scale.item())
+        for q, unit in zip(problem.scales, units, strict=True)
+    ]
+    groups = [{"params": [q.scale]} for q in problem.scales]
+    optimizers.append(torch.optim.Adam(groups, lr=options.scale_lr))
+    return optimizers, list(zip(optimizers[-1].param_groups, rates, strict=True))
 
 
 @torch.no_grad()
@@ -138,14 +142,14 @@ def _reconstruction_terms(
     chosen: Tensor,
     step: int,
     options: CalibrationOptions,
-    generator: torch.Generator,
+    masks: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """Error of the reconstruction, and the same with the prediction difference."""
     tail = problem.tail if step % options.prediction_interval == 0 else None
     inputs = []
     for quantized, corrected in zip(problem.quantized_inputs, problem.corrected_inputs, strict=True):
         x_q, x_c = quantized[chosen], corrected[chosen]
-        mixed = x_c.lerp_(x_q, bernoulli_like(x_q, options.mix_probability, generator))
+        mixed = x_c.lerp_(x_q, bernoulli_like(x_q, options.mix_probability, masks))
         inputs.append(mixed if tail is None else torch.cat([mixed, x_q]))
     outputs = problem.student(*inputs)
     count = len(chosen)
@@ -172,7 +176,7 @@ def _rounding_term(weights: Sequence[SoftRounding], step: int, options: Calibrat
     if step < start:
         return 0.0
     progress = (step - start) / max(options.iters - start, 1)
-    exponent = options.exponent_start + (options.exponent_end - options.exponent_start) * progress
+    exponent = torch.tensor(options.exponent_start + (options.exponent_end - options.exponent_start) * progress)
     terms = [rounding_regularizer(weight.h(), exponent) for weight in weights]
     return options.rounding_weight * torch.stack(terms).sum() if terms else 0.0
 

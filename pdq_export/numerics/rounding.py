@@ -19,7 +19,7 @@ def initial_alpha(fraction: Tensor) -> Tensor:
     return -torch.log((ZETA - GAMMA) / (fraction - GAMMA) - 1)
 
 
-def rounding_regularizer(h: Tensor, exponent: float) -> Tensor:
+def rounding_regularizer(h: Tensor, exponent: Tensor | float) -> Tensor:
     """Sum of 1 - |2h - 1|^exponent: zero exactly where every h is 0 or 1 (AdaRound, equation 24)."""
     return (1 - (2 * h - 1).abs().pow(exponent)).sum()
 

@@ -16,6 +16,7 @@ from pdq_export.calibrate.correction import estimate_statistics
 from pdq_export.calibrate.integer import IntegerLayer
 from pdq_export.calibrate.quantizers import ActivationQuantizer, SoftRounding, WeightQuantizer, weight_qparams
 from pdq_export.calibrate.reconstruct import BlockProblem, reconstruct
+from pdq_export.calibrate.schedule import draw_batches
 from pdq_export.calibrate.subgraph import extract
 from pdq_export.config.method import CalibrationOptions
 from pdq_export.errors import CalibrationError
@@ -285,7 +286,8 @@ def test_reconstruction_beats_rounding_to_nearest() -> None:
         scales=[],
     )
     options = dataclasses.replace(TINY, iters=200, rounding_lr=1e-2, batch_size=32)
-    reconstruct(problem, options, torch.Generator().manual_seed(0), lambda _, loss: losses.append(loss))
+    batches = draw_batches(len(x), 32, 200, torch.Generator().manual_seed(0))
+    reconstruct(problem, options, batches, torch.Generator().manual_seed(1), lambda _, loss: losses.append(loss))
     assert error({name: weight.harden() for name, weight in soft.items()}) < 0.8 * before
     assert all(math.isfinite(loss) for loss in losses)
 
