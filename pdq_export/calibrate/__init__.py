@@ -1,5 +1,6 @@
 """PD-Quant: block reconstruction with learned rounding and scales, guided by the network's prediction."""
 
+from pdq_export.calibrate.block_state import BlockRecord, BlockState, Checkpoint
 from pdq_export.calibrate.engine import BlockProgress, Calibrated, calibrate
 
-__all__ = ["BlockProgress", "Calibrated", "calibrate"]
+__all__ = ["BlockProgress", "BlockRecord", "BlockState", "Calibrated", "Checkpoint", "calibrate"]
