@@ -1,25 +1,39 @@
-"""``pdq-export convert``: a finished file in another layout."""
+"""``pdq-export convert``: a finished file in another layout.
 
+JSON schema of what ``--json`` prints, version 1::
+
+    schema_version    1
+    target, opset     of the file that was written
+    model             {name, sha256, size}  size in bytes; with external data, of both files together
+    files             [{path, size}]        what was written, the model first
+    min_onnxruntime   the first version of onnxruntime that computes what it says; null for all that know its opset
+    session_config    {key: value}          options that onnxruntime needs to load it
+"""
+
+import json
 import shlex
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 
-from pdq_export.errors import ModelError, OptionError
+from .command import Frame, Outcome, command
+from .paths import ModelPath, OutputPath
+from .render import session_note, version_note
 
-from .log import libraries_print_nothing, set_up_logging
-from .options import OutputPath
-from .render import printable, session_note, version_note
+if TYPE_CHECKING:
+    import onnx
 
-_PATH = click.Path(path_type=Path)
+SCHEMA_VERSION = 1
 
 
-@click.command(
-    short_help="Write a quantized file in another layout.",
-    epilog="Exit codes: 0 done, 2 wrong input or options, 130 interrupted, 1 a bug in pdq-export.",
+@command(
+    summary="Write a quantized file in another layout.",
+    example="pdq-export convert model-w4a4.onnx --target native",
+    json_schema="pdq_export.cli.convert",
 )
-@click.argument("model", type=_PATH, metavar="QUANT.onnx")
+@click.argument("model", type=ModelPath("a quantized model"), metavar="QUANT.onnx")
 @click.option("--target", required=True, metavar="ort|native|qcdq", help="The layout to write.")
 @click.option(
     "-o", "--output", type=OutputPath(), metavar="OUT.onnx", help="The file to write.  [default: ./QUANT-TARGET.onnx]"
@@ -31,50 +45,56 @@ _PATH = click.Path(path_type=Path)
 @click.option(
     "--external-data", is_flag=True, help="Write the weights to OUT.onnx.data.  [default: for files over 2 GB]"
 )
-@click.option("-q", "--quiet", is_flag=True, help="Print nothing but warnings and errors.")
-@click.option("-v", "--verbose", is_flag=True, help="Log everything, with tracebacks.")
 def convert(
-    model: Path,
+    frame: Frame,
     *,
+    model: Path,
     target: str,
     output: Path | None,
     overwrite: bool,
     opset: int | None,
     external_data: bool,
-    quiet: bool,
-    verbose: bool,
-) -> None:
+) -> Outcome:
     """Write a file that pdq-export quantized for ort, native or qcdq in another of these layouts.
 
     Nothing is calibrated again: the integers are the same, and so are the outputs.
     """
-    if quiet and verbose:
-        raise OptionError("--quiet and --verbose contradict each other; give one of them")
-    set_up_logging(Console(stderr=True), quiet=quiet, verbose=verbose)
-    if not model.is_file():
-        raise ModelError(f"{model}: {'is a folder' if model.is_dir() else 'no such file'}; expected a quantized model")
-    # Imported here: torch is not needed, but onnx takes a second.
-    import onnxruntime
+    with frame.work():
+        # Imported here: torch is not needed, but onnx takes a while.
+        from pdq_export.commands.convert import check_target
+        from pdq_export.commands.convert import convert as run
+        from pdq_export.graph.save import check_output, save_model
 
-    from pdq_export.commands.convert import check_target
-    from pdq_export.commands.convert import convert as run
-    from pdq_export.graph.save import check_output, save_model
-    from pdq_export.validate import min_onnxruntime, needed_config
-
-    onnxruntime.set_default_logger_severity(4)
-    check_target(target)
-    output = output or Path(f"{model.stem}-{target}.onnx")
-    check_output(output, overwrite=overwrite, model=model, external=external_data)
-    with libraries_print_nothing():
+        check_target(target)
+        output = output or Path(f"{model.stem}-{target}.onnx")
+        check_output(output, overwrite=overwrite, model=model, external=external_data)
         converted = run(model, target, opset=opset)
-    written = save_model(output, converted, external=external_data, overwrite=overwrite)
-    if not quiet:
-        console = Console(highlight=False)
-        for path, content in written.items():
-            size = f"{len(content) / 1e3:,.0f} kB"
-            console.print(printable(f"wrote {shlex.quote(str(path))}, {size}"), markup=False, soft_wrap=True)
-        if version := min_onnxruntime(converted.SerializeToString()):
-            console.print(version_note(version), markup=False, soft_wrap=True)
-        config = needed_config(converted.SerializeToString())
-        if config:
-            console.print(session_note(config), markup=False, soft_wrap=True)
+        written = save_model(output, converted, external=external_data, overwrite=overwrite)
+        found = _describe(converted, target, written)
+    return Outcome(text=_lines(found), to_json=lambda: json.dumps(found, indent=2) + "\n")
+
+
+def _describe(converted: "onnx.ModelProto", target: str, written: Mapping[Path, bytes]) -> dict[str, Any]:
+    from pdq_export.graph.lookup import opset_version
+    from pdq_export.validate import ModelInfo, min_onnxruntime, needed_config
+
+    content = converted.SerializeToString()
+    info = ModelInfo.of(next(iter(written)).name, *written.values())
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "target": target,
+        "opset": opset_version(converted),
+        "model": {"name": info.name, "sha256": info.sha256, "size": info.size},
+        "files": [{"path": str(path), "size": len(data)} for path, data in written.items()],
+        "min_onnxruntime": min_onnxruntime(content) or None,
+        "session_config": needed_config(content),
+    }
+
+
+def _lines(found: Mapping[str, Any]) -> Iterable[str]:
+    for file in found["files"]:
+        yield f"wrote {shlex.quote(file['path'])}, {file['size'] / 1e3:,.0f} kB"
+    if found["min_onnxruntime"]:
+        yield version_note(found["min_onnxruntime"])
+    if found["session_config"]:
+        yield session_note(found["session_config"])

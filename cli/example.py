@@ -1,5 +1,6 @@
 """``pdq-export example``: the embedded model and images, as files to look at and to quantize."""
 
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -8,14 +9,14 @@ import click
 from pdq_export.errors import OptionError
 from pdq_export.files import check_writable, write_atomically
 
-from .render import printable
+from .command import Frame, Outcome, command
 
 FOLDER = "calib_data"
 
 
-@click.command(short_help="Copy the embedded model and images here.")
+@command(summary="Copy the embedded model and images here.", example="pdq-export example")
 @click.argument("directory", default=".", type=click.Path(path_type=Path))
-def example(directory: Path) -> None:
+def example(_: Frame, *, directory: Path) -> Outcome:
     """Copy the embedded model, calibration and evaluation images to DIRECTORY/calib_data.
 
     DIRECTORY is the current folder by default. Files that exist are never replaced.
@@ -34,13 +35,15 @@ def example(directory: Path) -> None:
         check_writable(folder / file.name)
     for file in files:
         write_atomically(folder / file.name, file.read_bytes())
-        click.echo(printable(str(folder / file.name)))
-    models = [file.name for file in files if file.name.endswith(".onnx")]
-    change = "" if directory == Path() else f"cd {directory} && "
-    click.echo(
-        f"\nNext:\n  {printable(change)}pdq-export quantize {FOLDER}/{models[0] if models else 'MODEL.onnx'} --bits 4/4"
-    )
+    return Outcome(text=_lines(directory, [file.name for file in files]))
 
 
 def _is_data(name: str) -> bool:
     return name.endswith((".onnx", ".npz")) or name == "README.md"
+
+
+def _lines(directory: Path, names: Sequence[str]) -> Iterable[str]:
+    yield from (str(directory / FOLDER / name) for name in names)
+    model = next((name for name in names if name.endswith(".onnx")), "MODEL.onnx")
+    change = "" if directory == Path() else f"cd {directory} && "
+    yield from ("", "Next:", f"  {change}pdq-export quantize {FOLDER}/{model} --bits 4/4")

@@ -7,69 +7,50 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from rich import box
-from rich.console import Console
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pdq_export.errors import ModelError, first_few
+from pdq_export.errors import first_few
 
-from .log import libraries_print_nothing, set_up_logging
+from .command import Frame, Outcome, command
 from .options import check_plan_options, plan_options
+from .paths import ModelPath
 from .render import format_sizes, printable
 
 if TYPE_CHECKING:
     from pdq_export.commands.inspect import Inspection, TensorInfo
     from pdq_export.plan.summary import LayerSummary
 
-_WIDE = 1000  # no folding where a program reads
 
-
-@click.command(
-    short_help="Show what quantize would do, without calibration.",
-    epilog="Exit codes: 0 done, also where problems are listed that quantize would refuse; 2 wrong model or options, "
-    "130 interrupted, 1 a bug in pdq-export.",
+@command(
+    summary="Show what quantize would do, without calibration.",
+    example="pdq-export inspect model.onnx --bits 2/4 --exclude downsample",
+    json_schema="pdq_export.commands.inspect",
 )
-@click.argument("model", type=click.Path(path_type=Path), metavar="MODEL.onnx")
+@click.argument("model", type=ModelPath(), metavar="MODEL.onnx")
 @plan_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON; its schema is in pdq_export/inspection.py.")
-@click.option("-v", "--verbose", is_flag=True, help="Log everything, with tracebacks.")
-def inspect(model: Path, *, as_json: bool, verbose: bool, **arguments: Any) -> None:
+def inspect(frame: Frame, *, model: Path, **arguments: Any) -> Outcome:
     """Show what quantize would do with a model: layers, blocks, bits, what stays in float and why, expected size.
 
     Takes no images and calibrates nothing. What --layer-bits and --exclude match are the node names shown here, and the
-    paths of modules in parentheses; --exclude matches other nodes, too.
+    paths of modules in parentheses; --exclude matches other nodes, too. Where quantize would refuse what is planned,
+    the problems are listed, and it is done all the same.
     """
-    set_up_logging(Console(stderr=True), quiet=False, verbose=verbose)
-    if not model.is_file():
-        raise ModelError(f"{model}: {'is a folder' if model.is_dir() else 'no such file'}; expected an ONNX model")
     check_plan_options(arguments)
-    # Imported here, behind every check that needs no torch: it takes seconds.
-    import onnxruntime
+    with frame.work():
+        # Imported here, behind every check that needs no torch: it takes seconds.
+        from pdq_export.commands.inspect import inspect_model
 
-    from pdq_export.commands.inspect import inspect_model
-
-    if not verbose:
-        onnxruntime.set_default_logger_severity(3)  # without a GPU, its GPU build warns about missing libraries
-    with libraries_print_nothing():
         found = inspect_model(model, **arguments)
-    if as_json:
-        click.echo(found.to_json(), nl=False)
-    else:
-        console = Console(highlight=False)
-        if not console.is_terminal:
-            console.width = _WIDE
-        _show(found, console)
+    return Outcome(text=_lines(found), to_json=found.to_json)
 
 
-def _show(found: "Inspection", console: Console) -> None:
-    def line(text: str) -> None:
-        console.print(printable(text), markup=False, soft_wrap=True)
-
-    for text in _head(found):
-        line(text)
-    console.print(_layers(found))
-    for text in (*_float(found), *_end(found)):
-        line(text)
+def _lines(found: "Inspection") -> Iterable[RenderableType]:
+    yield from _head(found)
+    yield _layers(found)
+    yield from _float(found)
+    yield from _end(found)
 
 
 def _head(found: "Inspection") -> Iterable[str]:

@@ -1,28 +1,11 @@
 """Options that several commands share: what is to be quantized to what, and for whom."""
 
-import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from pdq_export.errors import OptionError
-
-
-class OutputPath(click.Path):
-    """The name of a file to write; a folder's, or ``-``, would be taken for one."""
-
-    def convert(self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """Check the text as it was typed: a `Path` has no slash at its end any more."""
-        if str(value).endswith(("/", os.sep)):
-            raise OptionError(f"{value}: is a folder; expected the name of a file to write")
-        if str(value) == "-":
-            raise OptionError("-: nothing is written to the standard output; expected the name of a file to write")
-        return Path(value)
-
-
-Command = TypeVar("Command", bound=Callable[..., None])
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 _OPTIONS = (
     click.option(

@@ -2,22 +2,22 @@
 
 import dataclasses
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
+from rich.console import RenderableType
 
 from pdq_export.config.method import choose_options
-from pdq_export.errors import DataError, ModelError, OptionError
-from pdq_export.files import check_report, check_writable
+from pdq_export.errors import DataError, OptionError
 from pdq_export.process import tune_process
 
-from .log import NOTES, libraries_print_nothing, set_up_logging
-from .options import OutputPath, check_plan_options, plan_options
-from .progress import ProgressDisplay
-from .render import printable, report_table, session_note, version_note
+from .command import Frame, Outcome, command
+from .log import NOTES
+from .options import check_plan_options, plan_options
+from .paths import ModelPath, OutputPath
+from .render import report_table, session_note, version_note
 
 if TYPE_CHECKING:
     from pdq_export.commands.quantize import Result
@@ -40,11 +40,12 @@ class Request:
     arguments: dict[str, Any]
 
 
-@click.command(
-    short_help="Quantize an ONNX CNN and compare it with FP32.",
-    epilog="Exit codes: 0 done, 2 wrong input or options, 130 interrupted, 1 a bug in pdq-export.",
+@command(
+    summary="Quantize an ONNX CNN and compare it with FP32.",
+    example="pdq-export quantize model.onnx --bits 4/4 --calib images/ --eval test.npz --report report.json",
+    json_schema="pdq_export.validate.report",
 )
-@click.argument("model", type=_PATH, metavar="MODEL.onnx")
+@click.argument("model", type=ModelPath(), metavar="MODEL.onnx")
 @plan_options
 @click.option(
     "--calib",
@@ -121,21 +122,18 @@ class Request:
 @click.option(
     "--external-data", is_flag=True, help="Write the weights to OUT.onnx.data.  [default: for files over 2 GB]"
 )
-@click.option("-q", "--quiet", is_flag=True, help="Print nothing but warnings and errors.")
-@click.option("-v", "--verbose", is_flag=True, help="Log everything, with tracebacks.")
 def quantize(
-    model: Path,
+    frame: Frame,
     *,
+    model: Path,
     evaluation: Path | None,
     calib: Path | None,
     output: Path | None,
     report: Path | None,
     overwrite: bool,
     assignments: tuple[str, ...],
-    quiet: bool,
-    verbose: bool,
     **arguments: Any,
-) -> None:
+) -> Outcome:
     """Quantize an ONNX CNN to W/A bits and show how it compares with FP32.
 
     Weights get W bits and activations A bits; the first and the last layer keep 8. The result is an ordinary ONNX
@@ -146,12 +144,6 @@ def quantize(
     with an optional preprocess.toml (mean, std, resize, crop) and labels.csv (file,label). Without --calib, those in
     the folder calib_data are taken.
     """
-    console = Console(stderr=True)
-    if quiet and verbose:
-        raise OptionError("--quiet and --verbose contradict each other; give one of them")
-    set_up_logging(console, quiet=quiet, verbose=verbose)
-    if not model.is_file():
-        raise ModelError(f"{model}: {'is a folder' if model.is_dir() else 'no such file'}; expected an ONNX model")
     calib, evaluation = _find_images(calib, evaluation)
     if arguments["simulated_images"] is None:
         del arguments["simulated_images"]  # the library has the default
@@ -169,9 +161,8 @@ def quantize(
         arguments={**arguments, "options": settings},
     )
     _check_paths(request)
-    result = _run(request, console, quiet=quiet, verbose=verbose)
-    if not quiet:
-        _show(request, result)
+    result = _run(request, frame)
+    return Outcome(text=_lines(request, result), to_json=result.report.to_json)
 
 
 def _parse_assignments(assignments: Sequence[str], given: Mapping[str, Any]) -> dict[str, str]:
@@ -216,30 +207,29 @@ def _default_output(model: Path, bits: str, target: str) -> Path:
 
 
 def _check_paths(request: Request) -> None:
-    """Nobody shall wait for a calibration whose result cannot be written, or lose a file to it."""
-    inputs = [path for path in (request.model, request.calib, request.eval) if path is not None]
-    if request.overwrite:
-        from pdq_export.graph.load import external_files
+    """Nobody shall wait for a calibration, or for imports, whose result cannot be written, or lose a file to it."""
+    from pdq_export.data import check_form
+    from pdq_export.graph.save import check_output
 
-        inputs += external_files(request.model)
-    check_writable(request.output, overwrite=request.overwrite, inputs=inputs)
-    if request.report is not None:
-        from pdq_export.graph.save import data_path
+    images = [path for path in (request.calib, request.eval) if path is not None]
+    for path in images:
+        check_form(path)
+    check_output(
+        request.output,
+        overwrite=request.overwrite,
+        model=request.model,
+        inputs=tuple(images),
+        external=request.arguments["external_data"],
+        report=request.report,
+    )
 
-        written = (request.output, data_path(request.output))
-        check_report(request.report, written, overwrite=request.overwrite, inputs=inputs)
 
-
-def _run(request: Request, console: Console, *, quiet: bool, verbose: bool) -> "Result":
+def _run(request: Request, frame: Frame) -> "Result":
     tune_process(limited=request.arguments["max_memory"] is not None)
-    with ProgressDisplay(console, quiet=quiet) as progress, libraries_print_nothing():
+    with frame.progress() as progress, frame.work():
         # Imported here, behind every check that needs no torch: it takes seconds.
-        import onnxruntime
-
         from pdq_export.commands.quantize import quantize as run
 
-        if not verbose:
-            onnxruntime.set_default_logger_severity(3)  # without a GPU, its GPU build warns about missing libraries
         return run(
             request.model,
             calib=request.calib,
@@ -252,16 +242,14 @@ def _run(request: Request, console: Console, *, quiet: bool, verbose: bool) -> "
         )
 
 
-def _show(request: Request, result: "Result") -> None:
+def _lines(request: Request, result: "Result") -> Iterable[RenderableType]:
     on = str(request.eval or request.calib)
     if result.report.settings["evaluated_on_calibration_images"]:
         on += f", used for calibration too: {'give others with --eval' if request.eval else '--eval gives others'}"
-    console = Console(highlight=False)
-    console.print(printable(f"{result.report.images:,} images of {on}"), markup=False, soft_wrap=True)
-    console.print(report_table(result.report, bits=request.arguments["bits"]))
-    for path in result.files:
-        console.print(printable(f"wrote {shlex.quote(str(path))}"), markup=False, soft_wrap=True)
+    yield f"{result.report.images:,} images of {on}"
+    yield report_table(result.report, bits=request.arguments["bits"])
+    yield from (f"wrote {shlex.quote(str(path))}" for path in result.files)
     if result.report.min_onnxruntime and request.arguments["target"] != "ort":
-        console.print(version_note(result.report.min_onnxruntime), markup=False, soft_wrap=True)
+        yield version_note(result.report.min_onnxruntime)
     if result.report.session_config:
-        console.print(session_note(result.report.session_config), markup=False, soft_wrap=True)
+        yield session_note(result.report.session_config)

@@ -3,7 +3,7 @@
 from pdq_export.data.image_set import ImageSet
 from pdq_export.data.input_set import InputSet
 from pdq_export.data.input_spec import InputSpec
-from pdq_export.data.load import Source, check_exists, find_default, load_images, load_inputs, read_data
+from pdq_export.data.load import Source, check_exists, check_form, find_default, load_images, load_inputs, read_data
 from pdq_export.data.outliers import find_outliers
 from pdq_export.data.overlap import all_equal, count_shared, count_shared_digests, image_digests
 
@@ -14,6 +14,7 @@ __all__ = [
     "Source",
     "all_equal",
     "check_exists",
+    "check_form",
     "count_shared",
     "count_shared_digests",
     "find_default",

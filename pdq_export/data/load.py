@@ -17,6 +17,7 @@ from pdq_export.errors import DataError
 logger = logging.getLogger(__name__)
 
 Source = str | Path | NDArray[np.float32] | ImageSet | InputSet | Mapping[str, NDArray[np.float32]]
+_ARCHIVES = {".npz": load_npz, ".npy": load_npy}
 _FORMS = ".npz, .npy or a folder of images"
 
 
@@ -77,6 +78,18 @@ def check_exists(source: Source | None) -> None:
         )
 
 
+def check_form(source: Source | None) -> None:
+    """Raise DataError where data is given as a path at which there is nothing, or nothing of a form that is known."""
+    check_exists(source)
+    if not isinstance(source, str | Path) or Path(source).is_dir():
+        return
+    path = Path(source)
+    if not path.is_file():
+        raise DataError(f"{path}: not a regular file; expected images as {_FORMS}")
+    if path.suffix.lower() not in _ARCHIVES:
+        raise DataError(f"{path}: suffix {path.suffix!r} is not known; expected images as {_FORMS}")
+
+
 def read_data(source: Source, expected: Sequence[InputSpec], *, limit: int | None = None) -> ImageSet | InputSet:
     """Whatever users give as calibration or evaluation data, checked against the model's inputs.
 
@@ -109,16 +122,8 @@ def _names(expected: Sequence[InputSpec]) -> str:
 def _load(path: Path, expected: InputSpec | None, limit: int | None) -> ImageSet:
     if path.is_dir():
         return load_folder(path, expected=expected, limit=limit)
-    check_exists(path)
-    if not path.is_file():
-        raise DataError(f"{path}: not a regular file; expected images as {_FORMS}")
-    match path.suffix.lower():
-        case ".npz":
-            return load_npz(path, expected=expected, limit=limit)
-        case ".npy":
-            return load_npy(path, expected=expected, limit=limit)
-        case suffix:
-            raise DataError(f"{path}: suffix {suffix!r} is not known; expected images as {_FORMS}")
+    check_form(path)
+    return _ARCHIVES[path.suffix.lower()](path, expected=expected, limit=limit)
 
 
 def find_default(folder: str | Path) -> tuple[Path | None, Path | None]:
@@ -130,7 +135,7 @@ def find_default(folder: str | Path) -> tuple[Path | None, Path | None]:
 
 
 def _find(folder: Path, stem: str) -> Path | None:
-    files = [path for suffix in (".npz", ".npy") if (path := folder / f"{stem}{suffix}").is_file()]
+    files = [path for suffix in _ARCHIVES if (path := folder / f"{stem}{suffix}").is_file()]
     folders = [path for path in (folder / stem,) if path.is_dir()]
     found = files + folders
     if len(found) > 1:

@@ -40,7 +40,9 @@ def check_output(
     for file in written:
         check_writable(file, overwrite=overwrite, inputs=read)
     if report is not None:
-        check_report(report, written, overwrite=overwrite, inputs=read)
+        # Weights go to a second file too where one is not enough, which only shows at the end.
+        others = [] if path is None else [path, data_path(path)]
+        check_report(report, others, overwrite=overwrite, inputs=read)
 
 
 def save_model(

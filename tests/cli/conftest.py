@@ -30,10 +30,11 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty current folder with a model and calibration images."""
+    """A current folder with a model and images, and nothing else."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model.onnx").write_bytes(b"a model")
     np.save(tmp_path / "images.npy", np.zeros((1, 1, 2, 2), np.float32))
+    np.savez(tmp_path / "eval.npz", images=np.zeros((1, 1, 2, 2), np.float32))
     return tmp_path
 
 

@@ -1,11 +1,15 @@
 """`pdq-export convert`: paths, messages and exit codes, on a small file that was really written."""
 
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import onnx
 import pytest
 from click.testing import Result
+
+from pdq_export.validate import min_onnxruntime
 
 from ..commands.test_convert import content, export
 
@@ -34,6 +38,32 @@ def test_there_and_back(run: Run, quantized: Path, folder: Path) -> None:
     assert (folder / "back.onnx").read_bytes() == quantized.read_bytes()
 
 
+def test_json_tells_what_was_written(run: Run, quantized: Path, folder: Path) -> None:
+    result = run("convert", "net.onnx", "--target", "qcdq", "--external-data", "--json")
+    assert (result.exit_code, result.stderr) == (0, "")
+    written = [folder / "net-qcdq.onnx", folder / "net-qcdq.onnx.data"]
+    content = [path.read_bytes() for path in written]
+    assert json.loads(result.stdout) == {
+        "schema_version": 1,
+        "target": "qcdq",
+        "opset": onnx.load(written[0], load_external_data=False).opset_import[0].version,
+        "model": {
+            "name": "net-qcdq.onnx",
+            "sha256": hashlib.sha256(b"".join(content)).hexdigest(),
+            "size": sum(map(len, content)),
+        },
+        "files": [{"path": path.name, "size": len(data)} for path, data in zip(written, content, strict=True)],
+        "min_onnxruntime": min_onnxruntime(onnx.load(written[0]).SerializeToString()) or None,
+        "session_config": {},
+    }
+
+
+def test_json_tells_what_loading_needs(run: Run, quantized: Path) -> None:
+    told = json.loads(run("convert", "net.onnx", "--target", "native", "--json").stdout)
+    assert told["session_config"] == {"session.disable_quant_qdq": "1"}
+    assert told["min_onnxruntime"]
+
+
 def test_quiet_and_opset(run: Run, quantized: Path, folder: Path) -> None:
     result = run("convert", "net.onnx", "--target", "ort", "--opset", "13", "-o", "old.onnx", "-q")
     assert (result.exit_code, result.output) == (0, "")
@@ -47,7 +77,7 @@ def test_verbose_shows_where_a_bug_is(run: Run, quantized: Path, monkeypatch: py
     monkeypatch.setattr("pdq_export.commands.convert.convert", fail)
     assert "contradict" in failure(run("convert", "net.onnx", "--target", "native", "-q", "-v"))
     short = run("convert", "net.onnx", "--target", "native")
-    assert (short.exit_code, "re-run with --verbose" in short.stderr) == (1, True)
+    assert (short.exit_code, "re-run with --verbose" in short.stderr) == (3, True)
     assert "Traceback" not in short.stderr
     assert "Traceback" in run("convert", "net.onnx", "--target", "native", "--verbose").stderr
 

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 import pdq_export
+from pdq_export.cli import app
+
+from ..commands.test_convert import content, export
 
 # A pipeline that only waits, so that there is something to interrupt.
 WAITING = """
@@ -45,18 +48,54 @@ def test_help(tmp_path: Path, args: list[str]) -> None:
     assert "..." not in text.replace("[ARGS]...", "")  # summaries are not cut off
 
 
-def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
-    code = """
+IMPORTED = """
 import sys
 from pdq_export.cli import app
 try:
-    app(["quantize", "--help"])
-except SystemExit:
-    heavy = {"torch", "onnx", "onnxruntime", "numpy", "PIL"} & set(sys.modules)
-    assert not heavy, heavy
+    app(sys.argv[1:])
+finally:
+    print(*({name.partition(".")[0] for name in sys.modules} & set(HEAVY)), file=sys.stderr)
 """
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
+
+
+def imported(folder: Path, heavy: set[str], *args: str | Path) -> set[str]:
+    """Which of the heavy libraries a command has imported by its end, in a process of its own."""
+    code = IMPORTED.replace("HEAVY", repr(sorted(heavy)))
+    command = [sys.executable, "-c", code, *map(str, args)]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert "Traceback" not in result.stderr, result.stderr
+    assert result.returncode in (0, 2), result.stderr
+    return set(result.stderr.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--version"],
+        ["--help"],
+        *([name, "--help"] for name in sorted(app.commands)),
+        ["example"],
+        ["quantize", "missing.onnx"],
+    ],
+    ids=" ".join,
+)
+def test_what_needs_nothing_heavy_imports_nothing_heavy(tmp_path: Path, args: list[str]) -> None:
+    heavy = {"torch", "onnx", "onnxruntime", "onnxsim", "numpy", "PIL"}
+    assert imported(tmp_path, heavy, *args) == set()
+
+
+def test_what_is_wrong_with_paths_is_told_without_torch(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").touch()
+    command = ("quantize", "model.onnx", "--calib")
+    for args in (["missing.npz"], [".", "--eval", "model.onnx"], [".", "-o", "no/a.onnx"], [".", "--bits", "9/9"]):
+        assert imported(tmp_path, {"torch"}, *command, *args) == set()
+
+
+@pytest.mark.parametrize("target", ["native", "qcdq", "ort"])
+def test_convert_imports_neither_torch_nor_onnxsim(tmp_path: Path, target: str) -> None:
+    (tmp_path / "net.onnx").write_bytes(content(export("chain", "2/2", "ort")))
+    assert imported(tmp_path, {"torch", "onnxsim"}, "convert", "net.onnx", "--target", target) == set()
+    assert (tmp_path / f"net-{target}.onnx").exists()
 
 
 @pytest.mark.parametrize(
@@ -66,7 +105,7 @@ except SystemExit:
         (["quantize", "text.onnx"], "no calibration images"),
         (["quantize", "text.onnx", "--calib", "missing.npz"], "missing.npz: no such file or folder"),
         (["quantize", "text.onnx", "--calib", "."], "text.onnx: "),
-        (["quantize", "text.onnx", "--calib", "missing.npz", "--device", "tpu"], "--device 'tpu': expected"),
+        (["quantize", "text.onnx", "--calib", ".", "--device", "tpu"], "--device 'tpu': expected"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path: Path, args: list[str], message: str) -> None:

@@ -21,6 +21,7 @@ from pdq_export.validate import Accuracy, ModelInfo
 from .fakes import FakeBlock, FakePipeline, FakeProgress, agreement, make_report
 
 Run = Callable[..., Result]
+GIVEN = {"model.onnx", "images.npy", "eval.npz"}  # what the fixture `folder` makes
 
 
 def failure(result: Result) -> str:
@@ -96,6 +97,16 @@ def test_every_option_arrives(run: Run, pipeline: FakePipeline, folder: Path) ->
     assert "wrote out.json" in result.stdout
 
 
+def test_json_is_the_report(run: Run, pipeline: FakePipeline, folder: Path) -> None:
+    result = run("quantize", "model.onnx", "--calib", "images.npy", "--json", "--report", "out.json")
+    assert result.exit_code == 0
+    assert result.stdout == (folder / "out.json").read_text(encoding="utf-8")
+    pipeline.act = chatter
+    again = run("quantize", "model.onnx", "--calib", "images.npy", "--json", "--overwrite")
+    assert again.stdout == result.stdout
+    assert "pdq-export: calibrating" in again.stderr
+
+
 def test_the_report_replaces_no_weights(run: Run, pipeline: FakePipeline, folder: Path) -> None:
     text = '<ir_version: 8, opset_import: ["": 17]> g (float[2] x) => (float[2] y) { y = Add(x, w) }'
     model = onnx.parser.parse_model(text)
@@ -103,7 +114,8 @@ def test_the_report_replaces_no_weights(run: Run, pipeline: FakePipeline, folder
     onnx.save(model, folder / "large.onnx", save_as_external_data=True, location="large.data", size_threshold=0)
     arguments = ("quantize", "large.onnx", "--calib", "images.npy", "--overwrite", "-o", "out.onnx", "--report")
     assert "is the same file as the input" in failure(run(*arguments, "large.data"))
-    assert "both --report and --output" in failure(run(*arguments, "out.onnx.data", "--external-data"))
+    for more in ((), ("--external-data",)):  # a large file gets a second one unasked
+        assert "both --report and --output" in failure(run(*arguments, "out.onnx.data", *more))
     assert not pipeline.calls
 
 
@@ -254,6 +266,12 @@ def test_images_that_are_ambiguous(run: Run, folder: Path) -> None:
             ["quantize", "model.onnx", "--target", "tensorrt", "--weights", "asymmetric"],
             "--weights asymmetric: TensorRT",
         ),
+        (["quantize", "model.onnx", "--eval", "missing.npz"], "missing.npz: no such file or folder; expected images"),
+        (
+            ["quantize", "model.onnx", "--eval", "model.onnx"],
+            "model.onnx: suffix '.onnx' is not known",
+        ),
+        (["quantize", "model.onnx", "--eval", "/dev/null"], "/dev/null: not a regular file; expected images"),
         (["quantize", "model.onnx", "-o", "sub/"], "sub/: is a folder; expected the name of a file to write"),
         (["quantize", "model.onnx", "--report", "-"], "-: nothing is written to the standard output"),
         (["quantize", "model.onnx", "-o", "no/a.onnx"], "no/a.onnx: cannot be written: there is no folder 'no'"),
@@ -271,7 +289,7 @@ def test_what_is_refused_before_any_work(
         args = [*args, "--calib", "images.npy"]
     assert message in failure(run(*args))
     assert pipeline.calls == []
-    assert names(folder) == {"model.onnx", "images.npy"}
+    assert names(folder) == GIVEN
     assert (folder / "model.onnx").read_bytes() == b"a model"
 
 
@@ -306,18 +324,18 @@ def test_errors_of_the_pipeline(run: Run, pipeline: FakePipeline, folder: Path, 
     pipeline.act = raising(error)
     result = run("quantize", "model.onnx", "--calib", "images.npy", "--report", "r.json")
     assert failure(result) == f"pdq-export: error: {' '.join(str(error).split())}"
-    assert names(folder) == {"model.onnx", "images.npy"}
+    assert names(folder) == GIVEN
 
 
 def test_an_error_of_ours(run: Run, pipeline: FakePipeline, folder: Path) -> None:
     pipeline.act = raising(ZeroDivisionError("division by zero"))
     args = ("quantize", "model.onnx", "--calib", "images.npy")
     result = run(*args)
-    assert result.exit_code == 1
+    assert result.exit_code == 3
     expected = "internal error: ZeroDivisionError: division by zero; re-run with --verbose for the traceback"
     assert result.stderr == f"pdq-export: {expected}\n"
     assert "Traceback (most recent call last)" in run(*args, "--verbose").stderr
-    assert names(folder) == {"model.onnx", "images.npy"}
+    assert names(folder) == GIVEN
 
 
 def test_verbose_shows_where_an_error_was_raised(run: Run, pipeline: FakePipeline) -> None:
@@ -333,13 +351,13 @@ def test_interruption(run: Run, pipeline: FakePipeline, folder: Path) -> None:
     result = run("quantize", "model.onnx", "--calib", "images.npy", "--quiet")
     assert result.exit_code == 130
     assert result.stderr.split() == ["pdq-export:", "interrupted"]
-    assert names(folder) == {"model.onnx", "images.npy"}
+    assert names(folder) == GIVEN
 
 
 def test_a_reader_that_has_gone(run: Run, pipeline: FakePipeline) -> None:
     pipeline.act = raising(BrokenPipeError(errno.EPIPE, "Broken pipe"))
     result = run("quantize", "model.onnx", "--calib", "images.npy", "--quiet")
-    assert (result.exit_code, result.stderr) == (1, "")
+    assert (result.exit_code, result.stderr) == (141, "")
 
 
 def chatter(progress: Callable[[FakeProgress], None]) -> None:

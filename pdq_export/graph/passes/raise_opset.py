@@ -5,10 +5,10 @@ import onnx
 from onnx import NodeProto
 
 from pdq_export.errors import ModelError
+from pdq_export.graph.interface import interface_difference, restore_interface
 from pdq_export.graph.lookup import GraphIndex, all_nodes, attribute, describe, opset_version, optional_input
 from pdq_export.graph.messages import essential_line
 from pdq_export.graph.passes import constants
-from pdq_export.graph.passes.simplify import interface_difference, restore_interface
 
 
 def run(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:

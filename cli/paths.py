@@ -1,0 +1,39 @@
+"""Paths on the command line, checked as they are read."""
+
+import os
+from pathlib import Path
+
+import click
+
+from pdq_export.errors import ModelError, OptionError
+
+
+class ModelPath(click.Path):
+    """The name of a file to read; ``expected`` says in words what it should be."""
+
+    def __init__(self, expected: str = "an ONNX model") -> None:
+        super().__init__()
+        self._expected = expected
+
+    def convert(self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Raise ModelError where there is no such file."""
+        path = Path(value)
+        try:
+            if path.is_file():
+                return path
+            found = "is a folder" if path.is_dir() else "not a regular file" if path.exists() else "no such file"
+        except OSError as error:
+            found = f"cannot be read: {error.strerror or error}"
+        raise ModelError(f"{value}: {found}; expected {self._expected}")
+
+
+class OutputPath(click.Path):
+    """The name of a file to write; a folder's, or ``-``, would be taken for one."""
+
+    def convert(self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Check the text as it was typed: a `Path` has no slash at its end any more."""
+        if str(value).endswith(("/", os.sep)):
+            raise OptionError(f"{value}: is a folder; expected the name of a file to write")
+        if str(value) == "-":
+            raise OptionError("-: nothing is written to the standard output; expected the name of a file to write")
+        return Path(value)
