@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RULES: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), set()),
     "exhaustion": ({"errors"}, set()),
+    "operators": (set(), set()),
     "spec": ({"errors"}, {"numpy"}),
     "files": ({"errors"}, set()),
     "config": ({"errors"}, set()),
@@ -19,13 +20,16 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "arithmetic": ({"errors", "spec"}, {"numpy"}),
     "advice": ({"config", "spec"}, set()),
     "process": (set(), set()),
-    "graph": ({"errors", "files", "spec"}, {"numpy", "onnx", "onnxsim"}),
-    "plan": ({"errors", "spec", "graph"}, {"numpy", "onnx"}),
+    "graph": ({"errors", "files", "operators", "spec"}, {"numpy", "onnx", "onnxsim"}),
+    "plan": ({"errors", "operators", "spec", "graph"}, {"numpy", "onnx"}),
     "numerics": ({"errors", "spec"}, {"numpy", "torch"}),
-    "frontend": ({"errors", "spec", "graph"}, {"numpy", "onnx", "torch"}),
-    "calibrate": ({"advice", "errors", "config", "spec", "numerics", "frontend", "arithmetic"}, {"numpy", "torch"}),
-    "export": ({"arithmetic", "errors", "spec", "graph.lookup", "graph.scopes"}, {"numpy", "onnx"}),
-    "validate": ({"errors", "spec"}, {"numpy", "onnx", "onnxruntime"}),
+    "frontend": ({"errors", "operators", "spec", "graph"}, {"numpy", "onnx", "torch"}),
+    "calibrate": (
+        {"advice", "errors", "config", "operators", "spec", "numerics", "frontend", "arithmetic"},
+        {"numpy", "torch"},
+    ),
+    "export": ({"arithmetic", "errors", "operators", "spec", "graph.lookup", "graph.scopes"}, {"numpy", "onnx"}),
+    "validate": ({"errors", "operators", "spec"}, {"numpy", "onnx", "onnxruntime"}),
     "data": ({"errors"}, {"numpy", "PIL"}),
 }
 BIG = {"numpy", "torch", "onnx", "onnxsim", "onnxruntime", "PIL", "click", "rich"}

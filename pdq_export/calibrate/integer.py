@@ -12,14 +12,13 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, fx, nn
 
+from pdq_export import operators
 from pdq_export.calibrate.quantizers import ActivationQuantizer, BiasQuantizer, WeightQuantizer
-from pdq_export.calibrate.subgraph import tensor_nodes
+from pdq_export.calibrate.subgraph import op_type, tensor_nodes
 from pdq_export.numerics.affine import per_channel
 from pdq_export.numerics.search import QParams
 from pdq_export.spec import Layer, Plan
 
-# Without a quantized output onnxruntime multiplies integers only for matrices.
-_FLOAT_OUTPUT = frozenset({"Gemm", "MatMul"})
 _EXACT = 2**24  # float32 holds every integer up to here
 
 
@@ -129,11 +128,11 @@ class IntegerIdentity(nn.Module):
         return result
 
 
-# Stand-ins for functions of the imported graph besides layers, and how many quantized operands they have.
+# Stand-ins by op type, layers aside, and how many quantized operands they have.
 _STAND_INS: dict[str, tuple[Callable[..., nn.Module], int]] = {
-    "add": (IntegerAdd, 2),
-    "global_average_pool": (IntegerAverage, 1),
-    "identity": (IntegerIdentity, 1),
+    "Add": (IntegerAdd, 2),
+    "GlobalAveragePool": (IntegerAverage, 1),
+    "Identity": (IntegerIdentity, 1),
 }
 
 
@@ -167,7 +166,8 @@ def integer_nodes(
             continue  # a computed bias: it runs in float
         if layer.bias is not None and layer.node not in biases:
             continue  # a bias that stays float: so does the sum
-        if layer.op_type in _FLOAT_OUTPUT or (layer.op_type == "Conv" and output is not None):
+        operator = operators.get(layer.op_type)
+        if operator.integer_kernel and (operator.float_output or output is not None):
             source = activations[str(plan.source(layer.input))]
             function = _function(known[layer.output], layer)
             stand_ins[layer.node] = IntegerLayer(
@@ -176,10 +176,10 @@ def integer_nodes(
                 weights[layer.weight],
                 biases.get(layer.node),
                 output,
-                channels_last=layer.op_type != "Conv",
+                channels_last=not operator.per_image,
             )
     for tensor, node in known.items():
-        make, count = _STAND_INS.get(getattr(node.target, "__name__", ""), (None, 0))
+        make, count = _STAND_INS.get(op_type(node), (None, 0))
         if make is None or not node.meta.get("onnx_node") or tensor in plan.passthrough:
             continue
         operands = [plan.source(argument.meta["tensor"]) for argument in node.all_input_nodes]

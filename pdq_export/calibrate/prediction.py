@@ -8,13 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pdq_export.calibrate.subgraph import tensor_nodes
+from pdq_export import operators
+from pdq_export.calibrate.subgraph import op_type, tensor_nodes
 from pdq_export.spec import OutputPart, Place
 
 logger = logging.getLogger(__name__)
-
-# What networks put behind their scores: monotone or without a gradient, so that differences are seen before it.
-_HEADS = frozenset("softmax log_softmax softmax_flat arg_extreme cast identity".split())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,10 +79,10 @@ def _moved_axis(axis: int | None, place: Place) -> int | None:
 
 def _predictions(module: fx.GraphModule, output: str, alive: set[fx.Node]) -> list[Prediction]:
     node, axis = tensor_nodes(module)[output], None
-    while getattr(node.target, "__name__", "") in _HEADS and len(node.all_input_nodes) == 1:
+    while operators.get(op_type(node)).head and len(node.all_input_nodes) == 1:
         axis = node.kwargs.get("dim", node.kwargs.get("axis", axis))
         (node,) = node.all_input_nodes
-    if getattr(node.target, "__name__", "") == "sigmoid":
+    if op_type(node) == "Sigmoid":
         axis = 0  # probabilities that do not add up to 1: no axis of classes
     if node in alive:
         return [Prediction(str(node.meta.get("tensor", output)), axis if isinstance(axis, int) else None)]

@@ -45,7 +45,7 @@ def fold_sizes(network: fx.GraphModule, inputs: Sequence[Tensor]) -> fx.GraphMod
         else:
             copies[node] = graph.node_copy(node, copies.__getitem__)
             continue
-        copy.meta.update(node.meta)
+        copy.meta.update(node.meta, op_type="")  # what is folded is that operator no longer
         copies[node] = copy
     graph.eliminate_dead_code()
     folded = fx.GraphModule(attributes, graph, class_name="FoldedModel")

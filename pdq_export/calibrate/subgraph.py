@@ -44,6 +44,11 @@ def tensor_nodes(module: fx.GraphModule) -> dict[str, fx.Node]:
     return {node.meta["tensor"]: node for node in module.graph.nodes if "tensor" in node.meta}
 
 
+def op_type(node: fx.Node) -> str:
+    """The ONNX op type that an fx node computes, '' for inputs, constants and what calibration has put in."""
+    return str(node.meta.get("op_type", ""))
+
+
 def reachable(module: fx.GraphModule, inputs: Iterable[str], outputs: Iterable[str]) -> tuple[str, ...]:
     """Those of ``outputs`` that depend on one of ``inputs``."""
     known = tensor_nodes(module)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from onnx import GraphProto, NodeProto
 
+from pdq_export import operators
 from pdq_export.errors import ExportError
 from pdq_export.export.constants import Weight
 from pdq_export.export.layers import packed_weight
@@ -17,34 +18,10 @@ from pdq_export.export.layouts import Layout, Quantized, register_layout
 from pdq_export.export.qdq import QdqGraph
 from pdq_export.export.storage import storage_opset
 from pdq_export.export.writer import GraphWriter
-from pdq_export.graph.lookup import SHAPE_OPERATORS, attribute, describe
+from pdq_export.graph.lookup import attribute, describe
 from pdq_export.spec import Plan, Point, Role
 
 MIN_OPSET = 13  # DequantizeLinear along an axis
-# Pass-through operators that ONNX Runtime runs on UINT8 tensors; others run in float between two pairs.
-MOVES_INTEGERS = frozenset(
-    [
-        "Concat",
-        "DepthToSpace",
-        "Expand",
-        "Flatten",
-        "Gather",
-        "Identity",
-        "MaxPool",
-        "Pad",
-        "ReduceMax",
-        "ReduceMin",
-        "Reshape",
-        "Resize",
-        "Slice",
-        "SpaceToDepth",
-        "Split",
-        "Squeeze",
-        "Tile",
-        "Transpose",
-        "Unsqueeze",
-    ]
-)
 
 
 def required_opset(plan: Plan) -> int:
@@ -69,7 +46,7 @@ class _OrtGraph(QdqGraph):
         return packed_weight(out, weight, self.index.opset, self.form)
 
     def moves_integers(self, node: NodeProto) -> bool:
-        return node.op_type in MOVES_INTEGERS
+        return operators.get(node.op_type).moves
 
     def _copy(self, node: NodeProto) -> None:
         """A HardSigmoid that maps integers to themselves, clipped, is written as that Clip."""
@@ -110,7 +87,7 @@ class _OrtGraph(QdqGraph):
         return self.out.node("DequantizeLinear", [zero, scale, self.out.integer(0, 8)], "zero_dequantized")
 
     def read_all(self, node: NodeProto) -> list[str]:
-        if node.op_type in SHAPE_OPERATORS:
+        if operators.get(node.op_type).reads_shape:
             return [self.integers.get(name, name) for name in node.input]
         return super().read_all(node)
 

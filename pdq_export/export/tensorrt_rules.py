@@ -11,9 +11,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import GraphProto, NodeProto, TensorProto
 
+from pdq_export import operators
 from pdq_export.graph.lookup import attribute, describe
 
-_LAYERS = frozenset(["Conv", "ConvTranspose", "Gemm", "MatMul"])
 _WEIGHT_AXES = {"Conv": (0,), "ConvTranspose": (1,), "Gemm": (0, 1), "MatMul": (0, 1, 2, 3)}
 
 
@@ -37,7 +37,7 @@ class _Rules:
         for node in self._graph.node:
             if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
                 yield from self._pair(node)
-            elif node.op_type in _LAYERS:
+            elif operators.get(node.op_type).weighted:
                 yield from self._layer(node)
             elif node.op_type == "Add":
                 yield from self._addition(node)
@@ -78,7 +78,7 @@ class _Rules:
     def _after_layer(self, dequantize: NodeProto) -> bool:
         quantize = self._producer.get(dequantize.input[0])
         before = None if quantize is None else self._producer.get(quantize.input[0])
-        return before is not None and before.op_type in _LAYERS
+        return before is not None and operators.get(before.op_type).weighted
 
     def _dequantize(self, tensor: str) -> NodeProto | None:
         node = self._producer.get(tensor)

@@ -10,13 +10,13 @@ from onnx import TensorProto
 from torch import fx, nn
 from torch.fx.node import map_aggregate
 
+from pdq_export import operators
 from pdq_export.errors import ModelError, UnsupportedOperatorError
 from pdq_export.frontend import ops
 from pdq_export.frontend.constants import ELEMENT_TYPES, TORCH_DTYPES, host_constant, to_torch, type_name
 from pdq_export.frontend.names import Names
 from pdq_export.frontend.node import Call, OnnxNode, Ref, describe
 from pdq_export.frontend.registry import OLDEST_OPSET, find_converter, find_schema
-from pdq_export.graph.lookup import SHAPE_OPERATORS
 from pdq_export.graph.messages import essential_line
 from pdq_export.graph.passes import inline
 
@@ -29,10 +29,11 @@ def import_model(model: onnx.ModelProto) -> fx.GraphModule:
     """The model as a differentiable torch.fx graph: one ``call_function`` node for each ONNX node.
 
     Every fx node has ``meta["tensor"]``, the name of the ONNX tensor it computes, and ``meta["onnx_node"]``, the name
-    of the ONNX node ('' for inputs and initializers). An operator with several outputs is a node without
-    ``meta["tensor"]`` followed by ``operator.getitem`` nodes that have it. Floating point constants are buffers, read
-    by ``get_attr`` nodes; the module's ``meta["tensors"]`` maps buffer names to ONNX names. ``forward`` takes the
-    graph's inputs in order and returns the tuple of its outputs. Nodes that contribute to no output are left out.
+    of the ONNX node ('' for inputs and initializers); one that computes has ``meta["op_type"]``, that node's operator.
+    An operator with several outputs is a node without ``meta["tensor"]`` followed by ``operator.getitem`` nodes that
+    have it. Floating point constants are buffers, read by ``get_attr`` nodes; the module's ``meta["tensors"]`` maps
+    buffer names to ONNX names. ``forward`` takes the graph's inputs in order and returns the tuple of its outputs.
+    Nodes that contribute to no output are left out.
 
     Raises UnsupportedOperatorError for an operator, version or attribute that is not in the operator table and
     ModelError for anything else that cannot be expressed (element types, opsets, sparse constants).
@@ -145,7 +146,7 @@ class _Importer:
         host = any(name in self._host for name in inputs) and all(
             name in self._host or name in self._constants for name in inputs
         )
-        if host or node.op_type in SHAPE_OPERATORS:
+        if host or operators.get(node.op_type).reads_shape:
             self._host.update(node.outputs)
         self._emit(node, call, host)
 
@@ -182,7 +183,7 @@ class _Importer:
         )
         first = next((name for name in node.outputs if name), "")
         result = self._graph.create_node("call_function", call.function, args, kwargs, name=_node_name(first))
-        result.meta["onnx_node"] = node.name
+        result.meta.update(onnx_node=node.name, op_type=node.op_type)
         if not call.outputs:
             result.meta["tensor"] = first
             self._fx[first] = result
@@ -190,7 +191,7 @@ class _Importer:
         for index, name in enumerate(node.outputs):
             if name:
                 item = self._graph.create_node("call_function", operator.getitem, (result, index))
-                item.meta.update(tensor=name, onnx_node=node.name)
+                item.meta.update(tensor=name, onnx_node=node.name, op_type=node.op_type)
                 self._fx[name] = item
 
     def _read(self, tensor: str, host: bool) -> fx.Node:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from onnx import NodeProto
 
+from pdq_export import operators
 from pdq_export.graph.lookup import GraphIndex, attribute, optional_input
 from pdq_export.spec import Place
 
@@ -73,7 +74,7 @@ def follow(index: GraphIndex, batch: int) -> BatchAxes:
         if first is None:
             continue
         step = _Step(index=index, node=node, batch=batch, places=places)
-        rule = _unknown if node.domain else _RULES.get(node.op_type, _same)
+        rule = _unknown if node.domain else _rule(node.op_type)
         try:
             places.update(rule(step, first))
         except _BlockedError as blocked:
@@ -339,18 +340,8 @@ def _expand(step: _Step, place: Place) -> dict[str, Place]:
 
 
 _RULES: dict[str, Rule] = {
-    **dict.fromkeys("Shape Size ConstantOfShape NonMaxSuppression NonZero Unique".split(), _nothing),
+    **dict.fromkeys("ConstantOfShape NonMaxSuppression NonZero Unique".split(), _nothing),
     **dict.fromkeys("If Loop Scan SequenceConstruct SplitToSequence".split(), _nothing),
-    **dict.fromkeys(
-        "Conv ConvTranspose MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool "
-        "DepthToSpace SpaceToDepth BatchNormalization InstanceNormalization GroupNormalization LRN GridSample".split(),
-        _per_image,
-    ),
-    **dict.fromkeys(
-        "Add Sub Mul Div Pow Mod Max Min Sum Mean Where PRelu Equal Greater Less GreaterOrEqual LessOrEqual And Or "
-        "Xor".split(),
-        _broadcast,
-    ),
     **dict.fromkeys(
         "ReduceMean ReduceSum ReduceMax ReduceMin ReduceL1 ReduceL2 ReduceProd ReduceSumSquare ReduceLogSum "
         "ReduceLogSumExp".split(),
@@ -358,7 +349,6 @@ _RULES: dict[str, Rule] = {
     ),
     **dict.fromkeys(("ArgMax", "ArgMin"), _arg),
     **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), _softmax),
-    **dict.fromkeys(("LSTM", "GRU", "RNN"), _recurrent),
     **dict.fromkeys(("Reshape", "Flatten"), _reshape),
     "LpNormalization": _along(-1),
     "TopK": _along(-1),
@@ -376,3 +366,14 @@ _RULES: dict[str, Rule] = {
     "Tile": _tile,
     "Expand": _expand,
 }
+
+
+def _rule(op_type: str) -> Rule:
+    operator = operators.get(op_type)
+    if operator.reads_shape:
+        return _nothing
+    if operator.per_image:
+        return _per_image
+    if operator.broadcasts:
+        return _broadcast
+    return _recurrent if operator.recurrent else _RULES.get(op_type, _same)

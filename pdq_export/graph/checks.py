@@ -6,9 +6,9 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto
 
+from pdq_export import operators
 from pdq_export.errors import ModelError, UnsupportedOperatorError, first_few
 from pdq_export.graph.lookup import (
-    WEIGHTED,
     GraphIndex,
     all_nodes,
     attribute,
@@ -20,23 +20,6 @@ from pdq_export.graph.lookup import (
     optional_input,
 )
 
-QUANTIZED = (
-    "QuantizeLinear",
-    "DequantizeLinear",
-    "DynamicQuantizeLinear",
-    "DynamicQuantizeMatMul",
-    "DynamicQuantizeLSTM",
-    "MatMulIntegerToFloat",
-    "ConvInteger",
-    "MatMulInteger",
-    "MatMulNBits",
-    "MatMulBnb4",
-    "QGemm",
-    "QAttention",
-    "QEmbedLayerNormalization",
-    "BipolarQuant",
-    "Quant",
-)
 _DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 OLDEST_OPSET = 9
 
@@ -57,7 +40,7 @@ def check_not_quantized(model: onnx.ModelProto) -> None:
     """No node of a quantized model: QuantizeLinear, QLinearConv, ConvInteger and their like."""
     nodes = [*all_nodes(model.graph.node), *(node for f in model.functions for node in all_nodes(f.node))]
     for node in nodes:
-        if node.op_type in QUANTIZED or node.op_type.startswith("QLinear"):
+        if operators.get(node.op_type).quantized or node.op_type.startswith("QLinear"):
             raise ModelError(
                 f"{describe(node)}: the model is already quantized; expected a float32 model; "
                 "give the model it was made from"
@@ -145,7 +128,8 @@ def check_finite(model: onnx.ModelProto) -> None:
         if node.op_type == "Constant" and attribute(node, "value") is not None:
             constants[node.output[0]] = attribute(node, "value")
     for node in model.graph.node:
-        if node.domain not in ("", "ai.onnx") or node.op_type not in (*WEIGHTED, "BatchNormalization"):
+        has_weights = operators.get(node.op_type).weighted or node.op_type == "BatchNormalization"
+        if node.domain not in ("", "ai.onnx") or not has_weights:
             continue
         for name in node.input:
             if name in constants:

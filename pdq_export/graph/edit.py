@@ -8,6 +8,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto
 
+from pdq_export import operators
 from pdq_export.graph.lookup import GraphIndex, attribute
 
 Doubles = NDArray[np.float64]
@@ -74,16 +75,22 @@ def replace_node(graph: onnx.GraphProto, node: NodeProto, replacements: Iterable
             graph.node[position + offset].metadata_props.extend(metadata)
 
 
+def output_axis(index: GraphIndex, layer: NodeProto) -> int:
+    """The axis of a constant weight along which the output channels of a layer lie, of one group for ConvTranspose."""
+    match layer.op_type:
+        case "Conv":
+            return 0
+        case "Gemm" if attribute(layer, "transB", 0):
+            return 0
+        case "MatMul":
+            return len(index.initializers[layer.input[1]].dims) - 1
+    return 1
+
+
 def output_channels(index: GraphIndex, layer: NodeProto) -> int:
     """Number of output channels of a Conv, ConvTranspose, Gemm or MatMul with a constant weight."""
-    dims = index.initializers[layer.input[1]].dims
-    if layer.op_type == "ConvTranspose":
-        return int(dims[1]) * int(attribute(layer, "group", 1))
-    if layer.op_type == "Gemm":
-        return int(dims[0 if attribute(layer, "transB", 0) else 1])
-    if layer.op_type == "MatMul":
-        return int(dims[-1])
-    return int(dims[0])
+    channels = int(index.initializers[layer.input[1]].dims[output_axis(index, layer)])
+    return channels * int(attribute(layer, "group", 1)) if layer.op_type == "ConvTranspose" else channels
 
 
 def scale_outputs(layer: NodeProto, weight: Doubles, factor: Doubles) -> Doubles:
@@ -126,7 +133,7 @@ def scale_and_shift(index: GraphIndex, layer: NodeProto, factor: Doubles, offset
 def foldable_layer(index: GraphIndex, tensor: str, reader: NodeProto) -> NodeProto | None:
     """The Conv, ConvTranspose or Gemm with constant weights whose output only ``reader`` reads, or None."""
     layer = index.producer.get(tensor)
-    if layer is None or layer.domain or layer.op_type not in ("Conv", "ConvTranspose", "Gemm"):
+    if layer is None or layer.domain or not operators.get(layer.op_type).takes_bias:
         return None
     if index.sole_consumer(tensor) is not reader:
         return None

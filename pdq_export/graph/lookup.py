@@ -10,13 +10,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto
 
+from pdq_export import operators
 from pdq_export.errors import ModelError
 
 Default = TypeVar("Default")
 Dimension = int | str | None  # known size, named dynamic axis, anonymous dynamic axis
-
-WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-SHAPE_OPERATORS = frozenset({"Shape", "Size"})
 
 
 def attributes(node: NodeProto) -> dict[str, Any]:
@@ -113,7 +111,7 @@ def _weighted(graph: onnx.GraphProto, outer: Set[str]) -> Iterator[NodeProto]:
     own = {tensor.name for tensor in graph.initializer}
     own.update(name for node in graph.node if node.op_type == "Constant" for name in node.output)
     for node in graph.node:
-        weight = node.input[1] if node.op_type in WEIGHTED and len(node.input) > 1 else ""
+        weight = node.input[1] if operators.get(node.op_type).weighted and len(node.input) > 1 else ""
         if weight and weight in own | outer:
             yield node
         for inner in subgraphs(node):
@@ -141,7 +139,7 @@ def is_layer(index: "GraphIndex", node: NodeProto) -> bool:
     The constant has to be an initializer already. A MatMul of a constant with data, with a vector, or with a stack of
     matrices is none.
     """
-    if node.op_type not in WEIGHTED or node.domain not in ("", "ai.onnx"):
+    if not operators.get(node.op_type).weighted or node.domain not in ("", "ai.onnx"):
         return False
     weight = index.initializers.get(node.input[1])
     if weight is None or index.is_fixed(node.input[0]):
@@ -188,7 +186,7 @@ class GraphIndex:
         found: set[str] = set()
         for node in self.graph.node:
             fixed = all(name in found or self.is_constant(name) for name in node.input if name)
-            if node.op_type in SHAPE_OPERATORS or (fixed and not any(subgraphs(node))):
+            if operators.get(node.op_type).reads_shape or (fixed and not any(subgraphs(node))):
                 found.update(filter(None, node.output))
         return frozenset(found)
 

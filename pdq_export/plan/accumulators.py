@@ -6,6 +6,7 @@ that does not hold them: at 8/8 from K = 66,312 on, which a Gemm behind a flatte
 
 import dataclasses
 
+from pdq_export import operators
 from pdq_export.errors import ModelError
 from pdq_export.graph.lookup import GraphIndex
 from pdq_export.spec import MIN_BITS, Layer, Plan, Point
@@ -22,7 +23,7 @@ def fit_accumulators(index: GraphIndex, plan: Plan) -> tuple[Plan, dict[str, int
     points, narrowed = dict(plan.points), dict[str, int]()
     for layer in plan.layers:
         weight, source = plan.points.get(layer.weight), plan.points.get(plan.source(layer.input) or "")
-        if weight is None or source is None or layer.op_type == "ConvTranspose":
+        if weight is None or source is None or not operators.get(layer.op_type).integer_kernel:
             continue  # computed in float
         largest = _LARGEST_SUM_BESIDE_BIAS if plan.integer_bias and layer.bias else _LARGEST_SUM
         bits = _bits_that_fit(layer, weight, largest // (_terms(index, weight) * _largest_distance(source)))

@@ -7,8 +7,9 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 
 from onnx import NodeProto
 
+from pdq_export import operators
 from pdq_export.graph.lookup import GraphIndex, attribute
-from pdq_export.plan.operators import ACTIVATIONS, data_inputs
+from pdq_export.plan.operators import data_inputs
 from pdq_export.plan.readers import tensors_before_layers
 from pdq_export.spec import Block, Layer, Point, Role
 
@@ -138,7 +139,7 @@ def _form(index: GraphIndex, piece: Sequence[NodeProto], layers: Mapping[str, La
     if math.prod(kernel) > 1:
         return "."
     readers = index.consumers(node.output[0])
-    if piece[-1] is node and readers and not any(reader.op_type in ACTIVATIONS for reader in readers):
+    if piece[-1] is node and readers and not any(operators.get(reader.op_type).activation for reader in readers):
         return "P"
     return "E" if outputs >= inputs else "."
 

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 
 from onnx import NodeProto
 
+from pdq_export import operators
 from pdq_export.graph.edit import output_channels
 from pdq_export.graph.lookup import GraphIndex
 from pdq_export.plan.readers import tensors_before_layers
 
 _COORDINATES = 2
-_REARRANGES = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"})
 
 
 def without_expectations(index: GraphIndex, layers: Sequence[NodeProto]) -> list[NodeProto]:
@@ -26,6 +26,6 @@ def without_expectations(index: GraphIndex, layers: Sequence[NodeProto]) -> list
 
 def _is_expectation(index: GraphIndex, node: NodeProto) -> bool:
     source = index.producer.get(node.input[0])
-    while source is not None and source.op_type in _REARRANGES:
+    while source is not None and operators.get(source.op_type).rearranges:
         source = index.producer.get(source.input[0])
     return source is not None and source.op_type == "Softmax" and output_channels(index, node) <= _COORDINATES

@@ -5,14 +5,12 @@ from collections.abc import Container, Iterator
 
 from onnx import NodeProto
 
-from pdq_export.graph.lookup import WEIGHTED, GraphIndex, is_layer, optional_input
-from pdq_export.plan.operators import AVERAGES, data_inputs, is_absorbable, is_passthrough
+from pdq_export import operators
+from pdq_export.graph.lookup import GraphIndex, is_layer, optional_input
+from pdq_export.plan.operators import data_inputs, is_absorbable, is_passthrough
 from pdq_export.spec import Layer, Plan
 
-# Operators that onnxruntime fuses with the pairs around them, beyond layers, averages and what moves integers.
-_INTEGER = frozenset({"Add", "Mul", "Concat", "Sigmoid", "LeakyRelu", "Softmax", *AVERAGES})
 EXCLUDED = "excluded"
-_ONE_INPUT = frozenset({"Sigmoid", "LeakyRelu", "Softmax", *AVERAGES})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,13 +55,13 @@ def _is_float(index: GraphIndex, node: NodeProto) -> bool:
 
 
 def _layer_reason(index: GraphIndex, plan: Plan, visible: Container[str], layer: Layer) -> str:
-    node = index.nodes[layer.node]
-    if layer.op_type == "ConvTranspose":
-        return "onnxruntime has no integer kernel for ConvTranspose; its weight is quantized"
+    node, operator = index.nodes[layer.node], operators.get(layer.op_type)
+    if not operator.integer_kernel:
+        return f"onnxruntime has no integer kernel for {layer.op_type}; its weight is quantized"
     bias = optional_input(node, 2)
     if bias is not None and layer.bias is None:
         return "its bias is computed; its weight is quantized"
-    if layer.op_type == "Conv" and not _is_quantized(index, plan, visible, layer.output):
+    if not operator.float_output and not _is_quantized(index, plan, visible, layer.output):
         return "its output is not quantized, as the network's outputs are not; its weight is quantized"
     return ""
 
@@ -71,7 +69,7 @@ def _layer_reason(index: GraphIndex, plan: Plan, visible: Container[str], layer:
 def _reason(index: GraphIndex, plan: Plan, visible: Container[str], node: NodeProto) -> str:
     if is_layer(index, node):
         return "a mean under the probabilities of a Softmax, no layer"
-    if node.op_type in WEIGHTED:
+    if operators.get(node.op_type).weighted:
         return _unweighted_reason(index, node)
     if node.op_type == "BatchNormalization":
         return "no layer before it to fold it into"
@@ -79,12 +77,11 @@ def _reason(index: GraphIndex, plan: Plan, visible: Container[str], node: NodePr
         return "no integer layer before it that would absorb it"
     if is_passthrough(index, node):
         return "what it passes on is not quantized"
-    if node.op_type not in _INTEGER:
+    if not operators.get(node.op_type).integer_kernel:
         return f"onnxruntime has no integer kernel for {node.op_type}"
     if not _is_quantized(index, plan, visible, node.output[0]):
         return "its output is not quantized"
-    inputs = data_inputs(index, node)[: 1 if node.op_type in _ONE_INPUT else None]
-    return "" if all(plan.source(tensor) for tensor in inputs) else "an input of it is not quantized"
+    return "" if all(plan.source(tensor) for tensor in data_inputs(index, node)) else "an input of it is not quantized"
 
 
 def _unweighted_reason(index: GraphIndex, node: NodeProto) -> str:

@@ -1,32 +1,12 @@
-"""What planning knows about operators: which compute, which only move integers about, which the runtime fuses."""
+"""What a node is where that depends on more than its operator: on attributes, on constants, on what comes before it."""
 
 from collections.abc import Iterator
 
 import numpy as np
 from onnx import NodeProto
 
+from pdq_export import operators
 from pdq_export.graph.lookup import GraphIndex, attribute, optional_input
-
-ACTIVATIONS = frozenset(
-    "Relu Clip LeakyRelu PRelu ThresholdedRelu Sigmoid HardSigmoid HardSwish Swish Tanh Elu Selu Celu Gelu Mish "
-    "Softplus Softsign".split()
-)
-
-# Binary operators whose operands are both data; a branch that ends in one is not quantized to A bits before it.
-MERGES = frozenset({"Add", "Mul", "Sub", "Div"})
-
-# Averages of integers: the output needs a scale of its own, but no learned one.
-AVERAGES = frozenset({"AveragePool", "GlobalAveragePool"})
-
-# How gates (squeeze and excitation, CBAM) see a whole channel.
-POOLS = AVERAGES | {"ReduceMean", "GlobalMaxPool", "ReduceMax"}
-
-_NONNEGATIVE = frozenset("Relu Sigmoid HardSigmoid Softmax Softplus Abs Exp Sqrt".split())
-
-_MOVES = frozenset(
-    "Reshape Flatten Transpose Squeeze Unsqueeze Slice Identity Split DepthToSpace SpaceToDepth Tile Expand "
-    "ReduceMax ReduceMin".split()
-)
 
 
 def is_absorbable(index: GraphIndex, node: NodeProto) -> bool:
@@ -53,8 +33,8 @@ def is_passthrough(index: GraphIndex, node: NodeProto) -> bool:
     if not node.input or index.is_constant(node.input[0]):
         return False
     match node.op_type:
-        case op_type if op_type in _MOVES:
-            return True
+        case "Concat":  # of several tensors, which may have scales of their own
+            return False
         case "MaxPool":
             return len(node.output) == 1
         case "Gather":
@@ -68,19 +48,20 @@ def is_passthrough(index: GraphIndex, node: NodeProto) -> bool:
             return attribute(node, "mode", "nearest") == "nearest" and (
                 attribute(node, "coordinate_transformation_mode", "half_pixel") != "tf_crop_and_resize"
             )
-        case _:
-            return False
+        case op_type:
+            return operators.get(op_type).moves
 
 
 def is_nonnegative(index: GraphIndex, tensor: str) -> bool:
     """Whether the operators that a tensor comes from, moves and averages aside, have no negative results."""
     while (node := index.producer.get(tensor)) is not None:
-        if node.op_type in _NONNEGATIVE:
+        operator = operators.get(node.op_type)
+        if operator.nonnegative:
             return True
         if node.op_type == "Clip":
             low = attribute(node, "min") if index.opset < 11 else index.constant(optional_input(node, 1))
             return low is not None and bool(np.asarray(low) >= 0)
-        if not (node.op_type in AVERAGES or is_passthrough(index, node)):
+        if not (operator.averages or is_passthrough(index, node)):
             return False
         tensor = node.input[0]
     return False
@@ -95,9 +76,10 @@ def data_inputs(index: GraphIndex, node: NodeProto) -> list[str]:
 
 def is_join(index: GraphIndex, node: NodeProto) -> bool:
     """Whether a node computes with the integers of several elements or tensors, as it stands in the graph."""
-    if node.op_type in MERGES:
+    operator = operators.get(node.op_type)
+    if operator.merges:
         return len(data_inputs(index, node)) == 2
-    return node.op_type in AVERAGES or node.op_type == "Concat"
+    return operator.averages or node.op_type == "Concat"
 
 
 def additions(index: GraphIndex) -> Iterator[tuple[NodeProto, list[str]]]:

@@ -12,9 +12,10 @@ from collections.abc import Container, Iterable, Mapping
 import onnx
 from onnx import NodeProto
 
+from pdq_export import operators
 from pdq_export.graph import origins
 from pdq_export.graph.edit import fresh_name
-from pdq_export.graph.lookup import SHAPE_OPERATORS, GraphIndex, is_layer
+from pdq_export.graph.lookup import GraphIndex, is_layer
 from pdq_export.graph.passes import tidy
 from pdq_export.plan.expectations import without_expectations
 from pdq_export.plan.operators import data_inputs, is_passthrough
@@ -67,8 +68,8 @@ def _is_float(index: GraphIndex, node: NodeProto) -> bool:
 
 
 def _is_read_outside(index: GraphIndex, tensor: str, readers: Iterable[NodeProto], inner: Container[str]) -> bool:
-    outer = (reader for reader in readers if reader.name not in inner and reader.op_type not in SHAPE_OPERATORS)
-    return tensor in index.outputs or any(outer)
+    outer = (reader for reader in readers if reader.name not in inner)
+    return tensor in index.outputs or any(not operators.get(reader.op_type).reads_shape for reader in outer)
 
 
 def _inner_copy(

@@ -8,8 +8,9 @@ import itertools
 
 from onnx import NodeProto
 
+from pdq_export import operators
 from pdq_export.graph.lookup import GraphIndex, attribute
-from pdq_export.plan.operators import ACTIVATIONS, MERGES, data_inputs
+from pdq_export.plan.operators import data_inputs
 from pdq_export.spec import OutputPart
 
 _MOST = 8  # parts; what has more is a tensor of features
@@ -43,7 +44,9 @@ def _parts(index: GraphIndex, tensor: str) -> tuple[OutputPart, ...]:
         known = (index.shape(inputs[0]) or (None,))[-1]
         keeps = known is not None and shape[-1] == known
         return tuple(p.at(len(shape) - 1) for p in inner if keeps and p.axis == len(index.shape(inputs[0]) or ()) - 1)
-    if node.op_type in ("Identity", "Cast", *ACTIVATIONS) or (node.op_type in MERGES and len(inputs) == 1):
+    operator = operators.get(node.op_type)
+    keeps_places = operator.activation or node.op_type in ("Identity", "Cast")
+    if keeps_places or (operator.merges and len(inputs) == 1):
         return _parts(index, inputs[0])
     return ()
 

@@ -6,15 +6,13 @@ from collections.abc import Iterable, Mapping
 
 from onnx import NodeProto
 
+from pdq_export import operators
 from pdq_export.errors import ModelError
-from pdq_export.graph.lookup import GraphIndex, attribute, is_layer, optional_input
+from pdq_export.graph.edit import output_axis
+from pdq_export.graph.lookup import GraphIndex, is_layer, optional_input
 from pdq_export.graph.scopes import module_path
 from pdq_export.plan.expectations import without_expectations
 from pdq_export.plan.operators import (
-    ACTIVATIONS,
-    AVERAGES,
-    MERGES,
-    POOLS,
     data_inputs,
     is_absorbable,
     is_join,
@@ -55,20 +53,6 @@ def _layer(index: GraphIndex, node: NodeProto) -> Layer:
         owns_bias=bias is not None and index.sole_consumer(bias) is node,
         scope=module_path(node),
     )
-
-
-def output_axis(index: GraphIndex, layer: Layer) -> int:
-    """The axis of the layer's weight that counts output channels."""
-    node = index.nodes[layer.node]
-    match layer.op_type:
-        case "Conv":
-            return 0
-        case "ConvTranspose":
-            return 1
-        case "Gemm":
-            return 0 if attribute(node, "transB", 0) else 1
-        case _:
-            return len(index.constant(layer.weight).shape) - 1  # type: ignore[union-attr]
 
 
 def find_points(
@@ -118,7 +102,7 @@ class _PointFinder:
         near = integer_joins(index, quantized, rules.excluded)
         feeds_quantized = tensors_before_layers(index, quantized)
         outer = {node.name for node in index.graph.node if is_join(index, node) and self.outer.has(node)}
-        averages = {name for name in near - outer if index.nodes[name].op_type in AVERAGES}
+        averages = {name for name in near - outer if operators.get(index.nodes[name].op_type).averages}
         self._joins = averages | {n for n in near if feeds_quantized.intersection(index.nodes[n].output)}
         # Behind the last layers nothing is quantized for a join, but a convolution before it runs in integers.
         self._read_as_integers = tensors_read_as_integers(index, quantized, self._joins | outer, rules.excluded)
@@ -148,14 +132,14 @@ class _PointFinder:
         if node.name not in self._joins:
             if node.output[0] in self._feeds_layer:
                 self._hand_on(node, inputs)
-        elif node.op_type in AVERAGES:
+        elif operators.get(node.op_type).averages:
             if self._source(inputs[0]) is not None:
                 self._add(node.output[0], Role.CARRIER)
             else:
                 self._hand_on(node, inputs)
         elif first:
             self._hand_on(node, inputs)
-        elif node.op_type in MERGES:
+        elif operators.get(node.op_type).merges:
             self._carry(inputs, Role.CARRIER)
             self._quantize_result(node, max(map(self._handed, inputs)))
         else:
@@ -181,7 +165,7 @@ class _PointFinder:
 
     def _add_weight(self, layer: Layer, bits: int) -> None:
         known = self.points.get(layer.weight)
-        axis = output_axis(self.index, layer)
+        axis = output_axis(self.index, self.index.nodes[layer.node])
         if known is not None:
             if known.axis != axis:
                 raise ModelError(
@@ -209,7 +193,7 @@ class _PointFinder:
         seen, reader = self._passed_on(output)
         if reader is not None and reader.name in self.rules.excluded:
             reader = None
-        if reader is None or reader.op_type not in ACTIVATIONS or reader.input[0] != seen:
+        if reader is None or not operators.get(reader.op_type).activation or reader.input[0] != seen:
             self._add(output, self._role(output), wanted)
             return
         result = reader.output[0]
@@ -236,7 +220,7 @@ class _PointFinder:
         output = node.output[0]
         if output in self._read_as_integers:
             return True
-        return output in self._feeds_layer and node.op_type not in ("Gemm", "MatMul")
+        return output in self._feeds_layer and not operators.get(node.op_type).float_output
 
     def _role(self, tensor: str) -> Role:
         """What merges and operators in float, normalizations say, make of a carrier has A bits, not the carrier.
@@ -252,7 +236,8 @@ class _PointFinder:
         The product gets A bits; to round to A bits before it as well would cost accuracy for nothing.
         """
         kinds = {reader.op_type for reader in self.index.consumers(tensor)}
-        return "Mul" in kinds and kinds <= {"Mul", *POOLS} and len(kinds) > 1
+        others = kinds - {"Mul"}
+        return others != kinds and bool(others) and all(operators.get(kind).pools for kind in others)
 
     def _carry(self, tensors: Iterable[str], role: Role) -> None:
         """Give every operand that has no integers yet a pair."""
@@ -290,7 +275,7 @@ class _PointFinder:
                 continue
             producer = self.index.producer.get(tensor if point is None else point.tensor)
             if producer is not None and (
-                producer.op_type in AVERAGES or (point is None and is_passthrough(self.index, producer))
+                operators.get(producer.op_type).averages or (point is None and is_passthrough(self.index, producer))
             ):
                 pending.extend(data_inputs(self.index, producer))
 

@@ -4,8 +4,9 @@ from collections.abc import Container, Iterable
 
 from onnx import NodeProto
 
+from pdq_export import operators
 from pdq_export.graph.lookup import GraphIndex
-from pdq_export.plan.operators import ACTIVATIONS, AVERAGES, data_inputs, is_join, is_passthrough
+from pdq_export.plan.operators import data_inputs, is_join, is_passthrough
 
 
 def tensors_before_layers(index: GraphIndex, layers: Container[str]) -> set[str]:
@@ -45,7 +46,7 @@ def tensors_read_as_integers(
             read.add(node.input[0])
         elif node.name in joins:
             read.update(inputs)
-        elif node.op_type in ACTIVATIONS or is_passthrough(index, node):
+        elif operators.get(node.op_type).activation or is_passthrough(index, node):
             read.update(inputs[:1] if read.intersection(node.output) else ())
     return read
 
@@ -62,7 +63,8 @@ def integer_joins(index: GraphIndex, layers: Container[str], excluded: Container
     at_hand: set[str] = set()
     for node in nodes:
         if node.name in layers:
-            at_hand.update(node.output if node.op_type == "Conv" else ())
+            operator = operators.get(node.op_type)
+            at_hand.update(node.output if operator.integer_kernel and not operator.float_output else ())
         elif at_hand.intersection(_carried(index, node)):
             at_hand.update(node.output)
     wanted: set[str] = set()
@@ -70,7 +72,7 @@ def integer_joins(index: GraphIndex, layers: Container[str], excluded: Container
     for node in reversed(nodes):
         if node.name in layers:
             wanted.add(node.input[0])
-        elif node.op_type in AVERAGES or wanted.intersection(node.output):
+        elif operators.get(node.op_type).averages or wanted.intersection(node.output):
             wanted.update(_carried(index, node))
             if is_join(index, node) and at_hand.intersection(_carried(index, node)):
                 joins.add(node.name)
@@ -82,7 +84,7 @@ def _carried(index: GraphIndex, node: NodeProto) -> list[str]:
     inputs = data_inputs(index, node)
     if is_join(index, node):
         return inputs
-    return inputs[:1] if node.op_type in ACTIVATIONS or is_passthrough(index, node) else []
+    return inputs[:1] if operators.get(node.op_type).activation or is_passthrough(index, node) else []
 
 
 def tensors_read_by_layers(index: GraphIndex, layers: Container[str], excluded: Container[str]) -> set[str]:
@@ -90,9 +92,10 @@ def tensors_read_by_layers(index: GraphIndex, layers: Container[str], excluded: 
 
     Concats and averages that are ``excluded`` read floats.
     """
-    readers = (
-        node
-        for node in index.graph.node
-        if node.name in layers or (node.name not in excluded and (node.op_type == "Concat" or node.op_type in AVERAGES))
-    )
+
+    def reads(node: NodeProto) -> bool:
+        joins = node.op_type == "Concat" or operators.get(node.op_type).averages
+        return node.name in layers or (joins and node.name not in excluded)
+
+    readers = filter(reads, index.graph.node)
     return tensors_passed_to(index, (tensor for node in readers for tensor in data_inputs(index, node)))

@@ -7,6 +7,7 @@ which adds two neighbouring products in 16 bits and saturates. Activations of 8 
 
 import dataclasses
 
+from pdq_export import operators
 from pdq_export.spec import CARRIER_BITS, Layer, Plan
 
 _LARGEST_WEIGHT = 64
@@ -35,7 +36,7 @@ def _can_saturate(plan: Plan, layer: Layer, signed: bool = False) -> bool:
     weight, source = plan.points.get(layer.weight), plan.points.get(plan.source(layer.input) or "")
     if weight is None or source is None or source.bits < CARRIER_BITS or (source.symmetric and not signed):
         return False
-    if layer.op_type == "ConvTranspose":
-        return False  # onnxruntime has no integer kernel for it
+    if not operators.get(layer.op_type).integer_kernel:
+        return False
     # An asymmetric weight may have its zero_point at either end of the range.
     return (-weight.qmin if weight.symmetric else weight.qmax) > _LARGEST_WEIGHT

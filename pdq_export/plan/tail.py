@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import onnx
 from onnx import NodeProto
 
-from pdq_export.graph.lookup import SHAPE_OPERATORS, GraphIndex, reads
+from pdq_export import operators
+from pdq_export.graph.lookup import GraphIndex, reads
 from pdq_export.graph.passes import tidy
 from pdq_export.plan.blocks import begins_with_batch
 from pdq_export.spec import Layer
@@ -83,7 +84,7 @@ def _extend_up(index: GraphIndex, behind: Sequence[NodeProto], tail: dict[str, s
     for node in reversed(behind):
         found = [name for name in node.output if name in reader]
         comparable = all(_is_float(index, name) and begins_with_batch(index, name) for name in found)
-        if not comparable and node.op_type not in SHAPE_OPERATORS:
+        if not comparable and not operators.get(node.op_type).reads_shape:
             reason = f"what it computes for {reader[found[0]]!r} is no float tensor with an axis of images"
             tail.setdefault(node.name, reason)
         if node.name in tail:

@@ -16,6 +16,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto
 
+from pdq_export import operators
 from pdq_export.errors import ValidationError
 
 logger = logging.getLogger(__name__)
@@ -26,33 +27,6 @@ PROVIDERS = ["CPUExecutionProvider"]
 _FATAL_ONLY = 4
 _FLOATS: dict[str, type[np.floating[Any]]] = {"tensor(float16)": np.float16, "tensor(double)": np.float64}
 _LONGEST_MESSAGE = 400
-
-# Kernels that multiply by a weight, as onnxruntime's own optimization leaves them.
-INTEGER_KERNELS = frozenset(
-    [
-        "QLinearConv",
-        "QLinearMatMul",
-        "QGemm",
-        "ConvInteger",
-        "MatMulInteger",
-        "MatMulIntegerToFloat",
-        "DynamicQuantizeMatMul",
-    ]
-)
-FLOAT_KERNELS = frozenset(
-    [
-        "Conv",
-        "ConvTranspose",
-        "Gemm",
-        "MatMul",
-        "FusedConv",
-        "FusedGemm",
-        "FusedMatMul",
-        "NhwcFusedConv",
-        "ConvTransposeWithDynamicPads",
-    ]
-)
-
 
 # onnxruntime's QDQ fusions know types below 8 bits only in part and leave invalid graphs; without them it runs in
 # float.
@@ -233,8 +207,8 @@ def count_kernels(model: bytes | str | Path, config: Mapping[str, str] | None = 
         _load(model, options)
         graph = onnx.load(path, load_external_data=False).graph
     nodes = graph.node
-    integer = collections.Counter(node.op_type for node in nodes if node.op_type in INTEGER_KERNELS)
-    floating = [node for node in nodes if node.op_type in FLOAT_KERNELS]
+    integer = collections.Counter(node.op_type for node in nodes if operators.get(node.op_type).kernel == "integer")
+    floating = [node for node in nodes if operators.get(node.op_type).kernel == "float"]
     return KernelCount(
         integer=dict(sorted(integer.items())),
         floating=dict(sorted(collections.Counter(node.op_type for node in floating).items())),
@@ -256,8 +230,9 @@ def _between_pairs(graph: onnx.GraphProto) -> Iterator[str]:
         inside = bool(leading.intersection(node.output)) and node.op_type != "DequantizeLinear"
         if node.op_type == "QuantizeLinear" or inside:
             leading.update(node.input)
-        counts = node.op_type not in FLOAT_KERNELS and not node.op_type.startswith("Reorder")  # of its memory
-        if inside and counts and floats.intersection(node.output):
+        is_layer = operators.get(node.op_type).kernel == "float"
+        reorders = node.op_type.startswith("Reorder")  # of its memory
+        if inside and not is_layer and not reorders and floats.intersection(node.output):
             yield node.op_type
 
 

@@ -1,15 +1,17 @@
 """The torch stand-ins compute what the written-down arithmetic of onnxruntime's kernels says."""
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import torch.nn.functional as F
 
 from pdq_export.arithmetic.integer import add_integers, average_integers, requantize
-from pdq_export.calibrate.integer import IntegerAdd, IntegerAverage, IntegerIdentity, IntegerLayer
+from pdq_export.calibrate.integer import IntegerAdd, IntegerAverage, IntegerIdentity, IntegerLayer, integer_nodes
 from pdq_export.calibrate.quantizers import ActivationQuantizer, BiasQuantizer, WeightQuantizer
+from pdq_export.frontend import import_model
 from pdq_export.numerics.search import QParams
-from pdq_export.spec import Point, Role
+from pdq_export.spec import BitWidths, Plan, Point, Role
 
 
 def activation(scale: float, zero_point: int, bits: int = 8) -> ActivationQuantizer:
@@ -78,3 +80,20 @@ def test_a_layer_whose_sums_float32_does_not_hold(terms: int) -> None:
     assert bias.exact is not None
     exact = (q_x.double() @ q.double().T + bias.exact).numpy().astype(np.int64).astype(np.float32)
     np.testing.assert_array_equal(layer(q_x).numpy(), exact)
+
+
+def test_stand_ins_are_found_by_the_operator_whatever_function_computes_it() -> None:
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]> m (float[N,4,2,2] x, float[N,4,2,2] y) => (float[N,4,1,1] end) {
+            [first] a = Add (x, y)  [second] b = Sub (a, y)  [third] c = GlobalAveragePool (b)
+            [fourth] d = Identity (c)  [fifth] end = Sigmoid (d) }"""
+    )
+    network = import_model(model)
+    for node in network.graph.nodes:
+        if node.op == "call_function":
+            node.target = lambda *tensors: tensors[0]
+    points = {name: activation(0.1, 0).point for name in "xyabcd"}
+    plan = Plan(bits=BitWidths(weight=8, activation=8), points=points, passthrough={}, layers=(), blocks=())
+    found = integer_nodes(network, plan, {name: activation(0.1, 0) for name in points}, {}, {})
+    kinds = {node: type(stand_in) for node, stand_in in found.items()}
+    assert kinds == {"first": IntegerAdd, "third": IntegerAverage, "fourth": IntegerIdentity}

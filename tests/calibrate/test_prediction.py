@@ -32,6 +32,14 @@ def test_scores_are_what_a_softmax_or_an_arg_max_was_applied_to(caplog: pytest.L
     assert not caplog.records
 
 
+def test_heads_are_found_by_the_operator_in_every_version_of_it() -> None:
+    text = """<ir_version: 8, opset_import: ["": 11]> m (float[N,4] x) => (float[N,4] y, float[N,4] z, int64[N,1] i)
+        { l = Tanh(x)  y = Softmax <axis = 1> (l)  z = LogSoftmax <axis = 1> (l)  f = Cast <to = 11> (l)
+          i = ArgMin <axis = 1> (f) }"""
+    network = import_model(onnx.parser.parse_model(text))
+    assert find_predictions(network, [torch.zeros(1, 4)], {}) == {name: [Prediction("l", 1)] for name in "yzi"}
+
+
 def test_the_last_points_that_can_be_differentiated(caplog: pytest.LogCaptureFixture) -> None:
     body = """a = Tanh(x)  b = Sigmoid(x)  m = Greater(a, b)  y = Cast <to = 1> (m)
               k = Constant <value_ints = [2]> ()  values, places = TopK <axis = 1> (a, k)"""

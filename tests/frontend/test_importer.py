@@ -59,6 +59,8 @@ def test_structure() -> None:
     assert found["conv"].op == found["act"].op == "call_function"
     assert found["conv"].meta["onnx_node"] == "/net/0"
     assert found["image"].meta["onnx_node"] == ""
+    assert [found[name].meta["op_type"] for name in ("conv", "act")] == ["Conv", "Relu"]
+    assert not any("op_type" in found[name].meta for name in ("image", "weight"))
     assert [output.meta["tensor"] for output in next(iter(reversed(module.graph.nodes))).args[0]] == [
         "out.features",
         "act",
@@ -110,6 +112,7 @@ def test_multiple_outputs_are_items_of_a_tuple() -> None:
     assert source is found["b"].args[0]
     assert "tensor" not in source.meta
     assert source.meta["onnx_node"] == found["a"].meta["onnx_node"] == "cut"
+    assert source.meta["op_type"] == found["a"].meta["op_type"] == "Split"
     b, a = module(torch.arange(4.0))
     assert (a.tolist(), b.tolist()) == ([0, 1], [2, 3])
 

@@ -15,11 +15,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto
 
+from pdq_export import operators
 from pdq_export.graph.edit import foldable_layer, scale_outputs, with_constants
 from pdq_export.graph.lookup import GraphIndex, attribute
 from pdq_export.spec import ChannelStatistics
-
-_HOMOGENEOUS = ("Relu", "LeakyRelu")  # f(a x) = a f(x) for a > 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,7 +90,7 @@ def _writer(index: GraphIndex, tensor: str, reader: NodeProto) -> NodeProto | No
     Not a ConvTranspose with groups, which share the scales of their weights.
     """
     node = index.producer.get(tensor)
-    while node is not None and node.op_type in _HOMOGENEOUS:
+    while node is not None and operators.get(node.op_type).homogeneous:
         if index.sole_consumer(tensor) is not reader:
             return None
         tensor, reader = node.input[0], node

@@ -11,11 +11,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto
 
+from pdq_export import operators
 from pdq_export.graph import edit
 from pdq_export.graph.lookup import GraphIndex
 from pdq_export.spec import ChannelStatistics
 
-OPERATORS = ("Add", "Sub", "Mul", "Div")
 Affine = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
@@ -24,7 +24,7 @@ def run(
 ) -> tuple[onnx.ModelProto, dict[str, ChannelStatistics]]:
     """Fold what can be folded; the layer takes over the folded node's output name, and so do its statistics."""
     result = dict(statistics)
-    for node in [node for node in model.graph.node if node.op_type in OPERATORS and not node.domain]:
+    for node in [node for node in model.graph.node if operators.get(node.op_type).merges and not node.domain]:
         index = GraphIndex(model)
         operand = next((i for i, name in enumerate(node.input) if index.is_constant(name)), None)
         if operand is None or all(map(index.is_constant, node.input)):

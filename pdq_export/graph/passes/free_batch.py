@@ -8,12 +8,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto
 
+from pdq_export import operators
 from pdq_export.graph import edit
 from pdq_export.graph.batch_axis import fixed_batch, follow, reshaped_sizes
 from pdq_export.graph.lookup import GraphIndex, attribute, optional_input
 from pdq_export.spec import Place
-
-_RECURRENT = ("LSTM", "GRU", "RNN")
 
 
 def run(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -38,7 +37,7 @@ def _free(index: GraphIndex, node: NodeProto, batch: int, places: Mapping[str, P
     place = places.get(node.input[0])
     if node.op_type == "Concat":
         _free_concat(index, node, batch, places)
-    elif node.op_type in _RECURRENT and place is not None:
+    elif operators.get(node.op_type).recurrent and place is not None:
         _free_states(index, node, batch, place)
     elif place is None:
         return

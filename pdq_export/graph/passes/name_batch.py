@@ -5,14 +5,11 @@ from collections.abc import Iterable
 import onnx
 from onnx import NodeProto
 
+from pdq_export import operators
 from pdq_export.graph.lookup import Dimension, GraphIndex, attribute
 
-# What never changes how many images there are, whatever it does to their sizes.
-_PER_IMAGE = frozenset(
-    "Conv ConvTranspose MaxPool AveragePool GlobalAveragePool GlobalMaxPool BatchNormalization InstanceNormalization "
-    "Resize Upsample Pad DepthToSpace SpaceToDepth".split()
-)
-_ELEMENTWISE = frozenset("Add Sub Mul Div Max Min Sum Mean Pow Where PRelu".split())
+# What could change how many images there are, but does so in no network.
+_OF_SIZES = ("Resize", "Upsample", "Pad")
 
 
 def run(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -52,9 +49,10 @@ def _sources(index: GraphIndex, node: NodeProto) -> list[str]:
     data = [name for name in node.input if name and not index.is_constant(name)]
     if node.domain or not rank:
         return []
-    if node.op_type in _PER_IMAGE:
+    operator = operators.get(node.op_type)
+    if operator.per_image or node.op_type in _OF_SIZES:
         return data[:1]
-    if node.op_type in _ELEMENTWISE or (node.op_type == "Concat" and attribute(node, "axis", 0) % rank != 0):
+    if operator.broadcasts or (node.op_type == "Concat" and attribute(node, "axis", 0) % rank != 0):
         return [name for name in data if index.rank(name) == rank]
     if node.op_type == "Slice" and len(node.input) > 3:
         axes = index.constant(node.input[3])

@@ -4,10 +4,9 @@ A tensor has one scale a channel. onnxsim makes equal constants one, so that a f
 """
 
 import onnx
-from onnx import NodeProto
 
-from pdq_export.graph.edit import add_constant
-from pdq_export.graph.lookup import GraphIndex, attribute, is_layer
+from pdq_export.graph.edit import add_constant, output_axis
+from pdq_export.graph.lookup import GraphIndex, is_layer
 
 
 def run(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -17,7 +16,7 @@ def run(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in model.graph.node:
         if not is_layer(index, node):
             continue
-        weight, axis = node.input[1], _output_axis(index, node)
+        weight, axis = node.input[1], output_axis(index, node)
         names = copies.setdefault(weight, {axis: weight})
         if axis not in names:
             value = index.constant(weight)
@@ -25,14 +24,3 @@ def run(model: onnx.ModelProto) -> onnx.ModelProto:
             names[axis] = add_constant(index, f"{weight}.{node.op_type}", value)
         node.input[1] = names[axis]
     return model
-
-
-def _output_axis(index: GraphIndex, node: NodeProto) -> int:
-    match node.op_type:
-        case "Conv":
-            return 0
-        case "Gemm" if attribute(node, "transB", 0):
-            return 0
-        case "MatMul":
-            return len(index.initializers[node.input[1]].dims) - 1
-    return 1
