@@ -252,7 +252,7 @@ def test_images_that_are_ambiguous(run: Run, folder: Path) -> None:
         (["quantize", "model.onnx", "--target", "no/ort"], "--target 'no/ort': unknown; expected one of"),
         (
             ["quantize", "model.onnx", "--target", "tensorrt", "--weights", "asymmetric"],
-            "--weights asymmetric: TensorRT",
+            "--weights asymmetric: --target tensorrt takes symmetric",
         ),
         (["quantize", "model.onnx", "-o", "sub/"], "sub/: is a folder; expected the name of a file to write"),
         (["quantize", "model.onnx", "--report", "-"], "-: nothing is written to the standard output"),

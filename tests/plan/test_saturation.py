@@ -9,8 +9,10 @@ import pytest
 import pdq_export
 from pdq_export.graph.prepare import prepare
 from pdq_export.plan import PlanOptions, make_plan
-from pdq_export.plan.saturation import reduce_range, saturating_layers
+from pdq_export.plan.passes.reduce_range import reduce_range
+from pdq_export.plan.saturation import saturating_layers
 from pdq_export.spec import Plan, Role
+from pdq_export.targets import find_target
 
 from ..onnx_text import fill, name_nodes, parse
 
@@ -54,7 +56,7 @@ def test_layers_that_can_saturate(bits: str, options: dict[str, str], expected: 
 
 
 def test_signed_inputs_saturate_too_but_keep_their_weights() -> None:
-    plan = make_plan(prepare(model()).model, PlanOptions.of("8/8", tensorrt=True))
+    plan = find_target("tensorrt").plan(prepare(model()).model, PlanOptions.of("8/8")).plan
     assert saturating_layers(plan) == []
     assert saturating_layers(plan, signed=True) == ["c1", "c2", "y"]
     assert reduce_range(plan) == plan
