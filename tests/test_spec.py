@@ -50,7 +50,7 @@ def test_other_bits_and_what_they_mean_for_the_signs() -> None:
 
 @pytest.mark.parametrize("bits", [1, 9, 0, -4, 4.0, True, "4", None])
 def test_bits_that_no_tensor_has(bits: Any) -> None:
-    with pytest.raises(OptionError, match="tensor 'w': bits are .*; expected 2 to 8"):
+    with pytest.raises(OptionError, match=r"tensor 'w': bits are .*; expected 2 to 8"):
         Point(tensor="w", role=Role.WEIGHT, bits=4, axis=0).with_bits(bits)
 
 

@@ -7,9 +7,12 @@ import onnx
 import pytest
 
 from pdq_export.errors import ExportError, OptionError
+from pdq_export.export import export_model, tensorrt
 from pdq_export.export.tensorrt_rules import tensorrt_problems
 from pdq_export.graph.lookup import GraphIndex
 from pdq_export.plan import PlanOptions, make_plan
+from pdq_export.plan.passes import tensorrt as pairs
+from pdq_export.plan.planned import Planned
 from pdq_export.targets import find_target
 
 from . import toy_networks as nets
@@ -22,10 +25,10 @@ NETS: dict[str, tuple[Callable[[int], onnx.ModelProto], tuple[int, ...]]] = {
 }
 
 
-def export(name: str, *, bits: str = "8/8", ruled: bool = True) -> onnx.ModelProto:
+def export(name: str, *, ruled: bool = True) -> onnx.ModelProto:
     make, shape = NETS[name]
     model = make(13)
-    options = PlanOptions.of(bits)
+    options = PlanOptions.of("8/8")
     plan = find_target("tensorrt").plan(model, options).plan if ruled else make_plan(model, options)
     tensors = calibrate(model, plan, {"x": nets.images(shape)})
     exported = find_target("tensorrt").export(model, plan, tensors, metadata={})
@@ -63,11 +66,16 @@ def test_weights_have_their_scales_along_the_output_channels() -> None:
 
 @pytest.mark.parametrize("bits", ["4/8", "8/4", "7/7"])
 def test_below_8_bits_is_refused_before_calibration(bits: str) -> None:
-    message = (
-        r"--target tensorrt: tensor '\w+' is to have \d bits; expected 8 throughout, .* --target: ort, native, qcdq"
-    )
+    message = r"--target tensorrt: tensor '\w+' is to have \d bits; expected 8 throughout, as TensorRT has INT8"
     with pytest.raises(OptionError, match=message):
         find_target("tensorrt").plan(nets.residual(13), PlanOptions.of(bits))
+
+
+def test_a_plan_of_fewer_bits_is_refused_by_the_layout_too() -> None:
+    model, x, options = nets.residual(13), nets.images((2, 4, 12, 12)), PlanOptions.of("8/4", weights="symmetric")
+    plan = pairs.run(Planned.of(model, make_plan(model, options, integer_bias=False), options)).plan
+    with pytest.raises(ExportError, match="a Clip lies between the pair; expected 8 bits"):
+        export_model(model, plan, calibrate(model, plan, {"x": x}), layout=tensorrt.LAYOUT, metadata={})
 
 
 @pytest.mark.wide_weights

@@ -93,7 +93,7 @@ def test_an_activation_that_gets_few_bits_is_read_before_quantization_where_outp
         (
             "image",
             4,
-            "'image': it is a carrier, which always has 8 bits; expected the name of a weight or of a learned",
+            "'image': it is a carrier, which always has 8 bits; expected the name of a weight or",
         ),
         ("m", 4, "'m': it carries the integers of 'a1'; .* give the bits to 'a1'"),
         ("c3", 4, "'c3': it is a carrier"),
