@@ -5,7 +5,6 @@ A new one is a `Target` with its layout, registered; the stages, commands and ch
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import onnx
 
@@ -76,9 +75,27 @@ class Target:
         """As `pdq_export.export.required_opset`, for the target's layout."""
         return required_opset(plan, self.layout, max_opset)
 
-    def export(self, model: onnx.ModelProto, plan: Plan, tensors: QuantizedTensors, **others: Any) -> onnx.ModelProto:
+    def export(
+        self,
+        model: onnx.ModelProto,
+        plan: Plan,
+        tensors: QuantizedTensors,
+        *,
+        metadata: Mapping[str, str],
+        own_opset: int | None = None,
+        max_opset: int | None = None,
+    ) -> onnx.ModelProto:
         """Write the quantized model; arguments, errors and result as in `pdq_export.export.export_model`."""
-        return export_model(model, plan, tensors, layout=self.layout, convertible=self.convertible, **others)
+        return export_model(
+            model,
+            plan,
+            tensors,
+            layout=self.layout,
+            metadata=metadata,
+            convertible=self.convertible,
+            own_opset=own_opset,
+            max_opset=max_opset,
+        )
 
     def _checked(self, planned: Planned) -> Planned:
         """The same. Raises OptionError for a tensor of fewer bits than the target has."""

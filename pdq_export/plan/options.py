@@ -59,7 +59,7 @@ class PlanOptions:
     wide_residuals: bool = False
     reduce_range: bool = False
     per_layer: bool = False
-    tensor_bits: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    tensor_bits: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
         for pattern, _ in self.layer_bits:
@@ -105,7 +105,7 @@ class PlanOptions:
             wide_residuals=wide_residuals,
             reduce_range=reduce_range,
             per_layer=per_layer,
-            tensor_bits=dict(tensor_bits or {}),
+            tensor_bits=tuple((tensor_bits or {}).items()),
         )
 
     def settings(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pdq_export.spec import Point, Role
 def run(planned: Planned) -> Planned:
     """Assign the bits that the options have for single tensors."""
     bits = planned.options.tensor_bits
-    return assign_bits(planned, bits) if bits else planned
+    return assign_bits(planned, dict(bits)) if bits else planned
 
 
 def assign_bits(planned: Planned, bits: Mapping[str, int]) -> Planned:
