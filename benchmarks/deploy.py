@@ -26,9 +26,9 @@ from benchmarks.calibration import make_model
 from benchmarks.common import Array, append_line, digest, markdown, noise, quantize_with_onnxruntime, read_lines
 from benchmarks.latency import OWN_INT8, Row, measure
 from pdq_export.errors import PdqError, ValidationError
-from pdq_export.export import find_layout, layout_names
 from pdq_export.graph.load import external_files
 from pdq_export.graph.save import save_model
+from pdq_export.targets import find_target, target_names
 from pdq_export.validate import Session, count_kernels, needed_config
 
 NETWORKS = ("resnet18", "resnet50", "mobilenetv2", "regnetx_600m", "mnasnet")
@@ -110,9 +110,9 @@ def write_files(model: Path, work: Work, folder: Path) -> Iterator[tuple[str, st
     for bits in work.bits:
         calibrated: onnx.ModelProto | None = None
         for target in work.targets:
-            if target == "tensorrt" and bits != "8/8":
-                continue  # TensorRT has no narrower convolutions
-            convertible, path = find_layout(target).convertible, folder / f"{target}-{bits.replace('/', '-')}.onnx"
+            if min(map(int, bits.split("/"))) < find_target(target).fewest_bits:
+                continue
+            convertible, path = find_target(target).convertible, folder / f"{target}-{bits.replace('/', '-')}.onnx"
             try:
                 if convertible and calibrated is not None:
                     save_model(path, pdq_export.convert(calibrated, target))
@@ -236,7 +236,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     """The command line. Exits with code 2 where it is wrong."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("models", nargs="*", default=NETWORKS, help="ONNX files or networks with random weights")
-    parser.add_argument("--targets", nargs="+", choices=layout_names(), default=list(TARGETS))
+    parser.add_argument("--targets", nargs="+", choices=target_names(), default=list(TARGETS))
     parser.add_argument("--bits", nargs="+", default=["8/8", "4/4", "2/2"], metavar="W/A")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="batch sizes")
     parser.add_argument("--threads", type=int, default=1)

@@ -76,12 +76,11 @@ def plan_options(command: Command) -> Command:
 
 def check_plan_options(arguments: Mapping[str, Any]) -> None:
     """Raise OptionError for what is wrong whatever the model is."""
-    from pdq_export.export import find_layout
     from pdq_export.plan.options import PlanOptions
+    from pdq_export.targets import find_target
 
     names = (
         *("bits", "layer_bits", "exclude", "exclude_op", "first_last", "weights"),
         *("wide_residuals", "reduce_range"),
     )
-    tensorrt = find_layout(arguments["target"]).tensorrt
-    PlanOptions.of(**{name: arguments[name] for name in names}, tensorrt=tensorrt)
+    find_target(arguments["target"]).settle(PlanOptions.of(**{name: arguments[name] for name in names}))

@@ -90,6 +90,25 @@ class Point:
         """Largest integer: 2^bits - 1, or 2^(bits-1) - 1 for symmetric."""
         return (1 << (self.bits - 1 if self.symmetric else self.bits)) - 1
 
+    def with_bits(self, bits: int, *, symmetric: bool | None = None) -> "Point":
+        """The same with other bits.
+
+        A weight of 8 bits is symmetric, which kernels want; a narrower one as ``symmetric`` says, by default as it
+        was. Raises OptionError for other than 2 to 8 bits, and for a carrier with other than 8.
+        """
+        if type(bits) is not int or not MIN_BITS <= bits <= MAX_BITS:
+            raise OptionError(f"tensor {self.tensor!r}: bits are {bits!r}; expected {MIN_BITS} to {MAX_BITS}")
+        if self.role is Role.CARRIER and bits != CARRIER_BITS:
+            raise OptionError(
+                f"tensor {self.tensor!r}: bits are {bits}; expected {CARRIER_BITS}, as it is a carrier, there only so "
+                "that the runtime stays integer; give other bits to weights and learned activations"
+            )
+        if self.role is Role.WEIGHT:
+            symmetric = bits == CARRIER_BITS or (self.symmetric if symmetric is None else symmetric)
+        else:
+            symmetric = self.symmetric
+        return dataclasses.replace(self, bits=bits, symmetric=symmetric)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layer:

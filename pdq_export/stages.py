@@ -14,23 +14,19 @@ from numpy.typing import NDArray
 import pdq_export
 from pdq_export.config.method import CalibrationOptions
 from pdq_export.data import InputSpec
-from pdq_export.errors import ModelError, OptionError, ValidationError, first_few
-from pdq_export.export import export_model, find_layout, required_opset
+from pdq_export.errors import ModelError, OptionError, ValidationError
 from pdq_export.frontend import find_batch_blockers, find_unsupported
 from pdq_export.graph.lookup import GraphIndex, float_tensors_behind
 from pdq_export.graph.noise import noise
 from pdq_export.graph.passes import free_batch
 from pdq_export.graph.prepare import PreparedModel, at_opset, prepare
-from pdq_export.plan import PlanOptions, float_tail, make_plan, without_tail
-from pdq_export.plan.accumulators import fit_accumulators
-from pdq_export.plan.floating import EXCLUDED, FloatNode, find_floating
-from pdq_export.plan.magnitudes import check_magnitudes
+from pdq_export.plan import PlanOptions, float_tail, without_tail
 from pdq_export.plan.operators import is_nonnegative
 from pdq_export.plan.outputs import separate_outputs
-from pdq_export.plan.residuals import widen
-from pdq_export.plan.saturation import reduce_range, saturating_layers
+from pdq_export.plan.planned import Planned
 from pdq_export.spec import Plan, Point, QuantizedTensor, Role
-from pdq_export.validate import Session, check_runs_quantized
+from pdq_export.targets import Target, find_target
+from pdq_export.validate import Session
 
 logger = logging.getLogger(__name__)
 
@@ -38,11 +34,14 @@ logger = logging.getLogger(__name__)
 def prepare_and_plan(
     model: onnx.ModelProto, options: PlanOptions, *, target: str, opset: int | None
 ) -> tuple[PreparedModel, Plan]:
-    """Prepare the model at the opset that the layout needs for what is planned, in the way that the layout wants."""
+    """Prepare the model at the opset that the layout needs for what is planned, and plan it for the target.
+
+    Raises ModelError or OptionError where that cannot be done as asked.
+    """
+    chosen = find_target(target)
     prepared = _separated(prepare(model))
-    plan = make_plan(prepared.model, options, _unsupported(prepared.model, options))
-    needed = required_opset(plan, target, opset)
-    own = GraphIndex(prepared.model).opset
+    planned = _plan(prepared, options, chosen)
+    needed, own = chosen.required_opset(planned.plan, opset), planned.index.opset
     if opset is not None and own > opset:
         raise OptionError(
             f"--opset {opset}: the model's own opset is {own} already; expected {own} or more; export the model with "
@@ -50,46 +49,20 @@ def prepare_and_plan(
         )
     if needed > own:
         prepared = at_opset(prepared, needed)
-        plan = make_plan(prepared.model, options, _unsupported(prepared.model, options))
-    if options.reduce_range:
-        plan = _reduced(plan)
-    check_magnitudes(GraphIndex(prepared.model), plan)
-    plan = _fitting(GraphIndex(prepared.model), plan)
-    if not options.wide_residuals:
-        return prepared, plan
-    model, widened = widen(prepared.model, plan, per_layer=options.per_layer)
-    if widened is plan:
-        logger.warning("--wide-residuals changes nothing: no Add reads a tensor that has fewer than 8 bits")
-        return prepared, plan
-    carried = [name for name, point in plan.points.items() if point.bits < widened.points[name].bits]
-    logger.info("residual connections that keep 8 bits: %s", ", ".join(carried))
-    return dataclasses.replace(prepared, model=model), widened
+        planned = _plan(prepared, options, chosen)
+    for level, text in planned.notes:
+        logger.log(level, text)
+    if planned.model is not prepared.model:  # nodes were added
+        prepared = dataclasses.replace(prepared, model=planned.model)
+    return prepared, planned.plan
+
+
+def _plan(prepared: PreparedModel, options: PlanOptions, target: Target) -> Planned:
+    return target.plan(prepared.model, options, _unsupported(prepared.model, options))
 
 
 def _separated(prepared: PreparedModel) -> PreparedModel:
     return dataclasses.replace(prepared, model=separate_outputs(prepared.model))
-
-
-def _reduced(plan: Plan) -> Plan:
-    layers = saturating_layers(plan)
-    if not layers:
-        logger.warning(
-            "--reduce-range changes nothing: no layer with UINT8 inputs of 8 bits has weights of more than 7 bits"
-        )
-        return plan
-    logger.info("weights that get 7 bits: those of %s", ", ".join(layers))
-    return reduce_range(plan)
-
-
-def _fitting(index: GraphIndex, plan: Plan) -> Plan:
-    plan, narrowed = fit_accumulators(index, plan)
-    if narrowed:
-        logger.warning(
-            "sums of so many products could leave the runtime's INT32, so weights get fewer bits: %s; --exclude leaves "
-            "a layer in float",
-            first_few([f"{node!r} {bits}" for node, bits in narrowed.items()]),
-        )
-    return plan
 
 
 def _unsupported(model: onnx.ModelProto, options: PlanOptions) -> dict[str, str]:
@@ -106,14 +79,6 @@ def _unsupported(model: onnx.ModelProto, options: PlanOptions) -> dict[str, str]
         return found
     core = without_tail(model, tail)
     return find_batch_blockers(free_batch.run(core), core) | found
-
-
-def floating_nodes(index: GraphIndex, plan: Plan, target: str) -> tuple[FloatNode, ...]:
-    """What computes in float, and why; where the runtime decides on that by itself, only what it is not asked about."""
-    found = find_floating(index, plan)
-    if not find_layout(target).tensorrt:
-        return found
-    return tuple(node for node in found if node.reason == EXCLUDED or node.node in plan.tail)
 
 
 def collect_settings(
@@ -163,10 +128,11 @@ def dry_run(
     """
     index, generator = GraphIndex(prepared.model), np.random.default_rng(0)
     tensors = {name: _placeholder(index, point, generator) for name, point in plan.points.items()}
-    exported = export_model(prepared.model, plan, tensors, target=target, metadata=metadata or {})
+    chosen = find_target(target)
+    exported = chosen.export(prepared.model, plan, tensors, metadata=metadata or {})
     given = inputs if inputs is not None else _noise_that_runs(prepared.model, generator)
     try:
-        check_runs_quantized(exported, None if given is None else tuple(given))
+        chosen.check_runs(exported, None if given is None else tuple(given))
     except ValidationError as error:
         raise _with_remedy(error, index) from error
     return exported

@@ -31,6 +31,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "export": ({"arithmetic", "errors", "operators", "spec", "graph.lookup", "graph.scopes"}, {"numpy", "onnx"}),
     "validate": ({"errors", "operators", "spec"}, {"numpy", "onnx", "onnxruntime"}),
     "data": ({"errors"}, {"numpy", "PIL"}),
+    "targets": ({"errors", "spec", "graph.lookup", "plan", "export", "validate"}, {"onnx"}),
 }
 BIG = {"numpy", "torch", "onnx", "onnxsim", "onnxruntime", "PIL", "click", "rich"}
 

@@ -32,3 +32,28 @@ def test_integer_ranges() -> None:
     symmetric = Point(tensor="w", role=Role.WEIGHT, bits=8, axis=0, symmetric=True)
     assert (asymmetric.qmin, asymmetric.qmax) == (0, 3)
     assert (symmetric.qmin, symmetric.qmax) == (-127, 127)
+
+
+def test_other_bits_and_what_they_mean_for_the_signs() -> None:
+    weight = Point(tensor="w", role=Role.WEIGHT, bits=4, axis=0)
+    assert weight.with_bits(3) == Point(tensor="w", role=Role.WEIGHT, bits=3, axis=0)
+    assert weight.with_bits(8).symmetric  # what kernels want
+    assert weight.with_bits(8).with_bits(4).symmetric  # a symmetric weight stays one
+    assert weight.with_bits(8).with_bits(4, symmetric=False) == weight
+    activation = Point(tensor="a", role=Role.ACTIVATION, bits=4, absorbed="relu")
+    assert activation.with_bits(8, symmetric=True) == Point(
+        tensor="a", role=Role.ACTIVATION, bits=8, absorbed="relu"
+    )  # that is for weights to choose
+    carrier = Point(tensor="c", role=Role.CARRIER, bits=8)
+    assert carrier.with_bits(8) == carrier
+
+
+@pytest.mark.parametrize("bits", [1, 9, 0, -4, 4.0, True, "4", None])
+def test_bits_that_no_tensor_has(bits: Any) -> None:
+    with pytest.raises(OptionError, match=r"tensor 'w': bits are .*; expected 2 to 8"):
+        Point(tensor="w", role=Role.WEIGHT, bits=4, axis=0).with_bits(bits)
+
+
+def test_a_carrier_has_eight_bits() -> None:
+    with pytest.raises(OptionError, match="tensor 'c': bits are 4; expected 8, as it is a carrier"):
+        Point(tensor="c", role=Role.CARRIER, bits=8).with_bits(4)

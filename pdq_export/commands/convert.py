@@ -10,7 +10,7 @@ import onnx
 
 from pdq_export.errors import ExportError, ModelError, OptionError, ValidationError
 from pdq_export.exhaustion import tells_of_memory
-from pdq_export.export import assemble, find_layout, layout_names, read_source, required_opset
+from pdq_export.export import assemble, read_source
 from pdq_export.export.layouts import FORM, Quantized
 from pdq_export.export.source import DAMAGED, Source, fill_missing, renew_source
 from pdq_export.export.source import KEY as SOURCE_KEY
@@ -21,6 +21,7 @@ from pdq_export.graph.noise import noise
 from pdq_export.graph.passes import lower_opset, raise_opset, tidy
 from pdq_export.graph.sizes import check_tensor_sizes
 from pdq_export.graph.tensors import check_size
+from pdq_export.targets import find_target, target_names
 from pdq_export.validate import Session, check_loads
 
 
@@ -40,7 +41,7 @@ def convert(model: str | Path | onnx.ModelProto, target: str, *, opset: int | No
     _check_sizes(file, where)
     properties = {entry.key: entry.value for entry in file.metadata_props}
     written_for = properties.get("pdq_export.target", "")
-    if written_for in layout_names() and not find_layout(written_for).convertible:
+    if written_for in target_names() and not find_target(written_for).convertible:
         raise OptionError(
             f"{where}: is a {written_for} file; expected one of {', '.join(_convertible())}: {written_for} is "
             "calibrated in another way; quantize the float model again"
@@ -78,7 +79,7 @@ def _retargeted(properties: Mapping[str, str], target: str) -> dict[str, str]:
 
 def check_target(target: str) -> None:
     """Raise OptionError for a target that is unknown or cannot be converted to."""
-    if not find_layout(target).convertible:
+    if not find_target(target).convertible:
         raise OptionError(
             f"--target {target}: a finished file cannot be converted to it, since {target} is calibrated in another "
             f"way; expected {', '.join(_convertible())}; quantize the float model with --target {target}"
@@ -86,17 +87,18 @@ def check_target(target: str) -> None:
 
 
 def _convertible() -> list[str]:
-    return [name for name in layout_names() if find_layout(name).convertible]
+    return [name for name in target_names() if find_target(name).convertible]
 
 
 def _choose_opset(source: Source, target: str, opset: int | None) -> int:
     cap = source.max_opset if opset is None else opset
-    return max(required_opset(source.quantized.plan, target, cap), min(source.own_opset, cap or source.own_opset))
+    needed = find_target(target).required_opset(source.quantized.plan, cap)
+    return max(needed, min(source.own_opset, cap or source.own_opset))
 
 
 def _write(quantized: Quantized, target: str, opset: int, metadata: dict[str, str]) -> onnx.ModelProto:
-    at_opset = _at_opset(quantized, opset)
-    return assemble(at_opset.index.model, find_layout(target).write(at_opset), target=target, metadata=metadata)
+    at_opset, layout = _at_opset(quantized, opset), find_target(target).layout
+    return assemble(at_opset.index.model, layout.write(at_opset), layout=layout, metadata=metadata)
 
 
 def _at_opset(quantized: Quantized, opset: int) -> Quantized:

@@ -36,7 +36,6 @@ from pdq_export.calibrate.precision import settled_torch
 from pdq_export.config.method import FAMILIES, choose_options
 from pdq_export.errors import ModelError, PdqError
 from pdq_export.exhaustion import tells_of_memory
-from pdq_export.export import find_layout
 from pdq_export.fidelity import UserFile, check_on_noise
 from pdq_export.frontend import check_batch, find_unsupported, import_model
 from pdq_export.graph.load import check_model, load_model
@@ -53,10 +52,10 @@ from pdq_export.stages import (
     collect_settings,
     dry_run,
     file_metadata,
-    floating_nodes,
     input_specs,
     prepare_and_plan,
 )
+from pdq_export.targets import find_target
 from pdq_export.validate import KernelCount, ModelInfo, count_kernels, needed_config
 
 SCHEMA_VERSION = 2
@@ -163,7 +162,8 @@ def inspect_model(
     Raises PdqError where the model cannot be read or planned; what would only stop the later stages is in
     ``unsupported`` and ``problems``.
     """
-    options = PlanOptions.of(
+    chosen = find_target(target)
+    asked = PlanOptions.of(
         bits,
         layer_bits=layer_bits,
         exclude=exclude,
@@ -172,8 +172,8 @@ def inspect_model(
         weights=weights,
         wide_residuals=wide_residuals,
         reduce_range=reduce_range,
-        tensorrt=find_layout(target).tensorrt,
     )
+    options = chosen.settle(asked)
     original = load_model(model) if isinstance(model, str | Path) else check_model(model)
     prepared, plan = prepare_and_plan(original, options, target=target, opset=opset)
     index, prepared_index = GraphIndex(original), GraphIndex(prepared.model)
@@ -193,7 +193,7 @@ def inspect_model(
         layers_with_statistics=sum(layer.output in prepared.statistics for layer in layers),
         layers=summarize_layers(prepared_index, plan),
         plan=plan,
-        floating=floating_nodes(prepared_index, plan, target),
+        floating=chosen.find_floating(prepared_index, plan),
         quantized_size=trial.quantized_size,
         kernels=trial.kernels,
         saturating=() if trial.kernels is None else trial.kernels.as_integers(saturating_layers(plan)),

@@ -23,7 +23,7 @@ from pdq_export.config.method import choose_options
 from pdq_export.data import Source, check_exists
 from pdq_export.errors import OptionError, first_few
 from pdq_export.exhaustion import tells_of_memory
-from pdq_export.export import MIN_OPSET, export_model, find_layout
+from pdq_export.export import MIN_OPSET
 from pdq_export.fidelity import BATCHES, Fidelity, Probe, UserFile, as_seen
 from pdq_export.files import Draft
 from pdq_export.frontend import check_batch, check_runs, import_network
@@ -43,10 +43,10 @@ from pdq_export.stages import (
     collect_settings,
     dry_run,
     file_metadata,
-    floating_nodes,
     input_specs,
     prepare_and_plan,
 )
+from pdq_export.targets import find_target
 from pdq_export.validate import (
     BATCH_SIZE,
     Batch,
@@ -150,7 +150,8 @@ def quantize(
     choose = functools.partial(choose_options, method=method, preset=preset, overrides=options)
     per_layer = choose().per_layer  # and wrong options are told before any work
     tell = progress or (lambda _: None)
-    planning = PlanOptions.of(
+    chosen_target = find_target(target)
+    asked = PlanOptions.of(
         bits,
         layer_bits=layer_bits,
         exclude=exclude,
@@ -160,8 +161,8 @@ def quantize(
         wide_residuals=wide_residuals,
         reduce_range=reduce_range,
         per_layer=per_layer,
-        tensorrt=find_layout(target).tensorrt,
     )
+    planning = chosen_target.settle(asked)
     torch_device = _device(device)
     memory = None if max_memory is None else parse_size(max_memory)
     check_exists(calib)
@@ -225,11 +226,10 @@ def quantize(
     del inputs
     tell(Progress(stage="export"))
     settings = collect_settings(planning, chosen, target=target, method=method, preset=preset, family=family)
-    quantized = export_model(
+    quantized = chosen_target.export(
         with_constants(prepared.model, calibrated.biases),
         plan,
         calibrated.tensors,
-        target=target,
         metadata=file_metadata(settings),
         own_opset=own_opset,
         max_opset=opset,
@@ -267,7 +267,7 @@ def quantize(
             layers=[dataclasses.asdict(layer) for layer in summarize_layers(index, plan)],
             floating=[
                 dataclasses.asdict(node)
-                for node in floating_nodes(index, _with_fitted_ramps(plan, calibrated.tensors), target)
+                for node in chosen_target.find_floating(index, _with_fitted_ramps(plan, calibrated.tensors))
             ],
             predictions=calibrated.predictions,
             parts=plan.parts,

@@ -1,4 +1,7 @@
-"""Quantized tensors + plan + prepared ONNX model -> low-bit QDQ model; one module per layout, no torch."""
+"""Quantized tensors + plan + prepared ONNX model -> low-bit QDQ model; one module per layout, no torch.
+
+Who a file is for, and which layout that takes, is said in `pdq_export.targets`.
+"""
 
 from collections.abc import Mapping
 
@@ -7,12 +10,9 @@ import onnx
 import pdq_export
 from pdq_export.arithmetic.bias import bias_integers, bias_scale, channel_bias, has_integer_bias, round_bias
 from pdq_export.errors import ExportError, OptionError
-from pdq_export.export import native as native
-from pdq_export.export import ort as ort
-from pdq_export.export import qcdq as qcdq
-from pdq_export.export import tensorrt as tensorrt
+from pdq_export.export import ort
 from pdq_export.export.constants import settle_constants
-from pdq_export.export.layouts import Layout, Quantized, find_layout, layout_names, register_layout
+from pdq_export.export.layouts import Layout, Quantized
 from pdq_export.export.runtimes import KEY as RUNTIME_KEY
 from pdq_export.export.runtimes import min_onnxruntime
 from pdq_export.export.source import KEY as SOURCE_KEY
@@ -29,11 +29,8 @@ __all__ = [
     "bias_scale",
     "channel_bias",
     "export_model",
-    "find_layout",
     "has_integer_bias",
-    "layout_names",
     "read_source",
-    "register_layout",
     "required_opset",
     "round_bias",
 ]
@@ -41,16 +38,15 @@ __all__ = [
 MIN_OPSET = 13
 
 
-def required_opset(plan: Plan, target: str = "ort", max_opset: int | None = None) -> int:
+def required_opset(plan: Plan, layout: Layout = ort.LAYOUT, max_opset: int | None = None) -> int:
     """The opset a model needs before `export_model`: what the layout wants, but at most ``max_opset``.
 
     Below the opset that knows a weight's type the weight is stored in the next larger one: 2 bits in UINT4
-    below 25, everything in INT8 below 21. Raises OptionError for an unknown target and for ``max_opset``
-    below 13.
+    below 25, everything in INT8 below 21. Raises OptionError for ``max_opset`` below 13.
     """
-    wanted = find_layout(target).required_opset(plan)
     if max_opset is not None and max_opset < MIN_OPSET:
         raise OptionError(f"--opset {max_opset}: expected at least {MIN_OPSET}, which quantizes per channel")
+    wanted = layout.required_opset(plan)
     return wanted if max_opset is None else min(wanted, max_opset)
 
 
@@ -59,33 +55,33 @@ def export_model(
     plan: Plan,
     tensors: QuantizedTensors,
     *,
-    target: str = "ort",
+    layout: Layout = ort.LAYOUT,
     metadata: Mapping[str, str],
+    convertible: bool = True,
     own_opset: int | None = None,
     max_opset: int | None = None,
 ) -> onnx.ModelProto:
     """Write the quantized model; ``model`` is left as it is and equal arguments give equal bytes.
 
     ``model``: prepared, at the opset that `required_opset` names. ``tensors``: one for each of the plan's
-    points. ``metadata``: added to the model's own, with what `pdq_export.commands.convert` needs where the layout can
-    be converted: to that end ``own_opset``, of the model as it came, and ``max_opset``, as for `required_opset`, are
-    written down. Raises ExportError, naming the tensor, for whatever cannot be laid out, and OptionError for an
-    unknown target.
+    points. ``metadata``: added to the model's own; where the file is to be ``convertible``, with what
+    `pdq_export.commands.convert` needs: to that end ``own_opset``, of the model as it came, and ``max_opset``, as for
+    `required_opset`, are written down. Raises ExportError, naming the tensor, for whatever cannot be laid out.
     """
     opset = opset_version(model)
     if opset < MIN_OPSET:
         raise ExportError(f"model: opset is {opset}; expected at least {MIN_OPSET}; prepare it first")
     model = without_metadata(model)
-    layout, quantized = find_layout(target), settle(model, plan, tensors)
+    quantized = settle(model, plan, tensors)
     graph = layout.write(quantized)
-    if layout.convertible:
+    if convertible:
         source = Source(quantized=quantized, own_opset=own_opset or opset, max_opset=max_opset)
         metadata = {**metadata, SOURCE_KEY: describe_source(source, graph)}
-    return assemble(model, graph, target=target, metadata=metadata)
+    return assemble(model, graph, layout=layout, metadata=metadata)
 
 
 def assemble(
-    model: onnx.ModelProto, graph: onnx.GraphProto, *, target: str, metadata: Mapping[str, str]
+    model: onnx.ModelProto, graph: onnx.GraphProto, *, layout: Layout, metadata: Mapping[str, str]
 ) -> onnx.ModelProto:
     """A checked model of a written ``graph``, with what ``model`` has besides. Raises ExportError."""
     quantized = onnx.ModelProto(
@@ -101,12 +97,13 @@ def assemble(
     kept = {entry.key: entry.value for entry in model.metadata_props}
     onnx.helper.set_model_props(quantized, {**kept, **metadata})
     quantized.graph.CopyFrom(graph)
-    if find_layout(target).convertible:  # the others are for other runtimes
+    if layout.for_onnxruntime:
         onnx.helper.set_model_props(quantized, {**kept, **metadata, RUNTIME_KEY: min_onnxruntime(quantized)})
     try:
         onnx.checker.check_model(quantized, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"model: the {target} layout is not a valid model: {str(error).strip()[:500]}") from error
+        reason = str(error).strip()[:500]
+        raise ExportError(f"model: the {layout.name} layout is not a valid model: {reason}") from error
     return quantized
 
 

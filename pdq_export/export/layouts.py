@@ -1,11 +1,10 @@
-"""The layouts by target name: how the same learned integers are written."""
+"""What a layout is, and what it is given: how the same learned integers are written."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
 
 import onnx
 
-from pdq_export.errors import OptionError
 from pdq_export.export.constants import LayerConstants
 from pdq_export.graph.lookup import GraphIndex
 from pdq_export.spec import Plan, QuantizedTensors
@@ -33,36 +32,12 @@ class Quantized:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
-    """``required_opset(plan)`` gives the opset it wants, ``write`` the graph.
+    """How learned integers are written. ``required_opset(plan)`` gives the opset it wants, ``write`` the graph.
 
-    ``convertible``: whether what is written can be written in the other layouts that are, without calibrating again.
-    ``tensorrt``: whether it wants `make_plan` to plan for TensorRT.
+    ``for_onnxruntime``: whether files are for onnxruntime, too, and say which is the oldest that computes them.
     """
 
     name: str
     required_opset: Callable[[Plan], int]
     write: Callable[[Quantized], onnx.GraphProto]
-    convertible: bool = True
-    tensorrt: bool = False
-
-
-_LAYOUTS: dict[str, Layout] = {}
-
-
-def register_layout(layout: Layout) -> None:
-    """Add a layout. Raises ValueError where its name is taken."""
-    if layout.name in _LAYOUTS:
-        raise ValueError(f"layout {layout.name!r} is registered twice")
-    _LAYOUTS[layout.name] = layout
-
-
-def layout_names() -> tuple[str, ...]:
-    """The known targets, sorted."""
-    return tuple(sorted(_LAYOUTS))
-
-
-def find_layout(target: str) -> Layout:
-    """The layout of ``target``. Raises OptionError for an unknown one."""
-    if target not in _LAYOUTS:
-        raise OptionError(f"--target {target!r}: unknown; expected one of {', '.join(layout_names())}")
-    return _LAYOUTS[target]
+    for_onnxruntime: bool = True

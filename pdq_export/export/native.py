@@ -10,7 +10,7 @@ from onnx import GraphProto, NodeProto
 
 from pdq_export.export.constants import Weight
 from pdq_export.export.layers import textbook_weight
-from pdq_export.export.layouts import Layout, Quantized, register_layout
+from pdq_export.export.layouts import Layout, Quantized
 from pdq_export.export.qdq import QdqGraph
 from pdq_export.export.storage import storage_bits, storage_opset
 from pdq_export.export.writer import GraphWriter
@@ -53,4 +53,4 @@ class _NativeGraph(QdqGraph):
         return textbook_weight(out, weight, self.container(weight.point), clip=False)
 
 
-register_layout(Layout(name="native", required_opset=required_opset, write=write))
+LAYOUT = Layout(name="native", required_opset=required_opset, write=write)

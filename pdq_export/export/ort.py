@@ -14,7 +14,7 @@ from pdq_export import operators
 from pdq_export.errors import ExportError
 from pdq_export.export.constants import Weight
 from pdq_export.export.layers import packed_weight
-from pdq_export.export.layouts import Layout, Quantized, register_layout
+from pdq_export.export.layouts import Layout, Quantized
 from pdq_export.export.qdq import QdqGraph
 from pdq_export.export.storage import storage_opset
 from pdq_export.export.writer import GraphWriter
@@ -101,4 +101,4 @@ class _OrtGraph(QdqGraph):
         return [*inputs[:2], self.zero_point(source), *inputs[3:]]
 
 
-register_layout(Layout(name="ort", required_opset=required_opset, write=write))
+LAYOUT = Layout(name="ort", required_opset=required_opset, write=write)

@@ -11,7 +11,7 @@ from onnx import GraphProto
 
 from pdq_export.export.constants import Weight
 from pdq_export.export.layers import centered_weight, textbook_weight
-from pdq_export.export.layouts import Layout, Quantized, register_layout
+from pdq_export.export.layouts import Layout, Quantized
 from pdq_export.export.qdq import QdqGraph
 from pdq_export.export.writer import GraphWriter
 from pdq_export.spec import Plan, Point
@@ -37,4 +37,4 @@ class _QcdqGraph(QdqGraph):
         return centered_weight(out, weight)
 
 
-register_layout(Layout(name="qcdq", required_opset=required_opset, write=write))
+LAYOUT = Layout(name="qcdq", required_opset=required_opset, write=write)

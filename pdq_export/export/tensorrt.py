@@ -1,16 +1,16 @@
 """Layout ``tensorrt``: INT8 pairs where TensorRT's explicit quantization reads them, for building an engine.
 
 Everything is symmetric INT8 with zero_point 0, per tensor for activations and per output channel for weights, which are
-INT8 initializers before a DequantizeLinear. Biases stay float. Opset 13. The plan (`pdq_export.plan.tensorrt`) has the
+INT8 initializers before a DequantizeLinear. Biases stay float. Opset 13. The plan (`plan.passes.tensorrt`) has the
 pairs where TensorRT wants them: this layout writes it as textbooks do, and `tensorrt_problems` checks the result.
 """
 
 from onnx import GraphProto
 
-from pdq_export.errors import ExportError, OptionError
+from pdq_export.errors import ExportError
 from pdq_export.export.constants import Weight
 from pdq_export.export.layers import textbook_weight
-from pdq_export.export.layouts import Layout, Quantized, register_layout
+from pdq_export.export.layouts import Layout, Quantized
 from pdq_export.export.qdq import QdqGraph
 from pdq_export.export.tensorrt_rules import tensorrt_problems
 from pdq_export.export.writer import GraphWriter
@@ -18,19 +18,12 @@ from pdq_export.spec import Plan, Point
 
 
 def required_opset(plan: Plan) -> int:
-    """13. Raises OptionError where the plan has other than 8 bits."""
-    for point in plan.points.values():
-        if point.bits != 8:
-            raise OptionError(
-                f"--target tensorrt: tensor {point.tensor!r} is to have {point.bits} bits; expected 8 throughout, as "
-                "TensorRT has INT8 convolutions only; use --bits 8/8, or --target ort, native or qcdq"
-            )
+    """13: DequantizeLinear along an axis."""
     return 13
 
 
 def write(quantized: Quantized) -> GraphProto:
     """The quantized graph. Raises ExportError for whatever cannot be laid out and for a rule that is broken."""
-    required_opset(quantized.plan)
     graph = _TensorrtGraph(quantized).write()
     problems = tensorrt_problems(graph)
     if problems:
@@ -48,4 +41,4 @@ class _TensorrtGraph(QdqGraph):
         return textbook_weight(out, weight, 8, clip=False)
 
 
-register_layout(Layout(name="tensorrt", required_opset=required_opset, write=write, convertible=False, tensorrt=True))
+LAYOUT = Layout(name="tensorrt", required_opset=required_opset, write=write, for_onnxruntime=False)

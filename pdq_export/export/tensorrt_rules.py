@@ -20,9 +20,9 @@ _WEIGHT_AXES = {"Conv": (0,), "ConvTranspose": (1,), "Gemm": (0, 1), "MatMul": (
 def tensorrt_problems(graph: GraphProto) -> list[str]:
     """What TensorRT would refuse or run in float, one line each; empty for a graph that keeps to the rules.
 
-    Zero points are INT8 and 0, scales positive; scales of activations are scalars, those of weights along the output
-    channels; a layer with a quantized weight has a quantized input and a float bias; of an Add that two layers go
-    into, at most one lies behind a pair.
+    Zero points are INT8 and 0, scales positive, and nothing lies within a pair; scales of activations are scalars,
+    those of weights along the output channels; a layer with a quantized weight has a quantized input and a float bias;
+    of an Add that two layers go into, at most one lies behind a pair.
     """
     return list(_Rules(graph).problems())
 
@@ -51,6 +51,9 @@ class _Rules:
             yield f"{where}: has {scale.size} scales; expected one for an activation"
         if zero_point is None or zero_point.dtype != np.int8 or zero_point.any():
             yield f"{where}: its zero_point is not INT8 and 0; expected symmetric quantization"
+        before = self._producer.get(node.input[0])
+        if node.op_type == "DequantizeLinear" and before is not None and before.op_type != "QuantizeLinear":
+            yield f"{where}: a {before.op_type} lies between the pair; expected 8 bits and nothing between"
 
     def _layer(self, node: NodeProto) -> Iterator[str]:
         weight = self._dequantize(node.input[1])

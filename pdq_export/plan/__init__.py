@@ -15,21 +15,27 @@ from pdq_export.plan.parts import find_parts
 from pdq_export.plan.points import find_layers, find_points
 from pdq_export.plan.ramps import find_ramps
 from pdq_export.plan.tail import find_tail, without_tail
-from pdq_export.plan.tensorrt import points_for_tensorrt
 from pdq_export.spec import Layer, Plan
 
 __all__ = ["PlanOptions", "float_tail", "make_plan", "network_family", "without_tail"]
 
 
-def make_plan(model: onnx.ModelProto, options: PlanOptions, unsupported: Mapping[str, str] | None = None) -> Plan:
+def make_plan(
+    model: onnx.ModelProto,
+    options: PlanOptions,
+    unsupported: Mapping[str, str] | None = None,
+    *,
+    integer_bias: bool = True,
+) -> Plan:
     """Plan the quantization of a prepared model.
 
     First and last weighted layers get 8-bit weights and the last layers' input 8 bits where ``options`` do not say
     otherwise, the network's input 8 bits; the network's outputs are not quantized (PD-Quant, section 4), which
     `plan.outputs.separate_outputs` prepares for.
     ``unsupported``: the nodes that calibration cannot compute, with the reason; those that no layer depends on become
-    the plan's tail. Raises ModelError where there is nothing to quantize, and OptionError for a pattern that matches
-    no layer.
+    the plan's tail. ``integer_bias``: as `Plan` has it. What a target or an option changes afterwards is a pass over
+    the plan (`plan.passes`). Raises ModelError where there is nothing to quantize, and OptionError for a pattern that
+    matches no layer.
     """
     index = GraphIndex(model)
     found = find_layers(index)
@@ -38,11 +44,10 @@ def make_plan(model: onnx.ModelProto, options: PlanOptions, unsupported: Mapping
     excluded = tuple(layer for layer in found if layer.node in rules.excluded)
     _check_shared(layers, excluded)
     tail = find_tail(index, unsupported or {}, layers)
-    index = GraphIndex(without_tail(model, tail))
-    found = tuple(layer for layer in found if layer.node not in tail)
+    if tail:
+        index = GraphIndex(without_tail(model, tail))
+        found = tuple(layer for layer in found if layer.node not in tail)
     points, passthrough, unquantized = find_points(index, found, options, rules)
-    if options.tensorrt:
-        points, passthrough = points_for_tensorrt(index, layers, points, passthrough, rules.excluded)
     return Plan(
         bits=options.bits,
         points=points,
@@ -53,8 +58,8 @@ def make_plan(model: onnx.ModelProto, options: PlanOptions, unsupported: Mapping
         ramps=find_ramps(index, points, rules.excluded),
         tail=tail,
         excluded_nodes=_other_nodes(index, rules.excluded, excluded),
-        unquantized=_still_quantized(unquantized, points),
-        integer_bias=not options.tensorrt,
+        unquantized=unquantized,
+        integer_bias=integer_bias,
         parts=find_parts(index),
     )
 
@@ -84,11 +89,6 @@ def _other_nodes(index: GraphIndex, names: Container[str], layers: Iterable[Laye
     known = {layer.node for layer in layers}
     nodes = (node for node in index.graph.node if node.name in names and node.name not in known)
     return tuple(node.name for node in nodes if (dtype := index.dtype(node.output[0])) is None or dtype.kind == "f")
-
-
-def _still_quantized(unquantized: Mapping[str, tuple[str, ...]], points: Container[str]) -> dict[str, tuple[str, ...]]:
-    found = {node: tuple(name for name in names if name in points) for node, names in unquantized.items()}
-    return {node: names for node, names in found.items() if names}
 
 
 def _check_shared(layers: Iterable[Layer], excluded: Iterable[Layer]) -> None:

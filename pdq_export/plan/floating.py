@@ -27,6 +27,15 @@ def find_floating(index: GraphIndex, plan: Plan) -> tuple[FloatNode, ...]:
     return tuple(_floating(index, plan, index.visible(plan.tail) | plan.read_unquantized))
 
 
+def find_left_out(index: GraphIndex, plan: Plan) -> tuple[FloatNode, ...]:
+    """Of these, the nodes that a runtime is not asked about: what is excluded, and what is behind the quantized part.
+
+    For runtimes that decide on the rest by themselves.
+    """
+    found = find_floating(index, plan)
+    return tuple(node for node in found if node.reason == EXCLUDED or node.node in plan.tail)
+
+
 def _floating(index: GraphIndex, plan: Plan, visible: Container[str]) -> Iterator[FloatNode]:
     layers = {layer.node: layer for layer in plan.layers}
     excluded = {*(layer.node for layer in plan.excluded), *plan.excluded_nodes}

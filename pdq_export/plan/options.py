@@ -38,15 +38,16 @@ class PlanOptions:
     layers' inputs (of the activation before an average); carriers, such as the network's input, keep 8.
     ``layer_bits``: regular expressions over layers' node names and modules (`re.search`), each with bits. ``exclude``:
     regular expressions over those of all nodes; the layers and other nodes that match stay in float, and so do nodes of
-    the operators ``exclude_op``. ``symmetric_weights``: zero_point 0 for all weights.
-    ``wide_residuals``: what Adds read keeps 8 bits, layers read A bits of it (`plan.residuals`).
-    ``reduce_range``: no weight is so wide that kernels of x86 processors without VNNI saturate (`plan.saturation`).
-    ``per_layer``: every layer is a block of its own. ``tensorrt``: symmetric points, only where TensorRT's explicit
-    quantization wants them, and float biases.
+    the operators ``exclude_op``. ``symmetric_weights``: zero_point 0 for all weights; None leaves that to the target.
+    ``wide_residuals``: what Adds read keeps 8 bits, layers read A bits of it (`passes.wide_residuals`).
+    ``reduce_range``: no weight is so wide that kernels of x86 processors without VNNI saturate (`passes.reduce_range`).
+    ``per_layer``: every layer is a block of its own. ``tensor_bits``: bits of single weights and learned activations,
+    by tensor name (`passes.assign_bits`).
 
-    What wins: ``exclude`` and ``exclude_op``, then ``layer_bits`` (the last one that matches), then ``first_last``,
-    then ``bits``. W are the bits of a layer's weight. A are the bits of the activation that the layer ends in: behind
-    its activation function, or behind the Add that it leads to (of two layers that lead to one Add, the larger A).
+    What wins: ``exclude`` and ``exclude_op``, then ``tensor_bits``, then ``layer_bits`` (the last one that matches),
+    then ``first_last``, then ``bits``. W are the bits of a layer's weight. A are the bits of the activation that the
+    layer ends in: behind its activation function, or behind the Add that it leads to (of two layers that lead to one
+    Add, the larger A).
     """
 
     bits: BitWidths
@@ -54,11 +55,11 @@ class PlanOptions:
     layer_bits: tuple[tuple[str, BitWidths], ...] = ()
     exclude: tuple[str, ...] = ()
     exclude_op: tuple[str, ...] = ()
-    symmetric_weights: bool = False
+    symmetric_weights: bool | None = None
     wide_residuals: bool = False
     reduce_range: bool = False
     per_layer: bool = False
-    tensorrt: bool = False
+    tensor_bits: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
         for pattern, _ in self.layer_bits:
@@ -79,16 +80,14 @@ class PlanOptions:
         wide_residuals: bool = False,
         reduce_range: bool = False,
         per_layer: bool = False,
-        tensorrt: bool = False,
+        tensor_bits: Mapping[str, int] | None = None,
     ) -> "PlanOptions":
         """From texts: ``W/A``, and ``layer_bits`` as {REGEX: W/A} or as texts ``REGEX=W/A``. Raises OptionError.
 
-        ``weights``: asymmetric or symmetric; None stands for what accuracy wants and the layout takes.
+        ``weights``: asymmetric or symmetric; None stands for what accuracy wants and the target takes.
         """
         if weights not in (None, *WEIGHTS):
             raise OptionError(f"--weights {weights!r}: expected {' or '.join(WEIGHTS)}")
-        if tensorrt and weights == "asymmetric":
-            raise OptionError("--weights asymmetric: TensorRT takes symmetric weights only; leave the option out")
         for name, value in (("wide_residuals", wide_residuals), ("reduce_range", reduce_range)):
             if not isinstance(value, bool):
                 raise OptionError(f"{name} is {value!r}; expected True or False")
@@ -102,15 +101,18 @@ class PlanOptions:
             layer_bits=tuple((pattern, _widths(text, f"--layer-bits {pattern!r}:")) for pattern, text in rules),
             exclude=(exclude,) if isinstance(exclude, str) else tuple(exclude),
             exclude_op=(exclude_op,) if isinstance(exclude_op, str) else tuple(exclude_op),
-            symmetric_weights=tensorrt or weights == "symmetric",
+            symmetric_weights=None if weights is None else weights == "symmetric",
             wide_residuals=wide_residuals,
             reduce_range=reduce_range,
             per_layer=per_layer,
-            tensorrt=tensorrt,
+            tensor_bits=tuple((tensor_bits or {}).items()),
         )
 
     def settings(self) -> dict[str, Any]:
-        """For the report, in plain types; ``layer_bits`` in order, each as REGEX=W/A; ``exclude_op`` where given."""
+        """For the report, in plain types; ``layer_bits`` in order, each as REGEX=W/A.
+
+        ``exclude_op`` and ``tensor_bits`` are there where they were given.
+        """
         return {
             "bits": str(self.bits),
             "first_last": str(self.first_last),
@@ -120,6 +122,7 @@ class PlanOptions:
             "wide_residuals": self.wide_residuals,
             "reduce_range": self.reduce_range,
             "weights": "symmetric" if self.symmetric_weights else "asymmetric",
+            **({"tensor_bits": dict(self.tensor_bits)} if self.tensor_bits else {}),
         }
 
     def resolve(

@@ -173,13 +173,8 @@ class _PointFinder:
                     "counts output channels along another axis; give each layer a weight of its own"
                 )
             bits = max(bits, known.bits)
-        self.points[layer.weight] = Point(
-            tensor=layer.weight,
-            role=Role.WEIGHT,
-            bits=bits,
-            axis=axis,
-            symmetric=self.options.symmetric_weights or bits == CARRIER_BITS,
-        )
+        point = Point(tensor=layer.weight, role=Role.WEIGHT, bits=bits, axis=axis)
+        self.points[layer.weight] = point.with_bits(bits, symmetric=bool(self.options.symmetric_weights))
 
     def _quantize_result(self, node: NodeProto, wanted: int) -> None:
         """Place the A-bit point after the node's activation, and an 8-bit one before it where it isn't absorbed.

@@ -1,35 +1,23 @@
-"""Weights that no x86 kernel saturates on (``reduce_range``, the name that onnxruntime's own quantization has for it).
+"""Weights so wide that kernels of some processors saturate; `plan.passes.reduce_range` makes them narrower.
 
 Without VNNI instructions, on x86 processors, onnxruntime multiplies UINT8 activations by INT8 weights with VPMADDUBSW,
 which adds two neighbouring products in 16 bits and saturates. Activations of 8 bits reach 255, so weights may reach
 64: 2 * 255 * 64 is the largest such sum that fits. Wider ones give wrong sums, without a word.
 """
 
-import dataclasses
-
 from pdq_export import operators
 from pdq_export.spec import CARRIER_BITS, Layer, Plan
 
 _LARGEST_WEIGHT = 64
-_REDUCED_BITS = 7
 
 
 def saturating_layers(plan: Plan, *, signed: bool = False) -> list[str]:
     """Names of the layers with 8-bit inputs whose weights, q - zero_point, may exceed 64 in size.
 
-    With ``signed`` those with INT8 inputs too, as TensorRT wants them: onnxruntime makes UINT8 of them, but what they
-    are for does not saturate, so that their weights keep their range.
+    With ``signed`` those with INT8 inputs too: onnxruntime makes UINT8 of them, but they are there for other runtimes,
+    which do not saturate, so that their weights keep their range.
     """
     return [layer.node for layer in plan.layers if _can_saturate(plan, layer, signed)]
-
-
-def reduce_range(plan: Plan) -> Plan:
-    """The plan with symmetric weights of 7 bits, -64 to 63, in these layers."""
-    points = dict(plan.points)
-    for layer in plan.layers:
-        if _can_saturate(plan, layer):
-            points[layer.weight] = dataclasses.replace(points[layer.weight], bits=_REDUCED_BITS, symmetric=True)
-    return dataclasses.replace(plan, points=points)
 
 
 def _can_saturate(plan: Plan, layer: Layer, signed: bool = False) -> bool:

@@ -264,7 +264,7 @@ def test_images_that_are_ambiguous(run: Run, folder: Path) -> None:
         (["quantize", "model.onnx", "--target", "no/ort"], "--target 'no/ort': unknown; expected one of"),
         (
             ["quantize", "model.onnx", "--target", "tensorrt", "--weights", "asymmetric"],
-            "--weights asymmetric: TensorRT",
+            "--weights asymmetric: --target tensorrt takes symmetric",
         ),
         (["quantize", "model.onnx", "--eval", "missing.npz"], "missing.npz: no such file or folder; expected images"),
         (

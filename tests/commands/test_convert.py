@@ -2,7 +2,6 @@
 
 import base64
 import contextlib
-import dataclasses
 import itertools
 import zlib
 from collections.abc import Callable, Sequence
@@ -15,10 +14,12 @@ from onnx import TensorProto
 
 from pdq_export.commands.convert import convert
 from pdq_export.errors import ModelError, OptionError, PdqError
-from pdq_export.export import export_model, read_source, required_opset
+from pdq_export.export import export_model, read_source
 from pdq_export.graph.passes import hard_sigmoid
 from pdq_export.plan import PlanOptions, make_plan
-from pdq_export.plan.residuals import widen
+from pdq_export.plan.passes.wide_residuals import widen
+from pdq_export.plan.planned import Planned
+from pdq_export.targets import find_target
 
 from ..export import toy_networks as nets
 from ..export.toy_quantizer import calibrate
@@ -98,15 +99,16 @@ def export(
     name: str, bits: str, target: str, max_opset: int | None = None, exclude: Sequence[str] = ()
 ) -> onnx.ModelProto:
     make, shape = NETS[name]
-    model, options = make(), PlanOptions.of(bits, exclude=exclude)
-    model.opset_import[0].version = required_opset(make_plan(model, options), target, max_opset)
-    plan = make_plan(model, dataclasses.replace(options, tensorrt=target == "tensorrt"))
+    model, options, chosen = make(), PlanOptions.of(bits, exclude=exclude), find_target(target)
+    model.opset_import[0].version = chosen.required_opset(make_plan(model, options), max_opset)
+    plan = chosen.plan(model, options).plan
     if name == "wide residuals":
-        model, plan = widen(model, plan, per_layer=False)
+        widened = widen(Planned.of(model, plan, options))
+        model, plan = widened.model, widened.plan
     tensors = calibrate(model, plan, {"x": nets.images(shape)})
     metadata = {"pdq_export.version": "1", "pdq_export.target": target}
     onnx.helper.set_model_props(model, {"author": "someone"})
-    return export_model(model, plan, tensors, target=target, metadata=metadata, own_opset=13, max_opset=max_opset)
+    return chosen.export(model, plan, tensors, metadata=metadata, own_opset=13, max_opset=max_opset)
 
 
 def content(model: onnx.ModelProto) -> bytes:

@@ -378,7 +378,7 @@ def test_convert_writes_what_quantizing_would_have_written(target: str) -> None:
         (OptionError, "there is no folder 'no'", {"output": "no/out.onnx"}),
         (OptionError, "is the same file as the input", {"output": "model.onnx", "overwrite": True}),
         (OptionError, "exists already", {"output": "images.npy", "calib": images()}),
-        (OptionError, "--weights asymmetric: TensorRT", {"bits": "8/8", "weights": "asymmetric", "target": "tensorrt"}),
+        (OptionError, "--weights asymmetric: --target", {"bits": "8/8", "weights": "asymmetric", "target": "tensorrt"}),
         (OptionError, "'tpu': expected auto, cpu", {"device": "tpu"}),
         (OptionError, "None: expected auto, cpu", {"device": None}),
         (OptionError, "--device 'cuda:99'", {"device": "cuda:99"}),

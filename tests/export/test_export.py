@@ -1,4 +1,3 @@
-import dataclasses
 import itertools
 
 import onnx
@@ -8,7 +7,7 @@ from hypothesis import strategies as st
 
 import pdq_export
 from pdq_export.errors import ExportError, OptionError
-from pdq_export.export import export_model, find_layout, layout_names, register_layout, required_opset
+from pdq_export.export import export_model, required_opset
 from pdq_export.export.runtimes import min_onnxruntime
 from pdq_export.plan import PlanOptions, make_plan
 from pdq_export.spec import BitWidths
@@ -50,19 +49,6 @@ def test_required_opset(bits, max_opset, expected):
 def test_opset_below_13_is_refused():
     with pytest.raises(OptionError, match="--opset 12: expected at least 13"):
         required_opset(plan_at(8), max_opset=12)
-
-
-def test_unknown_target_names_the_known_ones():
-    with pytest.raises(OptionError, match="--target 'tpu': unknown; expected one of native, ort, qcdq, tensorrt"):
-        required_opset(plan_at(4), "tpu")
-    with pytest.raises(OptionError, match="ort"):
-        export_model(*prepared(), target="tpu", metadata={})
-
-
-def test_a_layout_registers_once():
-    assert layout_names() == ("native", "ort", "qcdq", "tensorrt")
-    with pytest.raises(ValueError, match="'ort' is registered twice"):
-        register_layout(dataclasses.replace(find_layout("ort")))
 
 
 @pytest.mark.parametrize(("bits", "opset", "ir"), [("8/8", 13, 7), ("4/4", 21, 10), ("2/2", 25, 13)])

@@ -3,9 +3,9 @@
 import onnx
 import pytest
 
-from pdq_export.export import export_model, required_opset
 from pdq_export.plan import PlanOptions, make_plan
 from pdq_export.spec import BitWidths
+from pdq_export.targets import find_target
 from pdq_export.validate import Session, needed_config
 
 from . import toy_networks as nets
@@ -44,10 +44,10 @@ NETS = {
 
 
 def export(name: str, bits: str, target: str, *, symmetric: bool = False) -> onnx.ModelProto:
-    model, widths = NETS[name](), BitWidths.parse(bits)
-    model.opset_import[0].version = required_opset(make_plan(model, PlanOptions(bits=widths)), target)
+    model, widths, chosen = NETS[name](), BitWidths.parse(bits), find_target(target)
+    model.opset_import[0].version = chosen.required_opset(make_plan(model, PlanOptions(bits=widths)))
     plan = make_plan(model, PlanOptions(bits=widths, symmetric_weights=symmetric))
-    return export_model(model, plan, calibrate(model, plan, feeds(name)), target=target, metadata={})
+    return chosen.export(model, plan, calibrate(model, plan, feeds(name)), metadata={})
 
 
 def feeds(name: str):

@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 
-from pdq_export.export import export_model, required_opset
+from pdq_export.export import export_model, native, ort, required_opset
 from pdq_export.graph.lookup import GraphIndex
 from pdq_export.plan import PlanOptions, make_plan
 from pdq_export.validate import Session
@@ -73,11 +73,9 @@ def test_a_clip_that_stays_before_four_bits_becomes_max_and_min() -> None:
         model.graph.initializer.append(onnx.helper.make_tensor(name, onnx.TensorProto.FLOAT, [], [value]))
     plan, x = make_plan(model, PlanOptions.of("4/4")), nets.images((2, 3, 12, 12))
     tensors = calibrate(model, plan, {"x": x})
-    ort, native = (
-        Session(export_model(model, plan, tensors, target=target, metadata={}).SerializeToString(), optimize=False)
-        for target in ("ort", "native")
-    )
-    assert (ort.run(x)[0] == native.run(x)[0]).all()
+    files = (export_model(model, plan, tensors, layout=layout, metadata={}) for layout in (ort.LAYOUT, native.LAYOUT))
+    outputs = [Session(file.SerializeToString(), optimize=False).run(x)[0] for file in files]
+    assert (outputs[0] == outputs[1]).all()
 
 
 def test_a_moved_graph_output_keeps_its_name_and_its_readers() -> None:
@@ -86,13 +84,13 @@ def test_a_moved_graph_output_keeps_its_name_and_its_readers() -> None:
     model = nets.network(f"(float[N,3,12,12] x) => (float[N,8,9,9] y, float[N,8,5,5] z) {{ {text} }}", weights)
     plan, x = make_plan(model, PlanOptions.of("4/4")), nets.images((2, 3, 12, 12))
     tensors = calibrate(model, plan, {"x": x})
-    ort, native = (export_model(model, plan, tensors, target=target, metadata={}) for target in ("ort", "native"))
-    assert GraphIndex(native).producer["y"].op_type == "MaxPool"
-    outputs = [Session(m.SerializeToString(), optimize=False).run(x) for m in (ort, native)]
+    files = [export_model(model, plan, tensors, layout=layout, metadata={}) for layout in (ort.LAYOUT, native.LAYOUT)]
+    assert GraphIndex(files[1]).producer["y"].op_type == "MaxPool"
+    outputs = [Session(file.SerializeToString(), optimize=False).run(x) for file in files]
     assert all((a == b).all() for a, b in zip(*outputs, strict=True))
 
 
 def test_required_opset_counts_activations() -> None:
     plan = make_plan(nets.chain(), PlanOptions.of("8/2"))
-    assert (required_opset(plan, "native"), required_opset(plan, "ort")) == (25, 13)
-    assert required_opset(plan, "native", 21) == 21
+    assert (required_opset(plan, native.LAYOUT), required_opset(plan, ort.LAYOUT)) == (25, 13)
+    assert required_opset(plan, native.LAYOUT, 21) == 21

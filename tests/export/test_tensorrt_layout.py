@@ -7,11 +7,13 @@ import onnx
 import pytest
 
 from pdq_export.errors import ExportError, OptionError
-from pdq_export.export import export_model, required_opset
+from pdq_export.export import export_model, tensorrt
 from pdq_export.export.tensorrt_rules import tensorrt_problems
 from pdq_export.graph.lookup import GraphIndex
 from pdq_export.plan import PlanOptions, make_plan
-from pdq_export.spec import BitWidths
+from pdq_export.plan.passes import tensorrt as pairs
+from pdq_export.plan.planned import Planned
+from pdq_export.targets import find_target
 
 from . import toy_networks as nets
 from .test_ort_runs import run
@@ -23,12 +25,13 @@ NETS: dict[str, tuple[Callable[[int], onnx.ModelProto], tuple[int, ...]]] = {
 }
 
 
-def export(name: str, *, tensorrt: bool = True) -> onnx.ModelProto:
+def export(name: str, *, ruled: bool = True) -> onnx.ModelProto:
     make, shape = NETS[name]
     model = make(13)
-    plan = make_plan(model, PlanOptions(bits=BitWidths(8, 8), tensorrt=tensorrt))
+    options = PlanOptions.of("8/8")
+    plan = find_target("tensorrt").plan(model, options).plan if ruled else make_plan(model, options)
     tensors = calibrate(model, plan, {"x": nets.images(shape)})
-    exported = export_model(model, plan, tensors, target="tensorrt", metadata={})
+    exported = find_target("tensorrt").export(model, plan, tensors, metadata={})
     simulated = simulate(model, plan, tensors, {"x": nets.images(shape)})["logits"]
     np.testing.assert_allclose(run(exported, nets.images(shape), optimize=False), simulated, rtol=0, atol=1e-5)
     return exported
@@ -63,15 +66,22 @@ def test_weights_have_their_scales_along_the_output_channels() -> None:
 
 @pytest.mark.parametrize("bits", ["4/8", "8/4", "7/7"])
 def test_below_8_bits_is_refused_before_calibration(bits: str) -> None:
-    plan = make_plan(nets.residual(13), PlanOptions(bits=BitWidths.parse(bits), tensorrt=True))
-    with pytest.raises(OptionError, match=r"--target tensorrt: tensor '\w+' is to have \d bits; expected 8"):
-        required_opset(plan, "tensorrt")
+    message = r"--target tensorrt: tensor '\w+' is to have \d bits; expected 8 throughout, as TensorRT has INT8"
+    with pytest.raises(OptionError, match=message):
+        find_target("tensorrt").plan(nets.residual(13), PlanOptions.of(bits))
+
+
+def test_a_plan_of_fewer_bits_is_refused_by_the_layout_too() -> None:
+    model, x, options = nets.residual(13), nets.images((2, 4, 12, 12)), PlanOptions.of("8/4", weights="symmetric")
+    plan = pairs.run(Planned.of(model, make_plan(model, options, integer_bias=False), options)).plan
+    with pytest.raises(ExportError, match="a Clip lies between the pair; expected 8 bits"):
+        export_model(model, plan, calibrate(model, plan, {"x": x}), layout=tensorrt.LAYOUT, metadata={})
 
 
 @pytest.mark.wide_weights
 def test_a_plan_for_another_target_is_refused() -> None:
     with pytest.raises(ExportError, match="expected symmetric with zero_point 0, INT8"):
-        export("residual", tensorrt=False)
+        export("residual", ruled=False)
 
 
 def break_zero_point(index: GraphIndex) -> None:

@@ -9,8 +9,9 @@ from pdq_export.commands.quantize import Result, quantize
 from pdq_export.graph.lookup import GraphIndex
 from pdq_export.plan import PlanOptions, make_plan
 from pdq_export.plan.floating import find_floating
-from pdq_export.plan.saturation import reduce_range
+from pdq_export.plan.passes.reduce_range import reduce_range
 from pdq_export.spec import Plan, Role
+from pdq_export.targets import find_target
 
 from ..onnx_text import fill, name_nodes, parse
 
@@ -51,7 +52,8 @@ def quantized(body: str, monkeypatch: pytest.MonkeyPatch, **changes: object) -> 
 
 def test_between_excluded_layers_nothing_is_quantized() -> None:
     assert activations(plan_of(SPECTRUM, exclude="^[ab]$")) == {"l": 2, "z": 8, "p": 8}
-    assert activations(plan_of(SPECTRUM, exclude="^[ab]$", tensorrt=True, bits="8/8")) == {"l": 8, "p": 8}
+    options = PlanOptions.of("8/8", exclude="^[ab]$")
+    assert activations(find_target("tensorrt").plan(model_of(SPECTRUM), options).plan) == {"l": 8, "p": 8}
     assert {"a2", "b2", "s", "k"} <= activations(plan_of(SPECTRUM)).keys()
 
 

@@ -8,6 +8,7 @@ networks have anyway.
 
 import dataclasses
 import itertools
+import logging
 from collections.abc import Mapping, Sequence
 
 import onnx
@@ -16,30 +17,41 @@ from onnx import NodeProto
 from pdq_export.graph.edit import fresh_name
 from pdq_export.graph.lookup import GraphIndex
 from pdq_export.graph.passes import tidy
-from pdq_export.plan.blocks import find_blocks
 from pdq_export.plan.operators import additions, is_passthrough
+from pdq_export.plan.planned import Planned
 from pdq_export.plan.points import in_graph_order
-from pdq_export.plan.ramps import find_ramps
 from pdq_export.plan.readers import tensors_passed_to
-from pdq_export.plan.tail import without_tail
 from pdq_export.spec import CARRIER_BITS, Plan, Point, Role
 
 
-def widen(model: onnx.ModelProto, plan: Plan, *, per_layer: bool) -> tuple[onnx.ModelProto, Plan]:
-    """A model and its plan with wide residuals; the same two where no Add reads a learned point below 8 bits.
+def run(planned: Planned) -> Planned:
+    """Widen residual connections where that was asked for; where no Add reads a learned point below 8 bits, say so."""
+    if not planned.options.wide_residuals:
+        return planned
+    widened = widen(planned)
+    if widened is planned:
+        text = "--wide-residuals changes nothing: no Add reads a tensor that has fewer than 8 bits"
+        return planned.told(logging.WARNING, text)
+    points = planned.plan.points
+    carried = [name for name, point in points.items() if point.bits < widened.plan.points[name].bits]
+    return widened.told(logging.INFO, f"residual connections that keep 8 bits: {', '.join(carried)}")
+
+
+def widen(planned: Planned) -> Planned:
+    """A model and its plan with wide residuals; the same where no Add reads a learned point below 8 bits.
 
     Such a point becomes a carrier, also where pass-through nodes (MaxPool, Slice) lie between it and the Add. The
     layers that read its integers get an Identity in front of them, or of the pass-through nodes that lead to them
-    alone, and its output is the learned point. ``per_layer``: as the blocks of the plan were found.
+    alone, and its output is the learned point.
     """
-    index = GraphIndex(without_tail(model, plan.tail))
+    index, plan = planned.core, planned.plan
     added = tensors_passed_to(index, itertools.chain.from_iterable(operands for _, operands in additions(index)))
     learned = {n for n, point in plan.points.items() if point.role is Role.ACTIVATION and point.bits < CARRIER_BITS}
     wide = learned.intersection(plan.source(tensor) or "" for tensor in added)
     if not wide:
-        return model, plan
+        return planned
     splits, behind = _find_splits(index, plan, wide, added)
-    model, identities = _with_identities(model, splits)
+    model, identities = _with_identities(planned.model, splits)
     points: dict[str, Point] = dict(plan.points)
     for name in wide:
         points[name] = dataclasses.replace(points[name], role=Role.CARRIER, bits=CARRIER_BITS)
@@ -48,7 +60,13 @@ def widen(model: onnx.ModelProto, plan: Plan, *, per_layer: bool) -> tuple[onnx.
         narrow = identity.output[0]
         points[narrow] = dataclasses.replace(was, tensor=narrow, absorbed=identity.name)
     passthrough = {**plan.passthrough, **{name: identities[tensor].output[0] for name, tensor in behind.items()}}
-    return model, _replanned(model, plan, points, passthrough, wide, per_layer=per_layer)
+    split = dataclasses.replace(Planned.of(model, plan, planned.options), notes=planned.notes)
+    layers, excluded = (
+        tuple(dataclasses.replace(layer, input=split.index.nodes[layer.node].input[0]) for layer in group)
+        for group in (plan.layers, plan.excluded)
+    )
+    ordered = in_graph_order(split.core, points)
+    return split.replanned(ordered, passthrough, layers=layers, wide=wide, excluded=excluded)
 
 
 def _find_splits(
@@ -92,30 +110,3 @@ def _with_identities(
     del work.graph.node[:]
     work.graph.node.extend(itertools.chain.from_iterable(nodes))
     return tidy.infer_shapes(work), identities
-
-
-def _replanned(
-    model: onnx.ModelProto,
-    plan: Plan,
-    points: Mapping[str, Point],
-    passthrough: Mapping[str, str],
-    wide: set[str],
-    *,
-    per_layer: bool,
-) -> Plan:
-    index = GraphIndex(without_tail(model, plan.tail))
-    nodes = GraphIndex(model).nodes
-    layers, excluded = (
-        tuple(dataclasses.replace(layer, input=nodes[layer.node].input[0]) for layer in group)
-        for group in (plan.layers, plan.excluded)
-    )
-    ordered = in_graph_order(index, points)
-    return dataclasses.replace(
-        plan,
-        points=ordered,
-        passthrough=passthrough,
-        layers=layers,
-        excluded=excluded,
-        blocks=find_blocks(index, layers, ordered, per_layer=per_layer, wide=wide),
-        ramps=find_ramps(index, ordered, plan.excluded_nodes),
-    )

@@ -3,10 +3,11 @@
 import onnx
 import pytest
 
-from pdq_export.plan import PlanOptions, make_plan
-from pdq_export.spec import BitWidths, Plan, Role
+from pdq_export.plan import PlanOptions
+from pdq_export.spec import Plan, Role
+from pdq_export.targets import find_target
 
-from ..export import toy_networks as nets
+from ...export import toy_networks as nets
 
 CONV = "Conv <pads=[1,1,1,1]>"
 WEIGHTS = {"w": (4, 3, 3, 3), "v": (4, 4, 3, 3), "u": (4, 4, 3, 3), "t": (4, 4, 1, 1)}
@@ -15,7 +16,7 @@ WEIGHTS = {"w": (4, 3, 3, 3), "v": (4, 4, 3, 3), "u": (4, 4, 3, 3), "t": (4, 4, 
 def plan(text: str) -> Plan:
     used = {name: shape for name, shape in WEIGHTS.items() if f" {name})" in text}
     model: onnx.ModelProto = nets.network(f"(float[N,3,6,6] x) => (float[N,4,6,6] y) {{ {text} }}", used)
-    return make_plan(model, PlanOptions(bits=BitWidths(8, 8), tensorrt=True))
+    return find_target("tensorrt").plan(model, PlanOptions.of("8/8")).plan
 
 
 def activations(text: str) -> set[str]:

@@ -7,11 +7,12 @@ import pytest
 from pdq_export.graph.lookup import GraphIndex
 from pdq_export.graph.prepare import prepare
 from pdq_export.plan import PlanOptions, make_plan
-from pdq_export.plan.residuals import widen
+from pdq_export.plan.passes.wide_residuals import widen
+from pdq_export.plan.planned import Planned
 from pdq_export.plan.summary import summarize_layers
 from pdq_export.spec import Plan, Role
 
-from ..onnx_text import fill, name_nodes, parse
+from ...onnx_text import fill, name_nodes, parse
 
 PAD = "<pads = [1, 1, 1, 1]>"
 WEIGHTS = {"w1": (4, 3, 3, 3), **dict.fromkeys(("w2", "w3", "w5", "w6"), (4, 4, 3, 3)), "w4": (5, 4), "d": (4, 4, 1, 1)}
@@ -26,8 +27,8 @@ def planned(body: str, bits: str = "4/2", outputs: str = "float[N,K] y", **optio
     """The plan of a graph whose nodes are called after their outputs, and the graph itself."""
     model = prepare(name_nodes(fill(parse(body, outputs=outputs), WEIGHTS))).model
     chosen = PlanOptions.of(bits, wide_residuals=True, **options)  # type: ignore[arg-type]
-    model, plan = widen(model, make_plan(model, chosen), per_layer=chosen.per_layer)
-    return GraphIndex(model), plan
+    widened = widen(Planned.of(model, make_plan(model, chosen), chosen))
+    return widened.index, widened.plan
 
 
 def activations(plan: Plan) -> Mapping[str, tuple[Role, int]]:
@@ -138,10 +139,9 @@ def test_a_shortcut_around_a_gate_is_wide_too() -> None:
 @pytest.mark.parametrize("body", [f"{STEM} {UNIT} {SECOND} {HEAD}", f"{STEM} c2 = Conv (a1, d) z = Relu(c2) {HEAD}"])
 def test_nothing_changes_at_8_bits_or_without_an_addition(body: str) -> None:
     model = prepare(name_nodes(fill(parse(body), WEIGHTS))).model
-    plan = make_plan(model, PlanOptions.of("4/8" if "Add" in body else "4/4"))
-    same, kept = widen(model, plan, per_layer=False)
-    assert same is model
-    assert kept is plan
+    options = PlanOptions.of("4/8" if "Add" in body else "4/4")
+    planned = Planned.of(model, make_plan(model, options), options)
+    assert widen(planned) is planned
 
 
 def test_layer_by_layer_blocks_stay() -> None:

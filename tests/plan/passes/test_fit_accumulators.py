@@ -6,12 +6,12 @@ import pytest
 
 import pdq_export
 from pdq_export.errors import ModelError
-from pdq_export.graph.lookup import GraphIndex
 from pdq_export.graph.prepare import prepare
 from pdq_export.plan import PlanOptions, make_plan
-from pdq_export.plan.accumulators import fit_accumulators
+from pdq_export.plan.passes import fit_accumulators
+from pdq_export.plan.planned import Planned
 
-from ..onnx_text import fill, name_nodes, parse
+from ...onnx_text import fill, name_nodes, parse
 
 
 def model(terms: int, bias: bool = False) -> onnx.ModelProto:
@@ -19,6 +19,11 @@ def model(terms: int, bias: bool = False) -> onnx.ModelProto:
     text = f"c = Conv (image, w1) f = Flatten(c) y = Gemm <transB = 1> (f, w2{', b2' if bias else ''})"
     graph = parse(text, inputs=f"float[N,1,1,{side}] image", outputs="float[N,3] y")
     return name_nodes(fill(graph, {"w1": (4, 1, 1, 1), "w2": (3, 4 * side), **({"b2": (3,)} if bias else {})}))
+
+
+def planned_of(prepared: onnx.ModelProto, **options: str) -> Planned:
+    chosen = PlanOptions.of("8/8", **options)  # type: ignore[arg-type]
+    return Planned.of(prepared, make_plan(prepared, chosen), chosen)
 
 
 @pytest.mark.parametrize(
@@ -37,18 +42,20 @@ def test_weights_are_as_wide_as_their_sums_allow(
     terms: int, bias: bool, options: dict[str, str], expected: dict[str, int]
 ) -> None:
     prepared = prepare(model(terms, bias)).model
-    plan = make_plan(prepared, PlanOptions.of("8/8", **options))  # type: ignore[arg-type]
-    fitted, narrowed = fit_accumulators(GraphIndex(prepared), plan)
-    assert narrowed == expected
-    assert fitted.points["w2"].bits == expected.get("y", plan.points["w2"].bits)
-    assert fitted.points["w1"] == plan.points["w1"]
+    planned = planned_of(prepared, **options)
+    fitted = fit_accumulators.run(planned)
+    told = "".join(note.text for note in fitted.notes)
+    assert all(f"{node!r} {bits}" in told for node, bits in expected.items())
+    assert bool(told) == bool(expected)
+    before, after = planned.plan.points, fitted.plan.points
+    assert after["w2"].bits == expected.get("y", before["w2"].bits)
+    assert after["w1"] == before["w1"]
 
 
 def test_what_no_width_holds_is_refused() -> None:
     prepared = prepare(model(5_000_000)).model
-    plan = make_plan(prepared, PlanOptions.of("8/8"))
     with pytest.raises(ModelError, match=r"node 'y' \(Gemm\): .* --exclude 'y'"):
-        fit_accumulators(GraphIndex(prepared), plan)
+        fit_accumulators.run(planned_of(prepared))
 
 
 def test_the_file_is_right_where_eight_bits_would_wrap_around(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,0 +1,151 @@
+"""Targets: what a file is for. Everything that differs between them is said here, once for each.
+
+A new one is a `Target` with its layout, registered; the stages, commands and checks ask it.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import onnx
+
+from pdq_export.errors import OptionError
+from pdq_export.export import Layout, export_model, native, ort, qcdq, required_opset, tensorrt
+from pdq_export.graph.lookup import GraphIndex
+from pdq_export.plan import PlanOptions, make_plan, passes
+from pdq_export.plan.floating import FloatNode, find_floating, find_left_out
+from pdq_export.plan.magnitudes import check_magnitudes
+from pdq_export.plan.options import WEIGHTS
+from pdq_export.plan.passes import tensorrt as pairs_for_tensorrt
+from pdq_export.plan.planned import Pass, Planned
+from pdq_export.spec import MAX_BITS, MIN_BITS, Plan, QuantizedTensors
+from pdq_export.validate import Batch, check_runs_quantized
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Target:
+    """What a quantized file is for.
+
+    ``layout``: how files are written. ``rules``: passes over the plan, before those that users ask for. ``weights``:
+    the kinds of weights that it takes, the first by default. ``fewest_bits``: of any tensor; ``because``: why that is
+    more than 2, for messages. ``integer_bias``: whether biases are rounded to INT32. ``find_floating``: the nodes that
+    compute in float, as far as that is known here. ``check_runs``: raises ValidationError where the runtime that
+    checks its files does not run one, on a batch if there is one.
+    """
+
+    name: str
+    layout: Layout
+    rules: tuple[Pass, ...] = ()
+    weights: tuple[str, ...] = WEIGHTS
+    fewest_bits: int = MIN_BITS
+    because: str = ""
+    integer_bias: bool = True
+    find_floating: Callable[[GraphIndex, Plan], tuple[FloatNode, ...]] = find_floating
+    check_runs: Callable[[onnx.ModelProto, Batch | None], None] = check_runs_quantized
+
+    @property
+    def convertible(self) -> bool:
+        """Whether a finished file can become one of another target that is: all these calibrate the same plan."""
+        return not self.rules and self.integer_bias and self.weights == WEIGHTS and self.fewest_bits == MIN_BITS
+
+    def settle(self, options: PlanOptions) -> PlanOptions:
+        """What was asked for, with what the target decides. Raises OptionError for weights that it does not take."""
+        if options.symmetric_weights is None:
+            return dataclasses.replace(options, symmetric_weights=self.weights[0] == "symmetric")
+        asked = "symmetric" if options.symmetric_weights else "asymmetric"
+        if asked not in self.weights:
+            raise OptionError(
+                f"--weights {asked}: --target {self.name} takes {self.weights[0]} weights only; leave the option out"
+            )
+        return options
+
+    def plan(
+        self, model: onnx.ModelProto, options: PlanOptions, unsupported: Mapping[str, str] | None = None
+    ) -> Planned:
+        """Plan a prepared model for this target; ``unsupported`` as in `make_plan`.
+
+        Raises ModelError or OptionError where the model cannot be planned as asked, or not for this target.
+        """
+        options = self.settle(options)
+        plan = make_plan(model, options, unsupported, integer_bias=self.integer_bias)
+        planned = passes.run(Planned.of(model, plan, options), (*self.rules, self._checked))
+        check_magnitudes(planned.index, planned.plan)
+        return self._checked(planned)  # a pass may have narrowed what was asked for
+
+    def required_opset(self, plan: Plan, max_opset: int | None = None) -> int:
+        """As `pdq_export.export.required_opset`, for the target's layout."""
+        return required_opset(plan, self.layout, max_opset)
+
+    def export(
+        self,
+        model: onnx.ModelProto,
+        plan: Plan,
+        tensors: QuantizedTensors,
+        *,
+        metadata: Mapping[str, str],
+        own_opset: int | None = None,
+        max_opset: int | None = None,
+    ) -> onnx.ModelProto:
+        """Write the quantized model; arguments, errors and result as in `pdq_export.export.export_model`."""
+        return export_model(
+            model,
+            plan,
+            tensors,
+            layout=self.layout,
+            metadata=metadata,
+            convertible=self.convertible,
+            own_opset=own_opset,
+            max_opset=max_opset,
+        )
+
+    def _checked(self, planned: Planned) -> Planned:
+        """The same. Raises OptionError for a tensor of fewer bits than the target has."""
+        for point in planned.plan.points.values():
+            if point.bits < self.fewest_bits:
+                expected = f"{self.fewest_bits} {'throughout' if self.fewest_bits == MAX_BITS else 'or more'}"
+                others = ", ".join(other.name for other in _TARGETS.values() if other.fewest_bits <= point.bits)
+                raise OptionError(
+                    f"--target {self.name}: tensor {point.tensor!r} is to have {point.bits} bits; expected {expected}, "
+                    f"as {self.because}; use --bits {self.fewest_bits}/{self.fewest_bits}, leave the layer in float "
+                    f"with --exclude, or choose another --target: {others}"
+                )
+        return planned
+
+
+_TARGETS: dict[str, Target] = {}
+
+
+def register_target(target: Target) -> Target:
+    """Add a target. Raises ValueError where its name is taken."""
+    if target.name in _TARGETS:
+        raise ValueError(f"target {target.name!r} is registered twice")
+    _TARGETS[target.name] = target
+    return target
+
+
+def target_names() -> tuple[str, ...]:
+    """The known targets, sorted."""
+    return tuple(sorted(_TARGETS))
+
+
+def find_target(name: str) -> Target:
+    """The target of that name. Raises OptionError for an unknown one."""
+    if name not in _TARGETS:
+        raise OptionError(f"--target {name!r}: unknown; expected one of {', '.join(target_names())}")
+    return _TARGETS[name]
+
+
+register_target(Target(name="ort", layout=ort.LAYOUT))
+register_target(Target(name="native", layout=native.LAYOUT))
+register_target(Target(name="qcdq", layout=qcdq.LAYOUT))
+register_target(
+    Target(
+        name="tensorrt",
+        layout=tensorrt.LAYOUT,
+        rules=(pairs_for_tensorrt.run,),
+        weights=("symmetric",),
+        fewest_bits=MAX_BITS,
+        because="TensorRT has INT8 convolutions only",
+        integer_bias=False,
+        find_floating=find_left_out,  # its builder decides on the rest
+    )
+)

@@ -1,0 +1,172 @@
+"""Targets: what each asks of options and plans, and that a new one is one entry with its layout."""
+
+import dataclasses
+import functools
+import itertools
+
+import numpy as np
+import onnx
+import pytest
+from onnx import GraphProto
+
+import pdq_export
+from pdq_export import targets
+from pdq_export.cli.options import check_plan_options
+from pdq_export.errors import OptionError
+from pdq_export.export.constants import Weight
+from pdq_export.export.layers import textbook_weight
+from pdq_export.export.layouts import Layout, Quantized
+from pdq_export.export.qdq import QdqGraph
+from pdq_export.export.writer import GraphWriter
+from pdq_export.graph.lookup import GraphIndex
+from pdq_export.plan import PlanOptions
+from pdq_export.plan.floating import FloatNode
+from pdq_export.plan.planned import Planned
+from pdq_export.spec import Plan, Point, Role
+from pdq_export.stages import dry_run, prepare_and_plan
+from pdq_export.targets import Target, find_target, register_target, target_names
+from pdq_export.validate import Batch, check_runs_quantized
+
+from .onnx_text import fill, name_nodes, parse
+
+BODY = """c1 = Conv (image, w1) a1 = Relu(c1) c2 = Conv (a1, w2) a2 = Relu(c2) c3 = Conv (a2, w3) a3 = Relu(c3)
+    p = GlobalAveragePool(a3) f = Flatten(p) y = Gemm <transB = 1> (f, w4)"""
+WEIGHTS = {"w1": (4, 3, 3, 3), "w2": (4, 4, 1, 1), "w3": (4, 4, 3, 3), "w4": (5, 4)}
+
+
+def model() -> onnx.ModelProto:
+    return name_nodes(fill(parse(BODY), WEIGHTS))
+
+
+def images() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(8, 3, 8, 8)).astype(np.float32)
+
+
+class ToyGraph(QdqGraph):
+    def container(self, point: Point) -> int:
+        return 8
+
+    def weight(self, out: GraphWriter, weight: Weight) -> tuple[str, str]:
+        return textbook_weight(out, weight, 8, clip=False)
+
+    def write(self) -> GraphProto:
+        graph = super().write()
+        graph.doc_string = "toy"
+        return graph
+
+
+def write(quantized: Quantized) -> GraphProto:
+    return ToyGraph(quantized).write()
+
+
+def pointwise_in_eight(planned: Planned) -> Planned:
+    """The rule of the toy: 1x1 kernels have 8 bits."""
+    points = dict(planned.plan.points)
+    for name, point in points.items():
+        if point.role is Role.WEIGHT and planned.index.constant(name).shape[2:] == (1, 1):
+            points[name] = point.with_bits(8)
+    return planned.with_points(points)
+
+
+def only_pools(index: GraphIndex, plan: Plan) -> tuple[FloatNode, ...]:
+    nodes = (node for node in index.graph.node if node.op_type == "GlobalAveragePool")
+    return tuple(FloatNode(node=node.name, op_type=node.op_type, reason="toys do not pool") for node in nodes)
+
+
+class Runtime:
+    """Runs files in onnxruntime, and counts them."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+
+    def check(self, file: onnx.ModelProto, batch: Batch | None) -> None:
+        self.runs += 1
+        check_runs_quantized(file, batch)
+
+
+@pytest.fixture
+def runtime(monkeypatch: pytest.MonkeyPatch) -> Runtime:
+    """What checks the target ``toy``, which is there while the test runs."""
+    monkeypatch.setattr(targets, "_TARGETS", dict(targets._TARGETS))
+    found = Runtime()
+    register_target(
+        Target(
+            name="toy",
+            layout=Layout(name="toy", required_opset=lambda plan: 18, write=write, for_onnxruntime=False),
+            rules=(pointwise_in_eight,),
+            weights=("symmetric",),
+            fewest_bits=3,
+            because="toys can count to eight",
+            integer_bias=False,
+            find_floating=only_pools,
+            check_runs=found.check,
+        )
+    )
+    return found
+
+
+def test_a_new_target_is_planned_and_dry_run_as_it_asks(runtime: Runtime) -> None:
+    options = find_target("toy").settle(PlanOptions.of("4/4"))
+    prepared, plan = prepare_and_plan(model(), options, target="toy", opset=None)
+    assert {name: plan.points[name].bits for name in WEIGHTS} == {"w1": 8, "w2": 8, "w3": 4, "w4": 8}
+    assert all(plan.points[name].symmetric for name in WEIGHTS)
+    assert not plan.integer_bias
+    assert GraphIndex(prepared.model).opset == 18
+    file = dry_run(prepared, plan, "toy")
+    assert (file.graph.doc_string, runtime.runs) == ("toy", 1)
+
+
+def test_a_new_target_is_inspected_quantized_and_converted_like_others(runtime: Runtime) -> None:
+    inspection = pdq_export.inspect_model(model(), bits="4/4", target="toy")
+    assert [node.reason for node in inspection.floating] == ["toys do not pool"]
+    assert (inspection.settings["target"], inspection.settings["weights"]) == ("toy", "symmetric")
+    result = pdq_export.quantize(model(), bits="4/4", target="toy", calib=images(), method="nearest", device="cpu")
+    assert result.model.graph.doc_string == "toy"
+    assert result.report.settings["weights"] == "symmetric"
+    assert [node["node"] for node in result.report.to_dict()["floating"]] == ["p"]
+    metadata = {entry.key for entry in result.model.metadata_props}
+    assert not metadata & {"pdq_export.source", "pdq_export.min_onnxruntime"}  # its plan is its own, and so its runtime
+    with pytest.raises(OptionError, match="is a toy file; expected one of native, ort, qcdq"):
+        pdq_export.convert(result.model, "ort")
+    assert runtime.runs == 2
+
+
+def test_what_a_new_target_does_not_take_is_refused_before_calibration(runtime: Runtime) -> None:
+    arguments = {"bits": "4/4", "layer_bits": (), "exclude": (), "exclude_op": (), "first_last": "8/8"}
+    arguments |= {"weights": "asymmetric", "wide_residuals": False, "reduce_range": False, "target": "toy"}
+    with pytest.raises(OptionError, match="--weights asymmetric: --target toy takes symmetric weights only; leave"):
+        check_plan_options(arguments)
+    message = (
+        "--target toy: tensor 'a1' is to have 2 bits; expected 3 or more, as toys can count to eight; use --bits 3/3, "
+        "leave the layer in float with --exclude, or choose another --target: ort, native, qcdq$"
+    )
+    with pytest.raises(OptionError, match=message):
+        pdq_export.quantize(model(), bits="4/2", target="toy", calib=images(), method="nearest", device="cpu")
+    assert runtime.runs == 0
+
+
+def test_a_new_layout_alone_can_be_converted_to_and_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets, "_TARGETS", dict(targets._TARGETS))
+    register_target(Target(name="plain", layout=Layout(name="plain", required_opset=lambda plan: 18, write=write)))
+    make = functools.partial(pdq_export.quantize, model(), bits="4/4", calib=images(), method="nearest", device="cpu")
+    files = {target: make(target=target).model for target in ("ort", "plain")}
+    for source, target in itertools.permutations(files, 2):
+        assert pdq_export.convert(files[source], target).graph == files[target].graph
+
+
+def test_a_target_registers_once_and_an_unknown_one_names_the_known() -> None:
+    assert target_names() == ("native", "ort", "qcdq", "tensorrt")
+    with pytest.raises(ValueError, match="'ort' is registered twice"):
+        register_target(dataclasses.replace(find_target("ort")))
+    with pytest.raises(OptionError, match="--target 'tpu': unknown; expected one of native, ort, qcdq, tensorrt"):
+        find_target("tpu")
+
+
+def test_options_are_settled_by_the_target_and_only_once() -> None:
+    for name, default in (("ort", "asymmetric"), ("tensorrt", "symmetric")):
+        target = find_target(name)
+        settled = target.settle(PlanOptions.of("8/8"))
+        assert settled.settings()["weights"] == default
+        assert target.settle(settled) == settled
+        assert target.settle(PlanOptions.of("8/8", weights="symmetric")).symmetric_weights
+    assert [name for name in target_names() if find_target(name).convertible] == ["native", "ort", "qcdq"]
