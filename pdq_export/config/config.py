@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from pdq_export.config.method import FAMILIES, METHODS, PRESETS, CalibrationOptions
 from pdq_export.config.option import INSPECT, QUANTIZE, Option, did_you_mean, find_options, option
@@ -295,16 +295,13 @@ def flatten(config: Any) -> dict[str, Any]:
     return flat
 
 
-ConfigType = TypeVar("ConfigType", bound=Config)
-
-
 def make_config(
     fields: Mapping[str, Any],
     *,
-    base: ConfigType | None = None,
+    base: Config | None = None,
     command: str = "",
-    kind: type[ConfigType] = Config,  # type: ignore[assignment]
-) -> ConfigType:
+    kind: type[Config] = Config,
+) -> Config:
     """A configuration with ``fields``, by name; what they do not give is that of ``base``, or the default.
 
     ``command``: takes only the options of that command. Values may be what Python callers like to give: paths,
@@ -315,7 +312,7 @@ def make_config(
     for name, value in fields.items():
         check_name(name, known)
         flat[name] = checked(known[name], value)
-    config: ConfigType = nested(flat, kind)
+    config: Config = nested(flat, kind)
     return config
 
 

@@ -169,8 +169,13 @@ def _written(one: Option, value: Any) -> str:
 
 
 def _literal(value: Any) -> str:
-    if isinstance(value, str):  # JSON's escapes are TOML's, but for one character
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, str):  # JSON's escapes are TOML's, but for what it leaves and nobody sees
+        return "".join(c if c.isprintable() else _escaped(c) for c in json.dumps(value, ensure_ascii=False))
     if isinstance(value, tuple | list):
         return f"[{', '.join(map(_literal, value))}]"
     return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
