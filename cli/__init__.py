@@ -1,4 +1,4 @@
-"""The command line: ``pdq-export quantize``, ``inspect``, ``convert`` and ``example``.
+"""The command line: ``pdq-export quantize``, ``inspect``, ``convert``, ``init``, ``show-config`` and ``example``.
 
 Modules of this folder import one another relatively: it is installed as ``pdq_export.cli``, but lies at the top of the
 tree as ``cli``. Nothing heavy is imported before a command runs, so that ``--help`` answers at once.

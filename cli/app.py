@@ -7,8 +7,10 @@ import pdq_export
 from .command import EXIT_CODES, PROGRAM, Program
 from .convert import convert
 from .example import example
+from .init import init
 from .inspect import inspect
 from .quantize import quantize
+from .show_config import show_config
 
 _EPILOG = f"""\b
 Try it on the embedded example:
@@ -33,6 +35,8 @@ def app() -> None:
 app.add_command(quantize)
 app.add_command(inspect)
 app.add_command(convert)
+app.add_command(init)
+app.add_command(show_config)
 app.add_command(example)
 
 

@@ -18,14 +18,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pdq_export.config.config import options_of
+
 from .command import Frame, Outcome, command
-from .paths import ModelPath, OutputPath
+from .options import click_option
+from .paths import ModelPath
 from .render import session_note, version_note
 
 if TYPE_CHECKING:
     import onnx
 
 SCHEMA_VERSION = 1
+_OPTIONS = options_of()
 
 
 @command(
@@ -35,25 +39,19 @@ SCHEMA_VERSION = 1
 )
 @click.argument("model", type=ModelPath("a quantized model"), metavar="QUANT.onnx")
 @click.option("--target", required=True, metavar="ort|native|qcdq", help="The layout to write.")
-@click.option(
-    "-o", "--output", type=OutputPath(), metavar="OUT.onnx", help="The file to write.  [default: ./QUANT-TARGET.onnx]"
-)
-@click.option("--overwrite", is_flag=True, help="Replace the output where it exists.")
-@click.option(
-    "--opset", type=int, metavar="N", help="Write no newer opset than N.  [default: as quantize would have written]"
-)
-@click.option(
-    "--external-data", is_flag=True, help="Write the weights to OUT.onnx.data.  [default: for files over 2 GB]"
-)
+@click_option(_OPTIONS["output"], default="./QUANT-TARGET.onnx")
+@click_option(_OPTIONS["overwrite"], help="Replace the output where it exists")
+@click_option(_OPTIONS["opset"], default="as quantize would have written")
+@click_option(_OPTIONS["external_data"])
 def convert(
     frame: Frame,
     *,
     model: Path,
     target: str,
     output: Path | None,
-    overwrite: bool,
+    overwrite: bool | None,
     opset: int | None,
-    external_data: bool,
+    external_data: bool | None,
 ) -> Outcome:
     """Write a file that pdq-export quantized for ort, native or qcdq in another of these layouts.
 
@@ -67,6 +65,7 @@ def convert(
 
         check_target(target)
         output = output or Path(f"{model.stem}-{target}.onnx")
+        overwrite, external_data = bool(overwrite), bool(external_data)
         check_output(output, overwrite=overwrite, model=model, external=external_data)
         converted = run(model, target, opset=opset)
         written = save_model(output, converted, external=external_data, overwrite=overwrite)

@@ -11,10 +11,11 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pdq_export.config.option import INSPECT
 from pdq_export.errors import first_few
 
 from .command import Frame, Outcome, command
-from .options import check_plan_options, plan_options
+from .options import config_options, given
 from .paths import ModelPath
 from .render import format_sizes, printable
 
@@ -29,20 +30,22 @@ if TYPE_CHECKING:
     json_schema="pdq_export.commands.inspect",
 )
 @click.argument("model", type=ModelPath(), metavar="MODEL.onnx")
-@plan_options
-def inspect(frame: Frame, *, model: Path, **arguments: Any) -> Outcome:
+@config_options(INSPECT)
+def inspect(frame: Frame, *, model: Path, config_file: Path | None, **arguments: Any) -> Outcome:
     """Show what quantize would do with a model: layers, blocks, bits, what stays in float and why, expected size.
 
     Takes no images and calibrates nothing. What --layer-bits and --exclude match are the node names shown here, and the
     paths of modules in parentheses; --exclude matches other nodes, too. Where quantize would refuse what is planned,
     the problems are listed, and it is done all the same.
     """
-    check_plan_options(arguments)
+    from pdq_export.commands.settle import settle
+
+    config = settle(config_file, given(arguments), command=INSPECT)
     with frame.work():
         # Imported here, behind every check that needs no torch: it takes seconds.
         from pdq_export.commands.inspect import inspect_model
 
-        found = inspect_model(model, **arguments)
+        found = inspect_model(model, **vars(config.plan), target=config.file.target, opset=config.file.opset)
     return Outcome(text=_lines(found), to_json=found.to_json)
 
 

@@ -1,6 +1,5 @@
 """``pdq-export quantize``: options, checks that must come before the work, and what is shown of it."""
 
-import dataclasses
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,35 +8,22 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import RenderableType
 
-from pdq_export.config.method import choose_options
+from pdq_export.config.config import Config, check_name, flatten, make_config, options_of, overrides
+from pdq_export.config.method import CalibrationOptions
+from pdq_export.config.option import QUANTIZE
 from pdq_export.errors import DataError, OptionError
 from pdq_export.process import tune_process
 
 from .command import Frame, Outcome, command
 from .log import NOTES
-from .options import check_plan_options, plan_options
-from .paths import ModelPath, OutputPath
+from .options import config_options, given
+from .paths import ModelPath
 from .render import report_table, session_note, version_note
 
 if TYPE_CHECKING:
     from pdq_export.commands.quantize import Result
 
 DEFAULT_DATA = "calib_data"
-_PATH = click.Path(path_type=Path)
-_SETTINGS = ("samples", "iters", "correction_iters", "seed", "output_loss")  # fields of CalibrationOptions
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Request:
-    """What was asked for; ``arguments``: those of `pdq_export.quantize` that are not here, by name."""
-
-    model: Path
-    calib: Path
-    eval: Path | None
-    output: Path
-    report: Path | None
-    overwrite: bool
-    arguments: dict[str, Any]
 
 
 @command(
@@ -46,55 +32,7 @@ class Request:
     json_schema="pdq_export.validate.report",
 )
 @click.argument("model", type=ModelPath(), metavar="MODEL.onnx")
-@plan_options
-@click.option(
-    "--calib",
-    type=_PATH,
-    metavar="PATH",
-    help="Calibration images: .npz, .npy or a folder of images.  [default: calib_data/calib.*]",
-)
-@click.option(
-    "--eval",
-    "evaluation",
-    type=_PATH,
-    metavar="PATH",
-    help="Evaluation images for the report, like --calib.  [default: calib_data/eval.*, where --calib is not given]",
-)
-@click.option(
-    "-o",
-    "--output",
-    type=OutputPath(),
-    metavar="OUT.onnx",
-    help="The file to write.  [default: ./MODEL-w4a4.onnx, or -w4a4-TARGET]",
-)
-@click.option("--report", type=OutputPath(), metavar="OUT.json", help="Write the report as JSON.")
-@click.option("--overwrite", is_flag=True, help="Replace the output and the report where they exist.")
-@click.option(
-    "--preset",
-    default="balanced",
-    metavar="fast|balanced|paper",
-    help="The budget of images and steps.  [default: balanced]",
-)
-@click.option(
-    "--method",
-    default="pd-quant",
-    metavar="pd-quant|qdrop|brecq|adaround|nearest",
-    help="PD-Quant, or a method that it grew from.  [default: pd-quant]",
-)
-@click.option(
-    "--output-loss",
-    metavar="auto|kl|mse",
-    help="How predictions are compared: KL over classes, or squared error.  [default: auto, by the output's shape]",
-)
-@click.option("--samples", type=int, metavar="N", help="Calibration images to use, the first N.  [default: preset's]")
-@click.option("--iters", type=int, metavar="N", help="Optimization steps for each block.  [default: preset's]")
-@click.option(
-    "--correction-iters",
-    type=int,
-    metavar="N",
-    help="Steps of distribution correction; 0 switches it off.  [default: preset's]",
-)
-@click.option("--seed", type=int, metavar="S", help="Seed of everything random.  [default: 0]")
+@config_options(QUANTIZE)
 @click.option(
     "--set",
     "assignments",
@@ -102,35 +40,11 @@ class Request:
     metavar="NAME=VALUE",
     help="Set any other option of the method, e.g. temperature=1; again for more.",
 )
-@click.option(
-    "--device",
-    default="auto",
-    metavar="auto|cpu|cuda[:n]",
-    help="Where to calibrate.  [default: auto, a GPU where there is one]",
-)
-@click.option(
-    "--max-memory",
-    metavar="SIZE",
-    help="Keep calibration within SIZE, e.g. 4GB, with temporary files; the result is the same.  [default: no limit]",
-)
-@click.option(
-    "--simulated-images",
-    type=int,
-    metavar="N",
-    help="Compare the file with its simulation on at most N images, evenly spread.  [default: 1024]",
-)
-@click.option(
-    "--external-data", is_flag=True, help="Write the weights to OUT.onnx.data.  [default: for files over 2 GB]"
-)
 def quantize(
     frame: Frame,
     *,
     model: Path,
-    evaluation: Path | None,
-    calib: Path | None,
-    output: Path | None,
-    report: Path | None,
-    overwrite: bool,
+    config_file: Path | None,
     assignments: tuple[str, ...],
     **arguments: Any,
 ) -> Outcome:
@@ -144,25 +58,16 @@ def quantize(
     with an optional preprocess.toml (mean, std, resize, crop) and labels.csv (file,label). Without --calib, those in
     the folder calib_data are taken.
     """
-    calib, evaluation = _find_images(calib, evaluation)
-    if arguments["simulated_images"] is None:
-        del arguments["simulated_images"]  # the library has the default
-    settings = {name: value for name in _SETTINGS if (value := arguments.pop(name)) is not None}
-    settings |= _parse_assignments(assignments, settings)
-    choose_options(method=arguments["method"], preset=arguments["preset"], overrides=settings)
-    check_plan_options(arguments)
-    request = Request(
-        model=model,
-        calib=calib,
-        eval=evaluation,
-        output=output or _default_output(model, arguments["bits"], arguments["target"]),
-        report=report,
-        overwrite=overwrite,
-        arguments={**arguments, "options": settings},
-    )
-    _check_paths(request)
-    result = _run(request, frame)
-    return Outcome(text=_lines(request, result), to_json=result.report.to_json)
+    fields = given(arguments)
+    fields |= _parse_assignments(assignments, fields)
+    from pdq_export.commands.settle import settle
+
+    config = _with_images(settle(config_file, fields, command=QUANTIZE))
+    if config.file.output is None:
+        config = make_config({"output": _default_output(model, config)}, base=config)
+    _check_paths(model, config)
+    result = _run(model, config, frame)
+    return Outcome(text=_lines(config, result), to_json=result.report.to_json)
 
 
 def _parse_assignments(assignments: Sequence[str], given: Mapping[str, Any]) -> dict[str, str]:
@@ -173,16 +78,17 @@ def _parse_assignments(assignments: Sequence[str], given: Mapping[str, Any]) -> 
         name = name.strip().replace("-", "_")
         if not equals or not name:
             raise OptionError(f"--set {text!r}: expected NAME=VALUE, for example temperature=1")
+        check_name(name, options_of(CalibrationOptions), f"--set {text!r}: ")
         if name in settings or name in given:
             raise OptionError(f"--set {text!r}: {name} is set twice; give it once")
         settings[name] = value.strip()
     return settings
 
 
-def _find_images(calib: Path | None, evaluation: Path | None) -> tuple[Path, Path | None]:
-    """What was named, or what calib_data has; evaluation images of calib_data only go with its calibration images."""
-    if calib is not None:
-        return calib, evaluation
+def _with_images(config: Config) -> Config:
+    """With what calib_data has where no images are named; its evaluation images only go with its calibration images."""
+    if config.data.calib is not None:
+        return config
     from pdq_export.data import find_default
 
     found, found_evaluation = find_default(DEFAULT_DATA)
@@ -192,64 +98,58 @@ def _find_images(calib: Path | None, evaluation: Path | None) -> tuple[Path, Pat
             "or folder calib; give --calib PATH, or get an example with: pdq-export example"
         )
     NOTES.info("calibration images: %s (found; --calib takes others)", found)
-    if evaluation is None and found_evaluation is not None:
+    fields = {"calib": found}
+    if config.data.eval is None and found_evaluation is not None:
         NOTES.info("evaluation images: %s (found; --eval takes others)", found_evaluation)
-        evaluation = found_evaluation
-    return found, evaluation
+        fields["eval"] = found_evaluation
+    return make_config(fields, base=config)
 
 
-def _default_output(model: Path, bits: str, target: str) -> Path:
+def _default_output(model: Path, config: Config) -> Path:
     from pdq_export.spec import BitWidths
 
-    widths = BitWidths.parse(bits)
-    layout = "" if target == "ort" else f"-{target}"
+    widths = BitWidths.parse(config.plan.bits)
+    layout = "" if config.file.target == "ort" else f"-{config.file.target}"
     return Path(f"{model.stem}-w{widths.weight}a{widths.activation}{layout}.onnx")
 
 
-def _check_paths(request: Request) -> None:
+def _check_paths(model: Path, config: Config) -> None:
     """Nobody shall wait for a calibration, or for imports, whose result cannot be written, or lose a file to it."""
     from pdq_export.data import check_form
     from pdq_export.graph.save import check_output
 
-    images = [path for path in (request.calib, request.eval) if path is not None]
+    images = [Path(path) for path in (config.data.calib, config.data.eval) if path is not None]
     for path in images:
         check_form(path)
     check_output(
-        request.output,
-        overwrite=request.overwrite,
-        model=request.model,
+        config.file.output,
+        overwrite=config.file.overwrite,
+        model=model,
         inputs=tuple(images),
-        external=request.arguments["external_data"],
-        report=request.report,
+        external=config.file.external_data,
+        report=config.file.report,
     )
 
 
-def _run(request: Request, frame: Frame) -> "Result":
-    tune_process(limited=request.arguments["max_memory"] is not None)
+def _run(model: Path, config: Config, frame: Frame) -> "Result":
+    tune_process(limited=config.run.max_memory is not None)
     with frame.progress() as progress, frame.work():
         # Imported here, behind every check that needs no torch: it takes seconds.
         from pdq_export.commands.quantize import quantize as run
 
-        return run(
-            request.model,
-            calib=request.calib,
-            eval=request.eval,
-            output=request.output,
-            report=request.report,
-            overwrite=request.overwrite,
-            progress=progress,
-            **request.arguments,
-        )
+        method = options_of(CalibrationOptions)
+        fields = {name: value for name, value in flatten(config).items() if name not in method}
+        return run(model, progress=progress, options=overrides(config), **fields)
 
 
-def _lines(request: Request, result: "Result") -> Iterable[RenderableType]:
-    on = str(request.eval or request.calib)
+def _lines(config: Config, result: "Result") -> Iterable[RenderableType]:
+    on = str(config.data.eval or config.data.calib)
     if result.report.settings["evaluated_on_calibration_images"]:
-        on += f", used for calibration too: {'give others with --eval' if request.eval else '--eval gives others'}"
+        on += f", used for calibration too: {'give others with --eval' if config.data.eval else '--eval gives others'}"
     yield f"{result.report.images:,} images of {on}"
-    yield report_table(result.report, bits=request.arguments["bits"])
+    yield report_table(result.report, bits=config.plan.bits)
     yield from (f"wrote {shlex.quote(str(path))}" for path in result.files)
-    if result.report.min_onnxruntime and request.arguments["target"] != "ort":
+    if result.report.min_onnxruntime and config.file.target != "ort":
         yield version_note(result.report.min_onnxruntime)
     if result.report.session_config:
         yield session_note(result.report.session_config)

@@ -1,83 +1,83 @@
 """What can be set about calibration: methods, budgets and hyper-parameters, and how a set of options is chosen."""
 
 import dataclasses
-import difflib
-import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from pdq_export.config.option import check_bounds, did_you_mean, option
 from pdq_export.errors import OptionError
 
 OUTPUT_LOSSES = ("auto", "kl", "mse")
-_POSITIVE = (
-    *("temperature", "lambda_c", "lambda_r", "rounding_lr", "scale_lr", "correction_lr"),
-    *("exponent_start", "exponent_end"),
-)
+_SHARE: Mapping[str, Any] = {"least": 0, "most": 1, "flag": False}
+_POSITIVE: Mapping[str, Any] = {"above": 0, "flag": False}
+_PART: Mapping[str, Any] = {"flag": False}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CalibrationOptions:
     """Every number of the method, settled; `choose_options` makes one from a method, a preset and a network.
 
-    ``samples``: calibration images used. ``iters``: optimizer steps per block. ``batch_size``: images per step.
-    ``per_layer``: every layer is a block of its own (AdaRound). ``learn_rounding``, ``learn_scales``,
-    ``prediction_difference``: parts of the method. ``compensate_rounding``: what is undecided after the last step is
-    rounded with error compensation instead of one by one (`calibrate.hardening`; not in the paper).
-    ``equalize_channels``: before anything else the channels that a depthwise Conv reads are brought to one range, where
-    that costs nothing (`graph.passes.equalize`; not in the paper). ``prediction_interval``: the prediction difference
-    is taken every so many steps, and then weighs as much more. ``keep_probability``: QDrop's, for elements of
-    activations; ``mix_probability``: of an element of a block's input to come from the quantized network.
-    ``correction_iters``: steps of distribution correction per batch (0 switches it off). ``temperature``, ``lambda_c``,
-    ``lambda_r``, ``rounding_weight``: the paper's T, lambda_c, lambda_r and w (table 6). ``output_loss``: how
-    predictions are compared (`losses.prediction_difference`). ``scale_lr`` is at most a hundredth of the scale that it
-    changes, and a learned scale stays within a factor of 2 of the searched one.
+    The names of T, lambda_c, lambda_r and w are those of the paper's table 6. Raises OptionError for a value that is
+    out of bounds.
     """
 
-    samples: int = 1024
-    iters: int = 500
-    batch_size: int = 32
-    seed: int = 0
+    samples: int = option(
+        1024,
+        "Calibration images to use, the first N",
+        more="floating-point ones far beyond the range of all others are left out and named",
+        least=1,
+    )
+    iters: int = option(500, "Optimizer steps for each block", least=0)
+    correction_iters: int = option(100, "Steps of distribution correction for each batch; 0 switches it off", least=0)
+    seed: int = option(
+        0,
+        "Seed of everything random",
+        more="on one machine's CPU, the same command, seed and number of threads (`OMP_NUM_THREADS`) give the same "
+        "file, byte for byte",
+        metavar="S",
+        least=0,
+    )
+    output_loss: str = option(
+        "auto",
+        "How predictions are compared: KL over classes, squared error, or auto, by the output's shape",
+        choices=OUTPUT_LOSSES,
+    )
+    batch_size: int = option(32, "Images a step", least=1, flag=False)
+    search_samples: int = option(256, "Images that scales are searched on", least=1, flag=False)
 
-    per_layer: bool = False
-    learn_rounding: bool = True
-    learn_scales: bool = True
-    compensate_rounding: bool = False
-    equalize_channels: bool = False
-    prediction_difference: bool = True
-    prediction_interval: int = 1
-    output_loss: str = "auto"
-    keep_probability: float = 0.5
-    mix_probability: float = 0.5
-    correction_iters: int = 100
+    per_layer: bool = option(False, "Every layer is a block of its own, as in AdaRound", **_PART)
+    learn_rounding: bool = option(True, "Learn whether weights are rounded up or down", **_PART)
+    # At most a hundredth of the scale a step, and within a factor of 2 of the searched one.
+    learn_scales: bool = option(True, "Learn the scales of activations", **_PART)
+    compensate_rounding: bool = option(
+        False,
+        "Round what is undecided after the last step so that errors make up for each other; not in the paper",
+        **_PART,
+    )
+    equalize_channels: bool = option(
+        False, "Bring the channels that a depthwise Conv reads to one range first; not in the paper", **_PART
+    )
+    prediction_difference: bool = option(True, "Compare the network's predictions, besides the block's output", **_PART)
+    prediction_interval: int = option(
+        1, "Compare predictions at every so many steps, and weigh them as much more", least=1, flag=False
+    )
+    keep_probability: float = option(0.5, "QDrop: share of an activation's elements that stay in float", **_SHARE)
+    mix_probability: float = option(0.5, "Share of a block's input that the quantized network computes", **_SHARE)
 
-    temperature: float = 4.0
-    lambda_c: float = 0.02
-    lambda_r: float = 0.1
-    rounding_weight: float = 0.01
+    temperature: float = option(4.0, "T, by which scores are divided before predictions are compared", **_POSITIVE)
+    lambda_c: float = option(0.02, "How freely distribution correction moves inputs", **_POSITIVE)
+    lambda_r: float = option(0.1, "What the prediction difference is divided by", **_POSITIVE)
+    rounding_weight: float = option(0.01, "w, of the term that decides roundings", least=0, flag=False)
 
-    rounding_lr: float = 3e-3
-    scale_lr: float = 4e-5
-    correction_lr: float = 1e-3
-    warmup: float = 0.2
-    exponent_start: float = 20.0
-    exponent_end: float = 2.0
-    search_samples: int = 256
+    rounding_lr: float = option(3e-3, "Learning rate of roundings", **_POSITIVE)
+    scale_lr: float = option(4e-5, "Learning rate of activation scales", **_POSITIVE)
+    correction_lr: float = option(1e-3, "Learning rate of distribution correction", **_POSITIVE)
+    warmup: float = option(0.2, "Share of the steps before the rounding term sets in", **_SHARE)
+    exponent_start: float = option(20.0, "Exponent of the rounding term at first", **_POSITIVE)
+    exponent_end: float = option(2.0, "Exponent of the rounding term at last", **_POSITIVE)
 
     def __post_init__(self) -> None:
-        smallest = {"samples": 1, "batch_size": 1, "prediction_interval": 1, "search_samples": 1}
-        for name in ("iters", "correction_iters", "seed", *smallest):
-            if (value := getattr(self, name)) < smallest.get(name, 0):
-                raise OptionError(f"{name} is {value}; expected {smallest.get(name, 0)} or more")
-        for name in ("keep_probability", "mix_probability", "warmup"):
-            if not 0.0 <= (value := getattr(self, name)) <= 1.0:
-                raise OptionError(f"{name} is {value}; expected a number from 0 to 1")
-        for name in _POSITIVE:
-            if not (value := getattr(self, name)) > 0.0 or not math.isfinite(value):
-                raise OptionError(f"{name} is {value}; expected a number above 0")
-        if not 0.0 <= self.rounding_weight < math.inf:
-            raise OptionError(f"rounding_weight is {self.rounding_weight}; expected 0 or a number above")
-        if self.output_loss not in OUTPUT_LOSSES:
-            raise OptionError(f"output_loss is {self.output_loss!r}; expected one of {', '.join(OUTPUT_LOSSES)}")
+        check_bounds(self)
 
 
 # What each method leaves out of PD-Quant; the loop is the same.
@@ -204,9 +204,7 @@ _NEEDS: Mapping[str, _Needed] = {
 def _check_name(what: str, name: str, known: Iterable[str]) -> None:
     known = list(known)
     if name not in known:
-        near = difflib.get_close_matches(str(name), known, n=3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise OptionError(f"{what} {name!r} is unknown; expected one of {', '.join(known)}{hint}")
+        raise OptionError(f"{what} {name!r} is unknown; expected one of {', '.join(known)}{did_you_mean(name, known)}")
 
 
 def _typed(name: str, value: Any, kind: type) -> Any:

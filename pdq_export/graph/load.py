@@ -40,6 +40,15 @@ def read_model(path: str | Path) -> onnx.ModelProto:
         raise ModelError(f"{path}: {error}") from error.__cause__
 
 
+def read_structure(path: str | Path) -> onnx.ModelProto:
+    """Read an ONNX file without its external data: graph and metadata, unchecked. Raises ModelError."""
+    path = Path(path)
+    try:
+        return _parse(_read(path))
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error.__cause__
+
+
 def external_files(path: str | Path) -> list[Path]:
     """The files beside an ONNX file that hold its external data, as it names them; none where it cannot be read."""
     path = Path(path)

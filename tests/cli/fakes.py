@@ -76,11 +76,11 @@ class FakePipeline:
     def quantize(self, model: Path, **options: Any) -> Any:
         self.calls.append({"model": model, **options})
         self.act(options["progress"])
-        output = options["output"]
+        output = Path(options["output"])
         files = (output, *([data_path(output)] if options["external_data"] else []))
         for path in files:
             path.write_bytes(b"quantized")
         if options["report"] is not None:
-            options["report"].write_text(self.report.to_json(), encoding="utf-8")
-            files = (*files, options["report"])
+            Path(options["report"]).write_text(self.report.to_json(), encoding="utf-8")
+            files = (*files, Path(options["report"]))
         return types.SimpleNamespace(model=onnx.ModelProto(), plan=None, tensors={}, report=self.report, files=files)

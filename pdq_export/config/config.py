@@ -1,0 +1,365 @@
+"""Every option of a run, once: the command line, TOML files, metadata, reports and README's tables derive from this.
+
+A new option is one field here, or in `CalibrationOptions` where it is a number of the method, and the code that reads
+it. Names are unique over all sections: ``--max-memory`` on the command line, ``max_memory=`` in Python and
+``max_memory`` under ``[run]`` in a file are the same.
+"""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pdq_export.config.method import FAMILIES, METHODS, PRESETS, CalibrationOptions
+from pdq_export.config.option import INSPECT, QUANTIZE, Option, did_you_mean, find_options, option
+from pdq_export.errors import OptionError
+
+_BOTH = (QUANTIZE, INSPECT)
+_WIDTHS = "W/A, weight and activation bits, for example 4/4"
+
+
+def _texts(value: Any) -> Any:
+    """One text, or several in a list, as a tuple of them."""
+    if isinstance(value, str):
+        return (value,)
+    return tuple(value) if isinstance(value, Iterable) else value
+
+
+def _rules(value: Any) -> Any:
+    """Rules for layers: {REGEX: W/A}, one text REGEX=W/A, or several of them."""
+    if isinstance(value, Mapping):
+        return tuple(f"{pattern}={bits}" for pattern, bits in value.items())
+    return _texts(value)
+
+
+def _widths(value: Any) -> Any:
+    """Bits as text; `BitWidths` writes itself so."""
+    return str(value) if hasattr(value, "weight") and hasattr(value, "activation") else value
+
+
+def _path(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _size(value: Any) -> Any:
+    return str(value) if type(value) is int else value
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanSection:
+    """What is quantized to how many bits."""
+
+    bits: str = option(
+        "4/4",
+        "Bits of weights and activations, 2 to 8 each",
+        metavar="W/A",
+        expects=_WIDTHS,
+        adapt=_widths,
+        commands=_BOTH,
+    )
+    first_last: str = option(
+        "8/8",
+        "Bits of the first and last layers' weights, and of the last layers' input",
+        metavar="W/A",
+        expects=_WIDTHS,
+        adapt=_widths,
+        commands=_BOTH,
+    )
+    layer_bits: tuple[str, ...] = option(
+        (),
+        "Other bits for layers whose node name or module matches, the last that matches counts",
+        more="see [below](#single-layers-and-a-look-before)",
+        metavar="REGEX=W/A",
+        expects="a list of rules REGEX=W/A",
+        adapt=_rules,
+        commands=_BOTH,
+    )
+    exclude: tuple[str, ...] = option(
+        (),
+        "Leave layers and other nodes whose name or module matches in float",
+        more="see [below](#single-layers-and-a-look-before)",
+        metavar="REGEX",
+        expects="a list of regular expressions",
+        adapt=_texts,
+        commands=_BOTH,
+    )
+    exclude_op: tuple[str, ...] = option(
+        (),
+        "Leave all nodes of an operator in float, for example Add",
+        metavar="TYPE",
+        expects="a list of operators",
+        adapt=_texts,
+        commands=_BOTH,
+    )
+    weights: str | None = option(
+        None,
+        "Symmetric weights have zero_point 0, for runtimes that need it, and lose accuracy",
+        choices=("asymmetric", "symmetric"),
+        unset="asymmetric; symmetric for tensorrt",
+        commands=_BOTH,
+    )
+    wide_residuals: bool = option(
+        False,
+        "Keep 8 bits in residual connections, of which layers read A bits; not as in the paper, for A of 2 or 3",
+        more="see [What is quantized](#what-is-quantized)",
+        commands=_BOTH,
+    )
+    reduce_range: bool = option(
+        False,
+        "Weights of 7 bits where wider ones saturate on x86 processors without VNNI: layers with 8-bit inputs, at 4/4 "
+        "the first and the last",
+        more="see [the layout](#the-layout-and-why-it-is-fast)",
+        commands=_BOTH,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FileSection:
+    """What is written, and where."""
+
+    target: str = option(
+        "ort",
+        "Layout of the file: ort runs as integers in ONNX Runtime; native has INT4 and INT2 pairs, for compilers; qcdq "
+        "has INT8 and Clip, for older runtimes; tensorrt is symmetric, 8/8 only",
+        more="see [Targets](#targets)",
+        choices=("ort", "native", "qcdq", "tensorrt"),
+        commands=_BOTH,
+    )
+    opset: int | None = option(
+        None,
+        "Write no newer opset than N, for older runtimes",
+        more="21 stores 2-bit weights in UINT4, below 21 weights are stored in INT8",
+        unset="what the layout needs",
+        commands=_BOTH,
+    )
+    external_data: bool = option(False, "Write the weights to OUT.onnx.data, which is always done for files over 2 GB")
+    output: str | None = option(
+        None,
+        "The file to write",
+        more="in Python nothing is written without it",
+        metavar="OUT.onnx",
+        expects="the name of a file to write",
+        writes=True,
+        unset="./MODEL-w4a4.onnx, or -w4a4-TARGET",
+        short="-o",
+        recorded=False,
+        adapt=_path,
+    )
+    report: str | None = option(
+        None,
+        "Write the report as JSON",
+        more="its schema is documented in `pdq_export/validate/report.py`",
+        metavar="OUT.json",
+        expects="the name of a file to write",
+        writes=True,
+        unset="none",
+        recorded=False,
+        adapt=_path,
+    )
+    overwrite: bool = option(False, "Replace the output and the report where they exist", recorded=False)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MethodSection:
+    """How it is calibrated: the budget, the method, and single numbers of it that win over both.
+
+    What is not given of `CalibrationOptions` is chosen by `choose_options`; `CalibrationSection` has a field that may
+    be None for each of them.
+    """
+
+    preset: str = option("balanced", "The budget of images and steps", more="see below", choices=tuple(PRESETS))
+    method: str = option("pd-quant", "PD-Quant, or a method that it grew from", choices=tuple(METHODS))
+
+
+def _overriding(one: Option) -> tuple[str, Any, Any]:
+    """The field of `CalibrationSection` for one of `CalibrationOptions`: the same, but None where nothing is given."""
+    chosen = [what for what, names in _CHOSEN_BY.items() if one.name in names]
+    unset = f"the {chosen[0]}'s" if chosen else _written(one.default)
+    declared = {**vars(one.declared), "unset": unset, "adapt": functools.partial(_read, one.kind)}
+    return one.name, one.kind | None, option(None, **declared)
+
+
+def _written(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _read(kind: type, value: Any) -> Any:
+    """What a text says, as it comes from ``--set NAME=VALUE``, where it says a value of this kind."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
+    except (ValueError, KeyError):
+        return value
+
+
+_CHOSEN_BY = {
+    "preset": set().union(*PRESETS.values()),
+    "network's family": set().union(*FAMILIES.values()),
+    "method": set().union(*METHODS.values()),
+}
+CalibrationSection = dataclasses.make_dataclass(
+    "CalibrationSection",
+    [_overriding(one) for one in find_options(CalibrationOptions)],
+    bases=(MethodSection,),
+    frozen=True,
+    kw_only=True,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataSection:
+    """Calibration and evaluation data. Paths are relative to the folder that the command runs in."""
+
+    calib: str | None = option(
+        None,
+        "Calibration images: .npz, .npy or a folder of images",
+        metavar="PATH",
+        unset="calib_data/calib.*",
+        adapt=_path,
+    )
+    eval: str | None = option(
+        None,
+        "Evaluation images for the report, like --calib",
+        metavar="PATH",
+        unset="calib_data/eval.*, where --calib is not given; else the calibration images",
+        adapt=_path,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunSection:
+    """How the run goes about it; but for the device, nothing here changes what is written."""
+
+    device: str = option(
+        "auto",
+        "Where to calibrate; auto is a GPU where there is one",
+        metavar="auto|cpu|cuda[:n]",
+        expects="auto, cpu, cuda or cuda:N",
+    )
+    max_memory: str | None = option(
+        None,
+        "Keep calibration within SIZE, e.g. 4GB, with temporary files; the result is the same",
+        more="block inputs and outputs beyond it go to `$TMPDIR`, which should be on a disk, and calibration can take "
+        "ten times as long. A size that a pass or a step alone exceeds is refused, with the smallest that will do",
+        metavar="SIZE",
+        unset="no limit",
+        expects="a size, for example 4GB, 512MB or 1.5GiB",
+        recorded=False,
+        adapt=_size,
+    )
+    # The simulation takes most of the time of a validation, and a thousand images tell how near onnxruntime is to it.
+    simulated_images: int = option(
+        1024,
+        "Compare the file with its simulation on at most N images, in whole batches, evenly spread; onnxruntime sees "
+        "all",
+        least=1,
+        recorded=False,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Every option of a run, in sections; `make_config` makes one from flat names.
+
+    Raises OptionError for a value that its option does not take.
+    """
+
+    plan: PlanSection = dataclasses.field(default_factory=PlanSection)
+    file: FileSection = dataclasses.field(default_factory=FileSection)
+    calibration: MethodSection = dataclasses.field(default_factory=CalibrationSection)
+    data: DataSection = dataclasses.field(default_factory=DataSection)
+    run: RunSection = dataclasses.field(default_factory=RunSection)
+
+    def __post_init__(self) -> None:
+        flat = flatten(self)
+        for one in find_options(type(self)):
+            if not one.accepts(flat[one.name]):
+                raise _refused(one, flat[one.name])
+
+
+def options_of(config: type = Config, *, command: str = "") -> dict[str, Option]:
+    """The options of a configuration by name, or those that a command takes."""
+    return {one.name: one for one in find_options(config) if not command or command in one.declared.commands}
+
+
+def flatten(config: Any) -> dict[str, Any]:
+    """The values of a configuration by the names of its options."""
+    flat: dict[str, Any] = {}
+    for one in find_options(type(config)):
+        holder = config
+        for name in one.path:
+            holder = getattr(holder, name)
+        flat[one.name] = getattr(holder, one.name)
+    return flat
+
+
+def make_config(
+    fields: Mapping[str, Any],
+    *,
+    base: Config | None = None,
+    command: str = "",
+    kind: type[Config] = Config,
+) -> Config:
+    """A configuration with ``fields``, by name; what they do not give is that of ``base``, or the default.
+
+    ``command``: takes only the options of that command. Values may be what Python callers like to give: paths,
+    `BitWidths`, mappings of rules. Raises OptionError for an unknown name, with the nearest, and for a wrong value.
+    """
+    known = options_of(kind, command=command)
+    flat = flatten(base) if base is not None else {}
+    for name, value in fields.items():
+        check_name(name, known)
+        flat[name] = checked(known[name], value)
+    config: Config = nested(flat, kind)
+    return config
+
+
+def check_name(name: object, known: Iterable[str], where: str = "option ") -> None:
+    """Raise OptionError, which starts with ``where``, for a name that is not ``known``, with the nearest that is."""
+    if name not in (known := list(known)):
+        near = did_you_mean(name, known) or f"; expected one of {', '.join(known)}"
+        raise OptionError(f"{where}{name!r} is unknown{near}")
+
+
+def checked(one: Option, value: Any, found: str = "") -> Any:
+    """``value`` as the option stores it. Raises OptionError for one that it does not take; ``found``: its beginning."""
+    adapted = one.adapted(value)
+    if not one.accepts(adapted):
+        raise _refused(one, value, found)
+    return float(adapted) if one.kind is float and adapted is not None else adapted
+
+
+def _refused(one: Option, value: Any, found: str = "") -> OptionError:
+    method = one.name in CalibrationOptions.__dataclass_fields__
+    found = found or (f"{one.name} is {value!r};" if method else f"{one.flag} {value!r}:")
+    near = did_you_mean(value, one.declared.choices) if isinstance(value, str) else ""
+    return OptionError(f"{found} expected {one.expected()}{near}")
+
+
+def nested(flat: Mapping[str, Any], config: type = Config) -> Any:
+    """The configuration of flat, checked values; what is not there has its default."""
+    fields: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        if isinstance(field.default_factory, type):
+            fields[field.name] = nested(flat, field.default_factory)
+        elif field.name in flat:
+            fields[field.name] = flat[field.name]
+    return config(**fields)
+
+
+def overrides(config: Config) -> dict[str, Any]:
+    """What was given of `CalibrationOptions`, to win over method, preset and the graph's family."""
+    flat = flatten(config)
+    return {one.name: flat[one.name] for one in find_options(CalibrationOptions) if flat[one.name] is not None}
+
+
+def recorded(config: Config) -> dict[str, Any]:
+    """What was asked for and has influence on the file, by name, without what is the default."""
+    flat = flatten(config)
+    return {
+        one.name: flat[one.name]
+        for one in find_options(type(config))
+        if one.declared.recorded and flat[one.name] != one.default
+    }

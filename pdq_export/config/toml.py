@@ -1,0 +1,181 @@
+"""A configuration as a TOML file: read with the line of whatever is wrong, and written with every option explained."""
+
+import dataclasses
+import functools
+import json
+import textwrap
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pdq_export.config.config import Config, check_name, checked, options_of
+from pdq_export.config.option import Option, find_options
+from pdq_export.errors import OptionError
+
+_LARGEST = 1_000_000  # bytes; nobody has so many rules
+_WIDTH = 100
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TomlFile:
+    """What a file says: the ``values`` of options by name, each of which its option takes."""
+
+    path: Path
+    text: str
+    values: Mapping[str, Any]
+    options: Mapping[str, Option]
+
+    def where(self, name: str) -> str:
+        """The file and the line in which an option stands, as messages begin."""
+        return _where(self.path, self.text, (*self.options[name].path, name))
+
+
+def read_toml(path: str | Path, *, config: type = Config) -> TomlFile:
+    """Read the options that a file gives.
+
+    Raises OptionError with file and line: for what is no TOML, an unknown key, with the nearest, a key of another
+    section, and a value that its option does not take.
+    """
+    path = Path(path)
+    text = _read(path)
+    try:
+        content = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise OptionError(f"{path}: is not TOML: {error}; expected lines NAME = VALUE under [SECTION]") from error
+    options = options_of(config)
+    values = dict(_leaves(content, (), options, functools.partial(_where, path, text)))
+    return TomlFile(path=path, text=text, values=values, options=options)
+
+
+def _read(path: Path) -> str:
+    try:
+        if not path.is_file():
+            what = "is a folder" if path.is_dir() else "no such file"
+            raise OptionError(f"{path}: {what}; expected a TOML file; pdq-export init MODEL.onnx writes one")
+        if path.stat().st_size > _LARGEST:
+            raise OptionError(f"{path}: is larger than 1 MB; expected a TOML file of options")
+        return path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise OptionError(f"{path}: is not UTF-8 text; expected a TOML file") from error
+    except OSError as error:
+        raise OptionError(f"{path}: cannot be read: {error.strerror}; expected a TOML file") from error
+
+
+def _leaves(
+    table: Mapping[str, Any],
+    path: tuple[str, ...],
+    known: Mapping[str, Option],
+    where: Callable[[Sequence[str]], str],
+) -> Iterable[tuple[str, Any]]:
+    options = [name for name, one in known.items() if one.path == path]
+    deeper = len(path)
+    sections = {one.path[deeper] for one in known.values() if one.path[:deeper] == path and one.path != path}
+    for key, value in table.items():
+        keys = (*path, key)
+        if key in sections:
+            if not isinstance(value, dict):
+                raise OptionError(f"{where(keys)}{key} is {value!r}; expected a section [{'.'.join(keys)}]")
+            yield from _leaves(value, keys, known, where)
+            continue
+        if key in known and key not in options:
+            raise OptionError(f"{where(keys)}{key} stands {_in(path)}; expected it {_in(known[key].path)}")
+        check_name(key, [*options, *sections] if path else sections, f"{where(keys)}{'option' if path else 'section'} ")
+        yield key, _checked(known[key], value, f"{where(keys)}{key} is {value!r};")
+
+
+def _checked(one: Option, value: Any, found: str) -> Any:
+    """The value as the option stores it; a number in quotes is a text here, unlike on the command line."""
+    if isinstance(value, str) and one.kind in (bool, int, float):
+        raise OptionError(f"{found} expected {one.expected()}")
+    return checked(one, tuple(value) if isinstance(value, list) else value, found)
+
+
+def _in(path: Sequence[str]) -> str:
+    return f"in [{'.'.join(path)}]" if path else "before the first section"
+
+
+def _where(path: Path, text: str, keys: Sequence[str]) -> str:
+    return f"{path}, line {_line(text, keys)}: "
+
+
+def _line(text: str, keys: Sequence[str]) -> int:
+    """The line in which the value of ``keys`` begins: behind the longest beginning of the file that is without it.
+
+    Whatever way of writing TOML has: dotted keys, inline tables, texts and lists of several lines.
+    """
+    lines = text.splitlines(keepends=True)
+    before = 0
+    for count in range(len(lines) + 1):
+        try:
+            table: Any = tomllib.loads("".join(lines[:count]))
+        except tomllib.TOMLDecodeError:
+            continue
+        for key in keys:
+            table = table.get(key) if isinstance(table, dict) else None
+        if table is not None:
+            return before + 1
+        before = count
+    return before
+
+
+def write_toml(
+    values: Mapping[str, Any],
+    *,
+    head: Iterable[str] = (),
+    used: Mapping[str, Any] | None = None,
+    explain: bool = True,
+    config: type = Config,
+) -> str:
+    """A TOML file with all options: those of ``values``, by name; the others as comments, with what they then are.
+
+    ``head``: lines of comment before it. ``used``: what options are that have no default of their own. ``explain``:
+    with help, choices, unit and default of each.
+    """
+    blocks = ["".join(f"# {line}\n" if line else "#\n" for line in head)]
+    path: tuple[str, ...] = ()
+    for one in find_options(config):
+        if one.path != path:
+            path = one.path
+            blocks.append(f"\n[{'.'.join(path)}]\n")
+        given = one.name in values and values[one.name] != one.default
+        value = values[one.name] if given else (used or {}).get(one.name, one.default)
+        line = f"{'' if given else '#'}{one.name} = {_written(one, value)}\n"
+        blocks.append(("\n" + _explained(one) if explain else "") + line)
+    return "".join(blocks)
+
+
+def _explained(one: Option) -> str:
+    facts = [one.metavar] if one.metavar else []
+    facts.append(f"default: {default_text(one)}")
+    return "".join(f"# {line}\n" for line in textwrap.wrap(f"{one.declared.help}.  [{'; '.join(facts)}]", _WIDTH))
+
+
+def default_text(one: Option) -> str:
+    """What holds where the option is not given, in words."""
+    if one.declared.unset:
+        return one.declared.unset
+    if isinstance(one.default, bool):
+        return "on" if one.default else "off"
+    return "none" if one.default == () else str(one.default)
+
+
+def _written(one: Option, value: Any) -> str:
+    """As TOML; None as what stands for a value, to be filled in."""
+    if value is None:
+        value = one.declared.choices[0] if one.declared.choices else one.metavar
+        return _literal(value) if one.kind is str else str(value)
+    return _literal(value)
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, str):  # JSON's escapes are TOML's, but for what it leaves and nobody sees
+        return "".join(c if c.isprintable() else _escaped(c) for c in json.dumps(value, ensure_ascii=False))
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(_literal, value))}]"
+    return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

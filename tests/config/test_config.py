@@ -1,0 +1,164 @@
+"""One declaration, many uses: a new option appears everywhere, and whatever is given is checked once."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from pdq_export.cli.options import config_options, given
+from pdq_export.config.config import Config, PlanSection, flatten, make_config, nested, options_of, overrides, recorded
+from pdq_export.config.method import CalibrationOptions
+from pdq_export.config.option import INSPECT, QUANTIZE, find_options, option
+from pdq_export.config.toml import read_toml, write_toml
+from pdq_export.errors import OptionError
+from pdq_export.export import layout_names
+from pdq_export.spec import BitWidths
+
+
+def test_flat_names_map_one_to_one() -> None:
+    fields = {"bits": "2/4", "samples": 7, "max_memory": "4GB", "calib": "images", "output": "a.onnx"}
+    config = make_config(fields)
+    assert {name: flatten(config)[name] for name in fields} == fields
+    assert (config.plan.bits, config.run.max_memory, config.data.calib) == ("2/4", "4GB", "images")
+    assert overrides(config) == {"samples": 7}
+    assert nested(flatten(config)) == config
+
+
+def test_later_values_win_over_those_before() -> None:
+    base = make_config({"bits": "2/4", "iters": 5})
+    assert overrides(make_config({"iters": 7}, base=base)) == {"iters": 7}
+    assert make_config({"iters": 7}, base=base).plan.bits == "2/4"
+
+
+def test_what_python_callers_like_to_give() -> None:
+    fields = {
+        "bits": BitWidths(2, 4),
+        "layer_bits": {"a=b": "3/3", "c": BitWidths(8, 8)},
+        "exclude": "x",
+        "exclude_op": iter(["Add", "Mul"]),
+        "output": Path("out.onnx"),
+        "max_memory": 5_000_000_000,
+        "lambda_r": 1,
+        "iters": "30",
+    }
+    flat = flatten(make_config(fields))
+    assert {name: flat[name] for name in fields} == {
+        "bits": "2/4",
+        "layer_bits": ("a=b=3/3", "c=8/8"),
+        "exclude": ("x",),
+        "exclude_op": ("Add", "Mul"),
+        "output": "out.onnx",
+        "max_memory": "5000000000",
+        "lambda_r": 1.0,
+        "iters": 30,
+    }
+    assert type(flat["lambda_r"]) is float
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"wide_residual": True}, "option 'wide_residual' is unknown; did you mean wide_residuals?"),
+        ({"wide_residuals": 1}, "--wide-residuals 1: expected true or false"),
+        ({"wide_residuals": "yes"}, "--wide-residuals 'yes': expected true or false"),
+        ({"bits": 4}, "--bits 4: expected W/A, weight and activation bits, for example 4/4"),
+        ({"weights": "signed"}, "--weights 'signed': expected asymmetric or symmetric"),
+        ({"target": "nativ"}, "--target 'nativ': expected one of ort, native, qcdq, tensorrt; did you mean native?"),
+        ({"opset": 2.0}, "--opset 2.0: expected a whole number"),
+        ({"exclude": [1]}, "--exclude [1]: expected a list of regular expressions"),
+        ({"output": "folder/"}, "--output 'folder/': expected the name of a file to write"),
+        ({"simulated_images": 0}, "--simulated-images 0: expected 1 or more"),
+        ({"device": None}, "--device None: expected auto, cpu, cuda or cuda:N"),
+        ({"iters": 2.5}, "iters is 2.5; expected 0 or more"),
+        ({"warmup": 1.5}, "warmup is 1.5; expected a number from 0 to 1"),
+        ({"lambda_c": float("nan")}, "lambda_c is nan; expected a number above 0"),
+    ],
+)
+def test_what_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        make_config(fields)
+    assert str(caught.value) == message
+
+
+def test_a_configuration_that_is_built_by_hand_is_checked_as_well() -> None:
+    with pytest.raises(OptionError, match="--bits 4: expected W/A"):
+        Config(plan=PlanSection(bits=4))  # type: ignore[arg-type]
+
+
+def test_a_command_takes_its_own_options_alone() -> None:
+    assert set(options_of(command=INSPECT)) == {*PlanSection.__dataclass_fields__, "target", "opset"}
+    with pytest.raises(OptionError, match="'samples' is unknown"):
+        make_config({"samples": 3}, command=INSPECT)
+
+
+def test_every_number_of_the_method_can_be_given() -> None:
+    given = set(options_of()) & set(CalibrationOptions.__dataclass_fields__)
+    assert given == set(CalibrationOptions.__dataclass_fields__)
+
+
+def test_the_targets_are_those_that_there_are() -> None:
+    assert set(options_of()["target"].declared.choices) == set(layout_names())
+
+
+def test_names_are_unique() -> None:
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Twice(Config):
+        bits: str = option("4/4", "Again")
+
+    with pytest.raises(TypeError, match="bits stand in two sections"):
+        find_options(Twice)
+
+
+def test_help_is_one_sentence_without_its_full_stop() -> None:
+    for one in find_options(Config):
+        assert one.declared.help[0].isupper() or one.name == "rounding_weight", one.name
+        assert not one.declared.help.endswith("."), one.name
+
+
+# A new option: one field, here in a section of its own.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ToySection:
+    flavour: str = option(
+        "plain",
+        "What it tastes of",
+        more="see [Tastes](#tastes)",
+        choices=("plain", "sweet", "salty"),
+        commands=(QUANTIZE, INSPECT),
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ToyConfig(Config):
+    toy: ToySection = dataclasses.field(default_factory=ToySection)
+
+
+def test_a_new_option_is_one_field(tmp_path: Path) -> None:
+    taken: list[dict[str, Any]] = []
+
+    @click.command()
+    @config_options(QUANTIZE, ToyConfig)
+    def command(config_file: Path | None, **arguments: Any) -> None:
+        taken.append(given(arguments))
+
+    told = CliRunner().invoke(command, ["--help"]).output
+    assert "--flavour plain|sweet|salty" in told
+    assert "What it tastes of. [default: plain]" in " ".join(told.split())
+    assert CliRunner().invoke(command, ["--flavour", "sweet"]).exit_code == 0
+    assert taken == [{"flavour": "sweet"}]
+
+    config = make_config({"flavour": "sweet", "bits": "2/2"}, kind=ToyConfig)
+    assert config.toy.flavour == "sweet"
+    with pytest.raises(OptionError, match=r"--flavour 'swet': expected one of plain, sweet, salty; did you mean sweet"):
+        make_config({"flavour": "swet"}, kind=ToyConfig)
+    assert recorded(config) == {"flavour": "sweet", "bits": "2/2"}
+
+    text = write_toml({"flavour": "sweet"}, config=ToyConfig)
+    expected = '[toy]\n\n# What it tastes of.  [plain|sweet|salty; default: plain]\nflavour = "sweet"\n'
+    assert expected in text
+    (tmp_path / "toy.toml").write_text(text)
+    assert read_toml(tmp_path / "toy.toml", config=ToyConfig).values == {"flavour": "sweet"}

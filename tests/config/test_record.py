@@ -1,0 +1,108 @@
+"""What a file says of its making is read again; so is what files from before said."""
+
+import dataclasses
+import json
+
+import pytest
+
+from pdq_export.config import record
+from pdq_export.config.config import make_config
+from pdq_export.config.method import choose_options
+from pdq_export.config.record import ASKED, SETTLED, read_record, retargeted
+from pdq_export.errors import ModelError
+
+from .test_config import ToyConfig
+
+GIVEN = {
+    "bits": "2/4",
+    "exclude": ("a", "b"),
+    "target": "native",
+    "iters": 7,
+    "calib": "images/calib.npz",
+    "device": "cpu",
+}
+NOT_RECORDED = {"output": "out.onnx", "report": "r.json", "overwrite": True, "max_memory": "4GB"}
+
+
+def properties(**fields: object) -> dict[str, str]:
+    config = make_config(fields)
+    settled = record.settings(config, choose_options(overrides={"iters": 7}), family="plain")
+    return record.metadata(config, settled, {"threads": 1}, version="1.0")
+
+
+def test_what_was_asked_for_is_read_again() -> None:
+    found = read_record(properties(**GIVEN, **NOT_RECORDED), "m.onnx")
+    assert found.asked == GIVEN
+    assert found.made_by == {"threads": 1}
+    assert found.version == "1.0"
+    assert found.settled["lambda_r"] == 1.0
+    assert found.settled["exclude"] == ["a", "b"]
+
+
+def test_what_has_no_influence_on_the_file_is_not_in_it() -> None:
+    assert properties(**GIVEN) == properties(**GIVEN, **NOT_RECORDED)
+    assert "out.onnx" not in str(properties(**GIVEN, **NOT_RECORDED))
+
+
+def test_settled_options_hold_no_paths() -> None:
+    assert "calib.npz" not in properties(**GIVEN)[SETTLED]
+
+
+def test_a_new_option_is_in_the_metadata() -> None:
+    config = make_config({"flavour": "sweet"}, kind=ToyConfig)
+    settled = record.settings(config, choose_options(), family="plain")
+    assert settled["flavour"] == "sweet"
+    assert json.loads(record.metadata(config, settled, {}, version="1")[ASKED]) == {"flavour": "sweet"}
+
+
+def test_retargeted() -> None:
+    assert retargeted(properties(**GIVEN), target="ort") == properties(**{**GIVEN, "target": "ort"})
+    assert retargeted(properties(**GIVEN), target="qcdq", opset=None) == properties(**{**GIVEN, "target": "qcdq"})
+    assert retargeted(properties(**GIVEN), target="native", opset=19) == properties(**GIVEN, opset=19)
+    damaged = {**properties(), SETTLED: "{", ASKED: "[]"}
+    assert retargeted(damaged, target="native") == {**damaged, "pdq_export.target": "native"}
+
+
+@pytest.mark.parametrize(
+    ("target", "weights", "asked"),
+    [("ort", "asymmetric", {}), ("ort", "symmetric", {"weights": "symmetric"}), ("tensorrt", "symmetric", {})],
+)
+def test_files_that_say_only_what_was_settled(target: str, weights: str, asked: dict[str, str]) -> None:
+    options = choose_options(method="qdrop", preset="fast", family="depthwise", overrides={"iters": 7})
+    settled = {
+        "bits": "2/4",
+        "first_last": "8/8",
+        "layer_bits": ["a=3/3"],
+        "exclude": [],
+        "wide_residuals": True,
+        "reduce_range": False,
+        "weights": weights,
+        "target": target,
+        "method": "qdrop",
+        "preset": "fast",
+        "family": "depthwise",
+        **dataclasses.asdict(options),
+    }
+    found = read_record({SETTLED: json.dumps(settled)}, "m.onnx")
+    others = {"target": target} if target != "ort" else {}
+    expected = {"bits": "2/4", "layer_bits": ("a=3/3",), "wide_residuals": True, "method": "qdrop", "preset": "fast"}
+    assert found.asked == {**expected, **asked, **others, "iters": 7}
+    assert found.made_by == {}
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({}, r"m\.onnx: says nothing of its making \(no pdq_export\.config in its metadata\)"),
+        ({ASKED: "{"}, r"m\.onnx: pdq_export\.config in its metadata is not JSON"),
+        ({ASKED: "[" * 100_000}, "is not JSON"),
+        ({ASKED: "[]"}, "is no object"),
+        ({ASKED: '{"bitss": "4/4"}', "pdq_export.version": "9.9"}, r"'bitss' is unknown to this version.*'9\.9'"),
+        ({ASKED: '{"bits": 3}'}, r"--bits 3: expected W/A"),
+        ({SETTLED: '{"method": "gptq"}'}, "method 'gptq' is unknown"),
+        ({SETTLED: '{"method": []}'}, "cannot be read as options"),
+    ],
+)
+def test_what_is_refused(entries: dict[str, str], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        read_record(entries, "m.onnx")
