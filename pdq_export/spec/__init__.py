@@ -17,7 +17,7 @@ from annotated_types import Interval
 from numpy.typing import NDArray
 
 from pdq_export.errors import OptionError
-from pdq_export.spec.arrays import Stored
+from pdq_export.spec.arrays import Listed, Stored
 
 MIN_BITS, MAX_BITS = 2, 8
 CARRIER_BITS = 8
@@ -30,6 +30,7 @@ Index = Annotated[int, Interval(ge=0, lt=1 << 31)]
 # What is at most half of the smallest float32 above 0 would become 0.
 Positive = Annotated[float, Interval(gt=2.0**-150, le=float(np.finfo(np.float32).max))]
 Float32s = Annotated[NDArray[np.float32], Stored(np.float32)]
+ListedFloat32s = Annotated[NDArray[np.float32], Listed()]  # numbers that people and programs look at
 Int32s = Annotated[NDArray[np.int32], Stored(np.int32)]
 Int16s = Annotated[NDArray[np.int16], Stored(np.int16)]
 

@@ -53,6 +53,28 @@ class Stored:
         return np.frombuffer(_inflate(text, size), self.dtype).reshape(shape).astype(self.dtype.newbyteorder("="))
 
 
+class Listed:
+    """Marks a field as float32 [N] that is written as numbers, in as few digits as tell them; null is not finite."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        number = core_schema.nullable_schema(core_schema.float_schema(strict=True))
+        return core_schema.no_info_after_validator_function(
+            self.read,
+            core_schema.list_schema(number),
+            serialization=core_schema.plain_serializer_function_ser_schema(self.write),
+        )
+
+    def write(self, array: NDArray[np.float32]) -> list[float | None]:
+        """The numbers."""
+        return [float(str(x)) if np.isfinite(x) else None for x in array.astype(np.float32)]
+
+    def read(self, numbers: list[float | None]) -> NDArray[np.float32]:
+        """The array; NaN where a number was not finite."""
+        return np.array([np.nan if x is None else x for x in numbers], np.float32)
+
+
 def _inflate(text: Any, size: int) -> bytes:
     """Exactly ``size`` bytes, and no more than these are ever unpacked."""
     if not isinstance(text, str):

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
+from pdq_export.calibrate.block_state import BlockRecord
 from pdq_export.graph.prepare import prepare
 from pdq_export.plan import PlanOptions, make_plan
 from pdq_export.spec import (
@@ -94,6 +95,15 @@ def test_arrays_keep_every_bit() -> None:
     assert again.gain.shape == (0,)
     scalar = QuantizedTensor(point=POINT, scale=np.float32(2).reshape(()), zero_point=np.zeros((), np.int32))
     assert read(QuantizedTensor, to_text(scalar)).scale.shape == ()
+
+
+def test_numbers_that_are_looked_at_are_a_list() -> None:
+    losses = np.array([0.1, 1e-30, np.nan, np.inf], np.float32)
+    text = to_text(BlockRecord(losses=losses, seconds={"steps": 1.5}))
+    assert text == '{"losses":[0.1,1e-30,null,null],"seconds":{"steps":1.5}}'
+    assert np.array_equal(read(BlockRecord, text).losses, [*losses[:2], np.nan, np.nan], equal_nan=True)
+    with pytest.raises(ValueError, match=re.escape("losses[1] is '0'; expected a valid number")):
+        read(BlockRecord, '{"losses":[0.1,"0"],"seconds":{}}')
 
 
 def test_an_array_of_another_type_is_not_written() -> None:
