@@ -4,10 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from pdq_export.spec import Block, ChannelStatistics, QuantizedTensors
+from pdq_export.spec import Block, ChannelStatistics, Float32s, ListedFloat32s, QuantizedTensors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,7 +17,7 @@ class BlockState:
     """
 
     tensors: QuantizedTensors
-    biases: Mapping[str, NDArray[np.float32]]
+    biases: Mapping[str, Float32s]
     statistics: Mapping[str, ChannelStatistics]
 
 
@@ -33,7 +30,7 @@ class BlockRecord:
     ``rounding``, ``carriers``; what a block does without is left out.
     """
 
-    losses: NDArray[np.float32]
+    losses: ListedFloat32s
     seconds: Mapping[str, float]
 
 

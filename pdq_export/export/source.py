@@ -7,7 +7,6 @@ ResNet-20. `read_source` joins both again. The text is the same for every layout
 
 import base64
 import dataclasses
-import json
 import math
 import zlib
 from collections.abc import Mapping
@@ -22,9 +21,9 @@ from onnx import GraphProto, NodeProto, TensorProto
 from pdq_export.errors import ModelError, PdqError
 from pdq_export.export.constants import Bias, LayerConstants, Weight
 from pdq_export.export.layouts import FORM, OLDEST_FORM, Quantized
-from pdq_export.export.stored_plan import StoredPlan, VersionError, read_plan
+from pdq_export.export.stored_plan import StoredPlan, VersionError, read_plan, write_plan
 from pdq_export.graph.lookup import GraphIndex, optional_input
-from pdq_export.spec import Layer, Plan, Point, QuantizedTensor
+from pdq_export.spec import BitWidths, Layer, Plan, Point, QuantizedTensor
 
 KEY = "pdq_export.source"
 _PLAN_KEY = "plan"
@@ -63,38 +62,31 @@ def describe_source(source: Source, written: GraphProto) -> str:
             skeleton.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
         else:
             skeleton.graph.initializer.append(tensor)
-    zero_points = {
-        constants.weight.point.tensor: constants.weight.zero_point.tolist()
-        for constants in source.quantized.constants.values()
-        if constants.weight.zero_point.any()
-    }
-    content = {
-        "version": FORM,
-        "opsets": [source.own_opset, source.max_opset],
-        "bits": str(plan.bits),
-        "points": [[p.tensor, p.role.value, p.bits, p.axis, p.symmetric, p.absorbed] for p in plan.points.values()],
-        "passthrough": dict(plan.passthrough),
-        "layers": [layer.node for layer in plan.layers],
-        "excluded": [layer.node for layer in plan.excluded],
-        **({"tail": list(plan.tail)} if plan.tail else {}),
-        **({"excluded_nodes": list(plan.excluded_nodes)} if plan.excluded_nodes else {}),
-        **(
-            {"unquantized": {node: list(names) for node, names in plan.unquantized.items()}} if plan.unquantized else {}
-        ),
-        "activations": {
-            name: [float(str(np.float32(known.scale))), int(known.zero_point)]  # the fewest digits that tell it
+    stored = StoredPlan.of(
+        plan,
+        opsets=(source.own_opset, source.max_opset),
+        activations={
+            name: (float(str(np.float32(known.scale))), int(known.zero_point))  # the fewest digits that tell it
             for name, known in source.quantized.activations.items()
         },
-        "zero_points": zero_points,
-    }
-    return _pack(skeleton, content)
+        zero_points={
+            constants.weight.point.tensor: _numbers(constants.weight.zero_point)
+            for constants in source.quantized.constants.values()
+            if constants.weight.zero_point.any()
+        },
+    )
+    return _pack(skeleton, stored)
 
 
 def renew_source(text: str) -> str:
     """The text of `describe_source` for a graph of the present form, from that of whichever form."""
     skeleton = _unpack(text)
-    content = json.loads(_stored(skeleton))
-    return text if content["version"] == FORM else _pack(skeleton, {**content, "version": FORM})
+    stored = read_plan(_stored(skeleton))
+    return text if stored.version == FORM else _pack(skeleton, dataclasses.replace(stored, version=FORM))
+
+
+def _numbers(zero_point: NDArray[np.int16]) -> int | tuple[int, ...]:
+    return tuple(zero_point.tolist()) if zero_point.ndim else int(zero_point)
 
 
 def read_source(file: onnx.ModelProto, where: str = "model") -> Source:
@@ -149,8 +141,8 @@ def _stored(skeleton: onnx.ModelProto) -> str:
     return properties[_PLAN_KEY]
 
 
-def _pack(skeleton: onnx.ModelProto, content: Mapping[str, Any]) -> str:
-    onnx.helper.set_model_props(skeleton, {_PLAN_KEY: json.dumps(content, separators=(",", ":"))})
+def _pack(skeleton: onnx.ModelProto, stored: StoredPlan) -> str:
+    onnx.helper.set_model_props(skeleton, {_PLAN_KEY: write_plan(stored)})
     return base64.b85encode(zlib.compress(skeleton.SerializeToString(deterministic=True), 9)).decode()
 
 
@@ -176,8 +168,8 @@ def _join(file: onnx.ModelProto, skeleton: onnx.ModelProto, stored: StoredPlan) 
     index = GraphIndex(skeleton)
     layers = tuple(_layer(index, index.nodes[name]) for name in stored.layers)
     plan = Plan(
-        bits=stored.bits,
-        points=stored.points,
+        bits=BitWidths.parse(stored.bits),
+        points=stored.plan_points(),
         passthrough=stored.passthrough,
         layers=layers,
         blocks=(),
@@ -202,9 +194,9 @@ def _join(file: onnx.ModelProto, skeleton: onnx.ModelProto, stored: StoredPlan) 
     }
     _check_complete(index, constants)
     return Source(
-        quantized=Quantized(index=index, plan=plan, activations=activations, constants=constants, form=stored.form),
-        own_opset=stored.own_opset,
-        max_opset=stored.max_opset,
+        quantized=Quantized(index=index, plan=plan, activations=activations, constants=constants, form=stored.version),
+        own_opset=stored.opsets[0],
+        max_opset=stored.opsets[1],
     )
 
 

@@ -1,7 +1,8 @@
 """What is quantized and how: the data that planning, simulation and export share. No torch, no onnx.
 
 Everything is keyed by ONNX tensor name. The plan names the quantization points; the simulation inserts exactly
-these and the exporter writes exactly these.
+these and the exporter writes exactly these. The annotations of fields say types and ranges; `spec.plain` writes and
+reads them all.
 """
 
 import dataclasses
@@ -9,23 +10,37 @@ import enum
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Interval
 from numpy.typing import NDArray
 
 from pdq_export.errors import OptionError
+from pdq_export.spec.arrays import Listed, Stored
 
 MIN_BITS, MAX_BITS = 2, 8
 CARRIER_BITS = 8
+_MOST_AXES = 8
+
+Bits = Annotated[int, Interval(ge=MIN_BITS, le=MAX_BITS)]
+Axis = Annotated[int, Interval(ge=0, lt=_MOST_AXES)]
+Size = Annotated[int, Interval(ge=1, lt=1 << 31)]
+Index = Annotated[int, Interval(ge=0, lt=1 << 31)]
+# What is at most half of the smallest float32 above 0 would become 0.
+Positive = Annotated[float, Interval(gt=2.0**-150, le=float(np.finfo(np.float32).max))]
+Float32s = Annotated[NDArray[np.float32], Stored(np.float32)]
+ListedFloat32s = Annotated[NDArray[np.float32], Listed()]  # numbers that people and programs look at
+Int32s = Annotated[NDArray[np.int32], Stored(np.int32)]
+Int16s = Annotated[NDArray[np.int16], Stored(np.int16)]
 
 
 @dataclasses.dataclass(frozen=True)
 class BitWidths:
     """Bits of weights and activations, written W/A as in the paper: ``4/4``, ``2/4``."""
 
-    weight: int
-    activation: int
+    weight: Bits
+    activation: Bits
 
     def __post_init__(self) -> None:
         _check_range(self.weight, self.activation, "bits")
@@ -72,8 +87,8 @@ class Point:
 
     tensor: str
     role: Role
-    bits: int
-    axis: int | None = None
+    bits: Bits
+    axis: Axis | None = None
     symmetric: bool = False
     absorbed: str | None = None
 
@@ -151,9 +166,9 @@ class Block:
 class Place:
     """The images lie along ``axis``, whose size is outer * batch * inner: merged axes before and behind the batch."""
 
-    axis: int
-    outer: int = 1
-    inner: int = 1
+    axis: Axis
+    outer: Size = 1
+    inner: Size = 1
 
     @property
     def is_alone(self) -> bool:
@@ -177,7 +192,7 @@ class Ramp:
     """
 
     source: str
-    knee: float
+    knee: Positive
     alone: bool
 
 
@@ -186,9 +201,9 @@ class OutputPart:
     """What lies at ``start`` to ``stop`` along ``axis`` of an output: ``tensor``, before the Concat that joins it."""
 
     tensor: str
-    axis: int
-    start: int
-    stop: int
+    axis: Axis
+    start: Index
+    stop: Index
 
     def at(self, axis: int) -> "OutputPart":
         """The same along another axis."""
@@ -254,9 +269,9 @@ class QuantizedTensor:
     """
 
     point: Point
-    scale: NDArray[np.float32]
-    zero_point: NDArray[np.int32]
-    integers: NDArray[np.int16] | None = None
+    scale: Float32s
+    zero_point: Int32s
+    integers: Int16s | None = None
 
 
 QuantizedTensors = Mapping[str, QuantizedTensor]
@@ -270,9 +285,9 @@ class ChannelStatistics:
     difference back into the units of the BatchNormalization's input (0 where gamma is 0). All float32, shape [C].
     """
 
-    mean: NDArray[np.float32]
-    std: NDArray[np.float32]
-    gain: NDArray[np.float32]
+    mean: Float32s
+    std: Float32s
+    gain: Float32s
 
     def transformed(
         self, factor: NDArray[np.float64], offset: NDArray[np.float64] | float = 0.0
