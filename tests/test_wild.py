@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from pdq_export.calibrate import engine
+from pdq_export.calibrate import collapse
 from pdq_export.commands.convert import convert
 from pdq_export.commands.inspect import inspect_model
 from pdq_export.commands.quantize import Result, quantize
@@ -640,7 +640,7 @@ def test_a_recogniser_with_a_fixed_batch_is_the_one_with_any(batch: int) -> None
 def test_the_images_of_a_recogniser_are_counted_not_its_steps(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the search for collapse, where 17 are parts of 9 and 8 images, and in the report."""
     x, judged = random(count, 3, 8, 8), []
-    monkeypatch.setattr(engine, "warn_of_collapse", lambda _, *values: judged.extend(values[:2]))
+    monkeypatch.setattr(collapse, "warn_of_collapse", lambda _, *values: judged.extend(values[:2]))
     result = quantize(recogniser("N"), calib=x, options={**TINY, "samples": count}, device="cpu", bits="4/4")
     assert [tuple(values.shape) for values in judged] == [(count, 8, 5)] * 2
     (output,) = result.report.outputs

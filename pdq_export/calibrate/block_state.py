@@ -26,7 +26,7 @@ class BlockRecord:
     """How a block was calibrated, for reports.
 
     ``losses``: the reconstruction error of every step, float32 [steps]; empty where nothing was learned. ``seconds`` of
-    wall time by phase, in the order in which they began: ``scales``, ``correction``, ``targets``, ``steps``,
+    wall time by phase, in the order in which they began: ``scales``, ``correction``, ``teacher``, ``steps``,
     ``rounding``, ``carriers``; what a block does without is left out.
     """
 

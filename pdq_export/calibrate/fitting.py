@@ -3,8 +3,8 @@
 import torch
 
 from pdq_export.calibrate.cache import Cache
+from pdq_export.calibrate.finished import Quantizers
 from pdq_export.calibrate.quantizers import ActivationQuantizer
-from pdq_export.calibrate.state import Quantizers
 from pdq_export.errors import CalibrationError
 from pdq_export.numerics.ramp import align_to_ramp, ramp_qparams
 from pdq_export.numerics.search import QParams, choose_activation_qparams

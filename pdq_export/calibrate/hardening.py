@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, fx
 
 from pdq_export.calibrate.cache import Cache
+from pdq_export.calibrate.finished import Quantizers
 from pdq_export.calibrate.quantizers import SoftRounding
-from pdq_export.calibrate.state import Quantizers
 from pdq_export.calibrate.subgraph import tensor_nodes
 from pdq_export.numerics.rounding import round_compensated
 from pdq_export.spec import Block, Layer

@@ -87,25 +87,25 @@ def device_budget(device: torch.device) -> int:
 
 def step_bytes(
     student: fx.GraphModule,
-    tail: fx.GraphModule | None,
+    rest: fx.GraphModule | None,
     inputs: Sequence[Tensor],
     bypass: Sequence[Tensor],
     batch_size: int,
 ) -> int:
     """About what a step on ``batch_size`` images takes, from what its backward pass keeps of two and three images.
 
-    ``inputs`` of the student and ``bypass`` of the tail hold `STEP_IMAGES` images. Two forward passes cancel what does
-    not depend on the number of images (weights). What the student draws at random, it draws from its own generators.
+    ``inputs`` of the student and ``bypass`` of the ``rest`` of the network hold `STEP_IMAGES` images. Two forward
+    passes cancel what does not depend on the number of images (weights). The generator of the student's masks moves on.
     """
     two, three = (
-        _saved_bytes(student, tail, [x[:n] for x in inputs], [x[:n] for x in bypass])
+        _saved_bytes(student, rest, [x[:n] for x in inputs], [x[:n] for x in bypass])
         for n in (STEP_IMAGES - 1, STEP_IMAGES)
     )
     return int(max(three - two, 0) * batch_size * _STEP_FACTOR)
 
 
 def _saved_bytes(
-    student: fx.GraphModule, tail: fx.GraphModule | None, inputs: Sequence[Tensor], bypass: Sequence[Tensor]
+    student: fx.GraphModule, rest: fx.GraphModule | None, inputs: Sequence[Tensor], bypass: Sequence[Tensor]
 ) -> int:
     kept: dict[int, Tensor] = {}
 
@@ -113,13 +113,13 @@ def _saved_bytes(
         # Detached: the tensor itself would close a cycle with its graph, and its memory would never come back.
         kept[x.untyped_storage().data_ptr()] = x.detach()
 
-    # A step sends mixed and quantized inputs through the student together, and the latter on through the tail.
-    doubled = [x if tail is None else torch.cat([x, x]) for x in inputs]
+    # A step sends mixed and quantized inputs through the student together, and the latter on through the rest.
+    doubled = [x if rest is None else torch.cat([x, x]) for x in inputs]
     doubled = [x.detach().requires_grad_(True) if x.is_floating_point() else x for x in doubled]
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, _unused):
         outputs = student(*doubled)
-        if tail is not None:
-            tail(*(output[len(inputs[0]) :] for output in outputs), *bypass)
+        if rest is not None:
+            rest(*(output[len(inputs[0]) :] for output in outputs), *bypass)
     return sum(x.untyped_storage().nbytes() for x in kept.values())
 
 

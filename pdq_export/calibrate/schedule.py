@@ -1,10 +1,18 @@
-"""What the steps of a block are drawn and told beforehand: random generators, batches, and how rates fall."""
+"""All that the steps of a block are told, settled before the first: which images, at what rates and weights.
 
+A block draws from generators of its own, seeded by the seed and its position: it can be repeated alone, bit for bit.
+"""
+
+import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from pdq_export.calibrate.step import BETA1, BETA2, StepNumbers
+from pdq_export.config.method import CalibrationOptions
 
 # What a block draws, each from a stream of its own: which images go into a step, and which elements are dropped.
 _BATCHES, _MASKS = 0, 1
@@ -39,3 +47,60 @@ def draw_batches(images: int, batch_size: int, steps: int, generator: torch.Gene
 def cosine_decay(step: int, steps: int) -> float:
     """1 at the first step, which is 0, and near 0 at the last (Loshchilov and Hutter, 2017)."""
     return (1.0 + math.cos(math.pi * step / steps)) / 2.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """The numbers of every step, float32 tensors on the device of the steps.
+
+    ``exponents``, ``rounding_rates`` and ``roots`` are [steps], ``scale_rates`` [steps, scales]. The prediction
+    difference is taken every ``interval`` steps with ``prediction_weight`` [], never where that is None; the rounding
+    term from step ``warmup`` on with ``rounding_weight`` [].
+    """
+
+    exponents: Tensor
+    rounding_rates: Tensor
+    scale_rates: Tensor
+    roots: Tensor
+    interval: int
+    prediction_weight: Tensor | None
+    warmup: float
+    rounding_weight: Tensor
+
+    @classmethod
+    def of(
+        cls, options: CalibrationOptions, scale_rates: Sequence[float], *, predicts: bool, device: torch.device
+    ) -> "Schedule":
+        """``scale_rates``: of every scale at the first step. ``predicts``: whether there is a prediction difference."""
+        steps, warmup = options.iters, options.warmup * options.iters
+        progress = [max(step - warmup, 0.0) / max(steps - warmup, 1) for step in range(steps)]
+        exponents = [options.exponent_start + (options.exponent_end - options.exponent_start) * p for p in progress]
+        # Adam divides a rate by 1 - beta1^t, and the root of the second moment by that of 1 - beta2^t.
+        first = [1 - BETA1 ** (step + 1) for step in range(steps)]
+        decayed = [[rate * cosine_decay(step, steps) / bias for rate in scale_rates] for step, bias in enumerate(first)]
+        weight = options.prediction_interval / options.lambda_r
+        return cls(
+            exponents=torch.tensor(exponents, device=device),
+            rounding_rates=torch.tensor([options.rounding_lr / bias for bias in first], device=device),
+            scale_rates=torch.tensor(decayed, device=device),
+            roots=torch.tensor([(1 - BETA2 ** (step + 1)) ** 0.5 for step in range(steps)], device=device),
+            interval=options.prediction_interval,
+            prediction_weight=torch.tensor(weight, device=device) if predicts else None,
+            warmup=warmup,
+            rounding_weight=torch.tensor(options.rounding_weight, device=device),
+        )
+
+    def __len__(self) -> int:
+        return len(self.roots)
+
+    def numbers(self, step: int) -> StepNumbers:
+        """What the ``step``, counted from 0, is told."""
+        rounds = step >= self.warmup
+        return StepNumbers(
+            prediction_weight=self.prediction_weight if step % self.interval == 0 else None,
+            rounding_weight=self.rounding_weight if rounds else None,
+            exponent=self.exponents[step] if rounds else None,
+            rounding_rate=self.rounding_rates[step],
+            scale_rates=self.scale_rates[step].unbind() if self.scale_rates.numel() else (),
+            root=self.roots[step],
+        )

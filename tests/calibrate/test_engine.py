@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pdq_export.calibrate import BlockProgress, Calibrated, calibrate, engine
+from pdq_export.calibrate import BlockProgress, Calibrated, calibrate, initialize, teacher
 from pdq_export.calibrate.correction import estimate_statistics
 from pdq_export.calibrate.integer import IntegerLayer
 from pdq_export.calibrate.quantizers import ActivationQuantizer, SoftRounding, WeightQuantizer, weight_qparams
-from pdq_export.calibrate.reconstruct import BlockProblem, reconstruct
+from pdq_export.calibrate.reconstruct import BlockProblem, BlockRows, reconstruct
 from pdq_export.calibrate.schedule import draw_batches
+from pdq_export.calibrate.step import BlockModel
 from pdq_export.calibrate.subgraph import extract
 from pdq_export.config.method import CalibrationOptions
 from pdq_export.errors import CalibrationError
@@ -272,22 +273,19 @@ def test_reconstruction_beats_rounding_to_nearest() -> None:
 
     before = error(plain)
     losses: list[float] = []
-    problem = BlockProblem(
-        name=block.name,
+    model = BlockModel(
         student=student(soft),
-        tail=None,
-        quantized_inputs=[x],
-        corrected_inputs=[x],
-        targets=[values[name] for name in block.outputs],
-        bypass=[],
-        predictions=[],
+        rest=None,
         class_axes=[],
         weights=list(soft.values()),
-        scales=[],
+        masks=torch.Generator().manual_seed(1),
     )
+    rows = BlockRows(quantized=[x], corrected=[x], wanted=[values[name] for name in block.outputs])
+    problem = BlockProblem(name=block.name, model=model, rows=rows, scales=[])
     options = dataclasses.replace(TINY, iters=200, rounding_lr=1e-2, batch_size=32)
     batches = draw_batches(len(x), 32, 200, torch.Generator().manual_seed(0))
-    reconstruct(problem, options, batches, torch.Generator().manual_seed(1), lambda _, loss: losses.append(loss))
+    errors = reconstruct(problem, options, batches, lambda _, loss: losses.append(loss))
+    assert len(errors) == 200
     assert error({name: weight.harden() for name, weight in soft.items()}) < 0.8 * before
     assert all(math.isfinite(loss) for loss in losses)
 
@@ -387,7 +385,7 @@ def test_a_shared_weight_is_learned_once(text: str, monkeypatch: pytest.MonkeyPa
             learned.append(point.tensor)
             super().__init__(point, *args)
 
-    monkeypatch.setattr(engine, "SoftRounding", Recorded)
+    monkeypatch.setattr(initialize, "SoftRounding", Recorded)
     prepared = prepare(model)
     plan = make_plan(prepared.model, PlanOptions.of("2/4"))
     images = torch.from_numpy(generator.normal(size=(32, 3, 8, 8)).astype(np.float32))
@@ -436,7 +434,7 @@ def test_gates_of_squeeze_and_excitation_are_not_corrected(monkeypatch: pytest.M
         seen.extend(z.shape[2] for z in outputs(x))
         return x
 
-    monkeypatch.setattr(engine, "correct_distribution", correct)
+    monkeypatch.setattr(teacher, "correct_distribution", correct)
     body = "g = GlobalAveragePool(r) h = Conv(g, u) t = Sigmoid(h) m = Mul(r, t) y = Conv(m, u)"
     calibrate_small(small(body, "float[N,4,6,6] y"), iters=1, correction_iters=1)
     assert seen

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor, fx
 
-from pdq_export.calibrate import Calibrated, calibrate, engine, memory, spill
+from pdq_export.calibrate import Calibrated, calibrate, collapse, memory, spill
 from pdq_export.calibrate.cache import Store
+from pdq_export.calibrate.finished import Quantizers
 from pdq_export.calibrate.memory import STEP_IMAGES, step_bytes
 from pdq_export.calibrate.offload import Offload
 from pdq_export.calibrate.requirements import Requirements, find_requirements
-from pdq_export.calibrate.state import Quantizers
 from pdq_export.calibrate.subgraph import extract
 from pdq_export.errors import CalibrationError, OptionError
 
@@ -208,7 +208,7 @@ def test_the_search_for_collapse_takes_few_images_at_a_time(
 
     monkeypatch.setattr(Quantizers, "simulation", watched)
     monkeypatch.setattr(
-        engine, "warn_of_collapse", lambda name, full, quantized, advise: judged.extend((full, quantized))
+        collapse, "warn_of_collapse", lambda name, full, quantized, advise: judged.extend((full, quantized))
     )
     run(residual(images=images), None, iters=0, learn_rounding=False, learn_scales=False)
     assert [len(x) for x in judged] == [images, images]

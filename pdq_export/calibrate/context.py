@@ -1,0 +1,24 @@
+"""What all blocks of a calibration share and none of them changes."""
+
+import dataclasses
+
+from torch import fx
+
+from pdq_export.calibrate.cache import Store
+from pdq_export.calibrate.journal import Journal
+from pdq_export.config.method import CalibrationOptions
+from pdq_export.spec import Plan
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Context:
+    """The FP32 ``network`` for images of the calibration's size, its ``plan`` and the ``options`` of the method.
+
+    ``store``: where tensors over all images lie. ``journal``: whom to tell what is done.
+    """
+
+    network: fx.GraphModule
+    plan: Plan
+    options: CalibrationOptions
+    store: Store
+    journal: Journal

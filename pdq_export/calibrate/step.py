@@ -1,0 +1,150 @@
+"""One step of learning a block: tensors in, tensors out.
+
+Nothing here waits for a device or reads a cache, and what differs between steps comes as a tensor or, where it decides
+what is computed, as None: a step can be recorded once and played again.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pdq_export.calibrate.losses import prediction_difference, reconstruction_loss
+from pdq_export.calibrate.quantizers import SoftRounding
+from pdq_export.numerics.affine import bernoulli_like
+from pdq_export.numerics.rounding import rounding_regularizer
+
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # Adam's
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Rows of the images of a step, each [batch, ...], in the order of the block's inputs or outputs.
+
+    ``wanted``: what the FP32 block puts out. ``bypass``: what the rest of the network reads beside the block;
+    ``predictions``: what it is to predict. Both are empty in a step without the prediction difference.
+    """
+
+    quantized: Sequence[Tensor]
+    corrected: Sequence[Tensor]
+    wanted: Sequence[Tensor]
+    bypass: Sequence[Tensor] = ()
+    predictions: Sequence[Tensor] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepNumbers:
+    """What changes from step to step, float32 [] each.
+
+    ``prediction_weight``, and ``rounding_weight`` with its ``exponent``, are None where the term is left out. The
+    rates are Adam's, over the bias of the first moment; ``root`` is that of the second moment's.
+    """
+
+    prediction_weight: Tensor | None
+    rounding_weight: Tensor | None
+    exponent: Tensor | None
+    rounding_rate: Tensor
+    scale_rates: Sequence[Tensor]
+    root: Tensor
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LearnedScale:
+    """A scale [] that stays between ``low`` and ``high`` [] and is learned as scale / ``unit`` would be."""
+
+    scale: nn.Parameter
+    unit: float
+    low: Tensor
+    high: Tensor
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BlockModel:
+    """What a block computes while it learns.
+
+    ``student``: the block with soft ``weights`` and quantizers that drop at random. ``rest``: the FP32 network from the
+    block's outputs, and what bypasses the block, to the predictions, whose classes lie along ``class_axes``; None
+    without the prediction difference. ``masks``: draws what is dropped and mixed.
+    """
+
+    student: Callable[..., Sequence[Tensor]]
+    rest: Callable[..., Sequence[Tensor]] | None
+    class_axes: Sequence[int | None]
+    weights: Sequence[SoftRounding]
+    masks: torch.Generator
+
+
+class Step:
+    """A forward and a backward pass, after which weights and scales are a step further.
+
+    ``units``: what each output is measured in, powers of two. ``mix_probability`` and ``temperature``: see
+    `CalibrationOptions`.
+    """
+
+    def __init__(
+        self,
+        model: BlockModel,
+        scales: Sequence[LearnedScale],
+        units: Sequence[float],
+        *,
+        mix_probability: float,
+        temperature: float,
+    ) -> None:
+        self._model, self._scales, self._units = model, scales, units
+        self._mix_probability, self._temperature = mix_probability, temperature
+        self._parameters = [*(weight.alpha for weight in model.weights), *(learned.scale for learned in scales)]
+        self._moments = [(torch.zeros_like(x), torch.zeros_like(x)) for x in self._parameters]
+
+    def __call__(self, batch: Batch, numbers: StepNumbers) -> tuple[Tensor, Tensor]:
+        """The reconstruction error and the whole loss, [] each, before the step."""
+        error, loss = self._objective(batch, numbers)
+        gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
+        self._update(gradients, numbers)
+        return error.detach(), loss.detach()
+
+    def power(self, wanted: Sequence[Tensor]) -> Tensor:
+        """The mean square [] of what the block is to put out, counted as the error is."""
+        parts = zip(wanted, self._units, strict=True)
+        return torch.stack([reconstruction_loss(y, torch.zeros_like(y), unit) for y, unit in parts]).sum()
+
+    def _objective(self, batch: Batch, numbers: StepNumbers) -> tuple[Tensor, Tensor]:
+        model, weight = self._model, numbers.prediction_weight
+        outputs = model.student(*self._inputs(batch, doubled=weight is not None))
+        images = len(batch.wanted[0])
+        parts = zip(outputs, batch.wanted, self._units, strict=True)
+        error = torch.stack([reconstruction_loss(y[:images], wanted, unit) for y, wanted, unit in parts]).sum()
+        loss = error
+        if model.rest is not None and weight is not None:
+            predictions = model.rest(*(output[images:] for output in outputs), *batch.bypass)
+            difference = prediction_difference(predictions, batch.predictions, model.class_axes, self._temperature)
+            loss = loss + difference * weight
+        if model.weights and numbers.rounding_weight is not None and numbers.exponent is not None:
+            terms = [rounding_regularizer(soft.h(), numbers.exponent) for soft in model.weights]
+            loss = loss + numbers.rounding_weight * torch.stack(terms).sum()
+        return error, loss
+
+    def _inputs(self, batch: Batch, *, doubled: bool) -> list[Tensor]:
+        """Mixed inputs; ``doubled``: with the quantized ones behind them, whose outputs run on to a prediction."""
+        inputs = []
+        for x_q, x_c in zip(batch.quantized, batch.corrected, strict=True):
+            mixed = torch.lerp(x_c, x_q, bernoulli_like(x_q, self._mix_probability, self._model.masks))
+            inputs.append(torch.cat([mixed, x_q]) if doubled else mixed)
+        return inputs
+
+    @torch.no_grad()
+    def _update(self, gradients: Sequence[Tensor | None], numbers: StepNumbers) -> None:
+        """Adam, to the bit as torch.optim has it, whose own reads rates and the number of the step on the host."""
+        weights = len(self._model.weights)
+        units = [*[1.0] * weights, *(learned.unit for learned in self._scales)]
+        rates = [*[numbers.rounding_rate] * weights, *numbers.scale_rates]
+        for x, gradient, unit, rate, (first, second) in zip(
+            self._parameters, gradients, units, rates, self._moments, strict=True
+        ):
+            if gradient is not None:
+                gradient = gradient if unit == 1.0 else gradient * unit
+                first.lerp_(gradient, 1 - BETA1)
+                second.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
+                x.sub_(first.mul(rate).div_(second.sqrt().div_(numbers.root).add_(EPSILON)))
+        for learned in self._scales:
+            learned.scale.clamp_(learned.low, learned.high)
