@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
 import onnx
@@ -11,7 +12,8 @@ from onnx import GraphProto
 
 import pdq_export
 from pdq_export import targets
-from pdq_export.cli.options import check_plan_options
+from pdq_export.commands.settle import settle
+from pdq_export.config.config import options_of
 from pdq_export.errors import OptionError
 from pdq_export.export.constants import Weight
 from pdq_export.export.layers import textbook_weight
@@ -85,9 +87,19 @@ class Runtime:
 
 
 @pytest.fixture
-def runtime(monkeypatch: pytest.MonkeyPatch) -> Runtime:
-    """What checks the target ``toy``, which is there while the test runs."""
+def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Targets that a test registers go with it; the option's choices, a text for users, name theirs as well."""
     monkeypatch.setattr(targets, "_TARGETS", dict(targets._TARGETS))
+    declared = options_of()["target"].declared
+    before = declared.choices
+    object.__setattr__(declared, "choices", (*before, "toy", "plain"))
+    yield
+    object.__setattr__(declared, "choices", before)
+
+
+@pytest.fixture
+def runtime(registry: None) -> Runtime:
+    """What checks the target ``toy``, which is there while the test runs."""
     found = Runtime()
     register_target(
         Target(
@@ -132,10 +144,8 @@ def test_a_new_target_is_inspected_quantized_and_converted_like_others(runtime: 
 
 
 def test_what_a_new_target_does_not_take_is_refused_before_calibration(runtime: Runtime) -> None:
-    arguments = {"bits": "4/4", "layer_bits": (), "exclude": (), "exclude_op": (), "first_last": "8/8"}
-    arguments |= {"weights": "asymmetric", "wide_residuals": False, "reduce_range": False, "target": "toy"}
     with pytest.raises(OptionError, match="--weights asymmetric: --target toy takes symmetric weights only; leave"):
-        check_plan_options(arguments)
+        settle(None, {"bits": "4/4", "weights": "asymmetric", "target": "toy"})
     message = (
         "--target toy: tensor 'a1' is to have 2 bits; expected 3 or more, as toys can count to eight; use --bits 3/3, "
         "leave the layer in float with --exclude, or choose another --target: ort, native, qcdq$"
@@ -145,8 +155,8 @@ def test_what_a_new_target_does_not_take_is_refused_before_calibration(runtime: 
     assert runtime.runs == 0
 
 
-def test_a_new_layout_alone_can_be_converted_to_and_from(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(targets, "_TARGETS", dict(targets._TARGETS))
+@pytest.mark.usefixtures("registry")
+def test_a_new_layout_alone_can_be_converted_to_and_from() -> None:
     register_target(Target(name="plain", layout=Layout(name="plain", required_opset=lambda plan: 18, write=write)))
     make = functools.partial(pdq_export.quantize, model(), bits="4/4", calib=images(), method="nearest", device="cpu")
     files = {target: make(target=target).model for target in ("ort", "plain")}

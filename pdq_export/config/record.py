@@ -127,6 +127,6 @@ def _guessed(settled: Mapping[str, Any]) -> dict[str, Any]:
     chosen: Sequence[str] = ("method", "preset", "family")
     usual = dataclasses.asdict(choose_options(**{name: settled[name] for name in chosen if name in settled}))
     given = {name: value for name, value in settled.items() if name in known and name not in numbers}
-    if given.get("weights") == "asymmetric" or given.get("target") == "tensorrt":
+    if given.get("weights") == "asymmetric":
         given.pop("weights", None)  # what there is by default
     return given | {name: settled[name] for name in numbers if name in settled and settled[name] != usual[name]}

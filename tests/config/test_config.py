@@ -14,8 +14,8 @@ from pdq_export.config.method import CalibrationOptions
 from pdq_export.config.option import INSPECT, QUANTIZE, find_options, option
 from pdq_export.config.toml import read_toml, write_toml
 from pdq_export.errors import OptionError
-from pdq_export.export import layout_names
 from pdq_export.spec import BitWidths
+from pdq_export.targets import target_names
 
 
 def test_flat_names_map_one_to_one() -> None:
@@ -100,7 +100,7 @@ def test_every_number_of_the_method_can_be_given() -> None:
 
 
 def test_the_targets_are_those_that_there_are() -> None:
-    assert set(options_of()["target"].declared.choices) == set(layout_names())
+    assert set(options_of()["target"].declared.choices) == set(target_names())
 
 
 def test_names_are_unique() -> None:

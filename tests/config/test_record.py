@@ -65,7 +65,11 @@ def test_retargeted() -> None:
 
 @pytest.mark.parametrize(
     ("target", "weights", "asked"),
-    [("ort", "asymmetric", {}), ("ort", "symmetric", {"weights": "symmetric"}), ("tensorrt", "symmetric", {})],
+    [
+        ("ort", "asymmetric", {}),
+        ("ort", "symmetric", {"weights": "symmetric"}),
+        ("tensorrt", "symmetric", {"weights": "symmetric"}),
+    ],
 )
 def test_files_that_say_only_what_was_settled(target: str, weights: str, asked: dict[str, str]) -> None:
     options = choose_options(method="qdrop", preset="fast", family="depthwise", overrides={"iters": 7})
