@@ -39,7 +39,8 @@ class ProgressDisplay:
     def __init__(self, console: Console, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._stage: str | None = None
-        self._stage_began = 0.0
+        self._images = 0
+        self._began = 0.0  # the stage, or its present round over images
         self._last_line = 0.0
         self._plain = not console.is_terminal
         self._quiet = quiet
@@ -69,14 +70,16 @@ class ProgressDisplay:
 
     def __call__(self, progress: "Progress") -> None:
         now = self._clock()
-        if progress.stage != self._stage:
-            self._stage_began = now
+        images = progress.images or 0
+        if progress.stage != self._stage or images < self._images:
+            self._began = now
+        self._images = images
         at = progress.block
         done = 0.0 if at is None else fraction(at)
-        detail = "" if at is None else describe(at, now - self._stage_began)
+        detail = "" if at is None else describe(at, now - self._began)
         if progress.images is not None and progress.total:
             done = progress.images / progress.total
-            detail = describe_images(progress.images, progress.total, now - self._stage_began)
+            detail = describe_images(progress.images, progress.total, now - self._began)
         if self._plain and not self._quiet:
             self._log(progress, detail, now)
         self._stage = progress.stage

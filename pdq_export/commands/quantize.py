@@ -69,7 +69,7 @@ class Progress:
     """Where `quantize` is.
 
     ``stage``: load, plan, read, calibrate, export or validate; ``block`` once one is calibrated. ``images``: how many
-    of the ``total`` are validated, once there are any.
+    of the ``total`` are read from a folder, for calibration and then for evaluation, or validated, once there are any.
     """
 
     stage: str
@@ -190,7 +190,13 @@ def quantize(
     network = import_network(core)
     check_batch(network, core)
     tell(Progress(stage="read"))
-    samples = read_samples(calib, eval, specs, chosen.samples)
+    samples = read_samples(
+        calib,
+        eval,
+        specs,
+        chosen.samples,
+        told=lambda done, total: tell(Progress(stage="read", images=done, total=total)),
+    )
     scores, *_ = check_runs(network, as_seen(samples.calibration.head(2).inputs(), prepared.model))
     if samples.judged.labels is not None and not plan.tail:
         check_labels(prepared.model.graph.output[0].name, scores.numpy(), samples.judged)

@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,11 +35,18 @@ class _Task:
     expected: InputSpec | None
 
 
-def load_folder(folder: Path, *, expected: InputSpec | None, limit: int | None) -> ImageSet:
+def load_folder(
+    folder: Path,
+    *,
+    expected: InputSpec | None,
+    limit: int | None,
+    told: Callable[[int, int], None] = lambda *_: None,
+) -> ImageSet:
     """Decode the first ``limit`` images of a folder to uint8; a file that is damaged is named and skipped.
 
     Without ``resize`` or ``crop`` in preprocess.toml every image must have the size of the model's input, or of the
-    first image where that is dynamic. Raises DataError.
+    first image where that is dynamic. ``told``: of how many images are decoded, and of how many at most. Raises
+    DataError.
     """
     where = str(folder)
     names = _list_images(folder)
@@ -49,7 +56,7 @@ def load_folder(folder: Path, *, expected: InputSpec | None, limit: int | None) 
     csv_file = folder / labels_csv.FILE_NAME
     labels = labels_csv.read_labels(csv_file, names) if csv_file.exists() else None
     task = _Task(mode=_MODES[channels], preprocess=preprocess, expected=expected)
-    pixels, used = _decode_all(folder, names, task, limit)
+    pixels, used = _decode_all(folder, names, task, limit, told)
     return ImageSet(
         pixels=pixels,
         mean=mean,
@@ -95,7 +102,9 @@ def _channels(where: str, expected: InputSpec | None, preprocess: Preprocess) ->
     return channels
 
 
-def _decode_all(folder: Path, names: list[str], task: _Task, limit: int | None) -> tuple[NDArray[np.uint8], list[str]]:
+def _decode_all(
+    folder: Path, names: list[str], task: _Task, limit: int | None, told: Callable[[int, int], None]
+) -> tuple[NDArray[np.uint8], list[str]]:
     """The first ``limit`` images that can be decoded, (N, C, H, W), and their names."""
     count = len(names) if limit is None else min(limit, len(names))
     pixels: NDArray[np.uint8] | None = None
@@ -119,6 +128,7 @@ def _decode_all(folder: Path, names: list[str], task: _Task, limit: int | None) 
         _check_size(folder / name, array.shape, pixels.shape[1:], "the first image is")
         pixels[len(used)] = array
         used.append(name)
+        told(len(used), count)
         for note in decoded.notes:
             notes[note].append(name)
     _tell(folder, skipped, len(used), notes)

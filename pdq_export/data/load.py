@@ -1,7 +1,7 @@
 """Finds and loads images, whatever they are stored as."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,13 @@ _ARCHIVES = {".npz": load_npz, ".npy": load_npy}
 _FORMS = ".npz, .npy or a folder of images"
 
 
-def load_images(path: str | Path, *, expected: InputSpec | None = None, limit: int | None = None) -> ImageSet:
+def load_images(
+    path: str | Path,
+    *,
+    expected: InputSpec | None = None,
+    limit: int | None = None,
+    told: Callable[[int, int], None] = lambda *_: None,
+) -> ImageSet:
     """Load images from an .npz, an .npy or a folder of image files.
 
     - ``.npz``: ``images``, or an array of the input's name, (N, C, H, W), float32 as they are, or uint8 with ``mean``
@@ -30,7 +36,8 @@ def load_images(path: str | Path, *, expected: InputSpec | None = None, limit: i
     - folder: .jpg, .jpeg, .png, .bmp, .webp in sorted order, with optional ``preprocess.toml`` and ``labels.csv``.
 
     ``expected`` is the model's input; C, H and W must fit it. With ``limit`` only the first images are read, all of
-    them where there are fewer. Raises DataError.
+    them where there are fewer. ``told``: of how many images of a folder are read, and of how many at most. Raises
+    DataError.
     """
     path = Path(path)
     if limit is not None and limit < 1:
@@ -38,7 +45,7 @@ def load_images(path: str | Path, *, expected: InputSpec | None = None, limit: i
     if expected is not None:
         expected.check_supported(str(path))
     try:
-        images = _load(path, expected, limit)
+        images = _load(path, expected, limit, told)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     if limit is not None and len(images) < limit:
@@ -90,11 +97,18 @@ def check_form(source: Source | None) -> None:
         raise DataError(f"{path}: suffix {path.suffix!r} is not known; expected images as {_FORMS}")
 
 
-def read_data(source: Source, expected: Sequence[InputSpec], *, limit: int | None = None) -> ImageSet | InputSet:
+def read_data(
+    source: Source,
+    expected: Sequence[InputSpec],
+    *,
+    limit: int | None = None,
+    told: Callable[[int, int], None] = lambda *_: None,
+) -> ImageSet | InputSet:
     """Whatever users give as calibration or evaluation data, checked against the model's inputs.
 
     One input that takes images: a path for `load_images`, an array or an `ImageSet`. Anything else: a path for
-    `load_inputs`, a mapping of arrays by input name, an `InputSet`, or one array for one input. Raises DataError.
+    `load_inputs`, a mapping of arrays by input name, an `InputSet`, or one array for one input. ``told``: as in
+    `load_images`. Raises DataError.
     """
     first, *others = expected
     if first.takes_images and not others:
@@ -103,7 +117,7 @@ def read_data(source: Source, expected: Sequence[InputSpec], *, limit: int | Non
         if isinstance(source, np.ndarray):
             return ImageSet.from_array(source, expected=first, limit=limit)
         if isinstance(source, str | Path):
-            return load_images(source, expected=first, limit=limit)
+            return load_images(source, expected=first, limit=limit, told=told)
     if isinstance(source, str | Path):
         return load_inputs(source, expected=expected, limit=limit)
     if isinstance(source, InputSet):
@@ -119,9 +133,9 @@ def _names(expected: Sequence[InputSpec]) -> str:
     return ", ".join(repr(spec.name) for spec in expected)
 
 
-def _load(path: Path, expected: InputSpec | None, limit: int | None) -> ImageSet:
+def _load(path: Path, expected: InputSpec | None, limit: int | None, told: Callable[[int, int], None]) -> ImageSet:
     if path.is_dir():
-        return load_folder(path, expected=expected, limit=limit)
+        return load_folder(path, expected=expected, limit=limit, told=told)
     check_form(path)
     return _ARCHIVES[path.suffix.lower()](path, expected=expected, limit=limit)
 

@@ -142,3 +142,16 @@ def test_a_phase_takes_the_place_of_the_step(caplog: pytest.LogCaptureFixture) -
                 )
             )
     assert len(caplog.records) == 4  # one in 30 seconds, where there are no steps to finish, either
+
+
+def test_the_time_left_counts_from_the_beginning_of_each_round() -> None:
+    """Of images for calibration and for evaluation, which are one stage."""
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=100, color_system=None)
+    clock = iter((0.0, 100.0, 200.0, 210.0))
+    with ProgressDisplay(console, clock=lambda: next(clock)) as display:
+        display(FakeProgress(stage="read"))
+        for done, total in ((1000, 1000), (1, 10000), (5000, 10000)):
+            display(FakeProgress(stage="read", images=done, total=total))
+    assert "reading images" in stream.getvalue()
+    assert "5,000/10,000 images, 0:10 left" in stream.getvalue()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pdq_export.data import InputSpec, find_default, load_images
+from pdq_export.data import InputSpec, find_default, load_images, read_data
 from pdq_export.data.preprocess import Preprocess, read_preprocess
 from pdq_export.errors import DataError
 
@@ -52,6 +52,17 @@ def test_only_the_first_images_are_decoded(tmp_path: Path) -> None:
     write_folder(tmp_path)
     (tmp_path / "c.png").write_bytes(b"damaged, but never looked at")
     assert len(load_images(tmp_path, expected=SPEC, limit=2)) == 2
+
+
+def test_it_is_told_how_many_images_are_read(tmp_path: Path) -> None:
+    write_folder(tmp_path, "a.png b.png c.png d.png")
+    (tmp_path / "b.png").write_bytes(b"damaged")
+    told: list[tuple[int, int]] = []
+    load_images(tmp_path, expected=SPEC, told=lambda done, count: told.append((done, count)))
+    assert told == [(1, 4), (2, 4), (3, 4)]
+    told.clear()
+    read_data(tmp_path, [SPEC], limit=2, told=lambda done, count: told.append((done, count)))
+    assert told == [(1, 2), (2, 2)]
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1", "LA"])
