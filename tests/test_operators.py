@@ -341,7 +341,6 @@ def test_every_operator_is_one_that_onnx_or_onnxruntime_has() -> None:
 
 # Collections that say what one module does with operators, not what they are, and the reason.
 OWN = {
-    "calibrate/engine.py": "layers with positions, whose distribution is corrected",
     "export/native.py": "the two halves of a Clip",
     "export/tensorrt_rules.py": "the two halves of a pair",
     "frontend": "converters are registered by op type and version",

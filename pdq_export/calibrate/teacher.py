@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from pdq_export import operators
 from pdq_export.calibrate.cache import Cache
 from pdq_export.calibrate.context import Context
 from pdq_export.calibrate.correction import correct_distribution, estimate_statistics
@@ -59,7 +60,7 @@ class Teacher:
     @torch.no_grad()
     def _spread_out(self, block: Block, x: Cache) -> list[str]:
         """The outputs of the block's convolutions that have more than one position an image."""
-        outputs = [layer.output for layer in block.layers if layer.op_type in ("Conv", "ConvTranspose")]
+        outputs = [layer.output for layer in block.layers if operators.get(layer.op_type).per_image]
         if not outputs:
             return []
         probed = extract(self._context.network, block.inputs, outputs)(x.slice(0, 1))
