@@ -101,7 +101,7 @@ def command(*, summary: str, example: str, json_schema: str | None = None) -> Ca
         def run(*, quiet: bool, verbose: bool, as_json: bool = False, **arguments: Any) -> int:
             if quiet and verbose:
                 raise OptionError("--quiet and --verbose contradict each other; give one of them")
-            frame = Frame(messages=Console(stderr=True), quiet=quiet, verbose=verbose)
+            frame = Frame(messages=Console(stderr=True, emoji=False), quiet=quiet, verbose=verbose)
             set_up_logging(frame.messages, quiet=quiet, verbose=verbose)
             return _tell(body(frame, **arguments), quiet=quiet, as_json=as_json)
 
@@ -131,7 +131,7 @@ def _tell(outcome: Outcome, *, quiet: bool, as_json: bool) -> ExitCode:
         assert outcome.to_json is not None
         click.echo(outcome.to_json(), nl=False)
     elif not quiet:
-        console = Console(highlight=False)
+        console = Console(highlight=False, emoji=False)  # or a node named a:cat:b would show a cat
         if not console.is_terminal:
             console.width = _WIDE
         for item in outcome.text:

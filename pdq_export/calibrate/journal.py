@@ -41,7 +41,7 @@ class Journal:
     def begin(self, position: int, block: Block) -> None:
         """Turn to the block at ``position``."""
         logger.info("block %d of %d: %s", position + 1, self._place.count, block.name)
-        self._place = dataclasses.replace(self._place, block=block.name, index=position)
+        self._place = dataclasses.replace(self._place, block=block.name, index=position, step=0, loss=0.0)
         self.seconds = {}
 
     def tell(self, phase: str) -> None:
@@ -53,8 +53,9 @@ class Journal:
         return lambda done, count: self.tell(f"{what}, {done} of {count} images")
 
     def step(self, step: int, loss: float) -> None:
-        """Tell that so many steps have been taken."""
-        self._report(dataclasses.replace(self._place, step=step, loss=loss))
+        """Tell that so many steps have been taken; phases after them count from there."""
+        self._place = dataclasses.replace(self._place, step=step, loss=loss)
+        self._report(self._place)
 
     @contextlib.contextmanager
     def timed(self, phase: str) -> Iterator[None]:

@@ -21,6 +21,7 @@ class Live:
 
     def __init__(self, context: Context, done: Quantizers) -> None:
         self._network, self._store, self._done = context.network, context.store, done
+        self._journal = context.journal
         self.full: dict[str, Cache] = {}
         self.quantized: dict[str, Cache] = {}
 
@@ -43,10 +44,14 @@ class Live:
         outputs = [name for name in block.outputs if name in needed]
         plain = extract(self._network, block.inputs, outputs)
         finished = self._done.block(block, outputs)
-        for live, module, quantizers in ((self.full, plain, {}), (self.quantized, finished, self._done.activations)):
+        for what, live, module, quantizers in (
+            ("FP32 pass", self.full, plain, {}),
+            ("quantized pass", self.quantized, finished, self._done.activations),
+        ):
             inputs = [live[name] for name in block.inputs]
             if outputs:
-                live.update(run_pass(module, inputs, outputs, self._store, quantizers=quantizers))
+                told = self._journal.images(what)
+                live.update(run_pass(module, inputs, outputs, self._store, quantizers=quantizers, told=told))
             del inputs
             for name in set(live) - set(needed):
                 del live[name]

@@ -301,8 +301,10 @@ def test_something_moves_before_the_first_step() -> None:
     assert calls[0].phase.startswith("FP32 network, ")
     assert calls[0].phase.endswith(" images")
     told = {"".join(c for c in at.phase if not c.isdigit()) for at in calls if at.index == 0}
-    assert len(told) == 7  # the FP32 network, activation and weight scales, correction, targets, steps, rounding
-    assert [at.index for at in calls] == sorted(at.index for at in calls)
+    assert len(told) == 9  # FP32 network, activation and weight scales, correction, targets, steps, rounding, passes
+    assert [(at.index, at.step) for at in calls] == sorted((at.index, at.step) for at in calls)
+    after = [at.phase for at in calls if at.index == 0 and at.step == at.steps and at.phase]
+    assert [phase.partition(",")[0] for phase in after[-2:]] == ["FP32 pass", "quantized pass"]
 
 
 def test_progress() -> None:

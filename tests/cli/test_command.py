@@ -32,20 +32,20 @@ def invoke(body: Callable[..., Outcome], *args: str, **options: Any) -> Result:
 def found(**changes: Any) -> Outcome:
     table = Table("name", "value")
     table.add_row("accuracy", "0.9")
-    return Outcome(text=["measured:\x1b[2J [red]", table], to_json=lambda: '{"accuracy": 0.9}\n', **changes)
+    return Outcome(text=["measured:\x1b[2J [red] :cat:", table], to_json=lambda: '{"accuracy": 0.9}\n', **changes)
 
 
 def test_text_is_printed_line_by_line_and_harmless() -> None:
     result = invoke(lambda _: found())
     assert result.exit_code == 0, result.output
     first, *table = result.stdout.splitlines()
-    assert first == "measured:\\x1b[2J [red]"
+    assert first == "measured:\\x1b[2J [red] :cat:"
     assert any("accuracy" in line and "0.9" in line for line in table)
     assert result.stderr == ""
 
 
 def chatting(_: Frame) -> Outcome:
-    NOTES.info("on the way")
+    NOTES.info("on the way :cat:")
     print("what a library says is no result", file=sys.stderr)
     return found()
 
@@ -54,7 +54,7 @@ def chatting(_: Frame) -> Outcome:
 def test_json_is_all_there_is_on_stdout(more: tuple[str, ...]) -> None:
     result = invoke(chatting, "--json", *more, json_schema="somewhere")
     assert json.loads(result.stdout) == {"accuracy": 0.9}
-    assert ("pdq-export: on the way" in result.stderr) == ("--quiet" not in more)
+    assert ("pdq-export: on the way :cat:" in result.stderr) == ("--quiet" not in more)
 
 
 def test_quiet_prints_no_result() -> None:
