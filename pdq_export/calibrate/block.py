@@ -73,39 +73,48 @@ class BlockCalibrator:
         scales: Sequence[ActivationQuantizer],
     ) -> Tensor:
         """Learn soft weights and scales on what the FP32 block gives; the error of every step."""
+        context, options = self._context, self._context.options
+        problem = self._problem(position, block, later, soft, scales)
+        images, generator = len(problem.rows.wanted[0]), batch_generator(options.seed, position)
+        batches = draw_batches(images, options.batch_size, options.iters, generator)
+        trim_heap()  # what was freed so far lies in holes that the tensors of a step do not fit into
+        with context.journal.timed("steps"), context.store.step(problem.model.modules):
+            return reconstruct(problem, options, batches, context.journal.step)
+
+    def _problem(
+        self,
+        position: int,
+        block: Block,
+        later: Sequence[Block],
+        soft: Mapping[str, SoftRounding],
+        scales: Sequence[ActivationQuantizer],
+    ) -> BlockProblem:
+        """What there is to learn, and all that it is learned from; caches make way for the steps first."""
         context, live, scores = self._context, self._live, self._scores
-        options, timed = context.options, context.journal.timed
         outputs = scores.compared(block, later)
-        ends = scores.behind(context.network, outputs) if options.prediction_difference else ()
+        ends = scores.behind(context.network, outputs) if context.options.prediction_difference else ()
         beside = [name for name in read_by(later) if name in live.full and name not in outputs] if ends else []
-        rest = extract(context.network, [*outputs, *beside], ends) if ends else None
         self._done.round_biases(block, soft)
-        masks = mask_generator(options.seed, position, context.store.device)
-        student = self._student(block, outputs, soft, masks)
-        inputs, bypass = [live.quantized[name] for name in block.inputs], [live.full[name] for name in beside]
-        if context.store.limited and len(inputs[0]) > STEP_IMAGES:
-            # With masks of its own, so that the block draws the same whether it is measured or not.
-            measured = self._student(block, outputs, soft, torch.Generator(context.store.device))
-            self._leave_room(block, measured, rest, inputs, bypass)
-        with timed("correction"):
-            corrected = self._teacher.correct(block, [live.full[name] for name in block.inputs])
-        with timed("teacher"):
-            wanted = self._teacher.outputs(block, corrected, outputs)
+        masks = mask_generator(context.options.seed, position, context.store.device)
         model = BlockModel(
-            student=student,
-            rest=rest,
+            student=self._student(block, outputs, soft, masks),
+            rest=extract(context.network, [*outputs, *beside], ends) if ends else None,
             class_axes=[scores.class_axes[name] for name in ends],
             weights=list(soft.values()),
             masks=masks,
         )
+        inputs, bypass = [live.quantized[name] for name in block.inputs], [live.full[name] for name in beside]
+        if context.store.limited and len(inputs[0]) > STEP_IMAGES:
+            # With masks of its own, so that the block draws the same whether it is measured or not.
+            measured = self._student(block, outputs, soft, torch.Generator(context.store.device))
+            self._leave_room(block, measured, model.rest, inputs, bypass)
+        with context.journal.timed("correction"):
+            corrected = self._teacher.correct(block, [live.full[name] for name in block.inputs])
+        with context.journal.timed("teacher"):
+            wanted = self._teacher.outputs(block, corrected, outputs)
         predictions = [scores.values[name] for name in ends]
         rows = BlockRows(quantized=inputs, corrected=corrected, wanted=wanted, bypass=bypass, predictions=predictions)
-        problem = BlockProblem(name=block.name, model=model, rows=rows, scales=scales)
-        images, generator = len(wanted[0]), batch_generator(options.seed, position)
-        batches = draw_batches(images, options.batch_size, options.iters, generator)
-        trim_heap()  # what was freed so far lies in holes that the tensors of a step do not fit into
-        with timed("steps"), context.store.step([student] if rest is None else [student, rest]):
-            return reconstruct(problem, options, batches, context.journal.step)
+        return BlockProblem(name=block.name, model=model, rows=rows, scales=scales)
 
     def _student(
         self, block: Block, outputs: Sequence[str], soft: Mapping[str, SoftRounding], masks: torch.Generator
@@ -122,8 +131,8 @@ class BlockCalibrator:
     def _leave_room(
         self,
         block: Block,
-        student: fx.GraphModule,
-        rest: fx.GraphModule | None,
+        student: nn.Module,
+        rest: nn.Module | None,
         inputs: Sequence[Cache],
         bypass: Sequence[Cache],
     ) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, nn
 
 from pdq_export.errors import OptionError
 
@@ -86,8 +86,8 @@ def device_budget(device: torch.device) -> int:
 
 
 def step_bytes(
-    student: fx.GraphModule,
-    rest: fx.GraphModule | None,
+    student: nn.Module,
+    rest: nn.Module | None,
     inputs: Sequence[Tensor],
     bypass: Sequence[Tensor],
     batch_size: int,
@@ -104,9 +104,7 @@ def step_bytes(
     return int(max(three - two, 0) * batch_size * _STEP_FACTOR)
 
 
-def _saved_bytes(
-    student: fx.GraphModule, rest: fx.GraphModule | None, inputs: Sequence[Tensor], bypass: Sequence[Tensor]
-) -> int:
+def _saved_bytes(student: nn.Module, rest: nn.Module | None, inputs: Sequence[Tensor], bypass: Sequence[Tensor]) -> int:
     kept: dict[int, Tensor] = {}
 
     def note(x: Tensor) -> None:

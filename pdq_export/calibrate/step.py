@@ -5,7 +5,7 @@ what is computed, as None: a step can be recorded once and played again.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -68,11 +68,16 @@ class BlockModel:
     without the prediction difference. ``masks``: draws what is dropped and mixed.
     """
 
-    student: Callable[..., Sequence[Tensor]]
-    rest: Callable[..., Sequence[Tensor]] | None
+    student: nn.Module
+    rest: nn.Module | None
     class_axes: Sequence[int | None]
     weights: Sequence[SoftRounding]
     masks: torch.Generator
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """All that a step runs."""
+        return [self.student] if self.rest is None else [self.student, self.rest]
 
 
 class Step:
