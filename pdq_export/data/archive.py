@@ -43,7 +43,10 @@ LONGEST_LABELS = 2**24
 
 
 def load_npz(path: Path, *, expected: InputSpec | None, limit: int | None) -> ImageSet:
-    """Images from ``images`` or the input's name, and, where the archive has them, ``mean``, ``std`` and ``labels``."""
+    """Images from ``images`` or the array of the input's name.
+
+    ``mean``, ``std`` and ``labels`` are read if the archive has them.
+    """
     where = str(path)
     with _damage_is_an_error(where), zipfile.ZipFile(path) as archive:
         names = {name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")}
@@ -63,7 +66,7 @@ def load_npz(path: Path, *, expected: InputSpec | None, limit: int | None) -> Im
 
 
 def load_npz_inputs(path: Path, *, expected: Sequence[InputSpec], limit: int | None) -> InputSet:
-    """One array for each input, under the input's name, and ``labels``, where the archive has them."""
+    """One array for each input, under the input's name, and ``labels`` if the archive has them."""
     where = str(path)
     labels = None
     with _damage_is_an_error(where), zipfile.ZipFile(path) as archive:

@@ -19,7 +19,7 @@ _CHUNK = 256
 
 
 def check_shape(where: str, shape: tuple[int, ...], expected: InputSpec | None) -> None:
-    """Images must be (N, C, H, W), not empty, and C, H, W those of the model's input."""
+    """Raise DataError unless images are (N, C, H, W), not empty, with C, H and W of the model's input."""
     if len(shape) != 4:
         found = f"images of shape {format_shape(shape)}"
         raise DataError(f"{where}: {found}; expected 4 axes: N x C x H x W (one image needs N = 1 in front)")
@@ -42,7 +42,7 @@ def _fits(found: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
 
 
 def check_bytes(where: str, shape: tuple[int, ...], itemsize: int) -> None:
-    """Refuse a size that cannot be meant, before memory is taken for it."""
+    """Raise DataError for a size that cannot be meant, before memory is taken for it."""
     size = math.prod(shape) * itemsize
     if size > MAX_BYTES:
         raise DataError(
@@ -52,7 +52,10 @@ def check_bytes(where: str, shape: tuple[int, ...], itemsize: int) -> None:
 
 
 def check_finite(where: str, images: NDArray[np.float32]) -> None:
-    """Images must not hold NaN or infinities; values that look like raw pixels are worth a warning."""
+    """Raise DataError if images hold NaN or infinities.
+
+    Warns of values that look like raw pixels.
+    """
     low, high = math.inf, -math.inf
     for start in range(0, len(images), _CHUNK):
         chunk = images[start : start + _CHUNK]

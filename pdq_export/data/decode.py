@@ -40,7 +40,7 @@ class Decoded:
 
 
 def decode(path: Path, mode: str) -> Decoded:
-    """Read an image file as ``mode``, L or RGB. Raises one of `BROKEN` where that cannot be done."""
+    """Read an image file as ``mode``, L or RGB. Raises one of `BROKEN` if that is not possible."""
     with Image.open(path, formats=_FORMATS) as image:
         if image.width * image.height > _MAX_PIXELS:
             raise ValueError(f"{image.height} x {image.width} pixels, more than {_MAX_PIXELS:,}")

@@ -42,11 +42,11 @@ def load_folder(
     limit: int | None,
     told: Callable[[int, int], None] = lambda *_: None,
 ) -> ImageSet:
-    """Decode the first ``limit`` images of a folder to uint8; a file that is damaged is named and skipped.
+    """Decode the first ``limit`` images of a folder to uint8; damaged files are named and skipped.
 
     Without ``resize`` or ``crop`` in preprocess.toml every image must have the size of the model's input, or of the
-    first image where that is dynamic. ``told``: of how many images are decoded, and of how many at most. Raises
-    DataError.
+    first image if that is dynamic. ``told`` is called with the number of decoded images and the largest number there
+    can be. Raises DataError.
     """
     where = str(folder)
     names = _list_images(folder)

@@ -17,11 +17,11 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageSet:
-    """Images (N, C, H, W), with labels (N,) where they are known.
+    """Images (N, C, H, W), with labels (N,) if they are known.
 
     ``pixels`` are float32, ready for the model, or uint8 together with ``mean`` and ``std`` of shape [C] in units of
-    0..1; then x = (pixels / 255 - mean) / std, computed only for the images that are asked for. ``source`` says where
-    they come from, for messages.
+    0..1. Then x = (pixels / 255 - mean) / std, computed only for the images that are asked for. ``source``: where they
+    come from, for messages.
     """
 
     pixels: NDArray[np.uint8] | NDArray[np.float32]
@@ -44,8 +44,8 @@ class ImageSet:
     ) -> "ImageSet":
         """The first ``limit`` images of an array (N, C, H, W): float32 normalized, or uint8 with mean and std [C].
 
-        ``labels``: one class index for each image, (N,). Raises DataError where they do not fit each other or the
-        model's input.
+        ``labels``: one class index for each image, (N,). Raises DataError if they do not fit each other or the model's
+        input.
         """
         check_shape(source, images.shape, expected)
         checked = None if labels is None else check_labels(source, np.asarray(labels), len(images))[:limit]
@@ -68,7 +68,7 @@ class ImageSet:
         return cls(pixels=images, mean=mean, std=std, labels=checked, source=source)
 
     def check(self, expected: InputSpec) -> "ImageSet":
-        """Return itself. Raises DataError where the images do not fit the model's input."""
+        """Return itself. Raises DataError if the images do not fit the model's input."""
         check_shape(self.source, self.pixels.shape, expected)
         return self
 
@@ -92,7 +92,7 @@ class ImageSet:
         return self.array()
 
     def head(self, count: int) -> "ImageSet":
-        """The first ``count`` images, or all where there are fewer."""
+        """The first ``count`` images, all if there are fewer."""
         labels = None if self.labels is None else self.labels[:count]
         return dataclasses.replace(self, pixels=self.pixels[:count], labels=labels)
 

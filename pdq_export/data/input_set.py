@@ -16,9 +16,9 @@ Array = NDArray[np.float32]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InputSet:
-    """One float32 array (N, ...) for each input of a model, in the model's order, as the model wants them.
+    """One float32 array (N, ...) for each input of a model, in the model's order, ready for it.
 
-    ``names``: the inputs. ``labels`` (N,), where they are known. ``source`` says where they come from, for messages.
+    ``names``: the inputs. ``labels``: (N,), if they are known. ``source``: where they come from, for messages.
     """
 
     names: tuple[str, ...]
@@ -37,9 +37,9 @@ class InputSet:
         limit: int | None = None,
         lengths: Mapping[str, int] | None = None,
     ) -> "InputSet":
-        """The first ``limit`` rows of the arrays, by input name. Raises DataError where they do not fit the inputs.
+        """The first ``limit`` rows of arrays by input name. Raises DataError if they do not fit the inputs.
 
-        ``lengths``: how many rows there are of each, by name, where ``arrays`` hold only the first ``limit``.
+        ``lengths``: by name, how many rows there are altogether, if ``arrays`` hold only the first ``limit``.
         """
         check_names(source, arrays, expected)
         chosen = [_checked(np.asarray(arrays[spec.name]), f"{source}[{spec.name}]", spec) for spec in expected]
@@ -53,7 +53,7 @@ class InputSet:
         return cls(names=tuple(spec.name for spec in expected), arrays=rows, labels=checked, source=source)
 
     def check(self, expected: Sequence[InputSpec]) -> "InputSet":
-        """Return itself, in the order of ``expected``. Raises DataError where the arrays do not fit the inputs."""
+        """Return itself, in the order of ``expected``. Raises DataError if the arrays do not fit the inputs."""
         arrays = dict(zip(self.names, self.arrays, strict=True))
         return self.from_arrays(arrays, labels=self.labels, source=self.source, expected=expected)
 
@@ -66,7 +66,7 @@ class InputSet:
         return f"{self.source}: {len(self)} samples ({shapes}{labels})"
 
     def head(self, count: int) -> "InputSet":
-        """The first ``count`` samples, or all where there are fewer."""
+        """The first ``count`` samples, all if there are fewer."""
         labels = None if self.labels is None else self.labels[:count]
         return dataclasses.replace(self, arrays=tuple(array[:count] for array in self.arrays), labels=labels)
 
@@ -86,7 +86,7 @@ class InputSet:
 
 
 def check_names(where: str, names: Iterable[str], expected: Sequence[InputSpec]) -> None:
-    """Raise DataError where an input has no array of its name."""
+    """Raise DataError if an input has no array of its name."""
     known = set(names)
     for spec in expected:
         if spec.name not in known:

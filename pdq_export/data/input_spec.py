@@ -17,7 +17,7 @@ class InputSpec:
         return f"input {self.name!r} ({format_shape(self.shape)}, {self.dtype})"
 
     def check_supported(self, where: str) -> None:
-        """Raise DataError where this is not a float32 image input of rank 4."""
+        """Raise DataError unless this is a float32 image input of rank 4."""
         if not self.takes_images:
             raise DataError(
                 f"{where}: images cannot feed the model's {self}; expected N x C x H x W, float32; give an .npz with a "

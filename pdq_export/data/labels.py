@@ -10,7 +10,10 @@ FILE_NAME = "labels.csv"
 
 
 def read_labels(path: Path, images: Sequence[str]) -> dict[str, int]:
-    """Label by file name, for every image. Raises DataError where an image has none or a line names no image."""
+    """Label by file name, for every image.
+
+    Raises DataError if an image has none or if a line names no image.
+    """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             labels = _read_rows(path, csv.DictReader(file), frozenset(images))

@@ -74,7 +74,7 @@ def load_inputs(path: str | Path, *, expected: Sequence[InputSpec], limit: int |
 
 
 def check_exists(source: Source | None) -> None:
-    """Raise DataError where data is given as a path at which there is nothing."""
+    """Raise DataError if data is given as a path at which there is nothing."""
     try:
         missing = isinstance(source, str | Path) and not Path(source).exists()
     except OSError as error:
@@ -86,7 +86,7 @@ def check_exists(source: Source | None) -> None:
 
 
 def check_form(source: Source | None) -> None:
-    """Raise DataError where data is given as a path at which there is nothing, or nothing of a form that is known."""
+    """Raise DataError if data is given as a path at which there is nothing of a known form."""
     check_exists(source)
     if not isinstance(source, str | Path) or Path(source).is_dir():
         return
@@ -143,7 +143,7 @@ def _load(path: Path, expected: InputSpec | None, limit: int | None, told: Calla
 def find_default(folder: str | Path) -> tuple[Path | None, Path | None]:
     """Calibration and evaluation images in a folder: ``calib`` and ``eval``, each an .npz, an .npy or a folder.
 
-    None where there is none. Raises DataError where there is more than one of a kind.
+    None for what is missing. Raises DataError if there is more than one of a kind.
     """
     return _find(Path(folder), "calib"), _find(Path(folder), "eval")
 

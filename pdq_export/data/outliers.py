@@ -17,9 +17,10 @@ _FAR, _GAP = 10.0, 4.0
 
 
 def find_outliers(samples: ImageSet | InputSet) -> list[int]:
-    """Positions of samples of which an input's largest magnitude is ten times what nine of ten samples stay below.
+    """Positions of samples with far larger magnitudes than the others.
 
-    Between these and all others there must be a gap, a factor of 4: data with heavy tails has none, and is left alone.
+    An input's largest magnitude in such a sample is ten times what nine of ten samples stay below, and at least a
+    factor of 4 lies between these samples and all others. Data with heavy tails has no such gap and is left alone.
     """
     if isinstance(samples, ImageSet) and samples.pixels.dtype == np.uint8:
         return []  # bytes are bounded

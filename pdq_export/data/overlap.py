@@ -15,7 +15,7 @@ _PART = 256
 def image_digests(*sets: ImageSet | InputSet) -> list[list[bytes]]:
     """A digest of every image of every set, equal for equal images.
 
-    Of the bytes where all sets hold uint8, so that mean and std do not matter, else of what the model sees.
+    If all sets hold uint8 it is of these bytes, so that mean and std do not matter, else of what the model sees.
     """
     if all(isinstance(images, ImageSet) and images.pixels.dtype == np.uint8 for images in sets):
         return [[_digest(image) for image in images.pixels] for images in sets if isinstance(images, ImageSet)]
@@ -35,7 +35,7 @@ def all_equal(images: ImageSet | InputSet) -> bool:
 def count_shared(calibration: ImageSet | InputSet, evaluation: ImageSet | InputSet) -> int:
     """How many of the ``evaluation`` images are among those of ``calibration``, value for value.
 
-    Only those of which a small part is equal are compared as a whole.
+    An image is compared as a whole only if a small part of it is equal.
     """
     seen, judged = image_digests(_parts(calibration), _parts(evaluation))
     known = set(seen)

@@ -22,9 +22,8 @@ _MAX_SIDE = 16384
 class Preprocess:
     """Resize, then crop, then x = (pixels / 255 - mean) / std.
 
-    ``mean`` and ``std`` are one value a channel for pixels scaled to 0..1; both None where the file does not give
-    them. ``resize`` is the length of the shorter side, or (height, width); bilinear. ``crop`` is (height, width)
-    from the centre.
+    ``mean`` and ``std``: one value a channel for pixels scaled to 0..1; None if the file does not give them.
+    ``resize``: the length of the shorter side, or (height, width); bilinear. ``crop``: (height, width) from the centre.
     """
 
     mean: tuple[float, ...] | None = None
@@ -34,11 +33,11 @@ class Preprocess:
 
     @property
     def changes_size(self) -> bool:
-        """Whether images come out in another size than they have."""
+        """Whether images come out in another size than they went in."""
         return self.resize is not None or self.crop is not None
 
     def apply(self, image: Image.Image) -> Image.Image:
-        """Resize and crop. Raises ValueError where the image is smaller than the crop."""
+        """Resize and crop. Raises ValueError if the image is smaller than the crop."""
         if self.resize is not None:
             height, width = self.resize if isinstance(self.resize, tuple) else _scaled(image.size, self.resize)
             image = image.resize((width, height), Image.Resampling.BILINEAR)
@@ -54,7 +53,7 @@ class Preprocess:
         return image
 
     def statistics(self, where: str, channels: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Mean and std, float32 [C]; 0 and 1 where they are not given. Raises DataError."""
+        """Mean and std, float32 [C]; 0 and 1 if they are not given. Raises DataError."""
         mean = self.mean if self.mean is not None else (0.0,) * channels
         std = self.std if self.std is not None else (1.0,) * channels
         return check_statistics(where, list(mean), list(std), channels)
@@ -69,7 +68,7 @@ def _scaled(size: tuple[int, int], shorter: int) -> tuple[int, int]:
 
 
 def read_preprocess(path: Path) -> Preprocess:
-    """Read ``preprocess.toml``. Raises DataError, also for a key that is not known."""
+    """Read ``preprocess.toml``. Raises DataError, also for an unknown key."""
     try:
         settings = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:

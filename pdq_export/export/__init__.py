@@ -39,10 +39,10 @@ MIN_OPSET = 13
 
 
 def required_opset(plan: Plan, layout: Layout = ort.LAYOUT, max_opset: int | None = None) -> int:
-    """The opset a model needs before `export_model`: what the layout wants, but at most ``max_opset``.
+    """The opset that `export_model` needs of a model: what the layout wants, but at most ``max_opset``.
 
-    Below the opset that knows a weight's type the weight is stored in the next larger one: 2 bits in UINT4
-    below 25, everything in INT8 below 21. Raises OptionError for ``max_opset`` below 13.
+    Below the opset that knows a weight's type the weight is stored in the next larger one: 2 bits in UINT4 below 25,
+    everything in INT8 below 21. Raises OptionError for ``max_opset`` below 13.
     """
     if max_opset is not None and max_opset < MIN_OPSET:
         raise OptionError(f"--opset {max_opset}: expected at least {MIN_OPSET}, which quantizes per channel")
@@ -83,7 +83,7 @@ def export_model(
 def assemble(
     model: onnx.ModelProto, graph: onnx.GraphProto, *, layout: Layout, metadata: Mapping[str, str]
 ) -> onnx.ModelProto:
-    """A checked model of a written ``graph``, with what ``model`` has besides. Raises ExportError."""
+    """A checked model with the written ``graph`` and all else of ``model``. Raises ExportError."""
     quantized = onnx.ModelProto(
         ir_version=_ir_version(model),
         producer_name="pdq-export",
@@ -108,7 +108,7 @@ def assemble(
 
 
 def settle(model: onnx.ModelProto, plan: Plan, tensors: QuantizedTensors) -> Quantized:
-    """What every layout writes. Raises ExportError where plan, tensors and model do not fit one another."""
+    """The integers and scales that every layout writes. Raises ExportError if plan, tensors and model do not fit."""
     index = GraphIndex(model)
     for name, point in plan.points.items():
         if name not in tensors:

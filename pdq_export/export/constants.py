@@ -55,7 +55,7 @@ class Bias:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerConstants:
-    """The quantized constants of one layer; no ``bias`` where there is none or it stays in float."""
+    """The quantized constants of one layer; ``bias`` is None if there is none or if it stays in float."""
 
     weight: Weight
     bias: Bias | None
@@ -64,7 +64,7 @@ class LayerConstants:
 def settle_constants(index: GraphIndex, plan: Plan, tensors: QuantizedTensors) -> dict[str, LayerConstants]:
     """The constants of every layer with a quantized weight, by node name.
 
-    Raises ExportError, naming the tensor, where what was learned does not fit the model or its own bits.
+    Raises ExportError, naming the tensor, if what was learned does not fit the model or its own bits.
     """
     for name, point in plan.points.items():
         if point.role is Role.WEIGHT:

@@ -35,7 +35,7 @@ class LayerWriter:
     def constants(self, constants: LayerConstants, input_scale: tuple[str, np.float32] | None) -> dict[str, str]:
         """Write the weight and bias of a layer. Returns their new float names by the old ones.
 
-        ``input_scale``: name and value of the scale of the layer's input, where that is quantized.
+        ``input_scale``: name and value of the scale of the layer's input, if that is quantized.
         """
         weight = constants.weight
         key = (weight.point.tensor, weight.scale.tobytes())
@@ -78,7 +78,10 @@ def _cast(out: GraphWriter, packed: TensorProto, name: str, to: int) -> str:
 
 
 def packed_weight(out: GraphWriter, weight: Weight, opset: int, form: int) -> tuple[str, str]:
-    """Write a weight as few bits that become INT8 with zero_point 0. Returns the names of its float and its scale."""
+    """Write a weight in few bits that become INT8 with zero_point 0.
+
+    Returns the names of its float and its scale.
+    """
     point, name = weight.point, weight.point.tensor
     bits = storage_bits(point.bits, opset)
     if bits == 8:
@@ -157,9 +160,10 @@ def _dequantize(out: GraphWriter, weight: Weight, inputs: list[str]) -> tuple[st
 
 
 def float_inputs(out: GraphWriter, node: NodeProto, inputs: Sequence[str], position: int) -> list[str]:
-    """The inputs of a node that is to stay in float, where some of them come dequantized.
+    """The inputs of a node that is to stay in float although some of them come dequantized.
 
-    ``position``: of one that does; another one may be no float tensor, such as the condition of a Where.
+    ``position``: of one that does. Others need not be float tensors, such as the condition of a Where.
+
     Between a DequantizeLinear and a QuantizeLinear, ONNX Runtime takes an integer kernel if it has one, and even
     quantizes a float weight by itself, to 8 bits from its range. A Sum of one tensor, which computes nothing and is not
     optimized away, keeps it from that.
@@ -170,7 +174,7 @@ def float_inputs(out: GraphWriter, node: NodeProto, inputs: Sequence[str], posit
 
 
 def without_folded_factors(node: NodeProto, constants: LayerConstants) -> None:
-    """Remove from a copied Gemm the alpha and beta that are in its scales and integers."""
+    """Remove alpha and beta from a copied Gemm, whose scales and integers hold them."""
     if node.op_type == "Gemm":
         folded = {"alpha"} if constants.bias is None else {"alpha", "beta"}
         kept = [item for item in node.attribute if item.name not in folded]

@@ -23,7 +23,7 @@ def required_opset(plan: Plan) -> int:
 
 
 def write(quantized: Quantized) -> GraphProto:
-    """The quantized graph. Raises ExportError, naming the tensor, for whatever cannot be laid out."""
+    """The quantized graph. Raises ExportError, naming the tensor, for everything that cannot be laid out."""
     return _QcdqGraph(quantized).write()
 
 

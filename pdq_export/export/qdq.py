@@ -18,9 +18,10 @@ from pdq_export.spec import Point, QuantizedTensor, Role
 
 
 class QdqGraph:
-    """Walks the nodes in order; a tensor that carries integers has an integer name and, once read, a float one.
+    """Walks the nodes in order and writes pairs as textbooks have them.
 
-    As it stands it writes pairs as textbooks have them; a layout says in which containers, and what is special.
+    A tensor that carries integers has an integer name and, once it is read, a float one. Layouts say which containers
+    they take and what is special.
     """
 
     signed: ClassVar[bool] = False  # whether activations are
@@ -50,7 +51,7 @@ class QdqGraph:
         raise NotImplementedError
 
     def moves_integers(self, node: NodeProto) -> bool:
-        """Whether a pass-through node is to run on the integers; others run in float between two pairs."""
+        """Whether a pass-through node runs on the integers instead of in float between two pairs."""
         return False
 
     # The walk
@@ -168,7 +169,7 @@ class QdqGraph:
         return self._parameters(source)[0], np.float32(self.activation(source).scale)
 
     def zero_point(self, point: str) -> str:
-        """Name of the zero_point of an activation, which every user of the same value shares."""
+        """Name of the zero_point of an activation; equal ones are shared."""
         value = int(self.activation(point).zero_point)
         return self.out.integer(value, self.container(self.plan.points[point]), signed=self.signed)
 
@@ -180,7 +181,7 @@ class QdqGraph:
         return [self._scales[point], self.zero_point(point)]
 
     def read(self, tensor: str) -> str:
-        """The float name under which a node reads ``tensor``: dequantized where it carries integers."""
+        """The float name under which a node reads ``tensor``, which is dequantized if it carries integers."""
         if tensor in self.index.initializers and self._is_activation(tensor) and tensor not in self.integers:
             self._constant(tensor)
         if tensor not in self.integers:

@@ -11,10 +11,9 @@ from pdq_export.spec import QuantizedTensor
 def integer_range(index: GraphIndex, quantized: QuantizedTensor, activation: NodeProto | None) -> tuple[int, int]:
     """Smallest and largest integer of an activation, inclusive.
 
-    lo = max(qmin, q(lo_f)), hi = min(qmax, q(hi_f)) with q(v) = round_half_even(v / scale) + zero_point and
-    [lo_f, hi_f] the interval that ``activation`` clips to; an Identity clips to none. Rounding is monotone, so clipping
-    the integers so equals quantizing what the activation gives. Raises ExportError for an activation that is no
-    interval.
+    lo = max(qmin, q(lo_f)), hi = min(qmax, q(hi_f)) with q(v) = round_half_even(v / scale) + zero_point and [lo_f,
+    hi_f] the interval that ``activation`` clips to; an Identity clips to none. Rounding is monotone, so clipping the
+    integers equals quantizing what the activation gives. Raises ExportError for an activation that is no interval.
     """
     lo, hi = quantized.point.qmin, quantized.point.qmax
     if activation is None or activation.op_type == "Identity":

@@ -18,9 +18,10 @@ _NARROW_ACTIVATIONS = "1.31"
 
 
 def min_onnxruntime(model: onnx.ModelProto) -> str:
-    """Major and minor version, as in 1.23, from the opset, the types below 8 bits and what has them.
+    """The lowest version of onnxruntime that runs a model, major and minor, as in 1.23.
 
-    Newer operators among the nodes that are copied as they are may ask for more.
+    It follows from the opset and from types below 8 bits and the nodes that have them. Newer operators among the nodes
+    that are copied as they are may ask for more.
     """
     opset = opset_version(model)
     of_opset = next((version for newest, version in _OPSETS.items() if opset <= newest), _NEWER)

@@ -11,7 +11,7 @@ UINT4_OPSET, UINT2_OPSET = 21, 25
 
 
 def storage_bits(bits: int, opset: int) -> int:
-    """Bits a weight takes in the file: 2, 4 or 8, the fewest that hold ``bits`` and that ``opset`` knows."""
+    """Number of bits of a weight in the file: 2, 4 or 8, the fewest that hold ``bits`` and ``opset`` knows."""
     if bits <= 2 and opset >= UINT2_OPSET:
         return 2
     return 4 if bits <= 4 and opset >= UINT4_OPSET else 8

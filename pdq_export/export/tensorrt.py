@@ -23,7 +23,7 @@ def required_opset(plan: Plan) -> int:
 
 
 def write(quantized: Quantized) -> GraphProto:
-    """The quantized graph. Raises ExportError for whatever cannot be laid out and for a rule that is broken."""
+    """The quantized graph. Raises ExportError for everything that cannot be laid out and for a broken rule."""
     graph = _TensorrtGraph(quantized).write()
     problems = tensorrt_problems(graph)
     if problems:

@@ -18,11 +18,11 @@ _WEIGHT_AXES = {"Conv": (0,), "ConvTranspose": (1,), "Gemm": (0, 1), "MatMul": (
 
 
 def tensorrt_problems(graph: GraphProto) -> list[str]:
-    """What TensorRT would refuse or run in float, one line each; empty for a graph that keeps to the rules.
+    """What TensorRT would refuse or run in float, one line each; empty if the graph keeps to the rules.
 
-    Zero points are INT8 and 0, scales positive, and nothing lies within a pair; scales of activations are scalars,
-    those of weights along the output channels; a layer with a quantized weight has a quantized input and a float bias;
-    of an Add that two layers go into, at most one lies behind a pair.
+    Zero points are INT8 and 0, scales are positive, and nothing lies within a pair. Activations have one scale, weights
+    one for each output channel. A layer with a quantized weight has a quantized input and a float bias. Of an Add that
+    two layers go into, at most one operand lies behind a pair.
     """
     return list(_Rules(graph).problems())
 

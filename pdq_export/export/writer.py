@@ -43,7 +43,7 @@ class GraphWriter:
         return self.node_to(op_type, inputs, self.tensor_name(output), name=name, **attributes)
 
     def node_to(self, op_type: str, inputs: Sequence[str], output: str, *, name: str = "", **attributes: Any) -> str:
-        """Append a node that writes exactly ``output``, a name the old graph has and the new leaves free."""
+        """Append a node that writes exactly ``output``, a name of the old graph that is free in the new one."""
         name = _unique(self._short(name), self._node_names) if name else name
         self._nodes.append(onnx.helper.make_node(op_type, list(inputs), [output], name=name, **attributes))
         return output
@@ -79,7 +79,7 @@ class GraphWriter:
     def sole_zeros(self, shape: tuple[int, ...]) -> str:
         """INT8 zeros that no other caller gets; the first of a shape shares those of `zeros`.
 
-        Equal nodes would be made one again by runtimes, so that others are stored.
+        Runtimes would make equal nodes one again, so others are stored.
         """
         if shape in self._claimed:
             return self.constant("_".join(["int8_zero", *map(str, shape)]), np.zeros(shape, np.int8))
@@ -100,7 +100,7 @@ class GraphWriter:
         return self._zeros[key]
 
     def tensor_name(self, wanted: str) -> str:
-        """``wanted``, or ``wanted_1``, ... where that is taken; taken from now on."""
+        """``wanted`` or, if it is taken, ``wanted_1`` and so on; it is taken from now on."""
         return _unique(self._short(wanted), self._tensor_names)
 
     def _short(self, wanted: str) -> str:
@@ -119,7 +119,7 @@ class GraphWriter:
         return self._stems[base] + wanted[len(base) :]
 
     def finish(self) -> GraphProto:
-        """The new graph: the old inputs and outputs, and only nodes and initializers that are needed."""
+        """The new graph: the old inputs and outputs, and the nodes and initializers that are needed."""
         needed = {value.name for value in self._old.output}
         kept: list[NodeProto] = []
         for node in reversed(self._nodes):

@@ -8,7 +8,10 @@ from pdq_export.frontend.trial import check_runs, compute_tensors
 
 
 def supported_operators() -> dict[str, tuple[int, ...]]:
-    """The versions (opsets of change) of every operator in the table, by name, custom domains as ``domain.name``."""
+    """The versions (opsets of change) of every operator that can be imported, by name.
+
+    Operators of custom domains are called ``domain.name``.
+    """
     ops.load()
     versions: dict[str, list[int]] = {}
     for domain, op_type, version in sorted(table()):

@@ -27,9 +27,9 @@ _PROBE = 7  # images, to follow a batch of any size
 
 
 def import_network(model: onnx.ModelProto) -> fx.GraphModule:
-    """A prepared model freed of a fixed batch size, as `import_model` has it.
+    """A prepared model, freed of a fixed batch size, as `import_model` has it.
 
-    ``meta["images"]``: where images lie, by tensor, where that is not along axis 0 alone.
+    ``meta["images"]``: by tensor, the place of images that do not have axis 0 for themselves.
     """
     network = import_model(free_batch.run(model))
     network.meta["images"] = find_images(model)
@@ -37,9 +37,9 @@ def import_network(model: onnx.ModelProto) -> fx.GraphModule:
 
 
 def find_images(model: onnx.ModelProto) -> dict[str, Place]:
-    """Where images lie in the tensors in which they do not have axis 0 for themselves, by name.
+    """The places of images that do not have axis 0 for themselves, by tensor name.
 
-    Nothing where all outputs begin with the batch, as far as shapes tell; the rest is seldom asked for.
+    It is empty if all outputs begin with the batch, as far as shapes tell, because the rest is seldom asked for.
     """
     index = GraphIndex(model)
     batch = fixed_batch(index)
@@ -64,9 +64,10 @@ def _with_batch(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
 
 
 def find_batch_blockers(freed: onnx.ModelProto, model: onnx.ModelProto) -> dict[str, str]:
-    """The nodes that take images apart or mix them, by name with the reason, where the network needs one batch size.
+    """The nodes that tie the network to one batch size, by name, with the reason.
 
-    ``freed``: ``model`` freed of its batch size, of operators that can be imported.
+    They take images apart or mix them. ``freed``: ``model`` freed of its batch size, with operators that can be
+    imported.
     """
     index = GraphIndex(model)
     batch = fixed_batch(index)
@@ -78,9 +79,10 @@ def find_batch_blockers(freed: onnx.ModelProto, model: onnx.ModelProto) -> dict[
 
 
 def check_batch(network: fx.GraphModule, model: onnx.ModelProto) -> None:
-    """Raise ModelError where a network of a fixed batch size, and otherwise known input, does not run at another.
+    """Raise ModelError if a network of a fixed batch size does not run at another.
 
-    ``network``: ``model`` freed of its batch size. Warn where images influence each other, as in ``model`` itself.
+    All other sizes of its inputs have to be known. ``network``: ``model`` freed of its batch size. Warns if images
+    influence each other in ``model`` itself as well.
     """
     reason, mixed = _examine(network, model)
     if reason:

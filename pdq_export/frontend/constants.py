@@ -34,7 +34,10 @@ def type_name(data_type: int) -> str:
 
 
 def to_torch(tensor: onnx.TensorProto) -> torch.Tensor:
-    """A copy of the constant with its element type kept; raises ModelError for a type that torch does not have."""
+    """A copy of the constant, with its element type.
+
+    Raises ModelError for a type that torch does not have.
+    """
     if tensor.data_type not in TORCH_DTYPES:
         raise ModelError(
             f"constant {tensor.name!r}: element type {type_name(tensor.data_type)}; expected {ELEMENT_TYPES}"
@@ -51,5 +54,5 @@ def to_torch(tensor: onnx.TensorProto) -> torch.Tensor:
 
 
 def host_constant(values: Any, dtype: torch.dtype) -> torch.Tensor:
-    """A tensor on the CPU; takes part in shape arithmetic only."""
+    """A tensor on the CPU, for shape arithmetic."""
     return torch.tensor(values, dtype=dtype)

@@ -43,9 +43,9 @@ def import_model(model: onnx.ModelProto) -> fx.GraphModule:
 
 
 def find_unsupported(model: onnx.ModelProto) -> dict[str, UnsupportedOperatorError]:
-    """What `import_model` would refuse about single nodes, all of it, by node name, in graph order.
+    """Everything that `import_model` would refuse about single nodes, by node name, in graph order.
 
-    ``model``: its nodes have names, each another. Raises ModelError as `import_model` does.
+    The nodes of ``model`` have distinct names. Raises ModelError as `import_model` does.
     """
     ops.load()
     return _Importer(inline.run(model)).find_unsupported()

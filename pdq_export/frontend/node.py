@@ -23,7 +23,7 @@ Parameter = Ref | list[Any] | int | float | bool | None
 class Call:
     """One call of ``function``: ``Ref`` inputs in ``args``, everything else baked.
 
-    ``outputs`` is True where the function returns a tuple, one entry for each output of the ONNX node.
+    ``outputs``: whether the function returns a tuple with one entry for each output of the ONNX node.
     """
 
     function: Callable[..., Any]
@@ -36,8 +36,8 @@ class Call:
 class OnnxNode:
     """A node with its attributes decoded, schema defaults filled in, and the inputs known at import time.
 
-    ``attributes`` holds None for an optional attribute without a default; ``constants`` maps the names of inputs
-    whose value is known to that value; absent optional inputs and outputs are ''.
+    ``attributes`` holds None for an optional attribute without a default. ``constants``: by name, the inputs whose
+    value is known. Optional inputs and outputs that are left out are ''.
     """
 
     name: str
@@ -59,7 +59,7 @@ class OnnxNode:
         return index < len(self.inputs) and self.inputs[index] != ""
 
     def tensor(self, index: int) -> Ref | None:
-        """Input ``index`` as a run-time value, None where it is left out."""
+        """Input ``index`` as a run-time value, None if it is left out."""
         return Ref(self.inputs[index]) if self.has_input(index) else None
 
     def tensors(self) -> list[Ref]:
@@ -67,11 +67,14 @@ class OnnxNode:
         return [Ref(name) for name in self.inputs]
 
     def constant(self, index: int) -> torch.Tensor | None:
-        """The value of input ``index`` where it is known at import time, else None."""
+        """The value of input ``index`` if it is known at import time, else None."""
         return self.constants.get(self.inputs[index]) if self.has_input(index) else None
 
     def parameter(self, index: int) -> Parameter:
-        """Input ``index`` as a Python number or list where it is known, else as a run-time value; None if absent."""
+        """Input ``index`` as a Python number or list if it is known, else as a run-time value.
+
+        None if it is left out.
+        """
         value = self.constant(index)
         if value is None:
             return self.tensor(index)
@@ -84,7 +87,10 @@ class OnnxNode:
 
 
 def describe(node: OnnxNode) -> str:
-    """``node '/layer1/act' (Gelu, opset 20)``, by the first output's name where the node has none."""
+    """How messages name a node: ``node '/layer1/act' (Gelu, opset 20)``.
+
+    A node without a name is named by its first output.
+    """
     return describe_as(node.name, node.domain, node.op_type, node.opset, node.outputs)
 
 

@@ -20,9 +20,9 @@ _TABLE: dict[Key, Converter] = {}
 def converter(op_type: str, since_version: int | tuple[int, ...], domain: str = "") -> Callable[[Converter], Converter]:
     """Register the decorated function for the given versions of an operator.
 
-    ``since_version``: the opsets in which the operator was changed (``onnx.defs``), all of those whose meaning is the
-    same for the converter. Those newer than the installed onnx package are left out. Raises ValueError for a version
-    that does not exist or is registered already.
+    ``since_version``: the opsets in which the operator was changed (``onnx.defs``), all of those with the same meaning
+    for the converter. Versions newer than the installed onnx package are left out. Raises ValueError for a version that
+    does not exist or is registered already.
     """
     given = (since_version,) if isinstance(since_version, int) else since_version
     versions = [version for version in given if domain or version <= onnx.defs.onnx_opset_version()]
@@ -46,7 +46,7 @@ def table() -> Mapping[Key, Converter]:
 
 
 def find_schema(name: str, domain: str, op_type: str, opset: int, outputs: tuple[str, ...]) -> onnx.defs.OpSchema:
-    """The operator's definition in this opset; raises UnsupportedOperatorError where ONNX has none."""
+    """The operator's definition in this opset. Raises UnsupportedOperatorError if ONNX has none."""
     try:
         return onnx.defs.get_schema(op_type, opset, domain)
     except onnx.defs.SchemaError as error:
@@ -60,7 +60,10 @@ def find_schema(name: str, domain: str, op_type: str, opset: int, outputs: tuple
 
 
 def find_converter(node: OnnxNode) -> Converter:
-    """The converter of the node's operator and version; raises UnsupportedOperatorError where there is none."""
+    """The converter of the node's operator and version.
+
+    Raises UnsupportedOperatorError if there is none.
+    """
     found = _TABLE.get((node.domain, node.op_type, node.since_version))
     if found is not None:
         return found

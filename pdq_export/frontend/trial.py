@@ -14,7 +14,10 @@ from pdq_export.graph.messages import essential_line
 
 @torch.no_grad()
 def check_runs(module: fx.GraphModule, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Outputs of ``module`` for a few images, a tensor for each graph input. Raises ModelError, naming what fails."""
+    """Outputs of ``module`` for a few images, given as a tensor for each graph input.
+
+    Raises ModelError, naming the node that fails.
+    """
     runner = NodeRunner(module)
     try:
         outputs: Sequence[Tensor] = runner.run(*inputs)

@@ -18,7 +18,10 @@ from pdq_export.spec import Place
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BatchAxes:
-    """``places`` by tensor name. ``blockers``: nodes that take images apart or mix them, with the reason."""
+    """Where the images lie, and which nodes do not keep them apart.
+
+    ``places``: by tensor name. ``blockers``: by the name of a node that takes images apart or mixes them, the reason.
+    """
 
     places: Mapping[str, Place]
     blockers: Mapping[str, str]
@@ -36,18 +39,21 @@ class _Step:
     places: Mapping[str, Place]
 
     def place(self, position: int) -> Place | None:
-        """Of an input, where it has images."""
+        """The place of the images in an input; None if it has none."""
         return self.places.get(optional_input(self.node, position) or "")
 
     def rank(self, tensor: str) -> int:
-        """Number of axes. Raises LookupError where it is unknown, so that nothing is known of what follows either."""
+        """Number of axes of a tensor.
+
+        Raises LookupError if it is unknown. Nothing is known of what follows then.
+        """
         rank = self.index.rank(tensor)
         if rank is None:
             raise LookupError(tensor)
         return rank
 
     def axis(self, value: int, tensor: str) -> int:
-        """``value`` counted from the front."""
+        """``value`` counted from the front, for the axes of ``tensor``."""
         return value % max(self.rank(tensor), 1)
 
     def everywhere(self, place: Place) -> dict[str, Place]:
@@ -59,14 +65,17 @@ Rule = Callable[[_Step, Place], dict[str, Place]]
 
 
 def fixed_batch(index: GraphIndex) -> int | None:
-    """The size of axis 0 where all inputs have the same known one, else None."""
+    """The size of axis 0 if all inputs have the same known one, else None."""
     sizes = {shape[0] for name in index.inputs if (shape := index.shape(name))}
     batch = sizes.pop() if len(sizes) == 1 else None
     return batch if isinstance(batch, int) else None
 
 
 def follow(index: GraphIndex, batch: int) -> BatchAxes:
-    """Follow a batch of ``batch`` images from the inputs on; behind an operator or shape that is unknown it is lost."""
+    """Follow a batch of ``batch`` images from the inputs on.
+
+    What follows an operator or a shape that is unknown has no place.
+    """
     places = {name: Place(axis=0) for name in index.inputs if index.rank(name)}
     blockers: dict[str, str] = {}
     for node in index.graph.node:
@@ -85,10 +94,10 @@ def follow(index: GraphIndex, batch: int) -> BatchAxes:
 
 
 def reshaped(place: Place, before: Sequence[int], after: Sequence[int], batch: int) -> Place | None:
-    """Where a Reshape from one shape to the other, in row-major order, puts the images; None where it cuts them up.
+    """The place of the images behind a Reshape from one shape to the other; None if it cuts them up.
 
-    Of several axes that fit, as with a batch of 1, it is the old one where that counts images alone, else the first
-    that does.
+    Elements are in row-major order. With a batch of 1 several axes can fit. Then the old axis is taken if it counts
+    images alone, else the first that does, else the first.
     """
     slower = math.prod(before[: place.axis]) * place.outer
     fits = []
@@ -103,7 +112,10 @@ def reshaped(place: Place, before: Sequence[int], after: Sequence[int], batch: i
 
 
 def reshaped_sizes(index: GraphIndex, node: NodeProto) -> tuple[int, ...] | None:
-    """The shape that a Reshape or Flatten gives, of its own inputs: what a file declares of outputs may be open."""
+    """The shape that a Reshape or Flatten gives, computed from its inputs; None if that is not known.
+
+    A file may declare outputs with open axes, so declarations come second.
+    """
     before, wanted = index.static_shape(node.input[0]), index.constant(optional_input(node, 1))
     if before is None or wanted is None or (int(attribute(node, "allowzero", 0)) and not wanted.all()):
         return index.static_shape(node.output[0])

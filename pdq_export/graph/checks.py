@@ -25,7 +25,7 @@ OLDEST_OPSET = 9
 
 
 def check_opset(model: onnx.ModelProto) -> None:
-    """Opset 9 up to the newest that the onnx package knows."""
+    """Raise ModelError unless the opset is 9 or newer and known to the onnx package."""
     found, newest = opset_version(model), onnx.defs.onnx_opset_version()
     if found < OLDEST_OPSET:
         raise ModelError(f"model: has opset {found}; expected {OLDEST_OPSET} to {newest}; export it with a newer opset")
@@ -37,7 +37,7 @@ def check_opset(model: onnx.ModelProto) -> None:
 
 
 def check_not_quantized(model: onnx.ModelProto) -> None:
-    """No node of a quantized model: QuantizeLinear, QLinearConv, ConvInteger and their like."""
+    """Raise ModelError if a node belongs to a quantized model, such as QuantizeLinear or QLinearConv."""
     nodes = [*all_nodes(model.graph.node), *(node for f in model.functions for node in all_nodes(f.node))]
     for node in nodes:
         if operators.get(node.op_type).quantized or node.op_type.startswith("QLinear"):
@@ -48,7 +48,10 @@ def check_not_quantized(model: onnx.ModelProto) -> None:
 
 
 def check_inference(model: onnx.ModelProto) -> None:
-    """No node in training mode, whose results change from run to run; constants are initializers."""
+    """Raise ModelError if a node is in training mode, whose results change from run to run.
+
+    The model's constants have to be initializers already.
+    """
     index = GraphIndex(model)
     for node in model.graph.node:
         if node.domain:
@@ -64,7 +67,7 @@ def check_inference(model: onnx.ModelProto) -> None:
 
 
 def check_normalizes(node: NodeProto) -> None:
-    """A BatchNormalization by its parameters, not by what a batch happens to hold."""
+    """Raise ModelError if a BatchNormalization normalizes by the batch instead of by its parameters."""
     if attribute(node, "training_mode", 0) or any(node.output[1:]):
         raise ModelError(
             f"{describe(node)}: is in training mode; expected inference; export after model.eval(), or set the node's "
@@ -73,7 +76,7 @@ def check_normalizes(node: NodeProto) -> None:
 
 
 def check_domains(model: onnx.ModelProto) -> None:
-    """Only operators of the ONNX standard and of onnxruntime."""
+    """Raise ModelError if an operator is neither of the ONNX standard nor of onnxruntime."""
     for node in all_nodes(model.graph.node):
         if node.domain not in _DOMAINS:
             found = f"is an operator of the domain {node.domain!r}"
@@ -85,7 +88,7 @@ def check_domains(model: onnx.ModelProto) -> None:
 
 
 def check_layers(model: onnx.ModelProto) -> None:
-    """At least one layer with a constant weight, and float32 weights only."""
+    """Raise ModelError unless there is a layer with a constant weight and all such weights are float32."""
     index = GraphIndex(model)
     layers = list(_layers(index))
     if not layers:
@@ -122,7 +125,7 @@ def _refuse_inner_layers(index: GraphIndex) -> None:
 
 
 def check_finite(model: onnx.ModelProto) -> None:
-    """No NaN or infinity in the constants of layers and BatchNormalization."""
+    """Raise ModelError if a constant of a layer or of a BatchNormalization is NaN or infinite."""
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "Constant" and attribute(node, "value") is not None:

@@ -15,7 +15,7 @@ Doubles = NDArray[np.float64]
 
 
 def fresh_name(index: GraphIndex, wish: str) -> str:
-    """``wish``, or ``wish_1``, ``wish_2``, ... where a tensor of that name exists."""
+    """``wish`` if no tensor has that name, else ``wish_1``, ``wish_2``, ..."""
     taken = {*index.initializers, *index.producer, *index.inputs, *index.read}
     number, name = 0, wish
     while name in taken:
@@ -25,7 +25,10 @@ def fresh_name(index: GraphIndex, wish: str) -> str:
 
 
 def set_constant(index: GraphIndex, reader: NodeProto, name: str, value: NDArray[Any]) -> str:
-    """Store ``value`` for ``reader`` under ``name``, or under a fresh one where others use it; return the name."""
+    """Store ``value`` for ``reader`` under ``name`` and return the name.
+
+    If others use ``name``, the value gets a fresh one.
+    """
     tensor = onnx.numpy_helper.from_array(np.ascontiguousarray(value), name)
     readers = index.consumers(name)
     used_elsewhere = len(readers) > 1 or any(node is not reader for node in readers)
@@ -46,7 +49,7 @@ def add_constant(index: GraphIndex, wish: str, value: NDArray[Any]) -> str:
 
 
 def with_constants(model: onnx.ModelProto, values: Mapping[str, NDArray[Any]]) -> onnx.ModelProto:
-    """A copy of ``model`` with other values for some of its initializers, by name; without any, ``model`` itself."""
+    """A copy of ``model`` with other values for some initializers, by name; ``model`` itself if there are none."""
     if not values:
         return model
     work = onnx.ModelProto()
@@ -65,7 +68,10 @@ def drop_attribute(node: NodeProto, name: str) -> None:
 
 
 def replace_node(graph: onnx.GraphProto, node: NodeProto, replacements: Iterable[NodeProto]) -> None:
-    """Put nodes where ``node`` was, with its metadata where they have none; none of them removes it."""
+    """Put nodes in the place of ``node``; without any, ``node`` is removed.
+
+    Nodes without metadata get those of ``node``.
+    """
     position = next(i for i, candidate in enumerate(graph.node) if candidate is node)
     metadata = list(node.metadata_props)
     del graph.node[position]
@@ -76,7 +82,10 @@ def replace_node(graph: onnx.GraphProto, node: NodeProto, replacements: Iterable
 
 
 def output_axis(index: GraphIndex, layer: NodeProto) -> int:
-    """The axis of a constant weight along which the output channels of a layer lie, of one group for ConvTranspose."""
+    """The axis of a layer's constant weight that counts output channels.
+
+    For a ConvTranspose these are the channels of one group.
+    """
     match layer.op_type:
         case "Conv":
             return 0
@@ -131,7 +140,10 @@ def scale_and_shift(index: GraphIndex, layer: NodeProto, factor: Doubles, offset
 
 
 def foldable_layer(index: GraphIndex, tensor: str, reader: NodeProto) -> NodeProto | None:
-    """The Conv, ConvTranspose or Gemm with constant weights whose output only ``reader`` reads, or None."""
+    """The layer that writes ``tensor``, if constants can be folded into it; else None.
+
+    That is a Conv, ConvTranspose or Gemm with constant weights whose output only ``reader`` reads.
+    """
     layer = index.producer.get(tensor)
     if layer is None or layer.domain or not operators.get(layer.op_type).takes_bias:
         return None

@@ -28,10 +28,11 @@ class _Piece:
 
 
 def load_external_data(model: onnx.ModelProto, folder: Path) -> None:
-    """Read every external tensor of ``model`` into it; the files must lie in ``folder`` or below it.
+    """Read every external tensor of ``model`` into it.
 
-    Sizes are compared and added up before anything is read. Raises ModelError for a path out of the folder, a missing
-    file, an offset or length that does not fit, and for more bytes than a model can have or its files hold.
+    The files must lie in ``folder`` or below it. Sizes are compared and added up before anything is read. Raises
+    ModelError for a path out of the folder, for a missing file, for an offset or a length that does not fit, and for
+    more bytes than a model can have or its files hold.
     """
     pieces = [_locate(tensor, folder) for tensor in _external_tensors(model)]
     _check_names(pieces, folder)
@@ -41,7 +42,7 @@ def load_external_data(model: onnx.ModelProto, folder: Path) -> None:
 
 
 def external_locations(model: onnx.ModelProto) -> list[str]:
-    """The locations of external data, each once, as the model has them: unchecked."""
+    """The locations of external data as the model names them, each once, unchecked."""
     entries = (entry for tensor in _external_tensors(model) for entry in tensor.external_data)
     return list(dict.fromkeys(entry.value for entry in entries if entry.key == "location"))
 

@@ -4,7 +4,7 @@ import onnx
 
 
 def interface_difference(before: onnx.ModelProto, after: onnx.ModelProto, *, opsets: bool = True) -> str | None:
-    """What differs between the inputs, outputs and opsets of two models, in words; None for nothing."""
+    """The difference between inputs, outputs and opsets of two models in words; None if there is none."""
     for what, old, new in (
         ("inputs", before.graph.input, after.graph.input),
         ("outputs", before.graph.output, after.graph.output),

@@ -17,8 +17,8 @@ from pdq_export.graph.tensors import LIMIT, check_size
 def load_model(path: str | Path) -> onnx.ModelProto:
     """Read an ONNX file with its external data and check that it is a valid float model of a supported opset.
 
-    Raises ModelError, its message starting with the path: for a file that cannot be read, is not ONNX or damaged,
-    for an invalid or already quantized model and for weights that are not finite.
+    Raises ModelError if the file cannot be read, is damaged or is not ONNX, if the model is invalid or already
+    quantized, and if a weight is not finite. The message starts with the path.
     """
     path = Path(path)
     model = read_model(path)
@@ -29,7 +29,10 @@ def load_model(path: str | Path) -> onnx.ModelProto:
 
 
 def read_model(path: str | Path) -> onnx.ModelProto:
-    """Read an ONNX file of a supported opset with its external data, quantized or not. Raises ModelError."""
+    """Read an ONNX file of a supported opset with its external data; it may be quantized.
+
+    Raises ModelError if that is not possible.
+    """
     path = Path(path)
     try:
         model = _parse(_read(path))
@@ -41,7 +44,10 @@ def read_model(path: str | Path) -> onnx.ModelProto:
 
 
 def read_structure(path: str | Path) -> onnx.ModelProto:
-    """Read an ONNX file without its external data: graph and metadata, unchecked. Raises ModelError."""
+    """Read graph and metadata of an ONNX file, without its external data and unchecked.
+
+    Raises ModelError if that is not possible.
+    """
     path = Path(path)
     try:
         return _parse(_read(path))
@@ -50,7 +56,7 @@ def read_structure(path: str | Path) -> onnx.ModelProto:
 
 
 def external_files(path: str | Path) -> list[Path]:
-    """The files beside an ONNX file that hold its external data, as it names them; none where it cannot be read."""
+    """The files that hold the external data of an ONNX file, as it names them; none if it cannot be read."""
     path = Path(path)
     try:
         model = _parse(_read(path))
@@ -60,7 +66,7 @@ def external_files(path: str | Path) -> list[Path]:
 
 
 def check_model(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model that is already in memory after the same checks. Raises ModelError."""
+    """Check a model in memory as `load_model` does and return it. Raises ModelError."""
     checks.check_opset(in_memory(model))
     if model.graph.sparse_initializer:
         name = model.graph.sparse_initializer[0].values.name
@@ -75,7 +81,7 @@ def check_model(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def in_memory(model: object) -> onnx.ModelProto:
-    """The argument. Raises ModelError where it is no model, but what a caller took for one, or for a path."""
+    """Return the argument. Raises ModelError if it is no model."""
     if not isinstance(model, onnx.ModelProto):
         raise ModelError(f"{type(model).__name__} given as model; expected a path or an onnx.ModelProto")
     return model

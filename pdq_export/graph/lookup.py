@@ -31,7 +31,7 @@ def attribute(node: NodeProto, name: str, default: Default) -> Any | Default: ..
 
 
 def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
-    """The value of one attribute, or ``default`` where the node does not set it."""
+    """The value of one attribute, or ``default`` if the node does not set it."""
     for candidate in node.attribute:
         if candidate.name == name:
             return _attribute_value(candidate)
@@ -48,12 +48,12 @@ def _attribute_value(attribute: onnx.AttributeProto) -> Any:
 
 
 def optional_input(node: NodeProto, position: int) -> str | None:
-    """The tensor at an input position, or None where the node leaves that input out."""
+    """The tensor at an input position, or None if the node leaves that input out."""
     return node.input[position] or None if position < len(node.input) else None
 
 
 def opset_version(model: onnx.ModelProto) -> int:
-    """Version of the default operator domain. Raises ModelError where the model does not import it."""
+    """Version of the default operator domain. Raises ModelError if the model does not import it."""
     versions = [int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
     if not versions:
         raise ModelError("model: no opset of the default domain is imported; expected one; re-export the model")
@@ -61,7 +61,10 @@ def opset_version(model: onnx.ModelProto) -> int:
 
 
 def describe(node: NodeProto) -> str:
-    """How messages name a node: ``node '/layer1/conv' (Conv)``, or by its output where it has no name."""
+    """How messages name a node: ``node '/layer1/conv' (Conv)``.
+
+    A node without a name is named by its output.
+    """
     if node.name:
         return f"node {node.name!r} ({node.op_type})"
     return f"unnamed {node.op_type} node writing {node.output[0] if node.output else '?'!r}"
@@ -76,7 +79,7 @@ def subgraphs(node: NodeProto) -> Iterator[onnx.GraphProto]:
 
 
 def captured(node: NodeProto) -> Iterator[str]:
-    """Every tensor name that the node's subgraphs read, those of the graph around them among them."""
+    """Every tensor name that the node's subgraphs read, their own and those of the graph around them."""
     for subgraph in subgraphs(node):
         yield from (value.name for value in subgraph.output)
         for inner in subgraph.node:
@@ -84,7 +87,7 @@ def captured(node: NodeProto) -> Iterator[str]:
 
 
 def reads(node: NodeProto) -> Iterator[str]:
-    """The tensors that a node reads, also through its subgraphs; inputs that are left out are none."""
+    """The tensors that a node and its subgraphs read, without inputs that are left out."""
     yield from filter(None, node.input)
     yield from captured(node)
 
@@ -98,9 +101,9 @@ def all_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
 
 
 def inner_layers(values: Mapping[str, Any], constants: Set[str]) -> dict[str, list[str]]:
-    """The layers with a constant weight in the subgraphs among a node's attributes, at any depth, by attribute.
+    """The layers with a constant weight in a node's subgraphs, at any depth, by attribute.
 
-    Names of nodes, or of what they write. ``constants``: those of the graph around it.
+    Layers are given by the name of the node, or of its output. ``constants``: those of the graph around it.
     """
     graphs = {name: value for name, value in values.items() if isinstance(value, onnx.GraphProto)}
     found = {name: [n.name or n.output[0] for n in _weighted(graph, constants)] for name, graph in graphs.items()}
@@ -150,9 +153,9 @@ def is_layer(index: "GraphIndex", node: NodeProto) -> bool:
 class GraphIndex:
     """An index of one graph as it is now; build a new one after changing the graph.
 
-    ``producer``: node by the tensor it writes. ``consumers``: nodes by the tensor they read, empty list for none; a
-    node that reads a tensor twice is listed twice, and so is one whose subgraph reads it. ``initializers``: constant
-    tensors by name.
+    ``producer``: node by the tensor it writes. ``consumers``: nodes by the tensor they read, an empty list if there are
+    none. A node that reads a tensor twice, or through a subgraph, is listed twice. ``initializers``: constant tensors
+    by name.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -172,7 +175,7 @@ class GraphIndex:
 
     @functools.cached_property
     def nodes(self) -> dict[str, NodeProto]:
-        """Node by name; meaningful for prepared models, where names are unique."""
+        """Node by name, for prepared models, whose names are unique."""
         return {node.name: node for node in self.graph.node}
 
     @functools.cached_property
@@ -182,7 +185,10 @@ class GraphIndex:
 
     @functools.cached_property
     def sized(self) -> frozenset[str]:
-        """The tensors that are computed from sizes and constants alone: images of the same size have the same."""
+        """The tensors that are computed from sizes and constants alone.
+
+        They are the same for all images of one size.
+        """
         found: set[str] = set()
         for node in self.graph.node:
             fixed = all(name in found or self.is_constant(name) for name in node.input if name)
@@ -191,7 +197,7 @@ class GraphIndex:
         return frozenset(found)
 
     def is_fixed(self, tensor: str | None) -> bool:
-        """Whether ``tensor`` is an initializer, or becomes a constant as soon as the size of images is known."""
+        """Whether ``tensor`` is an initializer or is computed from sizes and constants alone."""
         return self.is_constant(tensor) or tensor in self.sized
 
     def consumers(self, tensor: str) -> list[NodeProto]:
@@ -204,12 +210,18 @@ class GraphIndex:
         return self._consumers.keys()
 
     def visible(self, untouched: Container[str]) -> set[str]:
-        """What has to be there in float under its name: outputs, and what subgraphs and ``untouched`` nodes read."""
+        """The tensors that have to be there in float under their names.
+
+        These are the outputs, and what subgraphs and ``untouched`` nodes read.
+        """
         nodes = ((reads if node.name in untouched else captured)(node) for node in self.graph.node)
         return {*self.outputs, *itertools.chain.from_iterable(nodes)}
 
     def sole_consumer(self, tensor: str) -> NodeProto | None:
-        """The node that reads ``tensor`` once, where nobody else does and it is not a graph output; else None."""
+        """The only node that reads ``tensor``, once; else None.
+
+        A graph output has no sole consumer.
+        """
         readers = self.consumers(tensor)
         return readers[0] if len(readers) == 1 and tensor not in self.outputs else None
 
@@ -236,7 +248,7 @@ class GraphIndex:
         return self._constants[tensor]
 
     def shape(self, tensor: str) -> tuple[Dimension, ...] | None:
-        """Per axis an int, the name of a dynamic axis or None; None altogether where the rank is unknown."""
+        """For each axis an int, the name of a dynamic axis or None; None if the rank is unknown."""
         if tensor in self.initializers:
             return tuple(self.initializers[tensor].dims)
         value = self._values.get(tensor)
@@ -245,7 +257,7 @@ class GraphIndex:
         return tuple(_dimension(dim) for dim in value.type.tensor_type.shape.dim)
 
     def static_shape(self, tensor: str) -> tuple[int, ...] | None:
-        """The shape where every axis is known, else None."""
+        """The shape if every axis is known, else None."""
         shape = self.shape(tensor)
         if shape is None:
             return None
@@ -253,12 +265,12 @@ class GraphIndex:
         return known if len(known) == len(shape) else None
 
     def rank(self, tensor: str) -> int | None:
-        """Number of axes, or None where unknown."""
+        """Number of axes, or None if that is unknown."""
         shape = self.shape(tensor)
         return None if shape is None else len(shape)
 
     def dtype(self, tensor: str) -> "np.dtype[Any] | None":
-        """Element type, or None where unknown."""
+        """Element type, or None if that is unknown."""
         if tensor in self.initializers:
             return onnx.helper.tensor_dtype_to_np_dtype(self.initializers[tensor].data_type)
         value = self._values.get(tensor)

@@ -12,10 +12,10 @@ _LARGEST = 2**24  # elements of all inputs
 
 
 def noise(index: GraphIndex, generator: np.random.Generator, *, batch: int) -> tuple[NDArray[np.float32], ...] | None:
-    """One array of standard normal float32 numbers for each input of a model.
+    """One array of standard normal float32 numbers for each input of a model; None if that is not possible.
 
-    An open axis 0 gets ``batch``, any other 64, which need not suit the model. None where a rank is unknown, an axis is
-    empty, or all together are very large.
+    An open axis 0 gets ``batch`` and any other open axis 64, which need not suit the model. It is not possible if a
+    rank is unknown, if an axis is empty, or if all arrays together are very large.
     """
     shapes = []
     for name in index.inputs:

@@ -15,36 +15,42 @@ _SEPARATOR = re.compile(r"[/.]")
 
 
 def read(model: onnx.ModelProto) -> dict[str, str]:
-    """The names of all named nodes, each with that of its origin: its own where it was not made."""
+    """By the name of every named node, the name of its origin; its own name if no pass has made it."""
     return {node.name: origin(node) for node in model.graph.node if node.name}
 
 
 def find(model: onnx.ModelProto, known: Mapping[str, str]) -> dict[str, str]:
-    """The same after passes have made more nodes than ``known``, what `read` found before."""
+    """Origins by node name, after passes have made more nodes.
+
+    ``known``: what `read` found before.
+    """
     return {node.name: _find(node.name, known) for node in model.graph.node if node.name}
 
 
 def write(model: onnx.ModelProto, origins: Mapping[str, str]) -> onnx.ModelProto:
-    """Let the made nodes say what they come from; those that say nothing yet."""
+    """Write the origin of every made node into its metadata, if that has none yet."""
     for node in model.graph.node:
         write_at(node, origins.get(node.name, node.name))
     return model
 
 
 def write_at(node: NodeProto, name: str) -> None:
-    """Let a node say that it comes from ``name``, where it does not say anything and is called otherwise."""
+    """Write that a node comes from ``name``, if it has another name and no origin yet."""
     if name != node.name and all(entry.key != KEY for entry in node.metadata_props):
         node.metadata_props.add(key=KEY, value=name)
 
 
 def origin(node: NodeProto) -> str:
-    """The name of the file's node that a node comes from; its own where it was not made."""
+    """The name of the file's node that a node comes from; its own name if no pass has made it."""
     text = next((entry.value for entry in node.metadata_props if entry.key == KEY), "")
     return text if text and _is_behind(node.name, text) else node.name  # a stranger's file can say anything
 
 
 def names(node: NodeProto) -> tuple[str, ...]:
-    """The names under which a node is known: its own, and from the longest on those of what it was made from."""
+    """The names under which a node is known.
+
+    These are its own, and from the longest on those of the nodes it was made from.
+    """
     first = origin(node)
     parents = [name for name in _prefixes(node.name) if name == first or _is_behind(name, first)]
     return (node.name, *parents) if first != node.name else (node.name,)

@@ -45,9 +45,9 @@ class Step(enum.Enum):
 class PreparedModel:
     """A model that later stages can rely on, and what BatchNormalization knew about it.
 
-    ``model``: constants are initializers, nodes are sorted and uniquely named, shapes inferred where they can be,
-    BatchNormalization is folded, float32 weights. ``statistics``: by output tensor of the layer
-    that a BatchNormalization was folded into.
+    ``model``: constants are initializers, nodes are sorted and uniquely named, shapes are inferred as far as possible,
+    BatchNormalization is folded, and weights are float32. ``statistics``: by the output tensor of the layer that a
+    BatchNormalization was folded into.
     """
 
     model: onnx.ModelProto
@@ -55,7 +55,7 @@ class PreparedModel:
 
 
 def float32_reference(model: onnx.ModelProto) -> onnx.ModelProto:
-    """What a quantized model is compared with: the model itself, with distinct node names, in float32.
+    """What a quantized model is compared with: the model itself in float32, with distinct node names.
 
     Raises ModelError for an operator of a foreign domain.
     """
@@ -67,10 +67,10 @@ def float32_reference(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def prepare(model: onnx.ModelProto, *, opset: int | None = None) -> PreparedModel:
-    """Bring a loaded model into the form that planning, import and export rely on; ``model`` is not changed.
+    """Bring a loaded model into the form that planning, import and export rely on.
 
-    Names, types and order of graph inputs and outputs stay; so do the results but for float rounding. ``opset``
-    is the version to raise an older model to. Raises ModelError.
+    ``model`` is not changed. Graph inputs and outputs keep their names, types and order. Results change by float
+    rounding alone. ``opset``: the version to raise an older model to. Raises ModelError.
     """
     steps = prepare_in_steps(model, opset=opset)
     _, prepared = next(steps)
@@ -80,7 +80,10 @@ def prepare(model: onnx.ModelProto, *, opset: int | None = None) -> PreparedMode
 
 
 def prepare_in_steps(model: onnx.ModelProto, *, opset: int | None = None) -> Iterator[tuple[Step, PreparedModel]]:
-    """What `prepare` does, one step after the other, each with what it has made; that is changed by the next."""
+    """What `prepare` does, one step after the other, each with the model it has made.
+
+    The next step changes that model.
+    """
     work = onnx.ModelProto()
     work.CopyFrom(model)
     work = normalize.run(work)
@@ -110,7 +113,7 @@ def prepare_in_steps(model: onnx.ModelProto, *, opset: int | None = None) -> Ite
 
 
 def at_opset(prepared: PreparedModel, opset: int) -> PreparedModel:
-    """The same, raised to ``opset`` where it is older. Raises ModelError."""
+    """The same model at ``opset``, if its own is older. Raises ModelError."""
     modules, own = scopes.read(prepared.model), origins.read(prepared.model)
     raised, statistics = hard_sigmoid.run(raise_opset.run(prepared.model, opset)), prepared.statistics
     work = _restored(raised, modules, own)

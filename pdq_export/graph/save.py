@@ -25,10 +25,10 @@ def check_output(
     external: bool = False,
     report: str | Path | None = None,
 ) -> None:
-    """Make sure that ``path``, with ``external`` ``path.data``, and ``report`` can be written, where they are given.
+    """Make sure that ``path``, with ``external`` also ``path.data``, and ``report`` can be written.
 
-    None may be one of the ``inputs``, ``model``, or a file that holds the external data of ``model``. Raises
-    OptionError.
+    Raises OptionError if that is not so, or if one of them is among ``inputs``, is ``model``, or holds external data of
+    ``model``.
     """
     read = [*inputs, *([] if model is None else [model, *external_files(model)])]
     written = [] if path is None else [Path(path), *([data_path(path)] if external else [])]
@@ -50,7 +50,7 @@ def save_model(
 ) -> dict[Path, bytes]:
     """Write the `model_files` atomically, all or none, and return them.
 
-    Raises OptionError where they cannot be written, and where there is one already and ``overwrite`` is not set.
+    Raises OptionError if they cannot be written, or if one exists and ``overwrite`` is not set.
     """
     files = model_files(path, model, external=external)
     write_together(in_order(files), overwrite=overwrite)
@@ -58,7 +58,7 @@ def save_model(
 
 
 def model_files(path: str | Path, model: onnx.ModelProto, *, external: bool = False) -> dict[Path, bytes]:
-    """The files that a model is written to and their content, the model first; equal models, equal bytes.
+    """The files that a model is written to and their content, the model first; equal models give equal bytes.
 
     With ``external``, or over 2 GB, tensors of 1 kB and more go to ``path.data``, which the model names by its base
     name. Without such tensors there is no second file.
@@ -71,7 +71,7 @@ def model_files(path: str | Path, model: onnx.ModelProto, *, external: bool = Fa
 
 
 def in_order(files: dict[Path, bytes]) -> dict[Path, bytes]:
-    """`model_files` in the order in which they may appear: the model last, as it names the other."""
+    """`model_files` in the order in which they may appear: the model last, because it names the other."""
     return dict(reversed(files.items()))
 
 

@@ -19,7 +19,10 @@ _LONGEST_PATH = 500
 
 
 def module_path(node: NodeProto) -> str:
-    """``layer1.0.conv1`` for a node of that module; empty where nothing is known or the network itself computes it."""
+    """The path of the module that a node belongs to, ``layer1.0.conv1``.
+
+    It is empty if nothing is known or if the network itself computes the node.
+    """
     text = next((entry.value for entry in node.metadata_props if entry.key == KEY), "")
     if len(text) > LONGEST or not _LIST.fullmatch(text):
         return ""
@@ -29,7 +32,7 @@ def module_path(node: NodeProto) -> str:
 
 
 def read(model: onnx.ModelProto) -> dict[str, str]:
-    """The metadata of every named node that tells a module, by the node's name."""
+    """By the name of every node that tells a module, its metadata."""
     return {
         node.name: entry.value
         for node in model.graph.node
@@ -40,7 +43,10 @@ def read(model: onnx.ModelProto) -> dict[str, str]:
 
 
 def restore(model: onnx.ModelProto, known: Mapping[str, str]) -> onnx.ModelProto:
-    """Give nodes back what they said about their modules, which simplifying and converting lose; nothing besides."""
+    """Give nodes back what they said about their modules, and nothing besides.
+
+    Simplifying and converting lose it.
+    """
     for node in model.graph.node:
         del node.metadata_props[:]
         if node.name in known:
@@ -49,7 +55,7 @@ def restore(model: onnx.ModelProto, known: Mapping[str, str]) -> onnx.ModelProto
 
 
 def without_metadata(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with nodes that say nothing more about themselves: a copy where one does, else the model itself."""
+    """A copy of the model without metadata of nodes; the model itself if there is none."""
     if not any(node.metadata_props for node in model.graph.node):
         return model
     bare = onnx.ModelProto()

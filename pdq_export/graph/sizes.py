@@ -11,9 +11,10 @@ LARGEST = 2**31  # elements of one tensor for one image: 8 GiB in float32
 
 
 def check_tensor_sizes(model: onnx.ModelProto) -> None:
-    """Raise ModelError where a tensor is known to be larger than any network needs: absurd pads, shapes or repeats.
+    """Raise ModelError if a tensor is known to be larger than any network needs.
 
-    Dynamic axes count as 1; a model whose shapes cannot be inferred is left to those who tell why.
+    Absurd pads, shapes or repeats make such tensors. Dynamic axes count as 1. A model whose shapes cannot be inferred
+    is left to later checks, which tell why.
     """
     try:
         skeleton = tidy.without_weights(model)

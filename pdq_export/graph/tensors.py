@@ -39,7 +39,10 @@ BITS: dict[int, int] = {
 
 
 def byte_size(tensor: TensorProto, where: str) -> int:
-    """Bytes that the tensor's dims and type need. Raises ModelError for sizeless types and negative dims."""
+    """Number of bytes that the tensor's dims and type need.
+
+    Raises ModelError for types without a size and for negative dims.
+    """
     if tensor.data_type not in BITS:
         name = _type_name(tensor)
         raise ModelError(f"{where}: has type {name}; expected a numeric type; re-export the model")
@@ -47,7 +50,7 @@ def byte_size(tensor: TensorProto, where: str) -> int:
 
 
 def check_size(tensor: TensorProto) -> None:
-    """Raise ModelError where the data stored inside the tensor do not match its dims."""
+    """Raise ModelError if the data stored inside the tensor do not match its dims."""
     where = f"tensor {tensor.name!r}"
     elements = _elements(tensor, where)
     if tensor.data_type == TensorProto.STRING:

@@ -17,8 +17,8 @@ LARGEST_MOVE = 0.05
 def align_to_ramp(qparams: QParams, knee: float, qmax: int, *, alone: bool) -> QParams:
     """The nearest UINT qparams of x (scale and zero_point []) with knee = k * scale and zero_point >= k.
 
-    ``qparams`` themselves where their scale would change by too much. ``alone``: only y reads x, whose integers are
-    then all for [-knee, knee].
+    If their scale would change by too much, they are ``qparams`` themselves. ``alone``: only y reads x, so that its
+    integers are all for [-knee, knee].
     """
     if alone:
         return _like(qparams, knee / (qmax // 2), qmax // 2)
@@ -39,7 +39,7 @@ def _like(qparams: QParams, scale: float, zero_point: int) -> QParams:
 
 
 def ramp_qparams(scale: float, zero_point: int, knee: float) -> QParams | None:
-    """The qparams of y that share the integers of x, or None where `align_to_ramp` could not fit x."""
+    """The qparams of y that share the integers of x, or None if `align_to_ramp` could not fit x."""
     k = round(knee / scale)
     if k < 1 or zero_point < k or abs(k * scale / knee - 1) > 1e-6:
         return None

@@ -15,7 +15,10 @@ def rectified_sigmoid(alpha: Tensor) -> Tensor:
 
 
 def initial_alpha(fraction: Tensor) -> Tensor:
-    """The alpha with h(alpha) = ``fraction``, for fractions in [0, 1): the soft weight starts at the FP32 weight."""
+    """The alpha with h(alpha) = ``fraction``, for fractions in [0, 1).
+
+    With it the soft weight starts at the FP32 weight.
+    """
     return -torch.log((ZETA - GAMMA) / (fraction - GAMMA) - 1)
 
 

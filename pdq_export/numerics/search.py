@@ -33,7 +33,10 @@ class QParams:
     zero_point: Tensor
 
     def times(self, unit: float) -> "QParams":
-        """For the same tensor times ``unit``, a power of two; no scale is less than float32's least normal number."""
+        """The qparams of the same tensor times ``unit``, a power of two.
+
+        No scale is less than the least normal number of float32.
+        """
         return QParams(scale=(self.scale * unit).clamp(min=_SMALLEST_SCALE), zero_point=self.zero_point)
 
 

@@ -11,10 +11,13 @@ SMALLEST_ORDINARY, LARGEST_ORDINARY = 2.0**-10, 2.0**32
 
 
 def power_of_two(size: float) -> float:
-    """The largest power of two up to ``size``; 1 for 0 and for what is not finite."""
+    """The largest power of two up to ``size``; 1 if that is 0 or not finite."""
     return 2.0 ** (math.frexp(size)[1] - 1) if 0.0 < size < math.inf else 1.0
 
 
 def unit_of(size: float, smallest: float = SMALLEST_ORDINARY, largest: float = LARGEST_ORDINARY) -> float:
-    """The unit for numbers of up to ``size``: 1 where that is ordinary, from ``smallest`` to ``largest``."""
+    """The unit for numbers of up to ``size``, a power of two.
+
+    It is 1 for ordinary sizes, from ``smallest`` to ``largest``.
+    """
     return 1.0 if smallest <= size <= largest else power_of_two(size)

@@ -29,15 +29,16 @@ def find_blocks(
     per_layer: bool,
     wide: Container[str] = (),
 ) -> tuple[Block, ...]:
-    """Split the nodes into consecutive blocks.
+    """Split the nodes into consecutive blocks, each with at least one layer.
 
-    A block ends at a quantized tensor through which every path passes, so a residual or inverted-residual unit is one
-    block and a chain without branches one block per layer; but an inverted-residual unit without a skip is one block
-    as well (`_join_inverted_residuals`). Regions of more than `MAX_LAYERS` that no single tensor cuts, behind a skip
-    over many layers say, are cut where as few as possible cross (`_refine`). Each block holds at least one layer. With
-    ``per_layer`` every layer that ends at a learned point is a block; others, a projection before an Add, go with the
-    layer after them. ``wide``: points that were learned ones until `residuals.widen` made them carriers; blocks end
-    there as before.
+    A block ends at a quantized tensor through which every path passes. A residual or inverted-residual unit is one
+    block, a chain without branches is one block per layer. An inverted-residual unit without a skip is one block as
+    well (`_join_inverted_residuals`). A region of more than `MAX_LAYERS` that no single tensor cuts, behind a skip over
+    many layers say, is cut where the fewest tensors cross (`_refine`).
+
+    ``per_layer``: every layer that ends at a learned point is a block; others, such as a projection before an Add, go
+    with the layer after them. ``wide``: points that were learned ones until residuals became wide; blocks end there as
+    before.
     """
     by_node = {layer.node: layer for layer in layers}
     nodes = [node for node in index.graph.node if data_inputs(index, node)]
@@ -87,7 +88,10 @@ def _ends_block(index: GraphIndex, point: Point, wide: Container[str]) -> bool:
 
 
 def begins_with_batch(index: GraphIndex, tensor: str) -> bool:
-    """Whether axis 0 counts images, as far as shapes are known: [N * T, C] inside a token head does not."""
+    """Whether axis 0 counts images, as far as shapes are known.
+
+    It does not in a tensor [N * T, C] of a token head.
+    """
     shape, image = index.shape(tensor), index.shape(index.inputs[0])
     if not shape or not image:
         return True

@@ -18,7 +18,10 @@ _COORDINATES = 2
 
 
 def without_expectations(index: GraphIndex, layers: Sequence[NodeProto]) -> list[NodeProto]:
-    """``layers`` without those that take an expectation and that no other layer depends on; all where none is left."""
+    """``layers`` without those that take an expectation.
+
+    One that another layer depends on stays. If none were left, all stay.
+    """
     before = tensors_before_layers(index, {node.name for node in layers})
     kept = [node for node in layers if node.output[0] in before or not _is_expectation(index, node)]
     return kept or list(layers)

@@ -10,9 +10,10 @@ _SHARE = 0.15
 
 
 def network_family(index: GraphIndex, layers: Iterable[Layer]) -> str:
-    """Say "depthwise" or "grouped" where at least 15 % of the layers are such convolutions, else "plain".
+    """The family of a network: "depthwise", "grouped" or "plain".
 
-    A depthwise convolution has one input channel a group.
+    It is one of the first two if at least 15 % of the layers are such convolutions. A depthwise convolution has one
+    input channel a group.
     """
     layers = list(layers)
     groups = [

@@ -23,14 +23,17 @@ class FloatNode:
 
 
 def find_floating(index: GraphIndex, plan: Plan) -> tuple[FloatNode, ...]:
-    """The nodes that compute in float, in graph order; what computes integers or with sizes is none of them."""
+    """The nodes that compute in float, in graph order.
+
+    Nodes that compute integers, or with sizes, are left out.
+    """
     return tuple(_floating(index, plan, index.visible(plan.tail) | plan.read_unquantized))
 
 
 def find_left_out(index: GraphIndex, plan: Plan) -> tuple[FloatNode, ...]:
-    """Of these, the nodes that a runtime is not asked about: what is excluded, and what is behind the quantized part.
+    """The nodes that a runtime is not asked about: those excluded and those behind the quantized part.
 
-    For runtimes that decide on the rest by themselves.
+    It is for runtimes that decide on all others by themselves.
     """
     found = find_floating(index, plan)
     return tuple(node for node in found if node.reason == EXCLUDED or node.node in plan.tail)

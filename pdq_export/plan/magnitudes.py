@@ -11,7 +11,10 @@ _LOST = 2.0  # a scale that has to be so many times as coarse: one bit
 
 
 def check_magnitudes(index: GraphIndex, plan: Plan) -> None:
-    """Raise ModelError for a quantized weight whose largest value is too small for its bits, unless it is 0."""
+    """Raise ModelError if the largest value of a quantized weight is too small for its bits.
+
+    A weight of zeros is let pass.
+    """
     for layer in plan.layers:
         weight, point = index.constant(layer.weight), plan.points.get(layer.weight)
         if weight is None or point is None:

@@ -53,7 +53,7 @@ def is_passthrough(index: GraphIndex, node: NodeProto) -> bool:
 
 
 def is_nonnegative(index: GraphIndex, tensor: str) -> bool:
-    """Whether the operators that a tensor comes from, moves and averages aside, have no negative results."""
+    """Whether the operator that a tensor comes from, through moves and averages, has no negative results."""
     while (node := index.producer.get(tensor)) is not None:
         operator = operators.get(node.op_type)
         if operator.nonnegative:
@@ -68,7 +68,7 @@ def is_nonnegative(index: GraphIndex, tensor: str) -> bool:
 
 
 def data_inputs(index: GraphIndex, node: NodeProto) -> list[str]:
-    """The inputs that are computed from the images; none of a node that computes with sizes alone."""
+    """The inputs that are computed from the images; none if the node computes with sizes alone."""
     if index.sized.issuperset(filter(None, node.output)):
         return []
     return [tensor for tensor in node.input if tensor and not index.is_fixed(tensor)]
@@ -83,7 +83,7 @@ def is_join(index: GraphIndex, node: NodeProto) -> bool:
 
 
 def additions(index: GraphIndex) -> Iterator[tuple[NodeProto, list[str]]]:
-    """Every Add of two computed tensors, the end of a residual connection, with the two."""
+    """Every Add of two computed tensors, with the two; it is the end of a residual connection."""
     for node in index.graph.node:
         if node.op_type == "Add" and len(operands := data_inputs(index, node)) == 2:
             yield node, operands

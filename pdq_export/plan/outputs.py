@@ -24,15 +24,15 @@ from pdq_export.spec import CARRIER_BITS, Point, Role
 
 
 def moves_values(index: GraphIndex, node: NodeProto) -> bool:
-    """Whether every element of a node's outputs is one of its inputs'."""
+    """Whether every element of a node's outputs is an element of its inputs."""
     return is_passthrough(index, node) or node.op_type == "Concat"
 
 
 def separate_outputs(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in which what moves values moves them either to layers or to outputs; the model itself where that is so.
+    """A copy in which no node moves values both to layers and to outputs; the model itself if none does.
 
-    A node that does both is there twice: it keeps its name and its outputs for the outer readers, a copy behind it is
-    for the inner ones.
+    A node that does both is there twice. The first keeps its name and its outputs for the outer readers, the copy
+    behind it is for the inner ones.
     """
     work = onnx.ModelProto()
     work.CopyFrom(model)
@@ -95,9 +95,10 @@ def _inner_copy(
 
 
 class Outer:
-    """What leads to outputs alone. ``before``: the tensors that a layer depends on; ``layers``: all, by node name.
+    """The nodes that lead to outputs alone.
 
-    ``moved``: the tensors that are outputs or are moved to one, by outer nodes, as they are.
+    ``before``: the tensors that a layer depends on. ``layers``: all layers, by node name. ``moved``: the tensors that
+    are outputs, and those that outer nodes move to an output as they are.
     """
 
     def __init__(self, index: GraphIndex, layers: Container[str], before: Container[str]) -> None:
@@ -112,14 +113,17 @@ class Outer:
         return node.name not in self._layers and not any(name in self._before for name in node.output)
 
     def leaves_float(self, tensor: str) -> bool:
-        """Whether a tensor is to be no point at all: outputs alone are made of it."""
+        """Whether a tensor is to be no point, because outputs alone are made of it."""
         return tensor in self.moved and tensor not in self._before
 
 
 def read_unquantized(
     index: GraphIndex, outer: Outer, points: Mapping[str, Point], passthrough: Mapping[str, str]
 ) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
-    """What is left of ``passthrough``, and by outer node the tensors that it reads before they are quantized."""
+    """What is left of ``passthrough``, and what outer nodes read before it is quantized.
+
+    The second is by node name: the tensors that the node reads in float.
+    """
     plain = {
         name
         for name, point in points.items()

@@ -17,7 +17,10 @@ _MOST = 8  # parts; what has more is a tensor of features
 
 
 def find_parts(index: GraphIndex) -> dict[str, tuple[OutputPart, ...]]:
-    """The parts of every output that a Concat makes of tensors of known size along its axis; only outputs with some."""
+    """The parts of every output that has some.
+
+    A Concat makes such an output of tensors of known size along its axis.
+    """
     found = {}
     for output in index.outputs:
         parts = _parts(index, output)

@@ -27,7 +27,10 @@ json.dump([name for name in names if re.search(pattern, name)], sys.stdout)
 
 
 def check_pattern(pattern: str, option: str) -> None:
-    """Raise OptionError, which names ``option``, where ``pattern`` is no regular expression of Python's `re`."""
+    """Raise OptionError if ``pattern`` is no regular expression of Python's `re`.
+
+    The message names ``option``.
+    """
     where = f"{option} {_shorten(pattern)!r}"
     if not pattern or len(pattern) > LONGEST_PATTERN:
         raise OptionError(f"{where}: has {len(pattern)} characters; expected a regular expression of 1 to 1000")
@@ -48,11 +51,11 @@ def find_matches(
     *,
     what: str = "layers",
 ) -> frozenset[str]:
-    """The names in which ``pattern`` is found (`re.search`: anywhere; ^ and $ bind it to the ends).
+    """The names in which ``pattern`` is found anywhere, as `re.search` finds it.
 
-    ``others``: for some names further texts, such as the path of a module, in which it may be found instead.
-    ``what``: whose names they are, layers or nodes, for messages. Raises OptionError where there is none, with the
-    names that are nearest, and where matching takes too long.
+    ``others``: for some names further texts, such as the path of a module, in which it may be found instead. ``what``:
+    whose names they are, layers or nodes, for messages. Raises OptionError if there is none, with the nearest names,
+    and if matching takes too long.
     """
     known = {name: (name, *filter(None, (others or {}).get(name, ()))) for name in names}
     texts = list(dict.fromkeys([*names, *itertools.chain.from_iterable(known.values())]))

@@ -30,7 +30,10 @@ from pdq_export.spec import CARRIER_BITS, Layer, Point, Role
 
 
 def find_layers(index: GraphIndex) -> tuple[Layer, ...]:
-    """The nodes with a constant weight, in graph order, but for expectations. Raises ModelError where there is none."""
+    """The nodes with a constant weight, in graph order, without those that take expectations.
+
+    Raises ModelError if there is none.
+    """
     weighted = [node for node in index.graph.node if is_layer(index, node)]
     layers = tuple(_layer(index, node) for node in without_expectations(index, weighted))
     if not layers:
@@ -74,7 +77,7 @@ def find_points(
 
 
 def in_graph_order(index: GraphIndex, points: Mapping[str, Point]) -> dict[str, Point]:
-    """The points by where their tensor is first written or read."""
+    """The points in the order in which their tensors are first written or read."""
     first: dict[str, int] = {}
     for number, node in enumerate(index.graph.node):
         for tensor in (*node.input, *node.output):
@@ -255,9 +258,9 @@ class _PointFinder:
                     self._pass(sibling, earlier)
 
     def settle_last_inputs(self) -> None:
-        """The bits of ``first_last`` for the input of every last layer, found through averages and pass-through nodes.
+        """Give the inputs of the last layers the bits of ``first_last``.
 
-        A layer's own bits come before them.
+        Their points are found through averages and pass-through nodes. A layer's own bits come before these.
         """
         pending = [layer.input for layer in self.layers.values() if layer.output not in self._feeds_layer]
         while pending:

@@ -7,9 +7,10 @@ from pdq_export.spec import Point, Ramp, Role
 
 
 def find_ramps(index: GraphIndex, points: Mapping[str, Point], excluded: Container[str] = ()) -> dict[str, Ramp]:
-    """The ramps by output tensor: HardSigmoids with beta = 0.5 from one carrier to a later one, one for each source.
+    """The ramps by output tensor, at most one for each source.
 
-    ``excluded``: names of nodes that stay in float.
+    A ramp is a HardSigmoid with beta = 0.5 from one carrier to a later one. ``excluded``: names of nodes that stay in
+    float.
     """
     carriers: set[str] = set()
     ramps: dict[str, Ramp] = {}

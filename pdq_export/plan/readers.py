@@ -10,7 +10,10 @@ from pdq_export.plan.operators import data_inputs, is_join, is_passthrough
 
 
 def tensors_before_layers(index: GraphIndex, layers: Container[str]) -> set[str]:
-    """The tensors that a weighted layer (its data input) depends on. ``layers``: node names."""
+    """The tensors that the data input of a layer depends on.
+
+    ``layers``: node names.
+    """
     before: set[str] = set()
     for node in reversed(index.graph.node):
         if node.name in layers:
@@ -21,7 +24,7 @@ def tensors_before_layers(index: GraphIndex, layers: Container[str]) -> set[str]
 
 
 def tensors_passed_to(index: GraphIndex, tensors: Iterable[str]) -> set[str]:
-    """``tensors`` and those from which pass-through nodes alone lead to one of them."""
+    """``tensors``, and all tensors that pass-through nodes alone lead from to one of them."""
     found = set(tensors)
     for node in reversed(index.graph.node):
         if is_passthrough(index, node) and found.intersection(node.output):
@@ -32,10 +35,10 @@ def tensors_passed_to(index: GraphIndex, tensors: Iterable[str]) -> set[str]:
 def tensors_read_as_integers(
     index: GraphIndex, layers: Container[str], joins: Container[str], excluded: Container[str]
 ) -> set[str]:
-    """The tensors that reach, through pass-through nodes and activations, an operator that computes with integers.
+    """The tensors whose integers a layer or a join reads, through pass-through nodes and activations.
 
-    Those are the layers and the ``joins``. Softmax, the products of attention, recurrent layers, normalizations,
-    ``excluded`` nodes and all others compute in float: quantizing what only they read loses accuracy for nothing.
+    ``joins``: names of nodes. Softmax, the products of attention, recurrent layers, normalizations, ``excluded`` nodes
+    and all others compute in float. To quantize what only they read would lose accuracy for nothing.
     """
     read: set[str] = set()
     for node in reversed(index.graph.node):
@@ -52,12 +55,13 @@ def tensors_read_as_integers(
 
 
 def integer_joins(index: GraphIndex, layers: Container[str], excluded: Container[str]) -> set[str]:
-    """The merges, Concats and averages that stand between integers: a convolution's before them, a layer's behind them.
+    """The merges, Concats and averages between integers: behind a convolution and before a layer.
 
-    Nothing but other joins, activations and moves lies in between; averages need no layer behind them. All others stand
-    between float operators, such as normalizations and the products of attention, and to quantize for them would lose
-    accuracy for nothing: a Gemm or MatMul gives floats at no cost. ``layers`` and ``excluded``: node names; what is
-    excluded is in float.
+    Only other joins, activations and moves lie in between. An average needs no layer behind it. All other joins stand
+    between float operators, such as normalizations and the products of attention. To quantize for them would lose
+    accuracy for nothing, because a Gemm or MatMul gives floats at no cost.
+
+    ``layers`` and ``excluded``: node names. What is excluded is in float.
     """
     nodes = [node for node in index.graph.node if node.name not in excluded]
     at_hand: set[str] = set()
@@ -88,7 +92,7 @@ def _carried(index: GraphIndex, node: NodeProto) -> list[str]:
 
 
 def tensors_read_by_layers(index: GraphIndex, layers: Container[str], excluded: Container[str]) -> set[str]:
-    """The tensors that reach a layer, a Concat or an average as they are, through pass-through nodes alone.
+    """The tensors that a layer, a Concat or an average reads, directly or through pass-through nodes.
 
     Concats and averages that are ``excluded`` read floats.
     """

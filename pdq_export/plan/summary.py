@@ -8,10 +8,11 @@ from pdq_export.spec import Layer, Plan, Role
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerSummary:
-    """Bits of a layer; None stands for float. ``input_bits``: as the layer reads it.
+    """Bits of a layer; None stands for float.
 
-    ``activation_bits``: of the learned activation that the layer ends in, behind its activation function or the Add
-    that it leads to; behind the last layers, of what they write.
+    ``input_bits``: as the layer reads it. ``activation_bits``: those of the learned activation that the layer ends in,
+    behind its activation function or behind the Add that it leads to. Behind the last layers they are those of the
+    layer's output.
     """
 
     node: str

@@ -17,11 +17,13 @@ from pdq_export.spec import Layer
 
 
 def find_tail(index: GraphIndex, unsupported: Mapping[str, str], layers: Iterable[Layer]) -> dict[str, str]:
-    """The nodes to leave as they are, with the reason; none where nothing would be left to compare.
+    """The nodes to leave as they are, with the reason; none if nothing would be left to compare.
 
-    ``unsupported``: what calibration cannot compute, by node, with the reason. ``layers``: those to be quantized. The
-    tail begins with the unsupported nodes that no layer depends on. What depends on these belongs to it, and so does
-    what leads to them in integers or without an axis of images, as the squeezed boxes of a single image; both follow.
+    ``unsupported``: by node name, why calibration cannot compute it. ``layers``: those to be quantized.
+
+    The tail begins with the unsupported nodes that no layer depends on. All nodes that depend on these belong to it. So
+    do nodes that lead to them with integers or with tensors without an axis of images, as the squeezed boxes of a
+    single image.
     """
     before = _before(index, {layer.node for layer in layers}) if unsupported else set()
     behind = [node for node in index.graph.node if node.name not in before]
@@ -36,7 +38,7 @@ def find_tail(index: GraphIndex, unsupported: Mapping[str, str], layers: Iterabl
 
 
 def without_tail(model: onnx.ModelProto, tail: Mapping[str, str]) -> onnx.ModelProto:
-    """The part of a model that ends where its tail begins (`core_outputs`); the model itself where it has none."""
+    """The part of a model before its tail, which ends at `core_outputs`; the model itself if it has no tail."""
     if not tail:
         return model
     declared = {value.name: value for value in (*model.graph.value_info, *model.graph.output)}
@@ -49,7 +51,11 @@ def without_tail(model: onnx.ModelProto, tail: Mapping[str, str]) -> onnx.ModelP
 
 
 def core_outputs(index: GraphIndex, tail: Mapping[str, str]) -> list[str]:
-    """The graph's outputs that the tail does not compute, in order, then what the tail reads and can be compared."""
+    """The outputs of the graph without its tail, in order.
+
+    These are the graph's outputs that the tail does not compute, then the tensors that the tail reads and that can be
+    compared.
+    """
     members = [node for node in index.graph.node if node.name in tail]
     computed = {name for node in members for name in node.output}
     read = dict.fromkeys(name for node in members for name in reads(node) if name in index.producer)

@@ -20,7 +20,7 @@ _WIDENED = frozenset({torch.uint16, torch.uint32, torch.uint64})
 
 
 def as_ints(value: Ints) -> list[int]:
-    """A parameter that was baked at import (list or number) or is computed at run time (tensor), as a list."""
+    """A parameter as a list, whether it was baked at import (list or number) or is computed (tensor)."""
     found = value.tolist() if isinstance(value, Tensor) else value
     return [int(found)] if isinstance(found, (int, float)) else [int(item) for item in found]
 
@@ -35,7 +35,7 @@ def as_number(value: Any) -> Any:
 def same_device(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors on one device.
 
-    Shapes are computed on the CPU; where they meet data, they follow the data.
+    Shapes are computed on the CPU. If some tensor lies elsewhere, all follow it.
     """
     target = next((tensor.device for tensor in tensors if tensor.device.type != "cpu"), None)
     if target is None:
@@ -54,9 +54,10 @@ def widened(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
 
 
 def root(x: Tensor, power: float | Tensor = 0.5) -> Tensor:
-    """X ** power; where x is 0 and the slope infinite the gradient is 0, since infinity times 0 ends all learning.
+    """X ** power, with gradient 0 where x is 0 and the slope infinite.
 
-    Zeros are common where a Relu comes before. A norm has 0 among its subgradients there.
+    Infinity times 0 would end all learning, and zeros are common behind a Relu. A norm has 0 among its subgradients
+    there.
     """
     steep = (x == 0) & (power < torch.ones_like(x)) & (power > torch.zeros_like(x))
     safe = torch.where(steep, torch.ones_like(x), x)
@@ -83,7 +84,7 @@ def with_attributes(
 
 
 def positive_axis(axis: int, rank: int) -> int:
-    """``axis`` counted from the front; raises IndexError where the tensor has no such axis."""
+    """``axis`` counted from the front. Raises IndexError if the tensor has no such axis."""
     if not -rank <= axis < max(rank, 1):
         raise IndexError(f"axis {axis} of a tensor with {rank} dimensions")
     return axis % rank if rank else 0

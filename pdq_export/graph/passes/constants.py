@@ -10,7 +10,10 @@ from pdq_export.graph.lookup import attribute, describe
 
 
 def run(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Turn every Constant node into an initializer of the same name; drop the inputs that initializers give."""
+    """Turn every Constant node into an initializer of the same name.
+
+    Graph inputs that are initializers as well are dropped.
+    """
     graph = model.graph
     kept = []
     for node in graph.node:

@@ -23,7 +23,10 @@ from pdq_export.spec import ChannelStatistics
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pair:
-    """``tensor``, which the depthwise Conv ``reader`` reads, comes from the layer ``writer`` (names of nodes)."""
+    """Two layers around a tensor, by the names of nodes.
+
+    The layer ``writer`` leads to ``tensor``, the depthwise Conv ``reader`` reads it.
+    """
 
     tensor: str
     writer: str
@@ -31,7 +34,10 @@ class Pair:
 
 
 def find_pairs(model: onnx.ModelProto, tensors: Container[str], layers: Container[str]) -> list[Pair]:
-    """The pairs of ``layers`` around ``tensors`` whose constants nobody else reads; nodes have distinct names."""
+    """The pairs of ``layers`` around ``tensors`` that can be scaled.
+
+    Nobody else reads their constants. Nodes have to have distinct names.
+    """
     index = GraphIndex(model)
     pairs = []
     for reader in index.graph.node:

@@ -22,7 +22,10 @@ Affine = tuple[NDArray[np.float64], NDArray[np.float64]]
 def run(
     model: onnx.ModelProto, statistics: Mapping[str, ChannelStatistics]
 ) -> tuple[onnx.ModelProto, dict[str, ChannelStatistics]]:
-    """Fold what can be folded; the layer takes over the folded node's output name, and so do its statistics."""
+    """Fold what can be folded into layers.
+
+    A layer takes over the name of the folded node's output. Statistics are adapted to it.
+    """
     result = dict(statistics)
     for node in [node for node in model.graph.node if operators.get(node.op_type).merges and not node.domain]:
         index = GraphIndex(model)

@@ -53,11 +53,11 @@ class BatchNorm:
 
 
 def run(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, ChannelStatistics]]:
-    """Remove every BatchNormalization; return statistics by the output tensor of the layer it was folded into.
+    """Remove every BatchNormalization and return statistics by the output tensor of the layer it was folded into.
 
-    One without a layer to fold into becomes Mul and Add and has no statistics. The layer takes over the name of the
-    BatchNormalization's output, so that graph outputs keep theirs. Raises ModelError for a BatchNormalization in
-    training mode or with parameters that are not constant.
+    The layer takes over the name of the BatchNormalization's output, so that graph outputs keep their names. Without a
+    layer to fold it into, a BatchNormalization becomes Mul and Add and has no statistics. Raises ModelError if one is
+    in training mode or has parameters that are not constant.
     """
     statistics: dict[str, ChannelStatistics] = {}
     for node in [node for node in model.graph.node if node.op_type == "BatchNormalization" and not node.domain]:

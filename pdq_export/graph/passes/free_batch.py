@@ -18,8 +18,8 @@ from pdq_export.spec import Place
 def run(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy in which Reshape, Expand, Resize, Concat and recurrent layers take the batch size from their input.
 
-    For calibration only, which draws batches of its own; the exported file keeps the batch size that the user gave.
-    What cannot be freed is left as it is: constants that differ from image to image, slices of the batch axis.
+    It is for calibration, which draws batches of its own. The exported file keeps the batch size that the user gave.
+    Constants that differ from image to image and slices of the batch axis cannot be freed and stay.
     """
     freed = onnx.ModelProto()
     freed.CopyFrom(model)

@@ -14,7 +14,10 @@ SIXTH = 1 / 6
 
 
 def run(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Fuse where nobody else reads the tensors in between, and split every HardSwish."""
+    """Fuse the parts of a HardSigmoid and split every HardSwish.
+
+    Parts are fused if nobody else reads the tensors in between.
+    """
     index = GraphIndex(model)
     for node in [node for node in model.graph.node if node.op_type == "Add" and not node.domain]:
         if _fuse_hard_sigmoid(index, node):

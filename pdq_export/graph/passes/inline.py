@@ -23,9 +23,9 @@ Given = Mapping[str, AttributeProto]
 
 
 def run(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy without functions; the model itself where it has none.
+    """A copy without functions; the model itself if it has none.
 
-    Raises ModelError where functions call themselves, or do not fit their calls.
+    Raises ModelError if a function calls itself or does not fit a call.
     """
     if not model.functions:
         return model

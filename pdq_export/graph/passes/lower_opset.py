@@ -4,9 +4,10 @@ import onnx
 
 
 def run(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    """Declare the default domain's opset to be ``opset``; onnx.checker has to say whether the graph is valid in it.
+    """Declare ``opset`` as the opset of the default domain.
 
-    Between 13 and 25 operators gained types, inputs and attributes; the checker finds those that are used.
+    Between 13 and 25 operators gained types, inputs and attributes. `onnx.checker` has to say whether the graph is
+    valid in the lower opset.
     """
     for entry in model.opset_import:
         if entry.domain in ("", "ai.onnx"):

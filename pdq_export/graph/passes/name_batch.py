@@ -13,10 +13,10 @@ _OF_SIZES = ("Resize", "Upsample", "Pad")
 
 
 def run(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model, whose shapes have been inferred, with the batch axis under one name in all that they can tell it of.
+    """The model with one name for the batch axis in all shapes that can be told to have it.
 
-    Inference gives up on a Resize or Pad of computed sizes, and on a Resize by factors even where axis 0 has factor 1;
-    an Add of such a tensor and one of known batch gets yet another axis.
+    Shapes have to be inferred already. Inference gives up on a Resize or Pad of computed sizes, and on a Resize by
+    factors even if axis 0 has factor 1. An Add of such a tensor and one of known batch gets yet another axis.
     """
     index = GraphIndex(model)
     given = {name: _named(name, index.shape(name) or ()) for name in index.inputs}

@@ -9,9 +9,10 @@ from pdq_export.graph.passes import inline
 
 
 def run(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Write the default domain as "" and unknown axes (-1, "?") as anonymous; inline functions; tell names apart.
+    """Bring a model into the form that all other passes read.
 
-    Nodes of one name are what onnxruntime refuses; unnamed ones stay unnamed.
+    The default domain is written as "", unknown axes (-1, "?") are anonymous, functions are inlined, and nodes of one
+    name, which onnxruntime refuses, get distinct ones. Nodes without a name stay so.
     """
     parts = (model.graph, *model.functions)
     for entry in itertools.chain(model.opset_import, *(function.opset_import for function in model.functions)):

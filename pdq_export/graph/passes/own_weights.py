@@ -10,7 +10,7 @@ from pdq_export.graph.lookup import GraphIndex, is_layer
 
 
 def run(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Give the layers of every further axis a copy of their weight."""
+    """Give layers that count output channels along another axis than the first reader a copy of their weight."""
     index = GraphIndex(model)
     copies: dict[str, dict[int, str]] = {}
     for node in model.graph.node:

@@ -12,10 +12,10 @@ from pdq_export.graph.passes import constants
 
 
 def run(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    """Raise the default domain's opset to ``opset``; a model that has it or a newer one is returned as it is.
+    """Raise the default domain's opset to ``opset``; return a model that has it or a newer one as it is.
 
-    The model needs its ``value_info``: some conversions depend on shapes. Raises ModelError where onnx cannot convert
-    an operator or its result is not valid.
+    The model needs its ``value_info``, because some conversions depend on shapes. Raises ModelError if onnx cannot
+    convert an operator or if its result is not valid.
     """
     current = opset_version(model)
     if opset <= current:

@@ -19,7 +19,10 @@ _AXES_INPUT = 18  # the opset from which ReduceMax reads its axes
 
 
 def run(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Rewrite every pool or mean of a float tensor [N, C, ...] over, as is known, all axes but the first two."""
+    """Rewrite every pool or mean over all axes but the first two of a float tensor [N, C, ...].
+
+    That it is over all of them has to be known.
+    """
     index = GraphIndex(model)
     found = [node for node in model.graph.node if not node.domain and _is_spatial(index, node)]
     for node in found:

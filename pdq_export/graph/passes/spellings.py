@@ -24,7 +24,10 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 def run(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Rewrite the nodes whose constants are initializers; names of tensors stay, the last node keeps the old one's."""
+    """Rewrite the nodes that say the same as others; constants have to be initializers.
+
+    Tensors keep their names. The last of several new nodes has the name of the old one.
+    """
     index = GraphIndex(model)
     found = [node for node in model.graph.node if node.op_type in _REWRITES and not node.domain]
     for node in found:

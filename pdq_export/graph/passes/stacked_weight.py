@@ -12,7 +12,10 @@ from pdq_export.graph.lookup import GraphIndex
 
 
 def run(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Drop the leading axes of size 1 of MatMul's second operand where the other has them too, so nothing changes."""
+    """Drop leading axes of size 1 from the constant second operand of MatMul.
+
+    The first operand has to have these axes too, so that nothing changes.
+    """
     index = GraphIndex(model)
     squeezed: dict[str, str] = {}
     for node in model.graph.node:

@@ -16,7 +16,7 @@ SHAPE_SIZE = 1024  # constants up to this size may be shapes, scales or axes, wh
 
 
 def remove_unused(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Drop nodes whose outputs nobody reads, then initializers and opset imports that nobody uses."""
+    """Drop nodes whose outputs nobody reads, then initializers and opset imports that are not used."""
     graph = model.graph
     needed = {value.name for value in graph.output}
     kept = []
@@ -36,7 +36,7 @@ def remove_unused(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def name_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Give every node a unique name: its own where it has one, else ``{op_type}_{position}``."""
+    """Give every node a unique name: its own if it has one, else ``{op_type}_{position}``."""
     reserved = {node.name for node in model.graph.node}
     taken: set[str] = set()
     for position, node in enumerate(model.graph.node):
@@ -59,10 +59,10 @@ def name_axes(value: onnx.ValueInfoProto) -> None:
 
 
 def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Write shape and type of every inner tensor where they can be inferred; what stood there before is dropped.
+    """Infer shape and type of every inner tensor; what stood there before is dropped.
 
-    The anonymous axes of inputs, which stay as they are, are called ``x.shape[0]`` and so on in inner tensors.
-    Raises ModelError where the shapes of an operator's inputs contradict each other.
+    The anonymous axes of inputs stay anonymous. In inner tensors they are called ``x.shape[0]`` and so on. Raises
+    ModelError if the shapes of an operator's inputs contradict each other.
     """
     skeleton = without_weights(model)
     try:
@@ -97,7 +97,10 @@ def _correct(declared: onnx.ValueInfoProto, computed: onnx.ValueInfoProto) -> No
 
 
 def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy that has large constants as inputs: inference serializes the model, and that takes time for weights."""
+    """A copy in which large constants are inputs.
+
+    Inference serializes the model, which takes time for weights.
+    """
     skeleton = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
     graph = skeleton.graph
     graph.name = model.graph.name
