@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 
-from pdq_export import calib_data, stages
+from pdq_export import calib_data, targets
 from pdq_export.commands.inspect import Inspection, inspect_model
 from pdq_export.commands.quantize import quantize
 from pdq_export.errors import ModelError, OptionError, ValidationError
@@ -122,7 +122,7 @@ def test_what_is_refused() -> None:
 
 def broken(monkeypatch: pytest.MonkeyPatch) -> onnx.ModelProto:
     """A model that is exported so that it loads and does not run."""
-    real = stages.export_model
+    real = targets.export_model
 
     def export(*arguments: object, **named: object) -> onnx.ModelProto:
         model = real(*arguments, **named)  # type: ignore[arg-type]
@@ -130,7 +130,7 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> onnx.ModelProto:
         shape.CopyFrom(onnx.numpy_helper.from_array(np.array([7, -1, 5]), "shape"))
         return model
 
-    monkeypatch.setattr("pdq_export.stages.export_model", export)
+    monkeypatch.setattr("pdq_export.targets.export_model", export)
     body = f"c0 = Conv {P} (image, w0) r0 = Relu(c0) k = Reshape(r0, shape) z = Softmax(k) y = Neg(z)"
     model = model_of(body, outputs="float[N,4,64] y")
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([0, 4, -1]), "shape"))
