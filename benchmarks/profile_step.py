@@ -23,11 +23,10 @@ from pdq_export.config.method import choose_options
 from pdq_export.data import load_images
 from pdq_export.frontend import import_model
 from pdq_export.graph.load import load_model
-from pdq_export.graph.lookup import GraphIndex
 from pdq_export.graph.passes import free_batch
 from pdq_export.graph.prepare import prepare
 from pdq_export.plan import PlanOptions, make_plan, network_family
-from pdq_export.stages import input_specs
+from pdq_export.signature import input_specs
 
 # The first family whose word is in the operator's name gets its time.
 FAMILIES: Mapping[str, Sequence[str]] = {
@@ -57,9 +56,9 @@ def profile_shares(arguments: argparse.Namespace, *, prediction_difference: bool
     overrides: dict[str, Any] = {"iters": arguments.iters, "correction_iters": arguments.correction_iters}
     if not prediction_difference:
         overrides["prediction_difference"] = False
-    family = network_family(GraphIndex(prepared.model), plan.layers)
+    family = network_family(prepared.index, plan.layers)
     options = choose_options(preset=arguments.preset, family=family, overrides=overrides)
-    (spec,) = input_specs(prepared.model)
+    (spec,) = input_specs(prepared.index)
     images = load_images(arguments.calib, expected=spec, limit=arguments.samples)
     network = import_model(free_batch.run(prepared.model))
     inputs = [torch.from_numpy(images.array())]

@@ -75,7 +75,8 @@ def convert(
 
 def _describe(converted: "onnx.ModelProto", target: str, written: Mapping[Path, bytes]) -> dict[str, Any]:
     from pdq_export.graph.lookup import opset_version
-    from pdq_export.validate import ModelInfo, min_onnxruntime, needed_config
+    from pdq_export.report import ModelInfo
+    from pdq_export.validate import min_onnxruntime, needed_config
 
     content = converted.SerializeToString()
     info = ModelInfo.of(next(iter(written)).name, *written.values())

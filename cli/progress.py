@@ -23,9 +23,11 @@ STAGES = {
     "load": "reading the model",
     "plan": "planning",
     "read": "reading images",
+    "check": "comparing with the file",
     "calibrate": "calibrating",
     "export": "writing the quantized graph",
     "validate": "validating in onnxruntime",
+    "rerun": "running the file in other ways",
 }
 _BAR, _NARROW_BAR, _NARROW = 24, 8, 80  # columns
 _LONGEST_NAME = 40

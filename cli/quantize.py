@@ -29,7 +29,7 @@ DEFAULT_DATA = "calib_data"
 @command(
     summary="Quantize an ONNX CNN and compare it with FP32.",
     example="pdq-export quantize model.onnx --bits 4/4 --calib images/ --eval test.npz --report report.json",
-    json_schema="pdq_export.validate.report",
+    json_schema="pdq_export.report.report",
 )
 @click.argument("model", type=ModelPath(), metavar="MODEL.onnx")
 @config_options(QUANTIZE)

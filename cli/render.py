@@ -8,7 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from pdq_export.validate import Accuracy, Report
+    from pdq_export.report import Report
+    from pdq_export.validate import Accuracy
 
 Row = tuple[str, str, str, str]
 _NARROW_ACTIVATIONS = "1.31"  # what export/runtimes.py gives for activations below 8 bits in types of their own

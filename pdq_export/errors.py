@@ -49,3 +49,10 @@ class ResourceError(PdqError):
 def first_few(texts: Sequence[str]) -> str:
     """Three of the texts at most, with what says that there are more, for messages."""
     return ", ".join([*texts[:3], *(["..."] if len(texts) > 3 else [])])
+
+
+def percent(share: float, decimals: int | None = None) -> str:
+    """A share as messages and tables tell it: with so many decimals, or in two digits and never with an exponent."""
+    if decimals is not None:
+        return f"{100 * share:.{decimals}f} %"
+    return f"{float(f'{100 * share:.2g}'):.10g} %"

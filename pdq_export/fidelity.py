@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 from torch import fx
 
-from pdq_export.errors import ModelError, ValidationError
+from pdq_export.errors import ModelError, ValidationError, percent
 from pdq_export.frontend import compute_tensors, import_model
 from pdq_export.graph.batch_axis import fixed_batch
-from pdq_export.graph.lookup import GraphIndex, describe
+from pdq_export.graph.lookup import GraphIndex, describe, opset_version
 from pdq_export.graph.noise import noise
 from pdq_export.graph.passes import widen
 from pdq_export.graph.prepare import PreparedModel, Step, float32_reference, prepare_in_steps
-from pdq_export.validate import Session, needed_config, with_outputs
+from pdq_export.validate import Session, open_session, with_outputs
 from pdq_export.validate.equivalence import (
     BFLOAT16,
     FLOAT16,
@@ -36,7 +36,6 @@ from pdq_export.validate.equivalence import (
     explain,
     find_differences,
     join,
-    percent,
 )
 
 logger = logging.getLogger(__name__)
@@ -48,31 +47,48 @@ _FREEING = "freeing its batch size", "export it with a dynamic batch axis"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UserFile:
-    """``model`` as it was read, and ``content``, its bytes; ``precision``: of its numbers.
+    """A model as the user has it: ``name`` of the file, empty where there is none, and ``content``, its bytes.
 
-    Where onnxruntime does not load it as it is, ``content`` is the same model in float32 with distinct names of nodes.
+    ``runnable``: what onnxruntime runs; the same, or where it does not load that, the model in float32 with distinct
+    names of nodes. ``precision``: of its numbers. ``opset``: its own.
     """
 
-    model: onnx.ModelProto
+    name: str
     content: bytes
+    runnable: bytes
     precision: Precision
+    opset: int
 
     @classmethod
-    def of(cls, model: onnx.ModelProto) -> "UserFile":
-        """Raises ModelError for operators of a foreign domain, ValidationError where onnxruntime does not load it."""
-        _, inlined = next(prepare_in_steps(model))
-        content = _serialized(model)
-        try:
-            needed_config(content)
-        except ValidationError as error:
-            content = _serialized(float32_reference(model))
-            needed_config(content)
-            logger.warning("the model is compared in float32 and with distinct names of nodes: %s", error)
-            return cls(model=model, content=content, precision=FLOAT32)
-        types = widen.other_floats(inlined.model)
-        halves = {TensorProto.FLOAT16: FLOAT16, TensorProto.BFLOAT16: BFLOAT16}
-        known = [precision for dtype, precision in halves.items() if dtype in types]
-        return cls(model=model, content=content, precision=known[-1] if known else FLOAT32)
+    def of(cls, model: onnx.ModelProto, name: str = "") -> "UserFile":
+        """The file of a model that was loaded. Raises as `open_file`."""
+        return open_file(model, name)[0]
+
+    def parse(self) -> onnx.ModelProto:
+        """The model, made of its bytes again: as a message it takes as much memory once more."""
+        return onnx.load_model_from_string(self.content)
+
+
+def open_file(model: onnx.ModelProto, name: str = "") -> tuple[UserFile, Session]:
+    """The file of a model that was loaded, and a session of what onnxruntime runs of it.
+
+    Raises ModelError for operators of a foreign domain, ValidationError where onnxruntime does not load it.
+    """
+    _, inlined = next(prepare_in_steps(model))
+    types = widen.other_floats(inlined.model)
+    del inlined
+    halves = {TensorProto.FLOAT16: FLOAT16, TensorProto.BFLOAT16: BFLOAT16}
+    known = [precision for dtype, precision in halves.items() if dtype in types]
+    precision = known[-1] if known else FLOAT32
+    runnable = content = _serialized(model)
+    try:
+        session = open_session(content)
+    except ValidationError as error:
+        runnable, precision = _serialized(float32_reference(model)), FLOAT32
+        session = open_session(runnable)
+        logger.warning("the model is compared in float32 and with distinct names of nodes: %s", error)
+    file = UserFile(name=name, content=content, runnable=runnable, precision=precision, opset=opset_version(model))
+    return file, session
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,30 +114,48 @@ class Probe:
         return [tuple(x[start : start + self.batch] for x in self.inputs) for start in starts]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reference:
+    """What a quantized file is compared with: the user's ``file``, and whether onnxruntime may ``optimize`` it.
+
+    Where the file lacks a tensor that is compared it is None, which stands for the prepared model that was checked.
+    """
+
+    file: UserFile | None
+    optimize: bool
+
+    def content(self, prepared: onnx.ModelProto) -> bytes:
+        """Its bytes; ``prepared``: the model that was checked last."""
+        return _serialized(prepared) if self.file is None else self.file.runnable
+
+
 class Fidelity:
     """Holds models and networks against a user's file on ``probes``.
 
-    ``names``: tensors that are compared, the file's other outputs besides. Raises ModelError where the file in float32
-    is another, ValidationError where it does not run on the probes.
+    ``names``: tensors that are compared, the file's other outputs besides. ``session``: of the file, where one is open.
+    Raises ModelError where the file in float32 is another, ValidationError where it does not run on the probes.
     """
 
-    def __init__(self, file: UserFile, probes: Sequence[Probe], names: Sequence[str]) -> None:
+    def __init__(
+        self, file: UserFile, probes: Sequence[Probe], names: Sequence[str], *, session: Session | None = None
+    ) -> None:
         self._file, self._probes, self._names = file, probes, tuple(names)
         self._batches = [batch for probe in probes for batch in probe.batches]
         self._prepared: list[Outputs] = []
-        known = [name for name in names if _has(file.model, name)]
+        model = file.parse()
+        known = [name for name in names if _has(model, name)]
         self._covers_all = len(known) == len(names)
-        content = with_outputs(file.content, known)
+        content = with_outputs(file.runnable, known)
         self._plain = True  # whether sessions are without optimizations: not where the file needs them
         try:
             self._outputs = self._run(content)
         except ValidationError:
             self._plain = False
             self._outputs = self._run(content)
-        self._optimize = self._survives_optimization(content)
+        self._optimize = self._survives_optimization(content, session)
         self._strict, self._expected = content, self._outputs
         if file.precision is not FLOAT32:
-            self._strict = with_outputs(_serialized(float32_reference(file.model)), known)
+            self._strict = with_outputs(_serialized(float32_reference(model)), known)
             self._expected = self._run(self._strict)
             found = find_differences(self._outputs, self._expected, file.precision)
             if (difference := self._certain(found, content, self._outputs, file.precision)) is not None:
@@ -152,7 +186,7 @@ class Fidelity:
         if difference is None:
             return
         if not what:
-            what, remedy = self._find_step(GraphIndex(model).opset)
+            what, remedy = self._find_step(opset_version(model))
         raise self._error(difference, what, remedy)
 
     def check_network(self, network: fx.GraphModule, prepared: PreparedModel, core: onnx.ModelProto) -> None:
@@ -160,12 +194,12 @@ class Fidelity:
 
         ``core``: the part of the model that was imported, before its batch size was freed.
         """
-        found = [compute_outputs(network, batch, prepared.model, core) for batch in self._batches]
+        found = [compute_outputs(network, batch, prepared.index, core) for batch in self._batches]
         if differences := find_differences(self._prepared, found, FLOAT32):
             content = with_outputs(_serialized(prepared.model), self._names)
             difference = self._certain(differences, content, self._prepared, FLOAT32)
             if difference is not None:
-                raise self._error(difference, *_find_node(prepared.model, core, self._batches[0]))
+                raise self._error(difference, *_find_node(prepared.index, core, self._batches[0]))
         for probe in self._probes:
             at = len(probe.batches)
             own, found = found[:at], found[at:]
@@ -184,29 +218,31 @@ class Fidelity:
             return
 
         def run(inputs: Inputs) -> Outputs:
-            return compute_outputs(network, inputs, prepared.model, core)
+            return compute_outputs(network, inputs, prepared.index, core)
 
         together = run(probe.inputs)
         differences = find_differences([join(expected, together)], [together], FLOAT32)
         if not differences:
             return
         # Of the others check_batch has told that images influence each other in the model itself.
-        freed = _differ_from_own(prepared.model, core, probe.inputs, together)
+        freed = _differ_from_own(prepared.index, core, probe.inputs, together)
         differences = [difference for difference in differences if difference.output in freed]
         difference = _first_certain(differences, run, [probe.inputs], [together], FLOAT32)
         if difference is not None:
             raise self._error(difference, *_FREEING)
 
-    def reference_for(self, prepared: onnx.ModelProto) -> tuple[bytes, bool]:
-        """What a quantized file is compared with, and whether onnxruntime may optimize it: the user's file.
+    def reference(self) -> "Reference":
+        """What a quantized file is compared with."""
+        return Reference(
+            file=self._file if self._covers_all else None,
+            optimize=self._optimize if self._covers_all else not self._plain,
+        )
 
-        Where that lacks a tensor that is compared, the prepared model, which was checked, as it is written.
-        """
-        return (self._file.content, self._optimize) if self._covers_all else (_serialized(prepared), not self._plain)
-
-    def _survives_optimization(self, content: bytes) -> bool:
+    def _survives_optimization(self, content: bytes, session: Session | None) -> bool:
         """Whether onnxruntime computes the same of the file when it optimizes it, with a warning where it does not."""
-        optimized = self._run(content, optimize=True)
+        if session is None or content != self._file.runnable:
+            session = Session(content)
+        optimized = [session.run_by_name(batch) for batch in self._batches]
         found = find_differences(self._outputs, optimized, self._file.precision)
         difference = self._certain(found, content, self._outputs, self._file.precision)
         if difference is not None:
@@ -222,7 +258,7 @@ class Fidelity:
 
     def _find_step(self, opset: int) -> tuple[str, str]:
         """The first step of preparation behind which an output differs, or the model does not run; and its remedy."""
-        for step, prepared in prepare_in_steps(self._file.model, opset=opset):
+        for step, prepared in prepare_in_steps(self._file.parse(), opset=opset):
             known = [name for name in self._names if _has(prepared.model, name)]
             try:
                 outputs = self._run(with_outputs(_serialized(prepared.model), known))
@@ -233,8 +269,8 @@ class Fidelity:
                 return step.what, step.remedy
         return "planning it", "quantize it without --wide-residuals and other options of the plan"
 
-    def _run(self, content: bytes, *, optimize: bool = False) -> list[Outputs]:
-        session = Session(content, optimize=optimize or not self._plain)
+    def _run(self, content: bytes) -> list[Outputs]:
+        session = Session(content, optimize=not self._plain)
         return [session.run_by_name(batch) for batch in self._batches]
 
     def _certain(
@@ -253,9 +289,8 @@ class Fidelity:
         )
 
 
-def as_seen(inputs: Sequence[NDArray[np.float32]], model: onnx.ModelProto) -> list[torch.Tensor]:
-    """Samples in float32 as the model sees them, rounded where it declares a float16 input."""
-    index = GraphIndex(model)
+def as_seen(inputs: Sequence[NDArray[np.float32]], index: GraphIndex) -> list[torch.Tensor]:
+    """Samples in float32 as a model sees them, rounded where it declares a float16 input."""
     halves = [index.dtype(name) == np.float16 for name in index.inputs]
     return [
         torch.from_numpy(x.astype(np.float16).astype(np.float32) if half else x)
@@ -264,40 +299,41 @@ def as_seen(inputs: Sequence[NDArray[np.float32]], model: onnx.ModelProto) -> li
 
 
 @torch.no_grad()
-def compute_outputs(network: fx.GraphModule, inputs: Inputs, model: onnx.ModelProto, core: onnx.ModelProto) -> Outputs:
-    """The outputs of ``core`` by name, computed by the network that was imported from it; ``model``: the prepared."""
-    results = network(*as_seen(inputs, model))
+def compute_outputs(network: fx.GraphModule, inputs: Inputs, index: GraphIndex, core: onnx.ModelProto) -> Outputs:
+    """The outputs of ``core`` by name, computed by the network that was imported from it; ``index``: the prepared."""
+    results = network(*as_seen(inputs, index))
     return {value.name: y.numpy() for value, y in zip(core.graph.output, results, strict=True)}
 
 
-def _noise_probe(model: onnx.ModelProto) -> Probe | None:
+def _noise_probe(index: GraphIndex) -> Probe | None:
     """Two random samples for a prepared model; None where `noise` has none, or for inputs without axes or no floats."""
-    index = GraphIndex(model)
     if any(not index.rank(name) or getattr(index.dtype(name), "kind", "") != "f" for name in index.inputs):
         return None
     arrays = noise(index, np.random.default_rng(0), batch=BATCHES)
     return None if arrays is None else Probe.of(arrays, fixed_batch(index) or None, "random inputs")
 
 
-def check_on_noise(file: UserFile, prepared: PreparedModel, core: onnx.ModelProto, network: fx.GraphModule) -> None:
+def check_on_noise(
+    file: UserFile, session: Session, prepared: PreparedModel, core: onnx.ModelProto, network: fx.GraphModule
+) -> None:
     """What `Fidelity` can tell without images: raises ModelError where two random samples have other outputs.
 
     Noise need not be what a model takes: where the file does not run on it, or gives no numbers, nothing is said.
     """
-    probe = _noise_probe(prepared.model)
+    probe = _noise_probe(prepared.index)
     if probe is None:
         return
     try:
-        fidelity = Fidelity(file, [probe], [value.name for value in core.graph.output])
+        fidelity = Fidelity(file, [probe], [value.name for value in core.graph.output], session=session)
     except ValidationError:
         return
     fidelity.check_model(prepared.model)
     fidelity.check_network(network, prepared, core)
 
 
-def _find_node(model: onnx.ModelProto, core: onnx.ModelProto, inputs: Inputs) -> tuple[str, str]:
+def _find_node(index: GraphIndex, core: onnx.ModelProto, inputs: Inputs) -> tuple[str, str]:
     """What makes a network differ from its model, and how to do without it: a node, or freeing the batch size."""
-    found = compute_tensors(import_model(core), as_seen(inputs, model))
+    found = compute_tensors(import_model(core), as_seen(inputs, index))
     nodes = {name: node for node in core.graph.node for name in node.output if name in found}
     expected = Session(with_outputs(_serialized(core), nodes), optimize=False).run_by_name(inputs)
     for name, node in nodes.items():
@@ -307,10 +343,10 @@ def _find_node(model: onnx.ModelProto, core: onnx.ModelProto, inputs: Inputs) ->
     return _FREEING
 
 
-def _differ_from_own(model: onnx.ModelProto, core: onnx.ModelProto, inputs: Inputs, together: Outputs) -> set[str]:
+def _differ_from_own(index: GraphIndex, core: onnx.ModelProto, inputs: Inputs, together: Outputs) -> set[str]:
     """The outputs in which the model as it is, imported without freeing its batch size, does not give ``together``."""
     try:
-        found = compute_outputs(import_model(core), inputs, model, core)
+        found = compute_outputs(import_model(core), inputs, index, core)
     except (RuntimeError, IndexError, ValueError):  # it names its batch size somewhere
         return set(together)
     return {difference.output for difference in find_differences([found], [together], FLOAT32)}

@@ -18,7 +18,7 @@ from pdq_export.plan.options import WEIGHTS
 from pdq_export.plan.passes import tensorrt as pairs_for_tensorrt
 from pdq_export.plan.planned import Pass, Planned
 from pdq_export.spec import MAX_BITS, MIN_BITS, Plan, QuantizedTensors
-from pdq_export.validate import Batch, check_runs_quantized
+from pdq_export.validate import Batch, Session, check_runs_quantized
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,8 +28,8 @@ class Target:
     ``layout``: how files are written. ``rules``: passes over the plan, before those that users ask for. ``weights``:
     the kinds of weights that it takes, the first by default. ``fewest_bits``: of any tensor; ``because``: why that is
     more than 2, for messages. ``integer_bias``: whether biases are rounded to INT32. ``find_floating``: the nodes that
-    compute in float, as far as that is known here. ``check_runs``: raises ValidationError where the runtime that
-    checks its files does not run one, on a batch if there is one.
+    compute in float, as far as that is known here. ``check_runs``: a session of a file's bytes in the runtime that
+    checks it, which has run a batch if there is one; raises ValidationError where it does not.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Target:
     because: str = ""
     integer_bias: bool = True
     find_floating: Callable[[GraphIndex, Plan], tuple[FloatNode, ...]] = find_floating
-    check_runs: Callable[[onnx.ModelProto, Batch | None], None] = check_runs_quantized
+    check_runs: Callable[[bytes, Batch | None], Session] = check_runs_quantized
 
     @property
     def convertible(self) -> bool:

@@ -2,6 +2,7 @@
 
 import logging
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,7 +12,7 @@ import torch
 
 from pdq_export import fidelity, inspect_model
 from pdq_export.commands.quantize import quantize
-from pdq_export.errors import ModelError, ValidationError
+from pdq_export.errors import ModelError, ValidationError, percent
 from pdq_export.fidelity import Fidelity, Probe, UserFile
 from pdq_export.frontend import import_model
 from pdq_export.frontend.ops import activation
@@ -27,8 +28,7 @@ from pdq_export.graph.passes import (
     widen,
 )
 from pdq_export.graph.prepare import prepare
-from pdq_export.validate import Report, Session, validate
-from pdq_export.validate.equivalence import percent
+from pdq_export.validate import Comparison, Measurements, Session, validate
 
 from .onnx_text import fill, parse
 
@@ -117,7 +117,7 @@ def test_a_step_that_goes_wrong_is_named_before_calibration(
 def test_freeing_the_batch_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(free_batch, monkeypatch)
     forbid_calibration(monkeypatch)
-    monkeypatch.setattr("pdq_export.commands.quantize.check_batch", lambda *_: None)
+    monkeypatch.setattr("pdq_export.work.check_batch", lambda *_: None)
     with pytest.raises(ModelError, match=r"after freeing its batch size.*; export it with a dynamic batch axis"):
         quantize(network("2"), calib=IMAGES, options=TINY)
 
@@ -150,17 +150,17 @@ def test_inspection_guesses_the_sizes_of_open_axes(shape: str, monkeypatch: pyte
 
 def test_the_fp32_column_is_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bytes themselves: neither inlined nor widened."""
-    seen: dict[str, object] = {}
+    seen: list[Comparison] = []
 
-    def validated(**given: object) -> Report:
-        seen.update(given)
-        return validate(**given)
+    def validated(comparison: Comparison, **options: Any) -> Measurements:
+        seen.append(comparison)
+        return validate(comparison, **options)
 
-    monkeypatch.setattr("pdq_export.commands.quantize.validate", validated)
+    monkeypatch.setattr("pdq_export.commands.evaluate.validate", validated)
     model = network()
     report = quantize(model, calib=IMAGES, options=TINY).report
-    assert seen["original"] == model.SerializeToString(deterministic=True)
-    assert seen["optimize"]
+    assert seen[0].original == model.SerializeToString(deterministic=True)
+    assert seen[0].optimize
     assert report.model.size == len(model.SerializeToString())
 
 
@@ -233,7 +233,8 @@ def test_a_file_that_onnxruntime_optimizes_wrongly(caplog: pytest.LogCaptureFixt
     size = np.linalg.norm(plain - other) / np.linalg.norm(plain)
     assert record.args == ("y", onnxruntime.__version__, percent(size))
     held.check_model(model)
-    assert held.reference_for(model) == (model.SerializeToString(deterministic=True), False)
+    assert held.reference().content(model) == model.SerializeToString(deterministic=True)
+    assert not held.reference().optimize
 
 
 def test_the_quantized_file_of_one_that_onnxruntime_optimizes_wrongly() -> None:
@@ -262,7 +263,8 @@ def test_a_file_that_needs_optimizations_to_run(monkeypatch: pytest.MonkeyPatch)
 def test_a_file_that_onnxruntime_optimizes_rightly(caplog: pytest.LogCaptureFixture) -> None:
     model = network()
     held = Fidelity(UserFile.of(model), probes(IMAGES), ["y"])
-    assert held.reference_for(model) == (model.SerializeToString(deterministic=True), True)
+    assert held.reference().content(model) == model.SerializeToString(deterministic=True)
+    assert held.reference().optimize
     assert not caplog.records
 
 
@@ -355,11 +357,12 @@ def test_what_the_tail_reads_is_compared_in_the_file(caplog: pytest.LogCaptureFi
     body = "c = Conv(image, w) r = Relu(c) p = GlobalAveragePool(r) f = Flatten(p) y = NonZero(f)"
     model = fill(parse(body, outputs="int64[2,K] y"), {"w": (4, 3, 3, 3)})
     held = Fidelity(UserFile.of(model), probes(IMAGES), ["f"])
-    assert held.reference_for(model)[0] == model.SerializeToString(deterministic=True)
+    assert held.reference().content(model) == model.SerializeToString(deterministic=True)
     held.check_model(model)
     renamed = onnx.ModelProto()
     renamed.CopyFrom(model)
     renamed.graph.node[-1].input[0] = renamed.graph.node[-2].output[0] = "other"
     held = Fidelity(UserFile.of(model), probes(IMAGES), ["other"])
     held.check_model(renamed)  # its other outputs
-    assert held.reference_for(renamed) == (renamed.SerializeToString(deterministic=True), False)
+    assert held.reference().content(renamed) == renamed.SerializeToString(deterministic=True)
+    assert not held.reference().optimize

@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,14 @@ import pytest
 from click.testing import CliRunner
 
 import pdq_export
-import pdq_export.commands.quantize
+import pdq_export.targets
 from pdq_export.cli import app
 from pdq_export.commands.quantize import Progress, Result
 from pdq_export.data import ImageSet
 from pdq_export.errors import OptionError, PdqError, ValidationError
-from pdq_export.parity import Evidence, Parity, judge_parity
-from pdq_export.validate import DeviationMeter, OutputAgreement, Session, kernels_saturate
+from pdq_export.report import tell_parity
+from pdq_export.validate import Comparison, DeviationMeter, OutputAgreement, Session, kernels_saturate
+from pdq_export.validate.parity import Parity, judge_parity
 
 from .cli.fakes import agreement, make_report
 from .onnx_text import fill, parse
@@ -45,7 +46,7 @@ def off_by(monkeypatch: pytest.MonkeyPatch) -> Change:
     """Has files written whose output is that much too large."""
 
     def change(share: float) -> None:
-        real = pdq_export.commands.quantize.export_model
+        real = pdq_export.targets.export_model
 
         def export(*arguments: Any, **options: Any) -> onnx.ModelProto:
             file = real(*arguments, **options)
@@ -55,7 +56,7 @@ def off_by(monkeypatch: pytest.MonkeyPatch) -> Change:
             file.graph.node.append(onnx.helper.make_node("Mul", ["right", "too_much"], ["y"]))
             return file
 
-        monkeypatch.setattr("pdq_export.commands.quantize.export_model", export)
+        monkeypatch.setattr("pdq_export.targets.export_model", export)
 
     return change
 
@@ -127,25 +128,21 @@ def judge(
     ``few``: how far in every way on the first images; as far as on all of them, if not given. ``amplified``: how far
     rounding moves it.
     """
-    monkeypatch.setattr("pdq_export.parity.kernels_saturate", lambda: saturate)
-    monkeypatch.setattr("pdq_export.parity.saturating_layers", lambda plan, signed=False: ["c1", "y"])
+    monkeypatch.setattr("pdq_export.validate.parity.kernels_saturate", lambda: saturate)
     output = OutputAgreement(
-        name="y", quantized_float=agreement(), quantized_simulated=None, simulated_float=None, deviation=as_run
+        name="y", quantized_float=agreement(), quantized_simulated=agreement(), simulated_float=None, deviation=as_run
     )
     on_all = {"by default": as_run, **ways}
     measured = {"few": few or on_all, "all": on_all}
-    images: Any = {"few": ["few"], "all": ["all"]}
-    unused: Any = None
 
-    def measure(_: object, batches: list[str], *others: object) -> dict[str, dict[str, float]]:
-        return {way: {"y": found} for way, found in measured[batches[0]].items()}
+    def measure(_: object, batches: Iterable[np.ndarray], *others: object) -> dict[str, dict[str, float]]:
+        seen = sum(map(len, batches))
+        return {way: {"y": found} for way, found in measured["all" if seen > len(IMAGES) else "few"].items()}
 
-    monkeypatch.setattr("pdq_export.parity.measure_ways", measure)
-    monkeypatch.setattr("pdq_export.parity.measure_amplified", lambda *_, **__: {"y": amplified})
-    evidence = Evidence(
-        quantized=b"", floating=b"", optimize=True, few=images["few"], simulated=images["all"], simulate=unused
-    )
-    return judge_parity(make_report(outputs=(output,)), unused, evidence)
+    monkeypatch.setattr("pdq_export.validate.parity.measure_ways", measure)
+    monkeypatch.setattr("pdq_export.validate.parity.measure_amplified", lambda *_, **__: {"y": amplified})
+    comparison = Comparison(original=b"", quantized=b"", batches=lambda: [IMAGES] * 3, simulate=lambda _: [])
+    return judge_parity(make_report(outputs=(output,)), comparison, saturating=["c1", "y"], reducible=True)
 
 
 OPTION = "with session.x64quantprecision=1"
@@ -157,21 +154,21 @@ def test_saturation_is_the_reason_only_where_the_file_is_right_without(
 ) -> None:
     parity = judge(monkeypatch, 0.3, {OPTION: 0.0, WRITTEN: 0.016})
     assert parity.saturated == ("c1", "y")
-    parity.tell()
+    tell_parity(parity)
     assert "30.0 % off the simulation: on this processor its kernels saturate" in caplog.text
     assert "('c1', 'y'); with session.x64quantprecision=1 it is 0.0 % off" in caplog.text
     assert "quantize with --reduce-range, or load it with this option" in caplog.text
     caplog.clear()
-    judge(monkeypatch, 0.3, {WRITTEN: 0.016}).tell()  # where the option does not load the file
+    tell_parity(judge(monkeypatch, 0.3, {WRITTEN: 0.016}))  # where the option does not load the file
     assert "without optimizations it is 1.6 % off" in caplog.text
     assert "load it with" not in caplog.text
     for ways in ({OPTION: 0.3, WRITTEN: 0.3}, {WRITTEN: 0.12}):
         parity = judge(monkeypatch, 0.3, ways)
         assert parity.saturated == ()
         with pytest.raises(ValidationError, match="report this as a bug"):
-            parity.tell()
+            tell_parity(parity)
     with pytest.raises(ValidationError, match="run it without graph optimizations, or use another version"):
-        judge(monkeypatch, 0.3, {WRITTEN: 0.0}, saturate=False).tell()
+        tell_parity(judge(monkeypatch, 0.3, {WRITTEN: 0.0}, saturate=False))
 
 
 def test_saturation_is_judged_on_images_that_show_the_deviation(
@@ -180,10 +177,10 @@ def test_saturation_is_judged_on_images_that_show_the_deviation(
     """Only later images are off, in every way or by saturation; the first are right in every way."""
     right = {"by default": 0.001, OPTION: 0.0, WRITTEN: 0.0}
     with pytest.raises(ValidationError, match="report this as a bug"):
-        judge(monkeypatch, 0.3, {OPTION: 0.3, WRITTEN: 0.3}, few=right).tell()
+        tell_parity(judge(monkeypatch, 0.3, {OPTION: 0.3, WRITTEN: 0.3}, few=right))
     parity = judge(monkeypatch, 0.3, {OPTION: 0.0, WRITTEN: 0.0}, few=right)
     assert parity.saturated == ("c1", "y")
-    parity.tell()
+    tell_parity(parity)
     # Between 1 % and 10 %, a way is held against the default on the same images.
     assert judge(monkeypatch, 0.08, {WRITTEN: 0.03}, few={"by default": 0.05, WRITTEN: 0.03}).saturated == ()
 
@@ -193,11 +190,11 @@ def test_what_amplifies_rounding_is_told_and_not_refused(
 ) -> None:
     parity = judge(monkeypatch, 1.4, {WRITTEN: 1.4}, amplified=1.3)
     assert parity.saturated == ()
-    parity.tell()
+    tell_parity(parity)
     assert "output 'y': onnxruntime is 140.0 % off the simulation: it amplifies rounding" in caplog.text
     assert "move it by 130.0 % in the float model" in caplog.text
     with pytest.raises(ValidationError, match="report this as a bug"):
-        judge(monkeypatch, 1.4, {WRITTEN: 1.4}, amplified=0.3).tell()
+        tell_parity(judge(monkeypatch, 1.4, {WRITTEN: 1.4}, amplified=0.3))
 
 
 CHAOS = BODY + " s = Softmax(y) m = Mul(s, large) z = Sin(m)"
@@ -230,9 +227,9 @@ def test_a_wrong_output_beside_a_chaotic_one_is_refused(off_by: Change) -> None:
 
 def test_a_fault_that_later_images_show_is_no_saturation(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that is wrong in every way, but on bright images only, which are none of the first."""
-    monkeypatch.setattr("pdq_export.parity.kernels_saturate", lambda: True)
-    monkeypatch.setattr("pdq_export.parity.saturating_layers", lambda plan, signed=False: ["c1"])
-    real = pdq_export.commands.quantize.export_model
+    monkeypatch.setattr("pdq_export.validate.parity.kernels_saturate", lambda: True)
+    monkeypatch.setattr("pdq_export.commands.evaluate.saturating_layers", lambda plan, signed=False: ["c1"])
+    real = pdq_export.targets.export_model
     wrong = """<ir_version: 8, opset_import: ["": 17]> g (float[N,3,8,8] image, float[N,4] right) => (float[N,4] y) {
         top = GlobalMaxPool(image) flat = Flatten(top) bright = Greater(flat, fifty) share = Cast <to = 1> (bright)
         more = MatMul(share, half) factor = Add(more, one) y = Mul(right, factor) }"""
@@ -246,7 +243,7 @@ def test_a_fault_that_later_images_show_is_no_saturation(monkeypatch: pytest.Mon
         file.graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(v), name) for name, v in values.items())
         return file
 
-    monkeypatch.setattr("pdq_export.commands.quantize.export_model", export)
+    monkeypatch.setattr("pdq_export.targets.export_model", export)
     images = np.concatenate([IMAGES, IMAGES, IMAGES])
     images[80:, :, 0, 0] = 100
     with pytest.raises(ValidationError, match=r"output 'y'.*report this as a bug"):
@@ -256,7 +253,7 @@ def test_a_fault_that_later_images_show_is_no_saturation(monkeypatch: pytest.Mon
 def test_nothing_is_run_again_where_all_is_well(monkeypatch: pytest.MonkeyPatch) -> None:
     parity = judge(monkeypatch, 0.01, {})
     assert parity == Parity(deviations=(), saturated=())
-    parity.tell()
+    tell_parity(parity)
 
 
 def test_indices_have_no_size() -> None:

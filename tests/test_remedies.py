@@ -19,11 +19,10 @@ from PIL import Image
 
 from pdq_export import inspect_model
 from pdq_export.commands.quantize import quantize
-from pdq_export.data import InputSpec, read_data
+from pdq_export.data import InputSpec, read_data, read_samples
 from pdq_export.errors import DataError, PdqError
 from pdq_export.fidelity import Fidelity, Probe, UserFile
 from pdq_export.graph.load import load_model
-from pdq_export.samples import read_samples
 
 from .onnx_text import fill, name_nodes, parse
 

@@ -33,30 +33,26 @@ from typing import Any
 import onnx
 
 from pdq_export.calibrate.precision import settled_torch
+from pdq_export.commands.dry_run import dry_run
 from pdq_export.config.method import FAMILIES, choose_options
 from pdq_export.errors import ModelError, PdqError
 from pdq_export.exhaustion import tells_of_memory
-from pdq_export.fidelity import UserFile, check_on_noise
+from pdq_export.fidelity import check_on_noise
 from pdq_export.frontend import check_batch, find_unsupported, import_model
-from pdq_export.graph.load import check_model, load_model
 from pdq_export.graph.lookup import Dimension, GraphIndex
 from pdq_export.graph.passes import free_batch
-from pdq_export.graph.prepare import PreparedModel
-from pdq_export.plan import PlanOptions, network_family, without_tail
+from pdq_export.plan import PlanOptions
 from pdq_export.plan.floating import FloatNode
 from pdq_export.plan.options import Widths
 from pdq_export.plan.saturation import saturating_layers
 from pdq_export.plan.summary import LayerSummary, summarize_layers
+from pdq_export.report import ModelInfo
+from pdq_export.signature import input_specs
 from pdq_export.spec import Plan, Role
-from pdq_export.stages import (
-    collect_settings,
-    dry_run,
-    file_metadata,
-    input_specs,
-    prepare_and_plan,
-)
+from pdq_export.stages import collect_settings, file_metadata
 from pdq_export.targets import find_target
-from pdq_export.validate import KernelCount, ModelInfo, count_kernels, needed_config
+from pdq_export.validate import KernelCount, Session, count_kernels
+from pdq_export.work import PlannedModel, open_model
 
 SCHEMA_VERSION = 2
 
@@ -174,26 +170,25 @@ def inspect_model(
         reduce_range=reduce_range,
     )
     options = chosen.settle(asked)
-    original = load_model(model) if isinstance(model, str | Path) else check_model(model)
-    prepared, plan = prepare_and_plan(original, options, target=target, opset=opset)
-    index, prepared_index = GraphIndex(original), GraphIndex(prepared.model)
-    layers = (*plan.layers, *plan.excluded)
-    family = network_family(prepared_index, layers)
+    file, session = open_model(model)
+    planned = PlannedModel.of(file, options, target=target, opset=opset)
+    family = planned.family
     settings = collect_settings(options, choose_options(family=family), target=target, family=family)
-    trial = _try(original, prepared, plan, target, file_metadata(settings))
-    name = "" if isinstance(model, onnx.ModelProto) else Path(model).name
+    trial = _try(planned, session, target, file_metadata(settings))
+    index, plan, original = planned.index, planned.plan, GraphIndex(file.parse())
+    statistics, layers = planned.prepared.statistics, (*plan.layers, *plan.excluded)
     return Inspection(
-        model=ModelInfo.of(name, original.SerializeToString(deterministic=True)),
-        opset=index.opset,
-        inputs=tuple(_tensor(index, name) for name in index.inputs if not index.is_constant(name)),
-        outputs=tuple(_tensor(index, name) for name in index.outputs),
-        settings={**options.settings(), "target": target, "opset": prepared_index.opset},
+        model=ModelInfo.of(file.name, file.content),
+        opset=original.opset,
+        inputs=tuple(_tensor(original, name) for name in original.inputs if not original.is_constant(name)),
+        outputs=tuple(_tensor(original, name) for name in original.outputs),
+        settings={**options.settings(), "target": target, "opset": index.opset},
         family=family,
         batch_norm_nodes=sum(node.op_type == "BatchNormalization" for node in original.graph.node),
-        layers_with_statistics=sum(layer.output in prepared.statistics for layer in layers),
-        layers=summarize_layers(prepared_index, plan),
+        layers_with_statistics=sum(layer.output in statistics for layer in layers),
+        layers=summarize_layers(index, plan),
         plan=plan,
-        floating=chosen.find_floating(prepared_index, plan),
+        floating=chosen.find_floating(index, plan),
         quantized_size=trial.quantized_size,
         kernels=trial.kernels,
         saturating=() if trial.kernels is None else trial.kernels.as_integers(saturating_layers(plan)),
@@ -212,29 +207,28 @@ class _Trial:
     kernels: KernelCount | None = None
 
 
-def _try(
-    original: onnx.ModelProto, prepared: PreparedModel, plan: Plan, target: str, metadata: Mapping[str, str]
-) -> _Trial:
+def _try(planned: PlannedModel, session: Session, target: str, metadata: Mapping[str, str]) -> _Trial:
+    """``session``: of the user's file."""
     unsupported: tuple[str, ...] = ()
     problems = []
     size = kernels = None
     try:
-        core = without_tail(prepared.model, plan.tail)
+        core = planned.core.model
         freed = free_batch.run(core)
         unsupported = tuple(map(str, find_unsupported(freed).values()))
         if not unsupported:
             network = import_model(freed)
             check_batch(network, core)
-            check_on_noise(UserFile.of(original), prepared, core, network)
+            check_on_noise(planned.original, session, planned.prepared, core, network)
     except PdqError as error:
         problems.append(str(error))
     try:
-        input_specs(prepared.model)
+        input_specs(planned.index)
     except ModelError as error:
         problems.append(str(error))
     try:
-        content = dry_run(prepared, plan, target, metadata=metadata).SerializeToString(deterministic=True)
-        size, kernels = len(content), count_kernels(content, needed_config(content))
+        file = dry_run(planned.prepared, planned.plan, target, metadata=metadata)
+        size, kernels = len(file.content), count_kernels(file.content, file.session.config)
     except PdqError as error:
         problems.append(str(error))
     return _Trial(unsupported=unsupported, problems=tuple(problems), quantized_size=size, kernels=kernels)

@@ -149,7 +149,7 @@ class FileSection:
     report: str | None = option(
         None,
         "Write the report as JSON",
-        more="its schema is documented in `pdq_export/validate/report.py`",
+        more="its schema is documented in `pdq_export/report/report.py`",
         metavar="OUT.json",
         expects="the name of a file to write",
         writes=True,

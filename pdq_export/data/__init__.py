@@ -6,11 +6,14 @@ from pdq_export.data.input_spec import InputSpec
 from pdq_export.data.load import Source, check_exists, check_form, find_default, load_images, load_inputs, read_data
 from pdq_export.data.outliers import find_outliers
 from pdq_export.data.overlap import all_equal, count_shared, count_shared_digests, image_digests
+from pdq_export.data.samples import Data, Samples, read_samples
 
 __all__ = [
+    "Data",
     "ImageSet",
     "InputSet",
     "InputSpec",
+    "Samples",
     "Source",
     "all_equal",
     "check_exists",
@@ -23,4 +26,5 @@ __all__ = [
     "load_images",
     "load_inputs",
     "read_data",
+    "read_samples",
 ]

@@ -16,6 +16,8 @@ from pdq_export.errors import ModelError
 Default = TypeVar("Default")
 Dimension = int | str | None  # known size, named dynamic axis, anonymous dynamic axis
 
+_KEPT = 2**16  # bytes of a constant that an index keeps as an array: it lives as long as its model, weights are large
+
 
 def attributes(node: NodeProto) -> dict[str, Any]:
     """The node's attributes as Python values: int, float, str, bytes for raw strings, lists, protos."""
@@ -244,6 +246,8 @@ class GraphIndex:
         if tensor not in self._constants:
             value = onnx.numpy_helper.to_array(self.initializers[tensor])
             value.setflags(write=False)
+            if value.nbytes > _KEPT:
+                return value
             self._constants[tensor] = value
         return self._constants[tensor]
 

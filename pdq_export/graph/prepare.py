@@ -2,11 +2,13 @@
 
 import dataclasses
 import enum
+import functools
 from collections.abc import Iterator, Mapping
 
 import onnx
 
 from pdq_export.graph import checks, origins, scopes
+from pdq_export.graph.lookup import GraphIndex
 from pdq_export.graph.passes import (
     constants,
     fold_affine,
@@ -52,6 +54,11 @@ class PreparedModel:
 
     model: onnx.ModelProto
     statistics: Mapping[str, ChannelStatistics]
+
+    @functools.cached_property
+    def index(self) -> GraphIndex:
+        """Of the model, which nobody changes any more."""
+        return GraphIndex(self.model)
 
 
 def float32_reference(model: onnx.ModelProto) -> onnx.ModelProto:

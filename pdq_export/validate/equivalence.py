@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pdq_export.errors import percent
+
 Array = NDArray[Any]
 Outputs = Mapping[str, Array]
 Inputs = tuple[NDArray[np.float32], ...]
@@ -103,11 +105,6 @@ def _join(parts: Sequence[Array], shape: tuple[int, ...]) -> Array:
         return first
     axis = next((axis for axis, size in enumerate(shape) if size != first.shape[axis]), None)
     return first if axis is None else np.concatenate(parts, axis=axis)
-
-
-def percent(share: float) -> str:
-    """In two digits, and never with an exponent where it is large."""
-    return f"{float(f'{100 * share:.2g}'):.10g} %"
 
 
 def _compare(name: str, expected: Sequence[Array], found: Sequence[Array], precision: Precision) -> Difference | None:

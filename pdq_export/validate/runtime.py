@@ -1,6 +1,7 @@
 """Runs ONNX files in onnxruntime on the CPU, and counts which kernels it chose."""
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -63,8 +64,9 @@ class Session:
     """A model in onnxruntime on the CPU, with default session options and ``config``; idle threads do not spin.
 
     ``model``: bytes or a path. ``config``: see `needed_config`. ``threads``: of one operator; None lets onnxruntime
-    choose. Without ``optimize`` the graph is run as it is written. ``outputs``: the graph's, those that are tensors.
-    Raises ValidationError where onnxruntime refuses the model.
+    choose. Without ``optimize`` the graph is run as it is written; ``optimized_path``: where the graph that is run is
+    written as well. ``outputs``: the graph's, those that are tensors. Raises ValidationError where onnxruntime refuses
+    the model.
     """
 
     def __init__(
@@ -74,10 +76,14 @@ class Session:
         threads: int | None = None,
         config: Mapping[str, str] | None = None,
         optimize: bool = True,
+        optimized_path: str | None = None,
     ) -> None:
         options = _options(threads, config)
         if not optimize:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if optimized_path is not None:
+            options.optimized_model_filepath = optimized_path
+        self.config = dict(config or {})
         self._session = _load(model, options)
         values = self._session.get_inputs()
         self.inputs = tuple(value.name for value in values)
@@ -110,6 +116,11 @@ class Session:
         return (self.run(batch) for batch in batches)
 
 
+def batch_size(batch: Batch) -> int:
+    """How many samples a batch has."""
+    return len(batch[0]) if isinstance(batch, tuple) else len(batch)
+
+
 def with_outputs(model: bytes, names: Iterable[str]) -> bytes:
     """The model with the tensors of these names among its outputs, behind its own; itself where it has them all."""
     changed = onnx.load_model_from_string(model)
@@ -121,20 +132,31 @@ def with_outputs(model: bytes, names: Iterable[str]) -> bytes:
     return bytes(changed.SerializeToString())
 
 
-def needed_config(model: bytes | str | Path) -> Mapping[str, str]:
-    """The session options that onnxruntime needs to load ``model``, bytes or a path: none, or `WITHOUT_FUSION`.
+def open_session(model: bytes | str | Path, *, optimized_path: str | None = None) -> Session:
+    """A session of ``model``, bytes or a path, with the options that it needs: none, or `WITHOUT_FUSION`.
 
     The latter only where QuantizeLinear or DequantizeLinear have a type below 8 bits. Raises ValidationError where
     onnxruntime does not load the model at all.
     """
     try:
-        _load(model, _options(None))
+        return Session(model, optimized_path=optimized_path)
     except ValidationError:
         if not _quantizes_below_8_bits(model):
             raise
-        _load(model, _options(None, WITHOUT_FUSION))
-        return WITHOUT_FUSION
-    return {}
+        return Session(model, config=WITHOUT_FUSION, optimized_path=optimized_path)
+
+
+def check_runs_quantized(content: bytes, batch: Batch | None) -> Session:
+    """A session of a written file, run on ``batch`` if there is one. Raises ValidationError where that fails."""
+    session = open_session(content)
+    if batch is not None:
+        session.run(batch)
+    return session
+
+
+def needed_config(model: bytes | str | Path) -> Mapping[str, str]:
+    """The session options that onnxruntime needs to load ``model``; see `open_session`. Raises the same."""
+    return open_session(model).config
 
 
 @functools.cache
@@ -200,12 +222,25 @@ def count_kernels(model: bytes | str | Path, config: Mapping[str, str] | None = 
 
     ``model``: bytes or a path; with external data a path.
     """
+    with _optimized_path() as path:
+        Session(model, config=config, optimized_path=path)
+        return _count(onnx.load(path, load_external_data=False).graph)
+
+
+def open_counted(model: bytes | str | Path) -> tuple[Session, KernelCount]:
+    """What `open_session` and `count_kernels` give, from one session. Raises the same."""
+    with _optimized_path() as path:
+        session = open_session(model, optimized_path=path)
+        return session, _count(onnx.load(path, load_external_data=False).graph)
+
+
+@contextlib.contextmanager
+def _optimized_path() -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="pdq-export-") as folder:
-        path = os.path.join(folder, "optimized.onnx")
-        options = _options(None, config)
-        options.optimized_model_filepath = path
-        _load(model, options)
-        graph = onnx.load(path, load_external_data=False).graph
+        yield os.path.join(folder, "optimized.onnx")
+
+
+def _count(graph: onnx.GraphProto) -> KernelCount:
     nodes = graph.node
     integer = collections.Counter(node.op_type for node in nodes if operators.get(node.op_type).kernel == "integer")
     floating = [node for node in nodes if operators.get(node.op_type).kernel == "float"]

@@ -9,7 +9,8 @@ from typing import Any
 import onnx
 
 from pdq_export.graph.save import data_path
-from pdq_export.validate import Accuracy, Agreement, KernelCount, ModelInfo, OutputAgreement, Report
+from pdq_export.report import ModelInfo, Report
+from pdq_export.validate import Accuracy, Agreement, KernelCount, OutputAgreement
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pdq_export.errors import CalibrationError, ModelError, OptionError
+from pdq_export.report import ModelInfo
 from pdq_export.spec import BitWidths
-from pdq_export.validate import Accuracy, ModelInfo
+from pdq_export.validate import Accuracy
 
 from .fakes import FakeBlock, FakePipeline, FakeProgress, agreement, make_report
 

@@ -178,7 +178,7 @@ def test_the_same_call_gives_the_same_bytes(
     reports = [result.report.to_dict() for result in (first, second)]
     assert [report["quantized"].pop("name") for report in reports] == ["", "out.onnx"]
     assert reports[0] == reports[1]
-    assert stages == ["load", "plan", "read", "calibrate", "export", "validate"]
+    assert stages == ["load", "plan", "read", "check", "calibrate", "export", "validate"]
 
 
 def test_little_memory_gives_the_same_bytes(

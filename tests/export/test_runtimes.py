@@ -6,7 +6,7 @@ import onnxruntime
 import pytest
 
 from pdq_export.export.runtimes import KEY, min_onnxruntime
-from pdq_export.validate import validate
+from pdq_export.validate import Comparison, validate
 
 from .test_layouts_agree import export, feeds
 
@@ -69,6 +69,6 @@ def test_older_versions_keep_the_memory_of_4_bit_tensors(
     monkeypatch.setattr(onnxruntime, "__version__", installed)
     monkeypatch.setattr(onnxruntime, "InferenceSession", keep)
     x = feeds("residual")["x"]
-    validate(original=ort, quantized=native, images=x)
+    validate(Comparison(original=ort, quantized=native, batches=lambda: [x]))
     assert seen.count(False) == (0 if reuses else len(seen) - 1)  # the session of the other layout alone reuses it
     assert ("SessionOptions.enable_mem_reuse = False" in caplog.text) is not reuses

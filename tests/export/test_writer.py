@@ -5,12 +5,12 @@ import onnx
 import pytest
 
 from pdq_export.commands.convert import convert
+from pdq_export.commands.dry_run import dry_run
 from pdq_export.export import writer
 from pdq_export.export.writer import GraphWriter
 from pdq_export.graph.prepare import prepare
 from pdq_export.plan import PlanOptions, make_plan
 from pdq_export.spec import BitWidths
-from pdq_export.stages import dry_run
 
 from ..graph.models import build, node, random
 
@@ -36,7 +36,7 @@ def scoped() -> onnx.ModelProto:
 def written() -> onnx.ModelProto:
     prepared = prepare(scoped())
     plan = make_plan(prepared.model, PlanOptions(bits=BitWidths(4, 4)))
-    return dry_run(prepared, plan, "ort", metadata={"pdq_export.target": "ort"})
+    return dry_run(prepared, plan, "ort", metadata={"pdq_export.target": "ort"}).model
 
 
 def test_paths_are_abbreviated_and_what_is_the_users_stays() -> None:

@@ -3,13 +3,14 @@
 import onnx
 import pytest
 
+from pdq_export.commands.dry_run import dry_run
 from pdq_export.errors import OptionError
 from pdq_export.graph import origins
 from pdq_export.graph.prepare import prepare
 from pdq_export.plan import PlanOptions
 from pdq_export.plan.patterns import find_matches
 from pdq_export.spec import Plan
-from pdq_export.stages import dry_run, prepare_and_plan
+from pdq_export.stages import prepare_and_plan
 
 from ..onnx_text import fill, name_nodes, parse
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from pdq_export.validate.equivalence import FLOAT16, FLOAT32, explain, find_differences, join, percent
+from pdq_export.errors import percent
+from pdq_export.validate.equivalence import FLOAT16, FLOAT32, explain, find_differences, join
 
 RNG = np.random.default_rng(0)
 Y = RNG.normal(size=(2, 5, 4)).astype(np.float32)

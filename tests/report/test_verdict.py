@@ -2,14 +2,13 @@
 
 import dataclasses
 
-import numpy as np
 import pytest
 
-from pdq_export.data import ImageSet
-from pdq_export.validate import Agreement, KernelCount, ModelInfo, OutputAgreement, Report
-from pdq_export.verdict import warn_useless
+from pdq_export.report import ModelInfo, Report
+from pdq_export.report.verdict import warn_useless
+from pdq_export.validate import Agreement, KernelCount, OutputAgreement
 
-JUDGED = ImageSet(pixels=np.zeros((64, 3, 2, 2), np.float32), source="50%s.npz")
+SOURCE = "50%s.npz"
 WELL = Agreement(
     images=64,
     argmax_agreement=0.9,
@@ -52,6 +51,6 @@ def test_a_file_of_no_use_is_told(changes: dict[str, float], told: str, caplog: 
         outputs=(output,),
         kernels=kernels,
     )
-    warn_useless(report, JUDGED)
+    warn_useless(report, SOURCE)
     assert ("of no use" in caplog.text) == bool(told)
     assert told in caplog.text

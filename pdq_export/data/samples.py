@@ -1,16 +1,17 @@
-"""What a run calibrates on and what it judges on, read and checked against the model and each other."""
+"""What a run calibrates on and what it judges on, read and checked against each other."""
 
 import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from pdq_export.data import ImageSet, InputSet, InputSpec, Source, all_equal, count_shared, find_outliers, read_data
+from pdq_export.data.image_set import ImageSet
+from pdq_export.data.input_set import InputSet
+from pdq_export.data.input_spec import InputSpec
+from pdq_export.data.load import Source, read_data
+from pdq_export.data.outliers import find_outliers
+from pdq_export.data.overlap import all_equal, count_shared
 from pdq_export.errors import DataError, first_few
-from pdq_export.validate.compare import class_scores
 
 logger = logging.getLogger(__name__)
 
@@ -69,23 +70,6 @@ def read_samples(
         calibration = calibration.take(sorted(set(range(len(calibration))) - set(outliers)))
     shared = len(judged) if eval is None else _tell_shared(calibration, judged)
     return Samples(calibration=calibration, judged=judged, shared=shared, left_out=tuple(outliers))
-
-
-def check_labels(output: str, scores: NDArray[np.floating], images: Data) -> None:
-    """Raise DataError where the model's first output, ``scores`` for some images, has no class for a label."""
-    by_class = class_scores(scores)
-    if by_class is None or images.labels is None:
-        raise DataError(
-            f"{images.source}: has labels, but the model's first output {output!r} is {list(scores.shape)} for "
-            f"{len(scores)} images; expected a score for each class, [N, classes]; leave the labels out, or export the "
-            "model with its class scores as the first output"
-        )
-    low, high, classes = int(images.labels.min()), int(images.labels.max()), by_class.shape[1]
-    if low < 0 or high >= classes:
-        raise DataError(
-            f"{images.source}: labels span [{low}, {high}]; expected 0 to {classes - 1}, as output {output!r} has "
-            f"{classes} classes; remap the labels or leave them out"
-        )
 
 
 def _tell_shared(calibration: Data, judged: Data) -> int:

@@ -41,13 +41,13 @@ Schema, version 1 (null stands for "not measured", for sqnr_db for "no differenc
 
 import dataclasses
 import hashlib
+import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
-from pdq_export.validate.compare import Accuracy, Agreement
-from pdq_export.validate.parts import PartAgreement
-from pdq_export.validate.runtime import KernelCount
+import pdq_export
+from pdq_export.validate import Accuracy, Measurements
 
 SCHEMA_VERSION = 1
 
@@ -70,41 +70,23 @@ class ModelInfo:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OutputAgreement:
-    """How the quantized model, its simulation and FP32 agree in one output; None without a simulation.
-
-    ``deviation``: of the quantized model from the simulation, see `pdq_export.validate.deviation`.
-    """
-
-    name: str
-    quantized_float: Agreement
-    quantized_simulated: Agreement | None
-    simulated_float: Agreement | None
-    deviation: float | None = None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Report:
+class Report(Measurements):
     """A run and what was measured; the schema is in the module's docstring."""
 
     model: ModelInfo
     quantized: ModelInfo
-    images: int
-    float_accuracy: Accuracy | None
-    quantized_accuracy: Accuracy | None
-    simulated_accuracy: Accuracy | None
-    outputs: tuple[OutputAgreement, ...]
-    kernels: KernelCount
-    float_where_simulated: Accuracy | None = None
     saturated_layers: tuple[str, ...] = ()
-    session_config: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    min_onnxruntime: str | None = None
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     layers: tuple[Mapping[str, Any], ...] = ()
     floating: tuple[Mapping[str, Any], ...] = ()
     predictions: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
-    parts: tuple[PartAgreement, ...] = ()
+
+    @classmethod
+    def of(cls, measured: Measurements, **run: Any) -> Self:
+        """The report on what was measured; ``run``: the fields that say on what, and how that was made."""
+        fields = {field.name: getattr(measured, field.name) for field in dataclasses.fields(Measurements)}
+        return cls(**fields, versions=versions(), **run)
 
     @property
     def size_ratio(self) -> float:
@@ -147,6 +129,19 @@ class Report:
         """The report as JSON text. Raises ValueError for NaN and infinity, which JSON does not know."""
         text = json.dumps(self.to_dict(), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
         return text.encode(errors="backslashreplace").decode()  # a name's byte that is no UTF-8 becomes JSON's escape
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the result; onnxruntime has several distributions, so it is asked itself."""
+    import onnxruntime
+
+    found = {"pdq-export": pdq_export.__version__, "onnxruntime": str(onnxruntime.__version__)}
+    for package in ("numpy", "onnx", "torch"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def _plain(accuracy: Accuracy | None) -> dict[str, Any] | None:

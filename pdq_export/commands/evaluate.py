@@ -1,0 +1,67 @@
+"""How good a written file is: it is run beside the user's and beside the simulation, and again where it is off."""
+
+import functools
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pdq_export.calibrate import Calibrated
+from pdq_export.commands.progress import Tell
+from pdq_export.fidelity import Reference, as_seen
+from pdq_export.plan.saturation import saturating_layers
+from pdq_export.validate import BATCH_SIZE, Batch, Comparison, Measurements, Simulate, validate
+from pdq_export.validate.parity import Parity, judge_parity
+from pdq_export.work import Work
+
+
+def evaluate(
+    work: Work,
+    calibrated: Calibrated,
+    content: bytes,
+    reference: Reference,
+    *,
+    device: torch.device,
+    simulated_images: int,
+    tell: Tell,
+) -> tuple[Measurements, Parity]:
+    """Measure a file, ``content``, on all samples to judge on, and on some of them against the simulation.
+
+    ``device``: of the simulation, which sees at most ``simulated_images``, evenly spread. Raises ValidationError where
+    the file does not load or run, or its outputs are not comparable.
+    """
+    judged, size = work.samples.judged, work.batch or BATCH_SIZE
+    comparison = Comparison(
+        original=reference.content(work.prepared.model),
+        quantized=content,
+        batches=lambda: judged.batches(size),
+        labels=judged.labels,
+        compared=work.compared if work.plan.tail else (),
+        parts=work.plan.parts,
+        places=work.network.meta["images"],
+        simulate=_simulator(work, calibrated, device),
+        simulate_every=math.ceil(len(judged) / size / max(simulated_images // size, 1)),
+        optimize=reference.optimize,
+    )
+    measured = validate(comparison, progress=lambda done: tell.images("validate", done, len(judged)))
+    parity = judge_parity(
+        measured,
+        comparison,
+        saturating=saturating_layers(work.plan, signed=True),
+        reducible=bool(saturating_layers(work.plan)),
+        progress=functools.partial(tell.images, "rerun"),
+    )
+    return measured, parity
+
+
+def _simulator(work: Work, calibrated: Calibrated, device: torch.device) -> Simulate:
+    index = work.index
+
+    @torch.no_grad()
+    def simulate(batch: Batch) -> list[NDArray[np.float32]]:
+        inputs = as_seen(batch if isinstance(batch, tuple) else (batch,), index)
+        outputs = calibrated.simulation(*(x.to(device) for x in inputs))
+        return [output.cpu().numpy() for output in outputs]
+
+    return simulate

@@ -1,0 +1,202 @@
+"""Runs a file and the one it was made from side by side and measures: accuracy, agreement, kernels."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pdq_export.errors import ValidationError
+from pdq_export.spec import OutputPart, Place
+from pdq_export.validate.compare import Accuracy, AccuracyMeter, Agreement, AgreementMeter
+from pdq_export.validate.deviation import DeviationMeter, Simulate
+from pdq_export.validate.parts import PartAgreement, PartMeters
+from pdq_export.validate.runtime import (
+    Batch,
+    KernelCount,
+    Session,
+    batch_size,
+    count_kernels,
+    min_onnxruntime,
+    open_counted,
+    open_session,
+    warn_older,
+    with_outputs,
+)
+
+Array = NDArray[np.float32]
+BATCH_SIZE = 16  # simulation and both sessions hold the activations of a batch
+_PAIRS = ("quantized_float", "quantized_simulated", "simulated_float")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Two models that are run over the same samples, and the simulation of the second where there is one.
+
+    ``original``, ``quantized``: the files' bytes. ``batches`` gives the samples from the start, one batch at a time; a
+    tuple is one array for each input. ``labels``: [N], where the first output is one vector of class scores per image.
+    ``compared``: names of tensors, inner ones among them; by default all outputs. ``parts``: of outputs, compared one
+    by one too. ``places``: where images lie in outputs in which they do not have axis 0 for themselves.
+    ``simulate`` computes the compared tensors of one batch; it sees the first and every ``simulate_every``-th one.
+    Without ``optimize`` onnxruntime runs the original as it is written.
+    """
+
+    original: bytes
+    quantized: bytes
+    batches: Callable[[], Iterable[Batch]]
+    labels: NDArray[np.integer] | None = None
+    compared: Sequence[str] = ()
+    parts: Mapping[str, Sequence[OutputPart]] = dataclasses.field(default_factory=dict)
+    places: Mapping[str, Place] = dataclasses.field(default_factory=dict)
+    simulate: Simulate | None = None
+    simulate_every: int = 1
+    optimize: bool = True
+
+    def simulated_batches(self) -> Iterable[Batch]:
+        """The batches that the simulation sees."""
+        return itertools.islice(self.batches(), 0, None, self.simulate_every)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OutputAgreement:
+    """How the quantized model, its simulation and FP32 agree in one output; None without a simulation.
+
+    ``deviation``: of the quantized model from the simulation, see `pdq_export.validate.deviation`.
+    """
+
+    name: str
+    quantized_float: Agreement
+    quantized_simulated: Agreement | None
+    simulated_float: Agreement | None
+    deviation: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measurements:
+    """What running two models side by side has shown.
+
+    Accuracies are None without labels, those of the simulation also where it has no scores. ``float_where_simulated``:
+    of FP32 on the images that the simulation saw. ``session_config``: without which onnxruntime does not load the
+    quantized file. ``min_onnxruntime``: the lowest version that the file names for itself.
+    """
+
+    images: int
+    float_accuracy: Accuracy | None
+    quantized_accuracy: Accuracy | None
+    simulated_accuracy: Accuracy | None
+    float_where_simulated: Accuracy | None = None
+    outputs: tuple[OutputAgreement, ...]
+    parts: tuple[PartAgreement, ...] = ()
+    kernels: KernelCount
+    session_config: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    min_onnxruntime: str | None = None
+
+
+def validate(comparison: Comparison, *, progress: Callable[[int], None] | None = None) -> Measurements:
+    """Run both models over all samples, one batch at a time, and measure how their outputs agree.
+
+    ``progress`` is told how many images are done. Raises ValidationError where a model does not load or run, where
+    outputs do not fit each other, their places or the labels, and where there is no image.
+    """
+    warn_older(comparison.quantized)
+    reference = Session(
+        with_outputs(comparison.original, comparison.compared), config=None, optimize=comparison.optimize
+    )
+    session, kernels = _open_quantized(comparison)
+    meters = _Meters(tuple(comparison.compared) or session.outputs, session.outputs[0], comparison)
+    for number, batch in enumerate(comparison.batches()):
+        simulated = None
+        if comparison.simulate is not None and number % comparison.simulate_every == 0:
+            simulated = [np.asarray(output) for output in comparison.simulate(batch)]
+        meters.update(batch_size(batch), reference.run_by_name(batch), session.run_by_name(batch), simulated)
+        if progress is not None:
+            progress(meters.images)
+    return dataclasses.replace(
+        meters.result(kernels),
+        session_config=session.config,
+        min_onnxruntime=min_onnxruntime(comparison.quantized),
+    )
+
+
+def _open_quantized(comparison: Comparison) -> tuple[Session, KernelCount]:
+    """The session that is measured, and the kernels of the file itself: other outputs can prevent fusions."""
+    content = with_outputs(comparison.quantized, comparison.compared)
+    if content == comparison.quantized:
+        return open_counted(content)
+    session = open_session(content)
+    return session, count_kernels(comparison.quantized, session.config)
+
+
+class _Meters:
+    """The running numbers of one comparison. ``names``: of what is compared; ``scores``: the output with classes."""
+
+    def __init__(self, names: Sequence[str], scores: str, comparison: Comparison) -> None:
+        self.images = 0
+        self._names, self._scores, self._labels = names, scores, comparison.labels
+        self._simulated = comparison.simulate is not None
+        places = comparison.places
+        self._agreements = [
+            {pair: AgreementMeter(f"output {name!r}", places.get(name)) for pair in _PAIRS} for name in names
+        ]
+        self._deviations = [DeviationMeter() for _ in names]
+        self._accuracies = [AccuracyMeter() for _ in range(4)]
+        self._parts = PartMeters(comparison.parts, names, places)
+
+    def update(
+        self,
+        size: int,
+        reference: Mapping[str, Array],
+        quantized: Mapping[str, Array],
+        simulated: Sequence[Array] | None,
+    ) -> None:
+        if set(reference) != set(quantized) or (simulated is not None and len(simulated) != len(self._names)):
+            raise ValidationError(f"the models and the simulation have unequal outputs; expected {list(self._names)}")
+        by_name = dict(zip(self._names, simulated or (), strict=simulated is not None))
+        for name, meters, deviation in zip(self._names, self._agreements, self._deviations, strict=True):
+            meters["quantized_float"].update(reference[name], quantized[name])
+            if simulated is not None:
+                meters["quantized_simulated"].update(by_name[name], quantized[name])
+                meters["simulated_float"].update(reference[name], by_name[name])
+                deviation.update(by_name[name], quantized[name])
+        if self._labels is not None:
+            labels = self._labels[self.images : self.images + size]
+            where_simulated = reference if self._scores in by_name else {}
+            for meter, outputs in zip(self._accuracies, (reference, quantized, by_name, where_simulated), strict=True):
+                if self._scores in outputs:
+                    meter.update(outputs[self._scores], labels)
+        self._parts.update(reference, quantized)
+        self.images += size
+
+    def result(self, kernels: KernelCount) -> Measurements:
+        """Raises ValidationError where there was no image, or not one for every label."""
+        if not self.images:
+            raise ValidationError("there is no image to validate on; expected at least one")
+        if self._labels is not None and len(self._labels) != self.images:
+            raise ValidationError(f"there are {len(self._labels)} labels for {self.images} images; expected one each")
+        floating, quantized, simulated, where_simulated = (
+            None if self._labels is None else meter.result() for meter in self._accuracies
+        )
+        has_scores = simulated is not None and simulated.images > 0
+        return Measurements(
+            images=self.images,
+            float_accuracy=floating,
+            quantized_accuracy=quantized,
+            simulated_accuracy=simulated if has_scores else None,
+            float_where_simulated=where_simulated if has_scores else None,
+            outputs=self._outputs(),
+            parts=self._parts.result(),
+            kernels=kernels,
+        )
+
+    def _outputs(self) -> tuple[OutputAgreement, ...]:
+        return tuple(
+            OutputAgreement(
+                name=name,
+                quantized_float=meters["quantized_float"].result(),
+                quantized_simulated=meters["quantized_simulated"].result() if self._simulated else None,
+                simulated_float=meters["simulated_float"].result() if self._simulated else None,
+                deviation=deviation.result() if self._simulated else None,
+            )
+            for name, meters, deviation in zip(self._names, self._agreements, self._deviations, strict=True)
+        )

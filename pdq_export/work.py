@@ -1,0 +1,153 @@
+"""What every command starts from: the user's file, the prepared model, its plan, the network in torch, and samples."""
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import onnx
+import torch
+from torch import fx
+
+from pdq_export.calibrate.equalization import channel_factors
+from pdq_export.data import InputSpec, Samples
+from pdq_export.errors import first_few
+from pdq_export.fidelity import BATCHES, Fidelity, Probe, UserFile, as_seen, open_file
+from pdq_export.frontend import check_batch, check_runs, import_network
+from pdq_export.graph.load import check_model, load_model
+from pdq_export.graph.lookup import GraphIndex
+from pdq_export.graph.passes import equalize
+from pdq_export.graph.prepare import PreparedModel
+from pdq_export.plan import PlanOptions, network_family, without_tail
+from pdq_export.signature import check_labels, input_specs
+from pdq_export.spec import Plan
+from pdq_export.stages import prepare_and_plan
+from pdq_export.validate import Session
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlannedModel:
+    """A user's file and what is planned for it, before there are samples.
+
+    ``original``: the file. ``prepared``: the whole model, tail included, with its index. ``family``: which of the
+    paper's networks it is like.
+    """
+
+    original: UserFile
+    prepared: PreparedModel
+    plan: Plan
+    family: str
+
+    @classmethod
+    def of(cls, original: UserFile, options: PlanOptions, *, target: str, opset: int | None) -> Self:
+        """Prepare and plan the file's model. Raises ModelError, OptionError."""
+        prepared, plan = prepare_and_plan(original.parse(), options, target=target, opset=opset)
+        family = network_family(prepared.index, (*plan.layers, *plan.excluded))
+        return cls(original=original, prepared=prepared, plan=plan, family=family)
+
+    @property
+    def index(self) -> GraphIndex:
+        """Of the prepared model."""
+        return self.prepared.index
+
+    @functools.cached_property
+    def core(self) -> GraphIndex:
+        """Of the prepared model without the plan's tail: what calibration sees."""
+        return GraphIndex(without_tail(self.prepared.model, self.plan.tail)) if self.plan.tail else self.index
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """The tensors in which models are compared: the outputs, or what the tail reads in their place."""
+        return self.core.outputs
+
+    @property
+    def inputs(self) -> tuple[InputSpec, ...]:
+        """What samples have to fit. Raises ModelError for an input that calibration cannot feed."""
+        return input_specs(self.index)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Work(PlannedModel):
+    """A planned model with its network in torch, freed of a fixed batch size, and the samples to run it on."""
+
+    network: fx.GraphModule
+    samples: Samples
+
+    @property
+    def batch(self) -> int | None:
+        """The batch size that the model fixes."""
+        return self.inputs[0].shape[0]
+
+    def fidelity(self, session: Session) -> Fidelity:
+        """What holds models against the file, on a few samples of calibration and, where they differ, of evaluation.
+
+        ``session``: of the file.
+        """
+        samples, size = self.samples, BATCHES * (self.batch or 1)
+        judged = () if samples.shared == len(samples.judged) else (samples.judged,)
+        probes = [
+            Probe.of(tuple(data.head(size).inputs()), self.batch, data.source)
+            for data in (samples.calibration, *judged)
+        ]
+        return Fidelity(self.original, probes, self.compared, session=session)
+
+
+def open_model(model: str | Path | onnx.ModelProto) -> tuple[UserFile, Session]:
+    """Load and check a model; the file, and a session of it. Raises ModelError, ValidationError."""
+    if isinstance(model, str | Path):
+        return open_file(load_model(model), Path(model).name)
+    return open_file(check_model(model))
+
+
+def import_planned(planned: PlannedModel) -> fx.GraphModule:
+    """The network that calibration sees. Raises ModelError where it cannot be imported, or fixes its batch size."""
+    network = import_network(planned.core.model)
+    check_batch(network, planned.core.model)
+    return network
+
+
+def begin_work(planned: PlannedModel, network: fx.GraphModule, samples: Samples) -> Work:
+    """Everything together, once the network has been seen to take the samples.
+
+    Raises ModelError where it does not run on them, DataError where its first output has no class for a label.
+    """
+    fields = {field.name: getattr(planned, field.name) for field in dataclasses.fields(planned)}
+    work = Work(**fields, network=network, samples=samples)
+    scores, *_ = check_runs(network, as_seen(samples.calibration.head(2).inputs(), work.index))
+    if samples.judged.labels is not None and not work.plan.tail:
+        check_labels(work.index.outputs[0], scores.numpy(), samples.judged)
+    return work
+
+
+def equalize_channels(work: Work, inputs: Sequence[torch.Tensor]) -> tuple[Work, tuple[str, ...]]:
+    """The same with the channels before depthwise layers in one range, and the tensors concerned.
+
+    ``inputs``: what calibration sees, one tensor for each input.
+    """
+    prepared, plan = work.prepared, work.plan
+    pairs = equalize.find_pairs(prepared.model, plan.points, {layer.node for layer in plan.layers})
+    tensors = tuple(pair.tensor for pair in pairs)
+    if not pairs:
+        return work, tensors
+    logger.info("channels of %d tensors are brought to one range: %s", len(tensors), ", ".join(tensors))
+    factors = channel_factors(work.network, tensors, inputs)
+    model, statistics = equalize.run(prepared.model, prepared.statistics, pairs, factors)
+    changed = PreparedModel(model=model, statistics=statistics)
+    network = import_network(without_tail(model, plan.tail))
+    return dataclasses.replace(work, prepared=changed, network=network), tensors
+
+
+def tell_tail(work: PlannedModel) -> None:
+    """Warn of what stays in float behind the quantized part."""
+    if work.plan.tail:
+        logger.warning(
+            "behind the quantized part, %d of the nodes stay in float as they are: %s; calibration and validation "
+            "compare %s",
+            len(work.plan.tail),
+            first_few([f"{node!r} ({reason})" for node, reason in work.plan.tail.items()]),
+            " and ".join(map(repr, work.compared)),
+        )
