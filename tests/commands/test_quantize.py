@@ -316,7 +316,9 @@ def test_other_targets_agree_with_the_simulation(target: str, bits: str, config:
     assert result.report.session_config == config
     agreement = result.report.outputs[0].quantized_simulated
     assert agreement is not None
-    assert agreement.max_relative_error < 1e-3
+    assert agreement.median_relative_error < 1e-6
+    # Without integer kernels onnxruntime adds floats, and a sum on the edge of a step can fall to either side.
+    assert agreement.max_relative_error < (1e-2 if config else 1e-3)
     assert result.report.to_dict()["session_config"] == config
 
 
