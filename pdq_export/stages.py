@@ -12,6 +12,7 @@ import pdq_export
 from pdq_export.config.method import CalibrationOptions
 from pdq_export.errors import OptionError
 from pdq_export.frontend import find_batch_blockers, find_unsupported
+from pdq_export.graph.lookup import GraphIndex
 from pdq_export.graph.passes import free_batch
 from pdq_export.graph.prepare import PreparedModel, at_opset, prepare
 from pdq_export.plan import PlanOptions, float_tail, without_tail
@@ -50,26 +51,26 @@ def prepare_and_plan(
 
 
 def _plan(prepared: PreparedModel, options: PlanOptions, target: Target) -> Planned:
-    return target.plan(prepared.model, options, _unsupported(prepared.model, options))
+    return target.plan(prepared.index, options, _unsupported(prepared.index, options))
 
 
 def _separated(prepared: PreparedModel) -> PreparedModel:
     return dataclasses.replace(prepared, model=separate_outputs(prepared.model))
 
 
-def _unsupported(model: onnx.ModelProto, options: PlanOptions) -> dict[str, str]:
+def _unsupported(index: GraphIndex, options: PlanOptions) -> dict[str, str]:
     """What calibration cannot compute, by node with the reason: unknown operators, and what mixes up images.
 
     The latter where the unknown ones are left to the tail; the model is refused for them otherwise.
     """
-    freed = free_batch.run(model)
+    freed = free_batch.run(index.model)
     found = {node: error.found for node, error in find_unsupported(freed).items()}
     if not found:
-        return find_batch_blockers(freed, model)
-    tail = float_tail(model, options, found)
+        return find_batch_blockers(freed, index)
+    tail = float_tail(index, options, found)
     if not found.keys() <= tail.keys():
         return found
-    core = without_tail(model, tail)
+    core = without_tail(index.model, tail)
     return find_batch_blockers(free_batch.run(core), core) | found
 
 

@@ -59,15 +59,15 @@ class Target:
         return options
 
     def plan(
-        self, model: onnx.ModelProto, options: PlanOptions, unsupported: Mapping[str, str] | None = None
+        self, model: onnx.ModelProto | GraphIndex, options: PlanOptions, unsupported: Mapping[str, str] | None = None
     ) -> Planned:
-        """Plan a prepared model for this target; ``unsupported`` as in `make_plan`.
+        """Plan a prepared model, given with or without its index, for this target; ``unsupported`` as in `make_plan`.
 
         Raises ModelError or OptionError where the model cannot be planned as asked, or not for this target.
         """
-        options = self.settle(options)
-        plan = make_plan(model, options, unsupported, integer_bias=self.integer_bias)
-        planned = passes.run(Planned.of(model, plan, options), (*self.rules, self._checked))
+        options, index = self.settle(options), GraphIndex.of(model)
+        plan = make_plan(index, options, unsupported, integer_bias=self.integer_bias)
+        planned = passes.run(Planned.of(index, plan, options), (*self.rules, self._checked))
         check_magnitudes(planned.index, planned.plan)
         return self._checked(planned)  # a pass may have narrowed what was asked for
 

@@ -105,8 +105,8 @@ def open_model(model: str | Path | onnx.ModelProto) -> tuple[UserFile, Session]:
 
 def import_planned(planned: PlannedModel) -> fx.GraphModule:
     """The network that calibration sees. Raises ModelError where it cannot be imported, or fixes its batch size."""
-    network = import_network(planned.core.model)
-    check_batch(network, planned.core.model)
+    network = import_network(planned.core)
+    check_batch(network, planned.core)
     return network
 
 

@@ -26,22 +26,23 @@ _WRONG_SHAPES = (RuntimeError, IndexError, ValueError)
 _PROBE = 7  # images, to follow a batch of any size
 
 
-def import_network(model: onnx.ModelProto) -> fx.GraphModule:
-    """A prepared model, freed of a fixed batch size, as `import_model` has it.
+def import_network(model: onnx.ModelProto | GraphIndex) -> fx.GraphModule:
+    """A prepared model, given with or without its index, freed of a fixed batch size, as `import_model` has it.
 
     ``meta["images"]``: by tensor, the place of images that do not have axis 0 for themselves.
     """
-    network = import_model(free_batch.run(model))
-    network.meta["images"] = find_images(model)
+    index = GraphIndex.of(model)
+    network = import_model(free_batch.run(index.model))
+    network.meta["images"] = find_images(index)
     return network
 
 
-def find_images(model: onnx.ModelProto) -> dict[str, Place]:
+def find_images(model: onnx.ModelProto | GraphIndex) -> dict[str, Place]:
     """The places of images that do not have axis 0 for themselves, by tensor name.
 
     It is empty if all outputs begin with the batch, as far as shapes tell, because the rest is seldom asked for.
     """
-    index = GraphIndex(model)
+    index = GraphIndex.of(model)
     batch = fixed_batch(index)
     if batch is None:
         sizes = {shape[0] if (shape := index.shape(name)) else None for name in index.inputs}
@@ -49,7 +50,7 @@ def find_images(model: onnx.ModelProto) -> dict[str, Place]:
         first = [shape[0] if (shape := index.shape(name)) else symbol for name in index.outputs]
         if all(size == symbol for size in first if size is not None):
             return {}
-        batch, index = _PROBE, GraphIndex(_with_batch(model, _PROBE))
+        batch, index = _PROBE, GraphIndex(_with_batch(index.model, _PROBE))
     places = follow(index, batch).places
     return {name: place for name, place in places.items() if place != Place(axis=0)}
 
@@ -63,30 +64,31 @@ def _with_batch(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
     return onnx.shape_inference.infer_shapes(probe, data_prop=True)
 
 
-def find_batch_blockers(freed: onnx.ModelProto, model: onnx.ModelProto) -> dict[str, str]:
+def find_batch_blockers(freed: onnx.ModelProto, model: onnx.ModelProto | GraphIndex) -> dict[str, str]:
     """The nodes that tie the network to one batch size, by name, with the reason.
 
     They take images apart or mix them. ``freed``: ``model`` freed of its batch size, with operators that can be
     imported.
     """
-    index = GraphIndex(model)
+    index = GraphIndex.of(model)
     batch = fixed_batch(index)
     blockers = {} if batch is None else dict(follow(index, batch).blockers)
     if not blockers:
         return {}
-    reason, _ = _examine(import_model(freed), model)
+    reason, _ = _examine(import_model(freed), index)
     return blockers if reason else {}
 
 
-def check_batch(network: fx.GraphModule, model: onnx.ModelProto) -> None:
+def check_batch(network: fx.GraphModule, model: onnx.ModelProto | GraphIndex) -> None:
     """Raise ModelError if a network of a fixed batch size does not run at another.
 
     All other sizes of its inputs have to be known. ``network``: ``model`` freed of its batch size. Warns if images
     influence each other in ``model`` itself as well.
     """
-    reason, mixed = _examine(network, model)
+    index = GraphIndex.of(model)
+    reason, mixed = _examine(network, index)
     if reason:
-        raise _refusal(model, reason)
+        raise _refusal(index, reason)
     if mixed:
         logger.warning(
             "output %r: images that are run together influence each other; calibration runs many at a time, and "
@@ -96,9 +98,8 @@ def check_batch(network: fx.GraphModule, model: onnx.ModelProto) -> None:
 
 
 @torch.no_grad()
-def _examine(network: fx.GraphModule, model: onnx.ModelProto) -> tuple[str, str]:
-    """Why a network does not run at another batch size, and which output mixes images up in ``model`` as well."""
-    index = GraphIndex(model)
+def _examine(network: fx.GraphModule, index: GraphIndex) -> tuple[str, str]:
+    """Why a network does not run at another batch size, and which output mixes images up in its model as well."""
     batch = fixed_batch(index)
     shapes = [shape for name in index.inputs if (shape := index.static_shape(name)) is not None]
     if batch is None or len(shapes) < len(index.inputs):
@@ -116,14 +117,13 @@ def _examine(network: fx.GraphModule, model: onnx.ModelProto) -> tuple[str, str]
     if mixed is None:
         return "", ""
     try:
-        import_model(model)(*images)
+        import_model(index.model)(*images)
     except _WRONG_SHAPES:  # so they were mixed up on the way to the freed network
         return f"output {mixed!r} mixes up the images", ""
     return "", mixed
 
 
-def _refusal(model: onnx.ModelProto, reason: str) -> ModelError:
-    index = GraphIndex(model)
+def _refusal(index: GraphIndex, reason: str) -> ModelError:
     batch = fixed_batch(index)
     assert batch is not None
     axes = follow(index, batch)

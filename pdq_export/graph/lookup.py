@@ -175,6 +175,11 @@ class GraphIndex:
                 self._consumers.setdefault(tensor, []).append(node)
         self._constants: dict[str, NDArray[Any]] = {}
 
+    @classmethod
+    def of(cls, model: "onnx.ModelProto | GraphIndex") -> "GraphIndex":
+        """A model's index; itself where there is one already, so that nobody builds another."""
+        return model if isinstance(model, GraphIndex) else cls(model)
+
     @functools.cached_property
     def nodes(self) -> dict[str, NodeProto]:
         """Node by name, for prepared models, whose names are unique."""

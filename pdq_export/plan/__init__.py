@@ -21,13 +21,13 @@ __all__ = ["PlanOptions", "float_tail", "make_plan", "network_family", "without_
 
 
 def make_plan(
-    model: onnx.ModelProto,
+    model: onnx.ModelProto | GraphIndex,
     options: PlanOptions,
     unsupported: Mapping[str, str] | None = None,
     *,
     integer_bias: bool = True,
 ) -> Plan:
-    """Plan the quantization of a prepared model.
+    """Plan the quantization of a prepared model, given with or without its index.
 
     First and last weighted layers get 8-bit weights and the last layers' input 8 bits where ``options`` do not say
     otherwise, the network's input 8 bits; the network's outputs are not quantized (PD-Quant, section 4), which
@@ -37,15 +37,15 @@ def make_plan(
     the plan (`plan.passes`). Raises ModelError where there is nothing to quantize, and OptionError for a pattern that
     matches no layer.
     """
-    index = GraphIndex(model)
+    index = GraphIndex.of(model)
     found = find_layers(index)
-    rules = _resolve(model, found, options)
+    rules = _resolve(index.model, found, options)
     layers = tuple(layer for layer in found if layer.node not in rules.excluded)
     excluded = tuple(layer for layer in found if layer.node in rules.excluded)
     _check_shared(layers, excluded)
     tail = find_tail(index, unsupported or {}, layers)
     if tail:
-        index = GraphIndex(without_tail(model, tail))
+        index = GraphIndex(without_tail(index.model, tail))
         found = tuple(layer for layer in found if layer.node not in tail)
     points, passthrough, unquantized = find_points(index, found, options, rules)
     return Plan(
@@ -64,14 +64,16 @@ def make_plan(
     )
 
 
-def float_tail(model: onnx.ModelProto, options: PlanOptions, unsupported: Mapping[str, str]) -> dict[str, str]:
+def float_tail(
+    model: onnx.ModelProto | GraphIndex, options: PlanOptions, unsupported: Mapping[str, str]
+) -> dict[str, str]:
     """The tail that the plan of a prepared model gets, by node with the reason, as `make_plan` has it. Raises the same.
 
     ``unsupported``: the nodes that calibration cannot compute, with the reason.
     """
-    index = GraphIndex(model)
+    index = GraphIndex.of(model)
     found = find_layers(index)
-    excluded = _resolve(model, found, options).excluded
+    excluded = _resolve(index.model, found, options).excluded
     return find_tail(index, unsupported, [layer for layer in found if layer.node not in excluded])
 
 

@@ -36,10 +36,10 @@ class Planned:
     notes: tuple[Note, ...] = ()
 
     @classmethod
-    def of(cls, model: onnx.ModelProto, plan: Plan, options: PlanOptions) -> "Planned":
+    def of(cls, model: onnx.ModelProto | GraphIndex, plan: Plan, options: PlanOptions) -> "Planned":
         """A prepared model with the plan that `make_plan` made of it."""
-        index = GraphIndex(model)
-        core = GraphIndex(without_tail(model, plan.tail)) if plan.tail else index
+        index = GraphIndex.of(model)
+        core = GraphIndex(without_tail(index.model, plan.tail)) if plan.tail else index
         return cls(index=index, core=core, plan=plan, options=options)
 
     @property
