@@ -63,8 +63,10 @@ def _check_tensor(block: Block, point: Point, tensor: QuantizedTensor, weight: S
     _check_shape(block, point.tensor, None if tensor.integers is None else tensor.integers.shape, weight)
     for values in (tensor.scale, tensor.zero_point):
         _check_shape(block, point.tensor, np.shape(values), shape)
-    integers = tensor.zero_point if tensor.integers is None else np.append(tensor.integers, tensor.zero_point)
-    inside = ((integers >= point.qmin) & (integers <= point.qmax)).all()
+    integers = [tensor.zero_point, tensor.zero_point if tensor.integers is None else tensor.integers]
+    inside = all(
+        point.qmin <= int(x.min(initial=point.qmax)) and int(x.max(initial=point.qmin)) <= point.qmax for x in integers
+    )
     if not (inside and (tensor.scale > 0).all() and np.isfinite(tensor.scale).all()):
         raise CalibrationError(
             f"block {block.name!r}: the state of an earlier run has numbers for {point.tensor!r} that are no "
