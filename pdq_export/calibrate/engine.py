@@ -20,6 +20,7 @@ from pdq_export.calibrate.live import Live
 from pdq_export.calibrate.memory import trim_heap
 from pdq_export.calibrate.passes import PASS_BATCH, spread
 from pdq_export.calibrate.precision import settled_torch
+from pdq_export.calibrate.replay import restore, state_of
 from pdq_export.calibrate.requirements import find_requirements
 from pdq_export.calibrate.scores import score
 from pdq_export.calibrate.sizes import FOLDING_IMAGES, fold_sizes
@@ -105,11 +106,11 @@ def _walk(
         state = None if checkpoint is None else checkpoint.load(position, block)
         if state is not None:
             context.journal.tell("finished in an earlier run")
-            done.restore(block, state)
+            restore(done, block, state)
         else:
             record = calibrator.calibrate(position, block, later)
             if checkpoint is not None:
-                checkpoint.save(position, block, done.state(block, teacher.estimated), record)
+                checkpoint.save(position, block, state_of(done, block, teacher.estimated), record)
         live.advance(block, later)
     outputs = _output_tensors(context.network)
     look_for_collapse(context, done, list(inputs), outputs, some)

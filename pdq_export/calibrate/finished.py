@@ -1,6 +1,6 @@
 """The quantizers that calibration has finished, and what follows from them: tensors, blocks, the simulation."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,13 +9,10 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from pdq_export.arithmetic.bias import has_integer_bias
-from pdq_export.calibrate.block_state import BlockState
 from pdq_export.calibrate.integer import integer_nodes
 from pdq_export.calibrate.quantizers import ActivationQuantizer, BiasQuantizer, SoftRounding, WeightQuantizer
 from pdq_export.calibrate.subgraph import extract, tensor_nodes
-from pdq_export.errors import CalibrationError
-from pdq_export.numerics.search import QParams
-from pdq_export.spec import Block, ChannelStatistics, Layer, Plan, Point, QuantizedTensor, Role
+from pdq_export.spec import Block, Layer, Plan, Point, QuantizedTensor, Role
 
 
 class Quantizers:
@@ -100,64 +97,17 @@ class Quantizers:
 
     def tensors(self) -> dict[str, QuantizedTensor]:
         """What was learned, for every point of the plan in its order."""
-        return {name: self._tensor(point) for name, point in self._plan.points.items()}
+        return {name: self.tensor(point) for name, point in self._plan.points.items()}
 
-    def state(self, block: Block, estimated: Mapping[str, ChannelStatistics]) -> BlockState:
-        """What the finished ``block`` leaves behind; ``estimated``: statistics by layer output, of any block."""
-        outputs = [layer.output for layer in block.layers]
-        return BlockState(
-            tensors={point.tensor: self._tensor(point) for point in self._left_by(block)},
-            biases={name: _array(self.shifted[name]) for name in self._biases_of(block) if name in self.shifted},
-            statistics={name: estimated[name] for name in outputs if name in estimated},
-        )
-
-    def restore(self, block: Block, state: BlockState) -> None:
-        """Finish ``block`` as `state` has found it. Raises CalibrationError for a state that is not of this block."""
-        wanted = {point.tensor: point for point in self._left_by(block)}
-        _check_names(block, "quantized tensors", state.tensors, wanted, missing=set(wanted) - set(state.tensors))
-        _check_names(block, "changed biases", state.biases, self._biases_of(block))
-        device = next((x.device for x in self.constants.values()), torch.device("cpu"))
-        for name, point in wanted.items():
-            tensor = state.tensors[name]
-            self._check_tensor(block, point, tensor)
-            scale, zero_point = (
-                torch.from_numpy(np.array(x, np.float32)).to(device) for x in (tensor.scale, tensor.zero_point)
-            )
-            qparams = QParams(scale=scale, zero_point=zero_point)
-            if tensor.integers is None:
-                self.activations[name] = ActivationQuantizer(point, qparams)
-            else:
-                q = torch.from_numpy(tensor.integers.astype(np.float32)).to(device)
-                self.weights[name] = WeightQuantizer(point, q, qparams)
-        for name, bias in state.biases.items():
-            _check_shape(block, name, bias.shape, self.constants[name].shape)
-            self.shifted[name] = self.constants[name] = torch.from_numpy(np.array(bias, np.float32)).to(device)
-        self.round_biases(block)
-
-    def _left_by(self, block: Block) -> list[Point]:
+    def settled_by(self, block: Block) -> list[Point]:
         """The points whose quantization the block settles: those it writes, and weights that no earlier block reads."""
         weights = dict.fromkeys(
             layer.weight for layer in block.layers if self._first_reader[layer.weight] == block.name
         )
         return [*self.points(block), *(self._plan.points[name] for name in weights)]
 
-    def _biases_of(self, block: Block) -> list[str]:
-        return [layer.bias for layer in block.layers if layer.bias is not None and self.can_shift_bias(layer)]
-
-    def _check_tensor(self, block: Block, point: Point, tensor: QuantizedTensor) -> None:
-        if tensor.point != point:
-            raise CalibrationError(
-                f"block {block.name!r}: the state of an earlier run has {tensor.point} where the plan has {point}; "
-                "expected a state of this very plan; calibrate without it"
-            )
-        weight = None if point.axis is None else self.constants[point.tensor].shape
-        shape = () if weight is None else (weight[point.axis or 0],)
-        integers = None if tensor.integers is None else tensor.integers.shape
-        _check_shape(block, point.tensor, integers, None if weight is None else tuple(weight))
-        for values in (tensor.scale, tensor.zero_point):
-            _check_shape(block, point.tensor, np.shape(values), shape)
-
-    def _tensor(self, point: Point) -> QuantizedTensor:
+    def tensor(self, point: Point) -> QuantizedTensor:
+        """What was learned of a finished point."""
         owner = (self.weights if point.role is Role.WEIGHT else self.activations)[point.tensor]
         integers = owner.q.to(torch.int16).cpu().numpy() if isinstance(owner, WeightQuantizer) else None
         return QuantizedTensor(
@@ -165,24 +115,6 @@ class Quantizers:
             scale=_array(owner.scale).astype(np.float32),
             zero_point=_array(owner.zero_point).astype(np.int32),
             integers=integers,
-        )
-
-
-def _check_names(
-    block: Block, what: str, given: Iterable[str], known: Iterable[str], missing: Iterable[str] = ()
-) -> None:
-    if wrong := sorted({*missing, *(set(given) - set(known))}):
-        raise CalibrationError(
-            f"block {block.name!r}: the state of an earlier run has {what} {', '.join(sorted(given)) or 'none'}, which "
-            f"differ from the block's in {', '.join(wrong)}; expected a state of this network; calibrate without it"
-        )
-
-
-def _check_shape(block: Block, name: str, given: Sequence[int] | None, wanted: Sequence[int] | None) -> None:
-    if (given is None) != (wanted is None) or tuple(given or ()) != tuple(wanted or ()):
-        raise CalibrationError(
-            f"block {block.name!r}: the state of an earlier run has shape {given} for {name!r}; expected {wanted}; "
-            "calibrate without it"
         )
 
 

@@ -237,12 +237,16 @@ def broken(state: BlockState, what: str) -> BlockState:
         tensors[name] = dataclasses.replace(weight, integers=weight.integers[..., :1])
     elif what == "scale":
         tensors[name] = dataclasses.replace(weight, scale=weight.scale[:1])
+    elif what == "range":
+        tensors[name] = dataclasses.replace(weight, integers=weight.integers + weight.point.qmax + 1)
+    elif what == "nan":
+        tensors[name] = dataclasses.replace(weight, scale=weight.scale * np.float32(np.nan))
     elif what == "bias":
         return dataclasses.replace(state, biases={"somebody": np.zeros(3, np.float32)})
     return dataclasses.replace(state, tensors=tensors)
 
 
-@pytest.mark.parametrize("what", ["missing", "unknown", "bits", "integers", "scale", "bias"])
+@pytest.mark.parametrize("what", ["missing", "unknown", "bits", "integers", "scale", "range", "nan", "bias"])
 def test_the_state_of_another_network_is_refused(what: str) -> None:
     case, shelf = of_residual(lambda _: {}), Shelf()
     options = dataclasses.replace(SHORT, iters=0)
