@@ -7,6 +7,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from pdq_export.errors import percent
+
 if TYPE_CHECKING:
     from pdq_export.report import Report
     from pdq_export.validate import Accuracy
@@ -89,7 +91,7 @@ def _accuracy_row(name: str, floating: float, quantized: float) -> Row:
 
 
 def _percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.2f} %"
+    return "" if share is None else percent(share, 2)
 
 
 def _differs(whole: float | None, median: float) -> bool:

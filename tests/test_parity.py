@@ -77,6 +77,14 @@ def test_five_percent_are_told(off_by: Change, caplog: pytest.LogCaptureFixture,
     assert os.listdir(tmp_path) == ["y.onnx"]
 
 
+def test_running_it_again_shows_progress(off_by: Change) -> None:
+    off_by(0.05)
+    seen: list[Progress] = []
+    run(progress=seen.append)
+    again = [(at.images, at.total) for at in seen if at.stage == "rerun"]
+    assert again == [(16, 40), (32, 40), (40, 40)]
+
+
 def test_half_is_refused_and_the_file_kept(off_by: Change, tmp_path: Path) -> None:
     off_by(0.48)
     with pytest.raises(
