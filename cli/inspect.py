@@ -45,7 +45,7 @@ def inspect(frame: Frame, *, model: Path, config_file: Path | None, **arguments:
         # Imported here, behind every check that needs no torch: it takes seconds.
         from pdq_export.commands.inspect import inspect_model
 
-        found = inspect_model(model, **vars(config.plan), target=config.file.target, opset=config.file.opset)
+        found = inspect_model(model, config=config)
     return Outcome(text=_lines(found), to_json=found.to_json)
 
 

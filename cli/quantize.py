@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import RenderableType
 
-from pdq_export.config.config import Config, check_name, flatten, make_config, options_of, overrides
+from pdq_export.config.config import Config, check_name, make_config, options_of
 from pdq_export.config.method import CalibrationOptions
 from pdq_export.config.option import QUANTIZE
 from pdq_export.errors import DataError, OptionError
@@ -137,9 +137,7 @@ def _run(model: Path, config: Config, frame: Frame) -> "Result":
         # Imported here, behind every check that needs no torch: it takes seconds.
         from pdq_export.commands.quantize import quantize as run
 
-        method = options_of(CalibrationOptions)
-        fields = {name: value for name, value in flatten(config).items() if name not in method}
-        return run(model, progress=progress, options=overrides(config), **fields)
+        return run(model, config=config, progress=progress)
 
 
 def _lines(config: Config, result: "Result") -> Iterable[RenderableType]:

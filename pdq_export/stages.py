@@ -1,15 +1,10 @@
 """The stages before calibration that `quantize` and `inspect_model` share."""
 
 import dataclasses
-import json
 import logging
-from collections.abc import Mapping
-from typing import Any
 
 import onnx
 
-import pdq_export
-from pdq_export.config.method import CalibrationOptions
 from pdq_export.errors import OptionError
 from pdq_export.frontend import find_batch_blockers, find_unsupported
 from pdq_export.graph.lookup import GraphIndex
@@ -72,34 +67,3 @@ def _unsupported(index: GraphIndex, options: PlanOptions) -> dict[str, str]:
         return found
     core = without_tail(index.model, tail)
     return find_batch_blockers(free_batch.run(core), core) | found
-
-
-def collect_settings(
-    planning: PlanOptions,
-    options: CalibrationOptions,
-    *,
-    target: str,
-    family: str,
-    method: str = "pd-quant",
-    preset: str = "balanced",
-) -> dict[str, Any]:
-    """Everything that was asked for or settled, in plain types, for the report and the file's metadata."""
-    return {
-        **planning.settings(),
-        "target": target,
-        "method": method,
-        "preset": preset,
-        "family": family,
-        **dataclasses.asdict(options),
-    }
-
-
-def file_metadata(settings: Mapping[str, Any]) -> dict[str, str]:
-    """What a written file says about its own making."""
-    return {
-        "pdq_export.version": pdq_export.__version__,
-        "pdq_export.bits": settings["bits"],
-        "pdq_export.target": settings["target"],
-        "pdq_export.seed": str(settings["seed"]),
-        "pdq_export.config.method": json.dumps(settings, sort_keys=True),
-    }

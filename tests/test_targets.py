@@ -176,7 +176,7 @@ def test_options_are_settled_by_the_target_and_only_once() -> None:
     for name, default in (("ort", "asymmetric"), ("tensorrt", "symmetric")):
         target = find_target(name)
         settled = target.settle(PlanOptions.of("8/8"))
-        assert settled.settings()["weights"] == default
+        assert settled.symmetric_weights == (default == "symmetric")
         assert target.settle(settled) == settled
         assert target.settle(PlanOptions.of("8/8", weights="symmetric")).symmetric_weights
     assert [name for name in target_names() if find_target(name).convertible] == ["native", "ort", "qcdq"]

@@ -1,13 +1,12 @@
 """`convert`: a finished file in another layout, from what is written in it; nothing is calibrated again."""
 
 import dataclasses
-import json
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import onnx
 
+from pdq_export.config.record import retargeted
 from pdq_export.errors import ExportError, ModelError, OptionError, ValidationError
 from pdq_export.exhaustion import tells_of_memory
 from pdq_export.export import assemble, read_source
@@ -50,7 +49,8 @@ def convert(model: str | Path | onnx.ModelProto, target: str, *, opset: int | No
     _check_unchanged(file, source, written_for or "ort", where)
     source = dataclasses.replace(source, quantized=dataclasses.replace(source.quantized, form=FORM))
     wanted = _choose_opset(source, target, opset)
-    metadata = _retargeted({**properties, SOURCE_KEY: renew_source(properties[SOURCE_KEY])}, target)
+    renewed = {**properties, SOURCE_KEY: renew_source(properties[SOURCE_KEY])}
+    metadata = retargeted(renewed, target=target, opset=opset)
     try:
         converted = _write(source.quantized, target, wanted, metadata)
     except ExportError as error:
@@ -65,16 +65,6 @@ def convert(model: str | Path | onnx.ModelProto, target: str, *, opset: int | No
         converted = _write(source.quantized, target, here, metadata)
     _check_equal(file, converted)
     return converted
-
-
-def _retargeted(properties: Mapping[str, str], target: str) -> dict[str, str]:
-    """The file's metadata as if it had been quantized for ``target``."""
-    metadata = {**properties, "pdq_export.target": target}
-    try:
-        settings = {**json.loads(properties["pdq_export.config.method"]), "target": target}
-    except (LookupError, ValueError, TypeError, RecursionError):
-        return metadata  # the file is not made from it, so it need not be there
-    return {**metadata, "pdq_export.config.method": json.dumps(settings, sort_keys=True)}
 
 
 def check_target(target: str) -> None:

@@ -6,8 +6,8 @@ JSON schema of `Inspection.to_dict`, version 2 (null stands for "not known")::
     model             {name, sha256, size}    the file as it is; size in bytes
     opset             of the file
     inputs, outputs   [{name, dtype, shape}]  shape: per axis a number, the name of a dynamic axis, or null
-    settings          {bits, first_last, layer_bits, exclude, wide_residuals, reduce_range, weights, target, opset}
-                      opset: of the file to write; where it was given, exclude_op
+    settings          {name: value} of the options that inspect takes, under [plan] and [file] in a file of
+                      options; opset: of the file to write
     family            plain, grouped or depthwise: which of the paper's networks it is like
     hyper_parameters  {temperature, lambda_c, rounding_weight} that the family gets
     batch_norm        {in_file, statistics, layers}  nodes in the file; layers with statistics; all layers
@@ -26,7 +26,7 @@ JSON schema of `Inspection.to_dict`, version 2 (null stands for "not known")::
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,22 +34,24 @@ import onnx
 
 from pdq_export.calibrate.precision import settled_torch
 from pdq_export.commands.dry_run import dry_run
-from pdq_export.config.method import FAMILIES, choose_options
+from pdq_export.commands.request import file_metadata, made_by, settings
+from pdq_export.commands.settle import choose, plan_options, settle
+from pdq_export.config.config import Config, options_of
+from pdq_export.config.method import FAMILIES
+from pdq_export.config.option import INSPECT
+from pdq_export.config.signature import takes_options
 from pdq_export.errors import ModelError, PdqError
 from pdq_export.exhaustion import tells_of_memory
 from pdq_export.fidelity import check_on_noise
 from pdq_export.frontend import check_batch, find_unsupported, import_model
 from pdq_export.graph.lookup import Dimension, GraphIndex
 from pdq_export.graph.passes import free_batch
-from pdq_export.plan import PlanOptions
 from pdq_export.plan.floating import FloatNode
-from pdq_export.plan.options import Widths
 from pdq_export.plan.saturation import saturating_layers
 from pdq_export.plan.summary import LayerSummary, summarize_layers
 from pdq_export.report import ModelInfo
 from pdq_export.signature import input_specs
 from pdq_export.spec import Plan, Role
-from pdq_export.stages import collect_settings, file_metadata
 from pdq_export.targets import find_target
 from pdq_export.validate import KernelCount, Session, count_kernels
 from pdq_export.work import PlannedModel, open_model
@@ -139,56 +141,42 @@ class Inspection:
 
 @tells_of_memory(calibrates=False)
 @settled_torch()
+@takes_options(INSPECT)
 def inspect_model(
     model: str | Path | onnx.ModelProto,
     *,
-    bits: Widths = "4/4",
-    layer_bits: Mapping[str, Widths] | Iterable[str] = (),
-    exclude: str | Iterable[str] = (),
-    exclude_op: str | Iterable[str] = (),
-    first_last: Widths = "8/8",
-    weights: str | None = None,
-    wide_residuals: bool = False,
-    reduce_range: bool = False,
-    target: str = "ort",
-    opset: int | None = None,
+    config: Config | str | Path | None = None,
+    **fields: Any,
 ) -> Inspection:
-    """Plan a model and write it with placeholder integers; arguments as in `pdq_export.quantize`.
+    """Plan a model and write it with placeholder integers; ``config`` and ``fields`` as in `pdq_export.quantize`.
 
     Raises PdqError where the model cannot be read or planned; what would only stop the later stages is in
     ``unsupported`` and ``problems``.
     """
-    chosen = find_target(target)
-    asked = PlanOptions.of(
-        bits,
-        layer_bits=layer_bits,
-        exclude=exclude,
-        exclude_op=exclude_op,
-        first_last=first_last,
-        weights=weights,
-        wide_residuals=wide_residuals,
-        reduce_range=reduce_range,
-    )
-    options = chosen.settle(asked)
+    settled = settle(config, fields, command=INSPECT)
+    target = settled.file.target
+    options = plan_options(settled, choose(settled))
     file, session = open_model(model)
-    planned = PlannedModel.of(file, options, target=target, opset=opset)
+    planned = PlannedModel.of(file, options, target=target, opset=settled.file.opset)
     family = planned.family
-    settings = collect_settings(options, choose_options(family=family), target=target, family=family)
-    trial = _try(planned, session, target, file_metadata(settings))
+    info = ModelInfo.of(file.name, file.content)
+    told = settings(settled, options, choose(settled, family=family), family)
+    made = made_by(info, dict.fromkeys(planned.index.inputs, info.sha256), "cpu")  # as long as that of a file
+    trial = _try(planned, session, target, file_metadata(settled, told, made))
     index, plan, original = planned.index, planned.plan, GraphIndex(file.parse())
     statistics, layers = planned.prepared.statistics, (*plan.layers, *plan.excluded)
     return Inspection(
-        model=ModelInfo.of(file.name, file.content),
+        model=info,
         opset=original.opset,
         inputs=tuple(_tensor(original, name) for name in original.inputs if not original.is_constant(name)),
         outputs=tuple(_tensor(original, name) for name in original.outputs),
-        settings={**options.settings(), "target": target, "opset": index.opset},
+        settings={**{name: told[name] for name in options_of(command=INSPECT) if name in told}, "opset": index.opset},
         family=family,
         batch_norm_nodes=sum(node.op_type == "BatchNormalization" for node in original.graph.node),
         layers_with_statistics=sum(layer.output in statistics for layer in layers),
         layers=summarize_layers(index, plan),
         plan=plan,
-        floating=chosen.find_floating(index, plan),
+        floating=find_target(target).find_floating(index, plan),
         quantized_size=trial.quantized_size,
         kernels=trial.kernels,
         saturating=() if trial.kernels is None else trial.kernels.as_integers(saturating_layers(plan)),

@@ -4,21 +4,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pdq_export.config.config import Config, make_config, overrides
-from pdq_export.config.method import choose_options
+from pdq_export.config.config import Config, check_name, make_config, overrides
+from pdq_export.config.method import CalibrationOptions, choose_options
 from pdq_export.config.toml import read_toml
 from pdq_export.errors import OptionError
 from pdq_export.plan.options import PlanOptions
 from pdq_export.targets import find_target
 
+Given = Config | str | Path | None
 
-def settle(config: Config | str | Path | None, fields: Mapping[str, Any], *, command: str = "") -> Config:
+
+def settle(config: Given, fields: Mapping[str, Any], *, command: str = "") -> Config:
     """The configuration of a run: ``fields`` win over ``config``, a configuration or the path of a TOML file.
 
     ``command``: takes only fields of that command. Raises OptionError for what is wrong whatever the model is, with
     file and line where it stands in the file.
     """
-    if config is not None and not isinstance(config, Config | str | Path):
+    if config is not None and not isinstance(config, Given):
         raise OptionError(f"config is {type(config).__name__}; expected a Config or the path of a TOML file")
     file = None if config is None or isinstance(config, Config) else read_toml(config)
     base = config if isinstance(config, Config) else None if file is None else make_config(file.values)
@@ -38,13 +40,32 @@ def settle(config: Config | str | Path | None, fields: Mapping[str, Any], *, com
 
 def check(config: Config) -> None:
     """Raise OptionError for what options say that is wrong, alone or together, whatever the model is."""
-    choose_options(method=config.calibration.method, preset=config.calibration.preset, overrides=overrides(config))
-    plan_options(config)
+    plan_options(config, choose(config))
 
 
-def plan_options(config: Config, *, per_layer: bool = False) -> PlanOptions:
+def choose(config: Config, **family: str) -> CalibrationOptions:
+    """Every number of the method; ``family``: of the network, where it is known. Raises OptionError."""
+    method = config.calibration
+    return choose_options(method=method.method, preset=method.preset, overrides=overrides(config), **family)
+
+
+def plan_options(config: Config, chosen: CalibrationOptions) -> PlanOptions:
     """What is asked of the plan, with what the target decides. Raises OptionError."""
-    return find_target(config.file.target).settle(PlanOptions.of(**vars(config.plan), per_layer=per_layer))
+    asked = PlanOptions.of(**vars(config.plan), per_layer=chosen.per_layer)
+    return find_target(config.file.target).settle(asked)
+
+
+def with_method(fields: Mapping[str, Any], options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """``fields`` and ``options``, which are those of `CalibrationOptions`. Raises OptionError for one given twice."""
+    if options is None:
+        return dict(fields)
+    if not isinstance(options, Mapping):
+        raise OptionError(f"options are {type(options).__name__}; expected a mapping of names to values")
+    for name in options:
+        check_name(name, CalibrationOptions.__dataclass_fields__)
+        if name in fields:
+            raise OptionError(f"{name} is given twice, by itself and in options; expected it once")
+    return {**fields, **options}
 
 
 def _wrong(config: Config) -> str:

@@ -1,5 +1,6 @@
 """Calibration and evaluation data: images as arrays (.npz, .npy) and folders; arrays for any other inputs."""
 
+from pdq_export.data.digest import sha256_by_input
 from pdq_export.data.image_set import ImageSet
 from pdq_export.data.input_set import InputSet
 from pdq_export.data.input_spec import InputSpec
@@ -27,4 +28,5 @@ __all__ = [
     "load_inputs",
     "read_data",
     "read_samples",
+    "sha256_by_input",
 ]

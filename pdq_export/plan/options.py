@@ -3,7 +3,6 @@
 import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from pdq_export.errors import OptionError
 from pdq_export.plan.patterns import check_pattern, find_matches
@@ -77,18 +76,17 @@ class PlanOptions:
         exclude: str | Iterable[str] = (),
         exclude_op: str | Iterable[str] = (),
         weights: str | None = None,
-        wide_residuals: bool = False,
-        reduce_range: bool = False,
-        per_layer: bool = False,
         tensor_bits: Mapping[str, int] | None = None,
+        **switches: bool,
     ) -> "PlanOptions":
         """From texts: ``W/A``, and ``layer_bits`` as {REGEX: W/A} or as texts ``REGEX=W/A``. Raises OptionError.
 
-        ``weights``: asymmetric or symmetric; None stands for what accuracy wants and the target takes.
+        ``weights``: asymmetric or symmetric; None stands for what accuracy wants and the target takes. ``switches``:
+        the fields that are true or false.
         """
         if weights not in (None, *WEIGHTS):
             raise OptionError(f"--weights {weights!r}: expected {' or '.join(WEIGHTS)}")
-        for name, value in (("wide_residuals", wide_residuals), ("reduce_range", reduce_range)):
+        for name, value in switches.items():
             if not isinstance(value, bool):
                 raise OptionError(f"{name} is {value!r}; expected True or False")
         if isinstance(layer_bits, Mapping):
@@ -102,28 +100,9 @@ class PlanOptions:
             exclude=(exclude,) if isinstance(exclude, str) else tuple(exclude),
             exclude_op=(exclude_op,) if isinstance(exclude_op, str) else tuple(exclude_op),
             symmetric_weights=None if weights is None else weights == "symmetric",
-            wide_residuals=wide_residuals,
-            reduce_range=reduce_range,
-            per_layer=per_layer,
             tensor_bits=tuple((tensor_bits or {}).items()),
+            **switches,
         )
-
-    def settings(self) -> dict[str, Any]:
-        """For the report, in plain types; ``layer_bits`` in order, each as REGEX=W/A.
-
-        ``exclude_op`` and ``tensor_bits`` are there where they were given.
-        """
-        return {
-            "bits": str(self.bits),
-            "first_last": str(self.first_last),
-            "layer_bits": [f"{pattern}={bits}" for pattern, bits in self.layer_bits],
-            "exclude": list(self.exclude),
-            **({"exclude_op": list(self.exclude_op)} if self.exclude_op else {}),
-            "wide_residuals": self.wide_residuals,
-            "reduce_range": self.reduce_range,
-            "weights": "symmetric" if self.symmetric_weights else "asymmetric",
-            **({"tensor_bits": dict(self.tensor_bits)} if self.tensor_bits else {}),
-        }
 
     def resolve(
         self, layers: Iterable[str], op_types: Mapping[str, str], others: Mapping[str, Sequence[str]] | None = None

@@ -7,9 +7,9 @@ Schema, version 1 (null stands for "not measured", for sqnr_db for "no differenc
     model           {name, sha256, size}    the user's model; size in bytes
     quantized       {name, sha256, size}    the model that was written
     size_ratio      quantized.size / model.size
-    settings        {...}                   bits, first_last, layer_bits [REGEX=W/A], exclude [REGEX], where
-                                            given exclude_op [operator], wide_residuals, reduce_range, weights,
-                                            target, seed and all options, as used; calibration_outliers: positions
+    settings        {...}                   every option as it was settled, by name; asked: those that were given;
+                                            made_by: {model, calibration: {input: SHA-256}, device, threads,
+                                            versions}; calibration_outliers: positions
                                             of calibration images that were left out;
                                             evaluation_images_seen_in_calibration: how many, and
                                             evaluated_on_calibration_images: whether all

@@ -8,6 +8,8 @@ from typing import Any
 
 import onnx
 
+from pdq_export.config.config import Config, flatten, overrides
+from pdq_export.config.method import CalibrationOptions
 from pdq_export.graph.save import data_path
 from pdq_export.report import ModelInfo, Report
 from pdq_export.validate import Accuracy, Agreement, KernelCount, OutputAgreement
@@ -74,9 +76,12 @@ class FakePipeline:
     report: Report = dataclasses.field(default_factory=make_report)
     act: Callable[[Callable[[FakeProgress], None]], None] = lambda _: None
 
-    def quantize(self, model: Path, **options: Any) -> Any:
-        self.calls.append({"model": model, **options})
-        self.act(options["progress"])
+    def quantize(self, model: Path, *, config: Config, progress: Any) -> Any:
+        method = overrides(config)
+        numbers = CalibrationOptions.__dataclass_fields__
+        options = {name: value for name, value in flatten(config).items() if name not in numbers}
+        self.calls.append({"model": model, "progress": progress, "options": method, **options})
+        self.act(progress)
         output = Path(options["output"])
         files = (output, *([data_path(output)] if options["external_data"] else []))
         for path in files:

@@ -17,6 +17,8 @@ from pdq_export.errors import OptionError
 from pdq_export.spec import BitWidths
 from pdq_export.targets import target_names
 
+from .toy import ToyConfig
+
 
 def test_flat_names_map_one_to_one() -> None:
     fields = {"bits": "2/4", "samples": 7, "max_memory": "4GB", "calib": "images", "output": "a.onnx"}
@@ -116,25 +118,6 @@ def test_help_is_one_sentence_without_its_full_stop() -> None:
     for one in find_options(Config):
         assert one.declared.help[0].isupper() or one.name == "rounding_weight", one.name
         assert not one.declared.help.endswith("."), one.name
-
-
-# A new option: one field, here in a section of its own.
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ToySection:
-    flavour: str = option(
-        "plain",
-        "What it tastes of",
-        more="see [Tastes](#tastes)",
-        choices=("plain", "sweet", "salty"),
-        commands=(QUANTIZE, INSPECT),
-    )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ToyConfig(Config):
-    toy: ToySection = dataclasses.field(default_factory=ToySection)
 
 
 def test_a_new_option_is_one_field(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pdq_export.config.method import choose_options
 from pdq_export.config.record import ASKED, SETTLED, read_record, retargeted
 from pdq_export.errors import ModelError
 
-from .test_config import ToyConfig
+from .toy import ToyConfig
 
 GIVEN = {
     "bits": "2/4",

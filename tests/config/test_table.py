@@ -6,7 +6,7 @@ from pathlib import Path
 from pdq_export.config.config import options_of
 from pdq_export.config.table import renewed, tables
 
-from .test_config import ToyConfig
+from .toy import ToyConfig
 
 README = Path(__file__).parents[2] / "README.md"
 

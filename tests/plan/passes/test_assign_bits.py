@@ -124,7 +124,7 @@ def test_bits_of_tensors_are_planned_before_everything_that_follows_from_them() 
     assert {name: plan.points[name].bits for name in ("w1", "w2", "w3", "w4")} == {"w1": 7, "w2": 2, "w3": 7, "w4": 7}
     assert (plan.points["a1"].role, plan.points["a1"].bits) == (Role.CARRIER, 8)
     assert plan.points["m_narrow"].bits == 3
-    assert options.settings()["tensor_bits"] == allotment
+    assert dict(options.tensor_bits) == allotment
     dry_run(prepared, plan, "ort")
 
 

@@ -1,0 +1,112 @@
+"""Files of options on the command line: `--config`, `init` and `show-config`."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+from click.testing import Result
+
+from pdq_export import calib_data
+from pdq_export.config.config import options_of
+from pdq_export.config.record import ASKED, MADE_BY, SETTLED
+from pdq_export.config.toml import read_toml
+
+from .fakes import FakePipeline
+
+Run = Callable[..., Result]
+EMBEDDED = calib_data.path("fashion_resnet.onnx")
+
+
+def test_the_command_line_wins_over_the_file(run: Run, pipeline: FakePipeline, folder: Path) -> None:
+    (folder / "run.toml").write_text(
+        '[plan]\nbits = "2/4"\nexclude = ["a"]\nwide_residuals = true\nreduce_range = true\n'
+        '[file]\noutput = "out.onnx"\n[calibration]\nmethod = "qdrop"\niters = 5\n[data]\ncalib = "images.npy"\n'
+    )
+    result = run("quantize", "model.onnx", "--config", "run.toml", "--iters", "7", "--no-wide-residuals", "-q")
+    assert result.exit_code == 0, result.output
+    (call,) = pipeline.calls
+    assert (call["bits"], call["exclude"], call["output"], call["calib"]) == ("2/4", ("a",), "out.onnx", "images.npy")
+    assert (call["method"], call["options"]) == ("qdrop", {"iters": 7})
+    assert (call["wide_residuals"], call["reduce_range"]) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[plan]\nbitss = 4\n", "run.toml, line 2: option 'bitss' is unknown; did you mean bits?"),
+        ('[plan]\n\nbits = "9/4"\n', "run.toml, line 3: --bits 9/4: weight bits are 9"),
+        ('[data]\ncalib = "missing.npy"\n', "missing.npy: no such file or folder"),
+    ],
+)
+def test_what_is_wrong_in_a_file(run: Run, pipeline: FakePipeline, folder: Path, text: str, message: str) -> None:
+    (folder / "run.toml").write_text(text)
+    result = run("quantize", "model.onnx", "--config", "run.toml")
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert pipeline.calls == []
+
+
+def test_inspect_takes_the_same_file(run: Run, folder: Path) -> None:
+    (folder / "run.toml").write_text('[plan]\nbits = "2/4"\n[calibration]\niters = 5\n[file]\nopset = 21\n')
+    result = run("inspect", EMBEDDED, "--config", "run.toml", "--json", "--bits", "3/4")
+    assert result.exit_code == 0, result.output
+    settings = json.loads(result.stdout)["settings"]
+    assert (settings["bits"], settings["opset"]) == ("3/4", 21)
+
+
+def test_init_writes_every_option_explained(run: Run, folder: Path) -> None:
+    result = run("init", EMBEDDED)
+    assert result.exit_code == 0, result.output
+    written = folder / "fashion_resnet.toml"
+    assert result.stdout.startswith("wrote fashion_resnet.toml; edit it, then: pdq-export quantize ")
+    text = written.read_text(encoding="utf-8")
+    assert 'inputs: "image"; outputs: "logits"' in text
+    assert all(f"\n#{name} = " in text and one.declared.help[:40] in text for name, one in options_of().items())
+    assert read_toml(written).values == {}
+    before = {path.name for path in folder.iterdir()}
+    again = run("init", EMBEDDED)
+    assert (again.exit_code, again.stdout) == (2, "")
+    assert "fashion_resnet.toml: exists already; choose another name with --output, or remove it" in again.stderr
+    assert written.read_text(encoding="utf-8") == text
+    assert run("init", EMBEDDED, "-o", "other.toml").exit_code == 0
+    assert {path.name for path in folder.iterdir()} == {*before, "other.toml"}
+
+
+def test_init_is_for_models(run: Run, folder: Path) -> None:
+    result = run("init", "model.onnx")
+    assert result.exit_code == 2
+    assert "model.onnx: " in result.stderr
+    assert not (folder / "model.toml").exists()
+
+
+def with_metadata(path: Path, **entries: str) -> None:
+    model = onnx.load(EMBEDDED)
+    for key, value in entries.items():
+        model.metadata_props.add(key=key, value=value)
+    onnx.save(model, path)
+
+
+def test_show_config_prints_what_init_would_take(run: Run, folder: Path) -> None:
+    strange = "a\x1b[2J\u202e\xa0\n'\"\\"
+    asked = {"bits": "2/4", "exclude": [strange], "calib": "images/calib.npz"}
+    made_by = {"model": {"name": strange}, "versions": {"torch": "2.0"}, "threads": 3}
+    entries = {ASKED: json.dumps(asked), SETTLED: json.dumps({"iters": 200}), MADE_BY: json.dumps(made_by)}
+    with_metadata(folder / "q.onnx", **entries)
+    result = run("show-config", "q.onnx")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.isprintable() or set(filter(lambda c: not c.isprintable(), result.stdout)) == {"\n"}
+    (folder / "shown.toml").write_text(result.stdout, encoding="utf-8")
+    assert read_toml(folder / "shown.toml").values == {**asked, "exclude": (strange,)}
+    assert "\n#iters = 200\n" in result.stdout
+    assert '# versions: {"torch": "2.0"}' in result.stdout
+    assert "# threads: 3" in result.stdout
+
+
+def test_show_config_of_a_file_that_says_nothing(run: Run, folder: Path) -> None:
+    result = run("show-config", EMBEDDED)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert len(result.stderr.splitlines()) == 1
+    assert "says nothing of its making" in result.stderr
