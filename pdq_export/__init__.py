@@ -1,13 +1,23 @@
-"""Low-bit post-training quantization of ONNX CNNs with PD-Quant, written for ONNX Runtime."""
+"""Low-bit post-training quantization of ONNX CNNs with PD-Quant, written for ONNX Runtime.
+
+What is named here is the public API; tests/public_api.txt has its parameters and fields. Other modules may change.
+"""
 
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 __all__ = [
+    "BitWidths",
     "CalibrationOptions",
+    "Config",
     "ImageSet",
     "InputSet",
+    "Inspection",
     "PdqError",
+    "Plan",
+    "Progress",
+    "Report",
+    "Result",
     "__version__",
     "convert",
     "inspect_model",
@@ -17,18 +27,29 @@ __all__ = [
 
 if TYPE_CHECKING:
     from pdq_export.commands.convert import convert
-    from pdq_export.commands.inspect import inspect_model
-    from pdq_export.commands.quantize import quantize
+    from pdq_export.commands.inspect import Inspection, inspect_model
+    from pdq_export.commands.progress import Progress
+    from pdq_export.commands.quantize import Result, quantize
+    from pdq_export.config.config import Config
     from pdq_export.config.method import CalibrationOptions
     from pdq_export.data import ImageSet, InputSet
     from pdq_export.errors import PdqError
     from pdq_export.process import tune_process
+    from pdq_export.report.report import Report
+    from pdq_export.spec import BitWidths, Plan
 
 _HOMES = {
+    "BitWidths": "pdq_export.spec",
     "CalibrationOptions": "pdq_export.config.method",
+    "Config": "pdq_export.config.config",
     "ImageSet": "pdq_export.data",
     "InputSet": "pdq_export.data",
+    "Inspection": "pdq_export.commands.inspect",
     "PdqError": "pdq_export.errors",
+    "Plan": "pdq_export.spec",
+    "Progress": "pdq_export.commands.progress",
+    "Report": "pdq_export.report.report",
+    "Result": "pdq_export.commands.quantize",
     "convert": "pdq_export.commands.convert",
     "inspect_model": "pdq_export.commands.inspect",
     "quantize": "pdq_export.commands.quantize",
