@@ -17,6 +17,7 @@ from pdq_export.calibrate.precision import settled_torch
 from pdq_export.calibrate.ramps import with_fitted_ramps
 from pdq_export.commands.dry_run import dry_run
 from pdq_export.commands.evaluate import evaluate
+from pdq_export.commands.keeping import describe_run, kept_blocks
 from pdq_export.commands.progress import Progress, ProgressCallback, Tell
 from pdq_export.config.method import CalibrationOptions, choose_options
 from pdq_export.data import Source, check_exists, read_samples
@@ -31,6 +32,7 @@ from pdq_export.graph.save import check_output, in_order, model_files
 from pdq_export.plan import PlanOptions
 from pdq_export.plan.summary import summarize_layers
 from pdq_export.report import ModelInfo, Report, tell_parity, warn_lost_parts, warn_useless
+from pdq_export.runs import check_root
 from pdq_export.spec import BitWidths, Plan, QuantizedTensors
 from pdq_export.stages import collect_settings, file_metadata
 from pdq_export.targets import find_target
@@ -85,6 +87,8 @@ def quantize(
     device: str = "auto",
     max_memory: int | str | None = None,
     simulated_images: int = SIMULATED_IMAGES,
+    work_dir: str | Path | None = None,
+    resume: bool = False,
     progress: ProgressCallback | None = None,
 ) -> Result:
     """Quantize an FP32 ONNX CNN to ``bits`` (W/A) with PD-Quant and validate the result in onnxruntime.
@@ -106,7 +110,9 @@ def quantize(
     None writes nothing. ``overwrite``: they may replace files. ``external_data``: the weights go to ``output.data``,
     as they do over 2 GB. Before validation the model is kept on the disk beside ``output``; an error or Ctrl-C from
     then on says where. ``max_memory``: bytes of host memory, or a size like ``4GB``, that
-    calibration shall keep to; it moves data to temporary files and never changes the result. Raises PdqError for
+    calibration shall keep to; it moves data to temporary files and never changes the result. ``work_dir``: where
+    finished blocks are kept, by default in the user's cache folder; ``resume``: take up those that an earlier run with
+    the same model, images and options has finished, the result is the same. Raises PdqError for
     anything that can be wrong with the model, the data or the options, before anything is written, and
     ValidationError where onnxruntime computes something else than what was calibrated.
     """
@@ -136,6 +142,8 @@ def quantize(
         device=device,
         max_memory=max_memory,
         simulated_images=simulated_images,
+        work_dir=work_dir,
+        resume=resume,
     )
     return _run(request, Tell(progress))
 
@@ -160,6 +168,8 @@ class Request:
     device: torch.device
     max_memory: int | None
     simulated_images: int
+    work_dir: Path | None
+    resume: bool
 
     @classmethod
     def of(
@@ -173,6 +183,7 @@ class Request:
         planning: Mapping[str, Any],
         device: str,
         max_memory: int | str | None,
+        work_dir: str | Path | None,
         **others: Any,
     ) -> Self:
         """Raises OptionError for wrong options and for files that cannot be written, DataError for missing data."""
@@ -186,6 +197,7 @@ class Request:
             planning=find_target(others["target"]).settle(PlanOptions.of(**planning, per_layer=chosen.per_layer)),
             device=choose_device(device),
             max_memory=None if max_memory is None else parse_size(max_memory),
+            work_dir=None if work_dir is None else Path(work_dir),
             **others,
         )
         check_exists(calib)
@@ -196,6 +208,8 @@ class Request:
         return request
 
     def _check_files(self) -> None:
+        if self.work_dir is not None:
+            check_root(self.work_dir)
         if self.output is None and self.report is None:
             return
         check_output(
@@ -241,16 +255,7 @@ def _run(request: Request, tell: Tell) -> Result:
     work, equalized = _equalize(work, chosen, fidelity, seen)
     reference = fidelity.reference()
     del fidelity
-    calibrated = calibrate(
-        work.network,
-        work.plan,
-        work.prepared.statistics,
-        seen,
-        chosen,
-        device=request.device,
-        max_memory=request.max_memory,
-        progress=tell.block,
-    )
+    calibrated = _calibrate(work, seen, chosen, request, tell)
     del seen
     tell.stage("export")
     settings = request.settings(chosen, work.family)
@@ -310,6 +315,34 @@ def _equalize(
     fidelity.check_model(changed.prepared.model, what="equalizing channels", remedy="--set equalize_channels=false")
     fidelity.check_network(changed.network, changed.prepared, work.core.model)
     return changed, tensors
+
+
+def _calibrate(
+    work: Work, inputs: Sequence[torch.Tensor], chosen: CalibrationOptions, request: Request, tell: Tell
+) -> Calibrated:
+    """Calibrate, with finished blocks kept or taken up."""
+    run = describe_run(
+        name=work.original.name,
+        sha256=ModelInfo.of(work.original.name, work.original.content).sha256,
+        prepared=work.prepared,
+        plan=work.plan,
+        inputs=inputs,
+        options=chosen,
+        asked={**request.planning.settings(), "target": request.target, "opset": request.opset},
+        device=request.device,
+    )
+    with kept_blocks(run, work_dir=request.work_dir, resume=request.resume) as checkpoint:
+        return calibrate(
+            work.network,
+            work.plan,
+            work.prepared.statistics,
+            inputs,
+            chosen,
+            device=request.device,
+            max_memory=request.max_memory,
+            progress=tell.block,
+            checkpoint=checkpoint,
+        )
 
 
 def _export(work: Work, calibrated: Calibrated, request: Request, settings: Mapping[str, Any]) -> onnx.ModelProto:
