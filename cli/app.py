@@ -4,6 +4,7 @@ import click
 
 import pdq_export
 
+from .cache import cache
 from .command import EXIT_CODES, PROGRAM, Program
 from .convert import convert
 from .example import example
@@ -37,6 +38,7 @@ app.add_command(inspect)
 app.add_command(convert)
 app.add_command(init)
 app.add_command(show_config)
+app.add_command(cache)
 app.add_command(example)
 
 

@@ -34,6 +34,10 @@ class CalibrationError(PdqError):
     """Calibration failed: a loss diverged or produced values that are not finite."""
 
 
+class CheckpointError(PdqError):
+    """What an earlier run has kept is damaged, or another run is at work on it."""
+
+
 class ExportError(PdqError):
     """The quantized graph cannot be written in the requested layout."""
 

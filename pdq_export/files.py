@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,10 +11,9 @@ from types import TracebackType
 from typing import Self
 
 from pdq_export.errors import OptionError, PdqError
+from pdq_export.leftovers import Claim, remove_leftovers, temporary_name
 
 logger = logging.getLogger(__name__)
-
-_LONGEST_STEM = 40  # of names that are made from others, so that no file system finds them too long
 
 
 def check_writable(path: str | Path, *, overwrite: bool = False, inputs: Iterable[str | Path] = ()) -> None:
@@ -66,13 +64,15 @@ def write_together(contents: Mapping[Path, bytes], *, overwrite: bool = False) -
 class Draft:
     """Finished files that wait for their places, safe on the disk; to be used as a context manager.
 
-    They lie in a new folder beside the first of them, under their own names, or in the temporary folder where that
-    cannot be. `place` moves them where they belong and removes the folder. Where the block is left otherwise, by
-    Ctrl-C or an error, the folder stays, and the error says where.
+    They lie in a new, hidden folder beside the first of them, under their own names, or in the temporary folder where
+    that cannot be. `place` moves them where they belong, and removes the folder and those that killed runs have left.
+    Where the block is left otherwise, by Ctrl-C or an error, the folder stays as NAME.unfinished-..., and the error
+    says where.
     """
 
     def __init__(self) -> None:
         self._folder: Path | None = None
+        self._claim: Claim | None = None
         self._files: dict[Path, Path] = {}  # by where they belong
 
     def __enter__(self) -> Self:
@@ -84,6 +84,7 @@ class Draft:
         if error is None or not self._files:
             self._remove()
         else:
+            self._keep()
             error.add_note(self._whereabouts())
             if isinstance(error, PdqError):
                 error.args = (f"{error}; {self._whereabouts()}",)
@@ -116,15 +117,19 @@ class Draft:
             return lambda target: _again(kept, target)
 
         _place({path: again(kept) for path, kept in self._files.items()}, overwrite)
+        for path in self._files:
+            remove_leftovers(path.resolve())
+            remove_leftovers(Path(tempfile.gettempdir()) / path.name)
         self._files.clear()
         self._remove()
 
     def _open(self, parent: Path, contents: Mapping[Path, bytes]) -> None:
         """A new folder in ``parent`` with these files; none where that fails."""
         (first, *_) = contents
-        self._folder = parent / f"{first.name[:_LONGEST_STEM]}.unfinished-{secrets.token_hex(4)}"
+        self._folder = temporary_name(parent / first.name)
         try:
             self._folder.mkdir()
+            self._claim = Claim(self._folder)
             self._fill(self._folder, contents)
         except BaseException:
             self._files.clear()
@@ -138,10 +143,27 @@ class Draft:
                 kept = kept.with_name(f"other-{kept.name}")
             self._files[path] = _filled(kept, content)
 
+    def _keep(self) -> None:
+        """Let the folder have a name that people see and nobody cleans up."""
+        assert self._folder is not None
+        first = self._folder.name.removeprefix(".").removesuffix(".tmp")
+        name, _, token = first.rpartition(".")
+        visible = self._folder.with_name(f"{name}.unfinished-{token}")
+        with contextlib.suppress(OSError):  # then it keeps its own, which the message says
+            self._folder.rename(visible)
+            self._files = {path: visible / kept.name for path, kept in self._files.items()}
+        self._release()
+
     def _remove(self) -> None:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
         self._folder = None
+        self._release()
+
+    def _release(self) -> None:
+        if self._claim is not None:
+            self._claim.release()
+        self._claim = None
 
     def _whereabouts(self) -> str:
         return "what is finished is kept as " + " and ".join(str(kept) for kept in self._files.values())
@@ -149,6 +171,7 @@ class Draft:
 
 def _filled(path: Path, content: bytes) -> Path:
     """Write ``content`` and see to it that it is on the disk; a failure leaves no file."""
+    claim = Claim(path)
     try:
         with path.open("wb") as file:
             file.write(content)
@@ -157,12 +180,14 @@ def _filled(path: Path, content: bytes) -> Path:
     except BaseException:
         path.unlink(missing_ok=True)
         raise
+    finally:
+        claim.release()
     return path
 
 
 def _again(kept: Path, target: Path) -> Path:
     """The same file under a temporary name beside ``target``: a second link, or a copy where there can be none."""
-    temporary = _temporary_name(target)
+    temporary = temporary_name(target)
     try:
         os.link(kept, temporary)
     except OSError:
@@ -173,6 +198,7 @@ def _again(kept: Path, target: Path) -> Path:
 def _place(makers: Mapping[Path, Callable[[Path], Path]], overwrite: bool) -> None:
     """Put files in their places, all or none. ``makers``: by path, what makes a temporary file beside the target."""
     temporaries: dict[Path, Path] = {}  # by target
+    claims: list[Claim] = []
     undo: list[tuple[Path, Path | None]] = []
     path = Path()
     try:
@@ -180,6 +206,7 @@ def _place(makers: Mapping[Path, Callable[[Path], Path]], overwrite: bool) -> No
             for path, make in makers.items():
                 target = path.resolve()
                 temporaries[target] = make(target)
+                claims.append(Claim(temporaries[target]))
                 if target.exists():
                     shutil.copymode(target, temporaries[target])
             for path, (target, temporary) in zip(makers, temporaries.items(), strict=True):  # noqa: B007, for the error
@@ -189,6 +216,7 @@ def _place(makers: Mapping[Path, Callable[[Path], Path]], overwrite: bool) -> No
                     continue
                 if len(temporaries) > 1:
                     undo.append((target, _set_aside(target)))
+                    claims += [Claim(aside) for _, aside in undo[-1:] if aside is not None]
                 temporary.replace(target)
         except BaseException:  # Ctrl-C too
             _undo(undo)
@@ -196,6 +224,9 @@ def _place(makers: Mapping[Path, Callable[[Path], Path]], overwrite: bool) -> No
                 with contextlib.suppress(OSError):
                     temporary.unlink()
             raise
+        finally:
+            for claim in claims:
+                claim.release()
     except FileExistsError as error:
         raise _exists(path) from error
     except OSError as error:
@@ -238,7 +269,7 @@ def _set_aside(target: Path) -> Path | None:
     """A second name for what is at ``target``, or a copy where there are no links; None where nothing is."""
     if not target.exists():
         return None
-    aside = _temporary_name(target)
+    aside = temporary_name(target)
     try:
         os.link(target, aside)
     except OSError:
@@ -266,13 +297,9 @@ def _check_target(path: Path, overwrite: bool, inputs: Iterable[str | Path]) -> 
 
 def _create_temporary(target: Path) -> Path:
     """An empty file beside ``target``, created with the permissions that the user's umask leaves."""
-    temporary = _temporary_name(target)
+    temporary = temporary_name(target)
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     return temporary
-
-
-def _temporary_name(target: Path) -> Path:
-    return target.with_name(f".{target.name[:_LONGEST_STEM]}.{secrets.token_hex(4)}.tmp")
 
 
 def _exists(path: Path) -> OptionError:

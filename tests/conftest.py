@@ -84,9 +84,18 @@ def shared_data(shared_dir: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
+def blocks_are_kept_elsewhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test writes into the user's cache folder, nor takes up what another has left."""
+    monkeypatch.setenv("PDQ_EXPORT_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+LOGGERS = ("pdq_export", "pdq_export.cli", "pdq_export.commands.keeping", "py.warnings")
+
+
+@pytest.fixture(autouse=True)
 def logging_as_before() -> Iterator[None]:
     """A command sets up logging for its process; other tests of this process need it as it was."""
-    loggers = [logging.getLogger(name) for name in ("pdq_export", "pdq_export.cli", "py.warnings")]
+    loggers = [logging.getLogger(name) for name in LOGGERS]
     before = [(logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
     yield
     logging.captureWarnings(False)

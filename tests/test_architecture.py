@@ -14,7 +14,9 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "exhaustion": ({"errors"}, set()),
     "operators": (set(), set()),
     "spec": ({"errors"}, {"numpy"}),
-    "files": ({"errors"}, set()),
+    "files": ({"errors", "leftovers"}, set()),
+    "leftovers": (set(), set()),
+    "runs": ({"errors", "files", "leftovers", "spec"}, set()),
     "config": ({"errors"}, set()),
     # The simulation rounds with the exporter's own functions: one definition of what the file holds.
     "arithmetic": ({"errors", "spec"}, {"numpy"}),
@@ -25,7 +27,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "numerics": ({"errors", "spec"}, {"numpy", "torch"}),
     "frontend": ({"errors", "operators", "spec", "graph"}, {"numpy", "onnx", "torch"}),
     "calibrate": (
-        {"advice", "errors", "config", "operators", "spec", "numerics", "frontend", "arithmetic"},
+        {"advice", "errors", "config", "operators", "runs", "spec", "numerics", "frontend", "arithmetic"},
         {"numpy", "torch"},
     ),
     "export": ({"arithmetic", "errors", "operators", "spec", "graph.lookup", "graph.scopes"}, {"numpy", "onnx"}),

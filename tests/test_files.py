@@ -132,7 +132,7 @@ def test_a_draft_takes_its_places_at_the_end(tmp_path: Path) -> None:
     expected = {"net.onnx.data": b"weights", "net.onnx": b"model", "reports/net.onnx": b"report"}
     with Draft() as draft:
         draft.add({tmp_path / "net.onnx.data": b"weights", tmp_path / "net.onnx": b"model"})
-        (folder,) = tmp_path.glob("*.unfinished-*")
+        (folder,) = tmp_path.glob(".net.onnx.data.*.tmp")
         assert contents(folder) == {"net.onnx.data": b"weights", "net.onnx": b"model"}  # it loads from here
         draft.add({tmp_path / "reports" / "net.onnx": b"report"})
         assert not (tmp_path / "net.onnx").exists()

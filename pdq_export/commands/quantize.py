@@ -16,6 +16,7 @@ from pdq_export.calibrate.precision import settled_torch
 from pdq_export.calibrate.ramps import with_fitted_ramps
 from pdq_export.commands.dry_run import dry_run
 from pdq_export.commands.evaluate import evaluate
+from pdq_export.commands.keeping import describe_run, kept_blocks
 from pdq_export.commands.progress import Progress, ProgressCallback, Tell
 from pdq_export.commands.request import Request, file_metadata, settings
 from pdq_export.config import record
@@ -114,16 +115,7 @@ def _run(request: Request, tell: Tell) -> Result:
     work, equalized = _equalize(work, chosen, fidelity, seen)
     reference = fidelity.reference()
     del fidelity
-    calibrated = calibrate(
-        work.network,
-        work.plan,
-        work.prepared.statistics,
-        seen,
-        chosen,
-        device=request.device,
-        max_memory=request.max_memory,
-        progress=tell.block,
-    )
+    calibrated = _calibrate(work, seen, chosen, request, tell)
     del seen
     tell.stage("export")
     info = ModelInfo.of(file.name, file.content)
@@ -187,6 +179,35 @@ def _equalize(
     fidelity.check_model(changed.prepared.model, what="equalizing channels", remedy="--set equalize_channels=false")
     fidelity.check_network(changed.network, changed.prepared, work.core.model)
     return changed, tensors
+
+
+def _calibrate(
+    work: Work, inputs: Sequence[torch.Tensor], chosen: CalibrationOptions, request: Request, tell: Tell
+) -> Calibrated:
+    """Calibrate, with finished blocks kept or taken up."""
+    asked, how = request.config.file, request.config.run
+    run = describe_run(
+        name=work.original.name,
+        sha256=ModelInfo.of(work.original.name, work.original.content).sha256,
+        prepared=work.prepared,
+        plan=work.plan,
+        inputs=inputs,
+        options=chosen,
+        asked={**vars(request.planning), "target": asked.target, "opset": asked.opset},
+        device=request.device,
+    )
+    with kept_blocks(run, work_dir=how.work_dir, resume=how.resume) as checkpoint:
+        return calibrate(
+            work.network,
+            work.plan,
+            work.prepared.statistics,
+            inputs,
+            chosen,
+            device=request.device,
+            max_memory=request.max_memory,
+            progress=tell.block,
+            checkpoint=checkpoint,
+        )
 
 
 def _export(work: Work, calibrated: Calibrated, config: Config, metadata: Mapping[str, str]) -> onnx.ModelProto:

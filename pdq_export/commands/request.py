@@ -21,6 +21,7 @@ from pdq_export.errors import DataError
 from pdq_export.graph.save import check_output
 from pdq_export.plan import PlanOptions
 from pdq_export.report import ModelInfo, versions
+from pdq_export.runs import check_root
 
 Model = str | Path | onnx.ModelProto
 
@@ -73,7 +74,9 @@ class Request:
         return request
 
     def _check_files(self) -> None:
-        file = self.config.file
+        file, work_dir = self.config.file, self.config.run.work_dir
+        if work_dir is not None:
+            check_root(Path(work_dir))
         if file.output is None and file.report is None:
             return
         check_output(

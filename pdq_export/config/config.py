@@ -257,6 +257,21 @@ class RunSection:
         least=1,
         recorded=False,
     )
+    work_dir: str | None = option(
+        None,
+        "Keep finished blocks in DIR, so that the run can be resumed",
+        more="or in `$PDQ_EXPORT_CACHE`; see [Interrupted](#interrupted)",
+        metavar="DIR",
+        unset="the user's cache folder",
+        expects="the name of a folder",
+        recorded=False,
+        adapt=_path,
+    )
+    resume: bool = option(
+        False,
+        "Take up the blocks that an interrupted run of the same command has finished; the result is the same",
+        recorded=False,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -67,6 +67,8 @@ def test_defaults(run: Run, pipeline: FakePipeline, folder: Path) -> None:
         "options": {},
         "device": "auto",
         "max_memory": None,
+        "work_dir": None,
+        "resume": False,
         "simulated_images": 1024,
     }
     assert (folder / "model-w4a4.onnx").exists()

@@ -1,0 +1,183 @@
+"""Finished blocks, kept while a run calibrates: the key that they belong to, and what is said about them."""
+
+import contextlib
+import dataclasses
+import datetime
+import functools
+import hashlib
+import importlib.metadata
+import logging
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from onnx import GraphProto
+
+import pdq_export
+from pdq_export.calibrate.checkpoint import DiskCheckpoint
+from pdq_export.config.method import CalibrationOptions
+from pdq_export.errors import OptionError
+from pdq_export.graph.prepare import PreparedModel
+from pdq_export.runs import InUseError, Run, RunFolder, RunKey, default_root, find_runs, open_run
+from pdq_export.spec import Plan
+from pdq_export.spec.plain import to_text
+
+logger = logging.getLogger(__name__)
+
+_LIBRARIES = ("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "numpy")
+
+
+def describe_run(
+    *,
+    name: str,
+    sha256: str,
+    prepared: PreparedModel,
+    plan: Plan,
+    inputs: Sequence[torch.Tensor],
+    options: CalibrationOptions,
+    asked: Mapping[str, Any],
+    device: torch.device,
+) -> Run:
+    """The run that calibrates ``prepared`` (its weights as calibration sees them) on ``inputs``.
+
+    ``name`` and ``sha256``: of the user's model. ``asked``: what was asked for besides ``options``, for messages: what
+    it does is in the model and the plan. Everything that can change an integer is in the key; paths are not, nor is
+    memory, which changes nothing.
+    """
+    settings = {**asked, **dataclasses.asdict(options)}
+    parts = {
+        "model": sha256,
+        "images": _digest_images(inputs),
+        "graph": _digest_graph(prepared, plan),
+        **{key: str(value) for key, value in settings.items()},
+        "pdq-export": f"{pdq_export.__version__} ({_digest_code()[:12]})",
+        **{library: version for library in _LIBRARIES if (version := _version(library))},
+        "device": str(device) if device.type == "cpu" else f"{device} ({torch.cuda.get_device_name(device)})",
+        "processor": _processor(),
+        "threads": str(torch.get_num_threads()),
+    }
+    key = RunKey(parts=parts)
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    blocks = len(plan.blocks)
+    return Run(model=name, bits=str(plan.bits), created=now, blocks=blocks, digest=key.digest, key=key)
+
+
+@contextlib.contextmanager
+def kept_blocks(run: Run, *, work_dir: str | None, resume: bool) -> Iterator[DiskCheckpoint | None]:
+    """A context with a checkpoint for ``run`` in ``work_dir``, or in the user's cache folder; says what it finds.
+
+    None where the cache folder cannot be written, or another run is at work in this one's place: a warning says so,
+    and the run goes on without. Whatever ends it in between is told how to go on. Raises OptionError where a
+    ``work_dir`` cannot be written, and CheckpointError where what is to be resumed is damaged or in use.
+    """
+    root = default_root() if work_dir is None else Path(work_dir)
+    folder = _open(root, run, resume=resume, must=work_dir is not None)
+    if folder is None:
+        yield None
+        return
+    with folder:
+        if resume:
+            _tell_found(root, run, len(folder.found()))
+        checkpoint = DiskCheckpoint(folder)
+        try:
+            yield checkpoint
+        except BaseException as error:  # Ctrl-C above all
+            if checkpoint.kept:
+                error.add_note(
+                    f"{checkpoint.kept} of {run.blocks} blocks are kept: the same command with --resume goes on behind "
+                    "them"
+                )
+            raise
+
+
+def _open(root: Path, run: Run, *, resume: bool, must: bool) -> RunFolder | None:
+    try:
+        return open_run(root, run, resume=resume)
+    except InUseError as error:
+        if resume:
+            raise
+        logger.warning("finished blocks are not kept: %s", error)
+    except OptionError as error:
+        if must:
+            raise
+        logger.warning("finished blocks are not kept, so the run cannot be resumed: %s, with --work-dir", error)
+    return None
+
+
+def _tell_found(root: Path, run: Run, found: int) -> None:
+    if found:
+        logger.info("%d of %d blocks are finished; the run goes on behind them", found, run.blocks)
+        return
+    others = [
+        kept.run
+        for kept in find_runs(root)
+        if kept.run is not None
+        and kept.run.digest != run.digest
+        and (kept.run.model == run.model or kept.run.key.parts.get("model") == run.key.parts["model"])
+    ]
+    if not others:
+        logger.info("--resume: there is nothing of this run in %s; it starts afresh", root)
+        return
+    nearest = min(others, key=lambda other: len(run.key.differences(other.key)))
+    differences = run.key.differences(nearest.key)
+    if len(differences) > 1 and "graph" in differences:
+        differences.remove("graph")  # which the others have changed
+    logger.info(
+        "--resume: the run starts afresh, for what is kept of %s differs in %s", run.model, ", ".join(differences)
+    )
+
+
+def _digest_images(inputs: Sequence[torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for x in inputs:
+        digest.update(f"{x.dtype} {list(x.shape)}".encode())
+        digest.update(x.contiguous().cpu().numpy().data)
+    return digest.hexdigest()
+
+
+def _digest_graph(prepared: PreparedModel, plan: Plan) -> str:
+    """Of the graph and weights that are calibrated, the plan and the statistics."""
+    graph = prepared.model.graph
+    skeleton = GraphProto(node=graph.node, input=graph.input, output=graph.output)
+    opsets = onnx.ModelProto(opset_import=prepared.model.opset_import, functions=prepared.model.functions)
+    digest = hashlib.sha256(skeleton.SerializeToString(deterministic=True))
+    digest.update(opsets.SerializeToString(deterministic=True))
+    for tensor in graph.initializer:  # one by one: together they may be more than protobuf takes
+        digest.update(tensor.SerializeToString(deterministic=True))
+    digest.update(to_text(plan).encode())
+    for name, statistics in sorted(prepared.statistics.items()):
+        digest.update(f"{name} {to_text(statistics)}".encode())
+    return digest.hexdigest()
+
+
+@functools.cache
+def _digest_code() -> str:
+    """Of our own modules: a clone changes without a new version."""
+    root = Path(pdq_export.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _version(library: str) -> str:
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+@functools.cache
+def _processor() -> str:
+    """What kernels are chosen by: another processor adds in another order."""
+    model = ""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return " ".join(
+        filter(None, [platform.machine(), model or platform.processor(), torch.backends.cpu.get_cpu_capability()])
+    )

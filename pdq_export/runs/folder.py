@@ -1,0 +1,203 @@
+"""The folder of a run: one file for every finished block, written whole or not at all, and one run at a time."""
+
+import dataclasses
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, Literal, Self
+
+import filelock
+import platformdirs
+from annotated_types import Interval, Len
+
+from pdq_export.errors import CheckpointError, OptionError
+from pdq_export.files import check_writable, write_atomically
+from pdq_export.leftovers import remove_leftovers
+from pdq_export.runs.header import HEADER, Run, read_header, write_header
+from pdq_export.spec.plain import from_text, to_text
+
+logger = logging.getLogger(__name__)
+
+LOCK = "lock"
+CACHE_VARIABLE = "PDQ_EXPORT_CACHE"
+BLOCK_NAME = re.compile(r"block-(\d{4,8})\.jsonl")
+_LONGEST_HEADER = 1 << 16
+_ATTEMPTS = 3
+
+
+class InUseError(CheckpointError):
+    """Another run of the same key is at work in the folder."""
+
+
+def default_root() -> Path:
+    """The folder of all runs: in that of the environment variable PDQ_EXPORT_CACHE, else in the user's cache folder."""
+    chosen = os.getenv(CACHE_VARIABLE)
+    return (Path(chosen) if chosen else platformdirs.user_cache_path("pdq-export", appauthor=False)) / "runs"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BlockFile:
+    """The first line of a block's file; ``sha256``: of the two that follow, the record and the state."""
+
+    kind: Literal["pdq-export block"] = "pdq-export block"
+    version: Literal[1] = 1
+    run: Annotated[str, Len(64, 64)]
+    position: Annotated[int, Interval(ge=0, lt=1 << 20)]
+    block: str
+    sha256: Annotated[str, Len(64, 64)]
+
+
+class RunFolder:
+    """A run's folder while this process has it to itself; a context manager. Made by `open_run`."""
+
+    def __init__(self, path: Path, run: Run, lock: filelock.BaseFileLock) -> None:
+        self.path, self.run, self._lock = path, run, lock
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._lock.release()
+
+    def found(self) -> list[int]:
+        """The positions of the blocks that are kept. Raises CheckpointError, which names a damaged file."""
+        return [position for position, path in block_files(self.path) if self._read(path, position)]
+
+    def load(self, position: int, block: str) -> tuple[str, str] | None:
+        """Record and state of a block as they were kept, or None. Raises CheckpointError where they are damaged."""
+        path = self._path(position)
+        if not path.exists():
+            return None
+        header, record, state = self._read(path, position)
+        if header.block != block:
+            raise damaged(path, f"it is of block {header.block[:100]!r}, not of {block!r}")
+        return record, state
+
+    def save(self, position: int, block: str, record: str, state: str) -> None:
+        """Keep record and state, each one line. Raises OptionError where they cannot be written."""
+        body = f"{record}\n{state}\n".encode()
+        sha256 = hashlib.sha256(body).hexdigest()
+        header = BlockFile(run=self.run.digest, position=position, block=block, sha256=sha256)
+        write_atomically(self._path(position), f"{to_text(header)}\n".encode() + body, overwrite=True)
+
+    def damaged(self, position: int, what: object) -> CheckpointError:
+        """The error for a block that was kept whole but cannot be used."""
+        return damaged(self._path(position), what)
+
+    def _path(self, position: int) -> Path:
+        return self.path / f"block-{position + 1:04d}.jsonl"
+
+    def _read(self, path: Path, position: int) -> tuple[BlockFile, str, str]:
+        header, record, state = read_block(path)
+        if (header.run, header.position) != (self.run.digest, position):
+            raise damaged(path, "it is of another run or block")
+        return header, record, state
+
+
+def read_block(path: Path) -> tuple[BlockFile, str, str]:
+    """A block's file: its header, and record and state as text. Raises CheckpointError where it is damaged."""
+    try:
+        first, newline, body = path.read_bytes().partition(b"\n")
+        header = from_text(BlockFile, first.decode(), longest=_LONGEST_HEADER, what="its first line")
+        if not newline or hashlib.sha256(body).hexdigest() != header.sha256:
+            raise ValueError("its content does not have the SHA-256 that it says")
+        record, state, _ = body.decode().split("\n")
+    except (ValueError, OSError) as error:
+        raise damaged(path, error) from error
+    return header, record, state
+
+
+def read_blocks(folder: Path) -> Iterator[tuple[BlockFile, str, str]]:
+    """What `read_block` reads of all blocks in a run's folder, in order."""
+    for _, path in block_files(folder):
+        yield read_block(path)
+
+
+def damaged(path: Path, what: object) -> CheckpointError:
+    """The error for a file of a run's folder that is not as it was written."""
+    told = " ".join(str(what).split())[:200]
+    return CheckpointError(
+        f"{path}: is damaged ({told}); expected the file as a run has kept it; delete it, and --resume calibrates what "
+        "it held again, or start afresh without --resume"
+    )
+
+
+def open_run(root: Path, run: Run, *, resume: bool) -> RunFolder:
+    """The folder of ``run`` below ``root``, made where there is none, for this process alone.
+
+    Without ``resume`` the blocks that are kept there are removed, and in any case what killed runs have left
+    unfinished. Raises InUseError where another process has it, OptionError where it cannot be written, and
+    CheckpointError where it is to be resumed and its header is damaged.
+    """
+    path = root / run.folder_name
+    try:
+        # A model that has another name now is the same model.
+        same = sorted(found for found in root.glob(f"*-{run.short_digest}") if (found / HEADER).is_file())
+        path = same[0] if same else path
+        lock = _locked(path)
+    except OSError as error:
+        raise OptionError(f"{path}: cannot be written: {error.strerror or error}; choose another place") from error
+    try:
+        _settle(path, run, resume=resume)
+    except OSError as error:
+        lock.release()
+        raise OptionError(f"{path}: cannot be written: {error.strerror or error}; choose another place") from error
+    except BaseException:
+        lock.release()
+        raise
+    return RunFolder(path, run, lock)
+
+
+def check_root(root: Path) -> None:
+    """Make the folder that runs are to be kept in. Raises OptionError where nothing can be written there."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OptionError(f"{root}: cannot be written: {error.strerror or error}; choose another --work-dir") from error
+    check_writable(root / HEADER, overwrite=True)
+
+
+def block_files(folder: Path) -> Iterator[tuple[int, Path]]:
+    """The files of finished blocks by position, in order."""
+    found = {int(match[1]) - 1: path for path in folder.iterdir() if (match := BLOCK_NAME.fullmatch(path.name))}
+    yield from sorted(found.items())
+
+
+def _settle(path: Path, run: Run, *, resume: bool) -> None:
+    header = path / HEADER
+    for target in [header, *(path / f"block-{position + 1:04d}.jsonl" for position in range(run.blocks))]:
+        remove_leftovers(target)
+    if not resume:
+        for _, kept in block_files(path):
+            kept.unlink()
+    elif header.exists():
+        try:
+            if read_header(path).digest != run.digest:
+                raise ValueError("it is of another run")
+        except ValueError as error:
+            raise damaged(header, error) from error
+        return
+    write_atomically(header, write_header(run), overwrite=True)
+
+
+def _locked(path: Path) -> filelock.BaseFileLock:
+    """The lock of a folder that is there once it is held. Raises InUseError, or OSError."""
+    for _ in range(_ATTEMPTS):
+        path.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(path / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout as error:
+            raise InUseError(
+                f"{path}: another run of the same model, data and options is at work there; wait for it, or end it"
+            ) from error
+        if (path / LOCK).exists():
+            return lock
+        lock.release()  # somebody has cleared it meanwhile
+    raise FileNotFoundError(f"{path} is removed again and again")

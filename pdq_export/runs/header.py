@@ -1,0 +1,91 @@
+"""What a run is known by: the key, of all that its blocks depend on, and the file that says so."""
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from annotated_types import Interval, Len
+
+from pdq_export.spec.plain import from_text, to_text
+
+HEADER = "pdq-export-run.json"  # its name alone marks a folder as ours
+_LONGEST = 1 << 22  # characters
+_DIGITS = 12  # of the key, in the name of a folder
+_LONGEST_STEM = 60
+_LONGEST_VALUE = 40  # characters of a part in a message
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunKey:
+    """All that the state of a block depends on, by name: the model, the data, every option, versions, the machine.
+
+    Names and values are for people, too: two keys are told apart by them.
+    """
+
+    parts: Mapping[str, str]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the parts, in hexadecimal."""
+        return hashlib.sha256(json.dumps(dict(self.parts), sort_keys=True).encode()).hexdigest()
+
+    def differences(self, other: "RunKey") -> list[str]:
+        """What of ``other`` is not as here, for a message: ``iters (20, now 30)``, ``images``."""
+        names = sorted(self.parts.keys() | other.parts.keys())
+        found = [name for name in names if self.parts.get(name) != other.parts.get(name)]
+        told = []
+        for name in found:
+            before, now = (_shown(key.parts.get(name)) for key in (other, self))
+            told.append(f"{name} ({before}, now {now})" if before and now else name)
+        return told
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run as its folder tells it; ``model``: its file's name, ``bits``: W/A, ``created``: ISO 8601, UTC."""
+
+    kind: Literal["pdq-export run"] = "pdq-export run"
+    version: Literal[1] = 1
+    model: str
+    bits: str
+    created: str
+    blocks: Annotated[int, Interval(ge=0, lt=1 << 20)]
+    digest: Annotated[str, Len(64, 64)]
+    key: RunKey
+
+    @property
+    def folder_name(self) -> str:
+        """A name that people recognize and that is the key's alone."""
+        stem = re.sub(r"[^\w.-]+", "_", Path(self.model).stem)[:_LONGEST_STEM].lstrip(".") or "model"
+        weight, _, activation = self.bits.partition("/")
+        return f"{stem}-w{weight}a{activation}-{self.short_digest}"
+
+    @property
+    def short_digest(self) -> str:
+        """The digits of the key that tell folders apart."""
+        return self.digest[:_DIGITS]
+
+
+def write_header(run: Run) -> bytes:
+    """The content of a run's header file."""
+    return to_text(run).encode()
+
+
+def read_header(folder: Path) -> Run:
+    """The header of a run's folder. Raises ValueError where it is damaged, OSError where there is none."""
+    try:
+        text = (folder / HEADER).read_bytes()[: 4 * _LONGEST].decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(str(error)) from error
+    return from_text(Run, text, longest=_LONGEST, what="the header of a run")
+
+
+def _shown(value: str | None) -> str:
+    """A part for a message: nothing of a hash, which says nobody anything."""
+    if value is None:
+        return "not given"
+    return "" if re.fullmatch(r"[0-9a-f]{64}", value) else value[:_LONGEST_VALUE]

@@ -1,0 +1,170 @@
+"""The folder of a run: what it holds, who has it, and what is told of a file that is not as it was written."""
+
+import errno
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pdq_export.errors import CheckpointError, OptionError
+from pdq_export.files import write_atomically
+from pdq_export.runs import InUseError, Run, RunKey, default_root, find_runs, open_run, read_blocks
+from pdq_export.runs.header import HEADER
+
+
+def run(**parts: str) -> Run:
+    key = RunKey(parts={"model": "a" * 64, "iters": "20", **parts})
+    return Run(model="net.onnx", bits="4/2", created="2026-01-01T00:00:00+00:00", blocks=3, digest=key.digest, key=key)
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} - {"lock"}
+
+
+def keep(root: Path, *blocks: int, **parts: str) -> Path:
+    with open_run(root, run(**parts), resume=True) as folder:
+        for position in blocks:
+            folder.save(position, f"b{position}", f'{{"record":{position}}}', f'{{"state":{position}}}')
+        return folder.path
+
+
+def test_what_is_kept_is_found_again(tmp_path: Path) -> None:
+    path = keep(tmp_path, 0, 2)
+    assert re.fullmatch(r"net-w4a2-[0-9a-f]{12}", path.name)
+    assert names(path) == {HEADER, "block-0001.jsonl", "block-0003.jsonl"}
+    with open_run(tmp_path, run(), resume=True) as folder:
+        assert folder.found() == [0, 2]
+        assert folder.load(0, "b0") == ('{"record":0}', '{"state":0}')
+        assert folder.load(1, "b1") is None
+    assert [header.block for header, _, _ in read_blocks(path)] == ["b0", "b2"]
+
+
+def test_without_resume_it_starts_afresh(tmp_path: Path) -> None:
+    keep(tmp_path, 0, 1)
+    with open_run(tmp_path, run(), resume=False) as folder:
+        assert folder.found() == []
+        assert names(folder.path) == {HEADER}
+
+
+def test_another_key_is_another_folder(tmp_path: Path) -> None:
+    keep(tmp_path, 0)
+    with open_run(tmp_path, run(iters="30"), resume=True) as folder:
+        assert folder.found() == []
+    assert len(find_runs(tmp_path)) == 2
+
+
+def test_how_two_keys_differ() -> None:
+    before, now = run(seed="1").key, run(seed="2", model="b" * 64, exclude="a").key
+    assert now.differences(before) == ["exclude (not given, now a)", "model", "seed (1, now 2)"]
+    assert now.differences(now) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data[:-9] + data[-8:], "its content does not have the SHA-256 that it says"),
+        (lambda data: data.replace(b"state", b"steak"), "its content does not have the SHA-256 that it says"),
+        (lambda data: data[:50], "Unterminated string"),
+        (lambda data: b"", "Expecting value"),
+        (lambda data: b"\xff\xfe" + data, "can't decode"),
+        (lambda data: data.replace(b'"version":1', b'"version":2', 1), "version is 2; expected 1"),
+        (lambda data: data.replace(b'"position":0', b'"position":1', 1), "it is of another run or block"),
+        (lambda data: data.replace(b'"run":"', b'"run":"0', 1), "run is '0"),
+    ],
+)
+def test_a_damaged_block_is_refused_by_name(tmp_path: Path, change: Any, message: str) -> None:
+    path = keep(tmp_path, 0) / "block-0001.jsonl"
+    path.write_bytes(change(path.read_bytes()))
+    with open_run(tmp_path, run(), resume=True) as folder:
+        for read in (folder.found, lambda: folder.load(0, "b0")):
+            with pytest.raises(CheckpointError) as raised:
+                read()
+            assert str(raised.value).startswith(f"{path}: is damaged (")
+            assert message in str(raised.value)
+            assert "delete it, and --resume calibrates what it held again" in str(raised.value)
+    with open_run(tmp_path, run(), resume=False) as folder:  # the remedy
+        assert folder.found() == []
+
+
+def test_a_damaged_header_is_refused_by_name(tmp_path: Path) -> None:
+    path = keep(tmp_path, 0) / HEADER
+    for content in (b"", b"{", path.read_bytes().replace(b'"iters":"20"', b'"iters":20'), b"\xff"):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=re.escape(f"{path}: is damaged (")):
+            open_run(tmp_path, run(), resume=True)
+    path.unlink()  # the remedy
+    with open_run(tmp_path, run(), resume=True) as folder:
+        assert folder.found() == [0]
+
+
+def test_a_block_of_another_name(tmp_path: Path) -> None:
+    keep(tmp_path, 0)
+    with open_run(tmp_path, run(), resume=True) as folder, pytest.raises(CheckpointError, match="of block 'b0', not"):
+        folder.load(0, "other")
+
+
+OPEN = """
+import sys
+sys.path[:0] = [{root!r}, {tests!r}]
+from pathlib import Path
+from test_folder import open_run, run
+folder = open_run(Path({where!r}), run(), resume=True)
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_another_process_has_it_until_it_ends_however_it_ends(tmp_path: Path) -> None:
+    here = Path(__file__).parent
+    code = OPEN.format(root=str(here.parents[1]), tests=str(here), where=str(tmp_path))
+    other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "open\n"
+        for resume in (True, False):
+            with pytest.raises(InUseError, match="another run of the same model, data and options is at work there"):
+                open_run(tmp_path, run(), resume=resume)
+        with open_run(tmp_path, run(iters="21"), resume=True):
+            pass
+    finally:
+        other.kill()
+        other.wait()
+    with open_run(tmp_path, run(), resume=True):
+        pass
+
+
+def test_what_killed_runs_left_is_removed(tmp_path: Path) -> None:
+    path = keep(tmp_path, 0)
+    for name in (".block-0002.jsonl.0123abcd.tmp", f".{HEADER}.0123abcd.tmp"):
+        (path / name).write_bytes(b"torn")
+    (path / "notes.txt").write_bytes(b"precious")
+    keep(tmp_path)
+    assert names(path) == {HEADER, "block-0001.jsonl", "notes.txt"}
+
+
+def test_where_it_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OptionError, match="cannot be written: Not a directory"):
+        open_run(tmp_path / "file", run(), resume=False)
+
+    def full(path: Path, content: bytes, **options: object) -> None:
+        raise OptionError(f"{path}: cannot be written: {os.strerror(errno.ENOSPC)}")
+
+    monkeypatch.setattr("pdq_export.runs.folder.write_atomically", full)
+    with pytest.raises(OptionError, match="No space left"):
+        open_run(tmp_path, run(), resume=False)
+    monkeypatch.setattr("pdq_export.runs.folder.write_atomically", write_atomically)
+    with open_run(tmp_path, run(), resume=False):  # the lock is free again
+        pass
+
+
+def test_the_default_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PDQ_EXPORT_CACHE", str(tmp_path))
+    assert default_root() == tmp_path / "runs"
+    monkeypatch.delenv("PDQ_EXPORT_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert "pdq-export" in str(default_root())
