@@ -12,6 +12,7 @@ from onnx import GraphProto
 
 import pdq_export
 from pdq_export import targets
+from pdq_export.commands.dry_run import dry_run
 from pdq_export.commands.settle import settle
 from pdq_export.config.config import options_of
 from pdq_export.errors import OptionError
@@ -25,7 +26,7 @@ from pdq_export.plan import PlanOptions
 from pdq_export.plan.floating import FloatNode
 from pdq_export.plan.planned import Planned
 from pdq_export.spec import Plan, Point, Role
-from pdq_export.stages import dry_run, prepare_and_plan
+from pdq_export.stages import prepare_and_plan
 from pdq_export.targets import Target, find_target, register_target, target_names
 from pdq_export.validate import Batch, check_runs_quantized
 
@@ -124,7 +125,7 @@ def test_a_new_target_is_planned_and_dry_run_as_it_asks(runtime: Runtime) -> Non
     assert all(plan.points[name].symmetric for name in WEIGHTS)
     assert not plan.integer_bias
     assert GraphIndex(prepared.model).opset == 18
-    file = dry_run(prepared, plan, "toy")
+    file = dry_run(prepared, plan, "toy").model
     assert (file.graph.doc_string, runtime.runs) == ("toy", 1)
 
 

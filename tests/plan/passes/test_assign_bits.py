@@ -4,13 +4,14 @@ import numpy as np
 import onnx
 import pytest
 
+from pdq_export.commands.dry_run import dry_run
 from pdq_export.errors import OptionError
 from pdq_export.graph.prepare import prepare
 from pdq_export.plan import PlanOptions
 from pdq_export.plan.passes.assign_bits import assign_bits
 from pdq_export.plan.planned import Planned
 from pdq_export.spec import Plan, Role
-from pdq_export.stages import dry_run, prepare_and_plan
+from pdq_export.stages import prepare_and_plan
 from pdq_export.targets import find_target
 from pdq_export.validate import Session
 
