@@ -15,7 +15,7 @@ from pdq_export.spec import Block, Layer, Plan
 
 # Tensors of the largest size that are there at one time, and not in a file: in a pass without gradients, in a step of
 # a block (quantizers compute in six of them, gradients and what comes back from a file are more), and behind it.
-_PASS_TENSORS, _STEP_TENSORS, _TAIL_TENSORS = 4, 8, 4
+_PASS_TENSORS, _STEP_TENSORS, _REST_TENSORS = 4, 8, 4
 _BYTES_OF_WEIGHT = 24  # the soft rounding of a weight, its gradient and Adam's moments, and temporaries
 
 
@@ -47,7 +47,7 @@ def find_requirements(
         largest = max((found[name].nbytes for name in _names(network, block) if name in found), default=0)
         weights = sum(found[layer.weight].numel() for layer in block.layers if layer.weight in found)
         predicts = options.prediction_difference and behind > 0
-        one = max(_STEP_TENSORS * largest * 2, _TAIL_TENSORS * behind) if predicts else _STEP_TENSORS * largest
+        one = max(_STEP_TENSORS * largest * 2, _REST_TENSORS * behind) if predicts else _STEP_TENSORS * largest
         steps[block.name] = one * step_images + _BYTES_OF_WEIGHT * weights if learns else 0
         rounding[block.name] = max(
             (_rounding(network, plan, layer, found) for layer in block.layers if rounds), default=0

@@ -28,8 +28,8 @@ def test_head_and_tail_make_the_whole() -> None:
     (whole,) = example.network(example.images)
     for cut in ("a1", "a3"):
         head = extract(example.network, ["image"], [cut])
-        tail = extract(example.network, [cut], ["y"])
-        torch.testing.assert_close(tail(*head(example.images))[0], whole, rtol=0, atol=0)
+        rest = extract(example.network, [cut], ["y"])
+        torch.testing.assert_close(rest(*head(example.images))[0], whole, rtol=0, atol=0)
 
 
 def test_a_quantizer_acts_on_everyone_who_reads_the_tensor() -> None:
