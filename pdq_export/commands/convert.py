@@ -9,10 +9,10 @@ import onnx
 from pdq_export.config.record import retargeted
 from pdq_export.errors import ExportError, ModelError, OptionError, ValidationError
 from pdq_export.exhaustion import tells_of_memory
-from pdq_export.export import assemble, read_source
+from pdq_export.export import assemble, read_blueprint
+from pdq_export.export.blueprint import DAMAGED, Blueprint, fill_missing, renew_blueprint
+from pdq_export.export.blueprint import KEY as BLUEPRINT_KEY
 from pdq_export.export.layouts import FORM, Quantized
-from pdq_export.export.source import DAMAGED, Source, fill_missing, renew_source
-from pdq_export.export.source import KEY as SOURCE_KEY
 from pdq_export.graph.external import all_tensors
 from pdq_export.graph.load import in_memory, read_model
 from pdq_export.graph.lookup import GraphIndex, opset_version
@@ -45,16 +45,16 @@ def convert(model: str | Path | onnx.ModelProto, target: str, *, opset: int | No
             f"{where}: is a {written_for} file; expected one of {', '.join(_convertible())}: {written_for} is "
             "calibrated in another way; quantize the float model again"
         )
-    source = read_source(file, where)
-    _check_unchanged(file, source, written_for or "ort", where)
-    source = dataclasses.replace(source, quantized=dataclasses.replace(source.quantized, form=FORM))
-    wanted = _choose_opset(source, target, opset)
-    renewed = {**properties, SOURCE_KEY: renew_source(properties[SOURCE_KEY])}
+    blueprint = read_blueprint(file, where)
+    _check_unchanged(file, blueprint, written_for or "ort", where)
+    blueprint = dataclasses.replace(blueprint, quantized=dataclasses.replace(blueprint.quantized, form=FORM))
+    wanted = _choose_opset(blueprint, target, opset)
+    renewed = {**properties, BLUEPRINT_KEY: renew_blueprint(properties[BLUEPRINT_KEY])}
     metadata = retargeted(renewed, target=target, opset=opset)
     try:
-        converted = _write(source.quantized, target, wanted, metadata)
+        converted = _write(blueprint.quantized, target, wanted, metadata)
     except ExportError as error:
-        here = source.quantized.index.opset
+        here = blueprint.quantized.index.opset
         if wanted >= here:
             raise
         if opset is not None:
@@ -62,7 +62,7 @@ def convert(model: str | Path | onnx.ModelProto, target: str, *, opset: int | No
                 f"--opset {opset}: the graph is of opset {here} and cannot be expressed in {wanted} ({error}); "
                 f"expected {here}; quantize the float model with --target {target} --opset {opset}"
             ) from error
-        converted = _write(source.quantized, target, here, metadata)
+        converted = _write(blueprint.quantized, target, here, metadata)
     _check_equal(file, converted)
     return converted
 
@@ -80,10 +80,10 @@ def _convertible() -> list[str]:
     return [name for name in target_names() if find_target(name).convertible]
 
 
-def _choose_opset(source: Source, target: str, opset: int | None) -> int:
-    cap = source.max_opset if opset is None else opset
-    needed = find_target(target).required_opset(source.quantized.plan, cap)
-    return max(needed, min(source.own_opset, cap or source.own_opset))
+def _choose_opset(blueprint: Blueprint, target: str, opset: int | None) -> int:
+    cap = blueprint.max_opset if opset is None else opset
+    needed = find_target(target).required_opset(blueprint.quantized.plan, cap)
+    return max(needed, min(blueprint.own_opset, cap or blueprint.own_opset))
 
 
 def _write(quantized: Quantized, target: str, opset: int, metadata: dict[str, str]) -> onnx.ModelProto:
@@ -105,26 +105,26 @@ def _at_opset(quantized: Quantized, opset: int) -> Quantized:
     return dataclasses.replace(quantized, index=GraphIndex(model))
 
 
-def _check_unchanged(file: onnx.ModelProto, source: Source, target: str, where: str) -> None:
+def _check_unchanged(file: onnx.ModelProto, blueprint: Blueprint, target: str, where: str) -> None:
     """Raise ModelError where writing the file again does not give its graph."""
     changed = ModelError(
         f"{where}: its graph is not the one that its metadata describes; expected a file as pdq-export wrote it; "
         "convert it before other tools change it, or quantize the float model again"
     )
     try:
-        again = _write(source.quantized, target, opset_version(file), {}).graph
+        again = _write(blueprint.quantized, target, opset_version(file), {}).graph
     except DAMAGED as error:
         raise changed from error
-    if _told_apart(file.graph, source) != _told_apart(again, source):
+    if _told_apart(file.graph, blueprint) != _told_apart(again, blueprint):
         raise changed
 
 
-def _told_apart(graph: onnx.GraphProto, source: Source) -> bytes:
-    """A written graph to be compared: what was added to the source's names is called by its place.
+def _told_apart(graph: onnx.GraphProto, blueprint: Blueprint) -> bytes:
+    """A written graph to be compared: what was added to the blueprint's names is called by its place.
 
     Other versions call it otherwise. Inferred shapes change nothing and are left out.
     """
-    known = source.quantized.index
+    known = blueprint.quantized.index
     kept = {"", *known.inputs, *known.outputs, *known.initializers, *known.read, *known.producer, *known.nodes}
     numbers: dict[str, str] = {}
 

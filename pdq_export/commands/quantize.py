@@ -24,7 +24,7 @@ from pdq_export.config.config import Config, FileSection
 from pdq_export.config.method import CalibrationOptions
 from pdq_export.config.option import QUANTIZE
 from pdq_export.config.signature import takes_options
-from pdq_export.data import Source, read_samples
+from pdq_export.data import DataSource, read_samples
 from pdq_export.exhaustion import tells_of_memory
 from pdq_export.export import MIN_OPSET
 from pdq_export.fidelity import Fidelity, as_seen
@@ -63,8 +63,8 @@ class Result:
 def quantize(
     model: str | Path | onnx.ModelProto,
     *,
-    calib: Source | None = None,
-    eval: Source | None = None,
+    calib: DataSource | None = None,
+    eval: DataSource | None = None,
     config: Config | str | Path | None = None,
     options: Mapping[str, Any] | None = None,
     progress: ProgressCallback | None = None,

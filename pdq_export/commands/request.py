@@ -16,7 +16,7 @@ from pdq_export.config import record
 from pdq_export.config.config import Config
 from pdq_export.config.method import CalibrationOptions
 from pdq_export.config.option import QUANTIZE
-from pdq_export.data import Samples, Source, check_exists, sha256_by_input
+from pdq_export.data import DataSource, Samples, check_exists, sha256_by_input
 from pdq_export.errors import DataError
 from pdq_export.graph.save import check_output
 from pdq_export.plan import PlanOptions
@@ -31,8 +31,8 @@ class Request:
     """``calib`` and ``eval``: the data themselves, or their paths as ``config`` has them."""
 
     model: Model
-    calib: Source
-    eval: Source | None
+    calib: DataSource
+    eval: DataSource | None
     config: Config
     planning: PlanOptions
     device: torch.device
@@ -45,8 +45,8 @@ class Request:
         config: Given,
         fields: Mapping[str, Any],
         *,
-        calib: Source | None,
-        eval: Source | None,
+        calib: DataSource | None,
+        eval: DataSource | None,
         options: Mapping[str, Any] | None,
     ) -> Self:
         """From the arguments of `quantize`; data given as paths, or in ``config``, become part of the configuration.
@@ -119,6 +119,6 @@ def file_metadata(config: Config, settled: Mapping[str, Any], made: Mapping[str,
     return record.metadata(config, settled, made, version=pdq_export.__version__)
 
 
-def _path(data: Source) -> str | Path | None:
+def _path(data: DataSource) -> str | Path | None:
     """The path that data are given by, which is part of the configuration; data in memory are not."""
     return data if isinstance(data, str | Path) else None

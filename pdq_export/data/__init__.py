@@ -4,18 +4,18 @@ from pdq_export.data.digest import sha256_by_input
 from pdq_export.data.image_set import ImageSet
 from pdq_export.data.input_set import InputSet
 from pdq_export.data.input_spec import InputSpec
-from pdq_export.data.load import Source, check_exists, check_form, find_default, load_images, load_inputs, read_data
+from pdq_export.data.load import DataSource, check_exists, check_form, find_default, load_images, load_inputs, read_data
 from pdq_export.data.outliers import find_outliers
 from pdq_export.data.overlap import all_equal, count_shared, count_shared_digests, image_digests
 from pdq_export.data.samples import Data, Samples, read_samples
 
 __all__ = [
     "Data",
+    "DataSource",
     "ImageSet",
     "InputSet",
     "InputSpec",
     "Samples",
-    "Source",
     "all_equal",
     "check_exists",
     "check_form",

@@ -16,7 +16,7 @@ from pdq_export.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-Source = str | Path | NDArray[np.float32] | ImageSet | InputSet | Mapping[str, NDArray[np.float32]]
+DataSource = str | Path | NDArray[np.float32] | ImageSet | InputSet | Mapping[str, NDArray[np.float32]]
 _ARCHIVES = {".npz": load_npz, ".npy": load_npy}
 _FORMS = ".npz, .npy or a folder of images"
 
@@ -73,7 +73,7 @@ def load_inputs(path: str | Path, *, expected: Sequence[InputSpec], limit: int |
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def check_exists(source: Source | None) -> None:
+def check_exists(source: DataSource | None) -> None:
     """Raise DataError if data is given as a path at which there is nothing."""
     try:
         missing = isinstance(source, str | Path) and not Path(source).exists()
@@ -85,7 +85,7 @@ def check_exists(source: Source | None) -> None:
         )
 
 
-def check_form(source: Source | None) -> None:
+def check_form(source: DataSource | None) -> None:
     """Raise DataError if data is given as a path at which there is nothing of a known form."""
     check_exists(source)
     if not isinstance(source, str | Path) or Path(source).is_dir():
@@ -98,7 +98,7 @@ def check_form(source: Source | None) -> None:
 
 
 def read_data(
-    source: Source,
+    source: DataSource,
     expected: Sequence[InputSpec],
     *,
     limit: int | None = None,

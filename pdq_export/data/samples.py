@@ -8,7 +8,7 @@ from typing import Any
 from pdq_export.data.image_set import ImageSet
 from pdq_export.data.input_set import InputSet
 from pdq_export.data.input_spec import InputSpec
-from pdq_export.data.load import Source, read_data
+from pdq_export.data.load import DataSource, read_data
 from pdq_export.data.outliers import find_outliers
 from pdq_export.data.overlap import all_equal, count_shared
 from pdq_export.errors import DataError, first_few
@@ -42,8 +42,8 @@ class Samples:
 
 
 def read_samples(
-    calib: Source,
-    eval: Source | None,
+    calib: DataSource,
+    eval: DataSource | None,
     specs: Sequence[InputSpec],
     limit: int,
     told: Callable[[int, int], None] = lambda *_: None,

@@ -11,26 +11,26 @@ import pdq_export
 from pdq_export.arithmetic.bias import bias_integers, bias_scale, channel_bias, has_integer_bias, round_bias
 from pdq_export.errors import ExportError, OptionError
 from pdq_export.export import ort
+from pdq_export.export.blueprint import KEY as BLUEPRINT_KEY
+from pdq_export.export.blueprint import Blueprint, describe_blueprint, read_blueprint
 from pdq_export.export.constants import settle_constants
 from pdq_export.export.layouts import Layout, Quantized
 from pdq_export.export.runtimes import KEY as RUNTIME_KEY
 from pdq_export.export.runtimes import min_onnxruntime
-from pdq_export.export.source import KEY as SOURCE_KEY
-from pdq_export.export.source import Source, describe_source, read_source
 from pdq_export.graph.lookup import GraphIndex, opset_version
 from pdq_export.graph.scopes import without_metadata
 from pdq_export.spec import Plan, QuantizedTensors, Role
 
 __all__ = [
+    "Blueprint",
     "Layout",
-    "Source",
     "assemble",
     "bias_integers",
     "bias_scale",
     "channel_bias",
     "export_model",
     "has_integer_bias",
-    "read_source",
+    "read_blueprint",
     "required_opset",
     "round_bias",
 ]
@@ -75,8 +75,8 @@ def export_model(
     quantized = settle(model, plan, tensors)
     graph = layout.write(quantized)
     if convertible:
-        source = Source(quantized=quantized, own_opset=own_opset or opset, max_opset=max_opset)
-        metadata = {**metadata, SOURCE_KEY: describe_source(source, graph)}
+        blueprint = Blueprint(quantized=quantized, own_opset=own_opset or opset, max_opset=max_opset)
+        metadata = {**metadata, BLUEPRINT_KEY: describe_blueprint(blueprint, graph)}
     return assemble(model, graph, layout=layout, metadata=metadata)
 
 

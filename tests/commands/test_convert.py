@@ -14,7 +14,7 @@ from onnx import TensorProto
 
 from pdq_export.commands.convert import convert
 from pdq_export.errors import ModelError, OptionError, PdqError
-from pdq_export.export import export_model, read_source
+from pdq_export.export import export_model, read_blueprint
 from pdq_export.graph.passes import hard_sigmoid
 from pdq_export.plan import PlanOptions, make_plan
 from pdq_export.plan.passes.wide_residuals import widen
@@ -133,7 +133,7 @@ def test_excluded_layers_stay_so(bits: str, exclude: str) -> None:
     files = {target: export("named", bits, target, exclude=exclude) for target in TARGETS}
     weights = [t for t in NETS["named"][0]().graph.initializer if t.name in {"^c$": "w", "^e$": "u"}.get(exclude, "wu")]
     for source, target in itertools.permutations(TARGETS, 2):
-        found = read_source(files[source]).quantized.plan.excluded
+        found = read_blueprint(files[source]).quantized.plan.excluded
         assert [layer.node for layer in found] == [name for name in "ce" if name in exclude]
         converted = convert(files[source], target)
         assert converted.graph == files[target].graph

@@ -2,7 +2,7 @@
 
 The weights lie in the graph, in any layout. The rest is the prepared float graph without its weights, the plan, and
 the activations' parameters: an ONNX model with the plan as JSON in its own metadata, compressed; about 2 kB for a
-ResNet-20. `read_source` joins both again. The text is the same for every layout of one calibration.
+ResNet-20. `read_blueprint` joins both again. The text is the same for every layout of one calibration.
 """
 
 import base64
@@ -38,22 +38,22 @@ DAMAGED = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Source:
-    """What `read_source` finds: what was quantized, and the opsets of the user's model and of --opset."""
+class Blueprint:
+    """What `read_blueprint` finds: what was quantized, and the opsets of the user's model and of --opset."""
 
     quantized: Quantized
     own_opset: int
     max_opset: int | None
 
 
-def describe_source(source: Source, written: GraphProto) -> str:
+def describe_blueprint(blueprint: Blueprint, written: GraphProto) -> str:
     """The text for a file whose graph is ``written``: base 85 of a compressed ONNX model."""
-    index, plan = source.quantized.index, source.quantized.plan
+    index, plan = blueprint.quantized.index, blueprint.quantized.plan
     skeleton = onnx.ModelProto()
     skeleton.CopyFrom(_without_constants(index.model))
     settled = {
         name
-        for constants in source.quantized.constants.values()
+        for constants in blueprint.quantized.constants.values()
         for name in (constants.weight.point.tensor, constants.bias.tensor if constants.bias else None)
     }
     in_graph = {tensor.name for tensor in written.initializer}
@@ -64,22 +64,22 @@ def describe_source(source: Source, written: GraphProto) -> str:
             skeleton.graph.initializer.append(tensor)
     stored = StoredPlan.of(
         plan,
-        opsets=(source.own_opset, source.max_opset),
+        opsets=(blueprint.own_opset, blueprint.max_opset),
         activations={
             name: (float(str(np.float32(known.scale))), int(known.zero_point))  # the fewest digits that tell it
-            for name, known in source.quantized.activations.items()
+            for name, known in blueprint.quantized.activations.items()
         },
         zero_points={
             constants.weight.point.tensor: _numbers(constants.weight.zero_point)
-            for constants in source.quantized.constants.values()
+            for constants in blueprint.quantized.constants.values()
             if constants.weight.zero_point.any()
         },
     )
     return _pack(skeleton, stored)
 
 
-def renew_source(text: str) -> str:
-    """The text of `describe_source` for a graph of the present form, from that of whichever form."""
+def renew_blueprint(text: str) -> str:
+    """The text of `describe_blueprint` for a graph of the present form, from that of whichever form."""
     skeleton = _unpack(text)
     stored = read_plan(_stored(skeleton))
     return text if stored.version == FORM else _pack(skeleton, dataclasses.replace(stored, version=FORM))
@@ -89,7 +89,7 @@ def _numbers(zero_point: NDArray[np.int16]) -> int | tuple[int, ...]:
     return tuple(zero_point.tolist()) if zero_point.ndim else int(zero_point)
 
 
-def read_source(file: onnx.ModelProto, where: str = "model") -> Source:
+def read_blueprint(file: onnx.ModelProto, where: str = "model") -> Blueprint:
     """What ``file`` was written from, its weights read from its graph; raises ModelError where that is not told.
 
     ``where``: what messages call the file.
@@ -159,7 +159,7 @@ def _unpack(text: str) -> onnx.ModelProto:
     return skeleton
 
 
-def _join(file: onnx.ModelProto, skeleton: onnx.ModelProto, stored: StoredPlan) -> Source:
+def _join(file: onnx.ModelProto, skeleton: onnx.ModelProto, stored: StoredPlan) -> Blueprint:
     written = GraphIndex(file)
     for tensor in skeleton.graph.initializer:
         if _lacks_data(tensor) and tensor.name in written.initializers:
@@ -193,7 +193,7 @@ def _join(file: onnx.ModelProto, skeleton: onnx.ModelProto, stored: StoredPlan) 
         if layer.weight in plan.points
     }
     _check_complete(index, constants)
-    return Source(
+    return Blueprint(
         quantized=Quantized(index=index, plan=plan, activations=activations, constants=constants, form=stored.version),
         own_opset=stored.opsets[0],
         max_opset=stored.opsets[1],
