@@ -22,7 +22,7 @@ from pdq_export.frontend import compute_tensors, import_model
 from pdq_export.graph.batch_axis import fixed_batch
 from pdq_export.graph.lookup import GraphIndex, describe, opset_version
 from pdq_export.graph.noise import noise
-from pdq_export.graph.passes import widen
+from pdq_export.graph.passes import to_float32
 from pdq_export.graph.prepare import PreparedModel, Step, float32_reference, prepare_in_steps
 from pdq_export.validate import Session, open_session, with_outputs
 from pdq_export.validate.equivalence import (
@@ -75,7 +75,7 @@ def open_file(model: onnx.ModelProto, name: str = "") -> tuple[UserFile, Session
     Raises ModelError for operators of a foreign domain, ValidationError where onnxruntime does not load it.
     """
     _, inlined = next(prepare_in_steps(model))
-    types = widen.other_floats(inlined.model)
+    types = to_float32.other_floats(inlined.model)
     del inlined
     halves = {TensorProto.FLOAT16: FLOAT16, TensorProto.BFLOAT16: BFLOAT16}
     known = [precision for dtype, precision in halves.items() if dtype in types]
@@ -159,7 +159,7 @@ class Fidelity:
             self._expected = self._run(self._strict)
             found = find_differences(self._outputs, self._expected, file.precision)
             if (difference := self._certain(found, content, self._outputs, file.precision)) is not None:
-                raise self._error(difference, Step.WIDEN.what, Step.WIDEN.remedy)
+                raise self._error(difference, Step.FLOAT32.what, Step.FLOAT32.remedy)
 
     @property
     def probe(self) -> Inputs:

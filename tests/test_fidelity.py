@@ -25,7 +25,7 @@ from pdq_export.graph.passes import (
     inline,
     raise_opset,
     simplify,
-    widen,
+    to_float32,
 )
 from pdq_export.graph.prepare import prepare
 from pdq_export.validate import Comparison, Measurements, Session, validate
@@ -184,7 +184,7 @@ def test_a_float16_file_is_held_to_float16(monkeypatch: pytest.MonkeyPatch) -> N
     assert file.precision == fidelity.FLOAT16
     assert onnx.load_model_from_string(file.content).graph.input[0].type.tensor_type.elem_type == 10
     assert Fidelity(file, probes(IMAGES), ["y"])
-    spoil(widen, monkeypatch)
+    spoil(to_float32, monkeypatch)
     with pytest.raises(ModelError, match=r"after computing in float32.*; export it in float32"):
         Fidelity(file, probes(IMAGES), ["y"])
 

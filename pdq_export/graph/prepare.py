@@ -23,8 +23,8 @@ from pdq_export.graph.passes import (
     spellings,
     stacked_weight,
     tidy,
+    to_float32,
     vector_weights,
-    widen,
 )
 from pdq_export.spec import ChannelStatistics
 
@@ -33,7 +33,7 @@ class Step(enum.Enum):
     """A step of preparation: what it does, and how to export a model that does not need it."""
 
     INLINE = "inlining its functions", "export it without functions, or with functions of the model's own opset"
-    WIDEN = "computing in float32", "export it in float32"
+    FLOAT32 = "computing in float32", "export it in float32"
     SIMPLIFY = "simplifying it (constants, HardSwish, onnxsim)", "export it with its constants folded"
     SHAPES = "making shapes constant", "export it with fixed input shapes"
     FOLD = "folding BatchNormalization and factors into layers", "export it with BatchNormalization folded"
@@ -70,7 +70,7 @@ def float32_reference(model: onnx.ModelProto) -> onnx.ModelProto:
     work.CopyFrom(model)
     work = normalize.run(work)
     checks.check_domains(work)
-    return widen.run(work)
+    return to_float32.run(work)
 
 
 def prepare(model: onnx.ModelProto, *, opset: int | None = None) -> PreparedModel:
@@ -97,8 +97,8 @@ def prepare_in_steps(model: onnx.ModelProto, *, opset: int | None = None) -> Ite
     checks.check_domains(work)
     yield Step.INLINE, PreparedModel(model=work, statistics={})
     modules, own = scopes.read(work), origins.read(work)
-    work = widen.run(work)
-    yield Step.WIDEN, PreparedModel(model=work, statistics={})
+    work = to_float32.run(work)
+    yield Step.FLOAT32, PreparedModel(model=work, statistics={})
     work = constants.run(work)
     checks.check_inference(work)
     # HardSwish first: onnxsim and fold_affine take its Add(3) apart

@@ -6,23 +6,23 @@ import torch
 from torch import Tensor
 
 from pdq_export.frontend.node import Call, OnnxNode
-from pdq_export.frontend.ops.common import root, same_device, simple, widened
+from pdq_export.frontend.ops.common import root, same_device, simple, via_int64
 from pdq_export.frontend.registry import converter
 
 
 def add(a: Tensor, b: Tensor) -> Tensor:
     """ONNX Add: a + b."""
-    return widened(torch.add, a, b)
+    return via_int64(torch.add, a, b)
 
 
 def sub(a: Tensor, b: Tensor) -> Tensor:
     """ONNX Sub: a - b."""
-    return widened(torch.sub, a, b)
+    return via_int64(torch.sub, a, b)
 
 
 def mul(a: Tensor, b: Tensor) -> Tensor:
     """ONNX Mul: a * b."""
-    return widened(torch.mul, a, b)
+    return via_int64(torch.mul, a, b)
 
 
 def div(a: Tensor, b: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ def div(a: Tensor, b: Tensor) -> Tensor:
     if a.is_floating_point():
         a, b = same_device(a, b)
         return a / b
-    return widened(functools.partial(torch.div, rounding_mode="trunc"), a, b)
+    return via_int64(functools.partial(torch.div, rounding_mode="trunc"), a, b)
 
 
 def power(a: Tensor, b: Tensor | float) -> Tensor:
@@ -49,7 +49,7 @@ def power(a: Tensor, b: Tensor | float) -> Tensor:
 
 def mod(a: Tensor, b: Tensor, *, fmod: int) -> Tensor:
     """ONNX Mod: the remainder with the sign of b, or with fmod that of a."""
-    return widened(torch.fmod if fmod else torch.remainder, a, b)
+    return via_int64(torch.fmod if fmod else torch.remainder, a, b)
 
 
 def negate(x: Tensor) -> Tensor:
@@ -64,17 +64,17 @@ def absolute(x: Tensor) -> Tensor:
 
 def sign(x: Tensor) -> Tensor:
     """ONNX Sign: -1, 0 or 1."""
-    return widened(torch.sign, x)
+    return via_int64(torch.sign, x)
 
 
 def minimum(*tensors: Tensor) -> Tensor:
     """ONNX Min: the smallest, element by element; NaN where one is NaN."""
-    return functools.reduce(functools.partial(widened, torch.minimum), tensors)
+    return functools.reduce(functools.partial(via_int64, torch.minimum), tensors)
 
 
 def maximum(*tensors: Tensor) -> Tensor:
     """ONNX Max: the largest, element by element; NaN where one is NaN."""
-    return functools.reduce(functools.partial(widened, torch.maximum), tensors)
+    return functools.reduce(functools.partial(via_int64, torch.maximum), tensors)
 
 
 def total(*tensors: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ Scalar = float | int | bool | Tensor
 
 # Integer types without arithmetic kernels in torch; int64 holds their values (of uint64: those below 2^63, and sums,
 # differences and products modulo 2^64 for all).
-_WIDENED = frozenset({torch.uint16, torch.uint32, torch.uint64})
+_UNSIGNED = frozenset({torch.uint16, torch.uint32, torch.uint64})
 
 
 def as_ints(value: Ints) -> list[int]:
@@ -43,11 +43,11 @@ def same_device(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(tensor if tensor.device == target else tensor.to(target) for tensor in tensors)
 
 
-def widened(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+def via_int64(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     """``function(*tensors)`` on one device, by way of int64 for unsigned types that torch has no arithmetic for."""
     tensors = same_device(*tensors)
     dtype = tensors[0].dtype
-    if dtype not in _WIDENED:
+    if dtype not in _UNSIGNED:
         return function(*tensors)
     result = function(*(tensor.to(torch.int64) for tensor in tensors))
     return result.to(dtype) if result.dtype == torch.int64 else result

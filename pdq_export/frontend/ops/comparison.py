@@ -3,32 +3,32 @@
 import torch
 from torch import Tensor
 
-from pdq_export.frontend.ops.common import same_device, simple, widened, with_attributes
+from pdq_export.frontend.ops.common import same_device, simple, via_int64, with_attributes
 
 
 def equal(a: Tensor, b: Tensor) -> Tensor:
     """ONNX Equal: a == b."""
-    return widened(torch.eq, a, b)
+    return via_int64(torch.eq, a, b)
 
 
 def greater(a: Tensor, b: Tensor) -> Tensor:
     """ONNX Greater: a > b."""
-    return widened(torch.gt, a, b)
+    return via_int64(torch.gt, a, b)
 
 
 def less(a: Tensor, b: Tensor) -> Tensor:
     """ONNX Less: a < b."""
-    return widened(torch.lt, a, b)
+    return via_int64(torch.lt, a, b)
 
 
 def greater_or_equal(a: Tensor, b: Tensor) -> Tensor:
     """ONNX GreaterOrEqual: a >= b."""
-    return widened(torch.ge, a, b)
+    return via_int64(torch.ge, a, b)
 
 
 def less_or_equal(a: Tensor, b: Tensor) -> Tensor:
     """ONNX LessOrEqual: a <= b."""
-    return widened(torch.le, a, b)
+    return via_int64(torch.le, a, b)
 
 
 def logical_and(a: Tensor, b: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pdq_export.frontend.node import Call, OnnxNode
-from pdq_export.frontend.ops.common import same_device, widened
+from pdq_export.frontend.ops.common import same_device, via_int64
 from pdq_export.frontend.registry import converter
 
 
@@ -50,7 +50,7 @@ def gemm(
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
     """ONNX MatMul: numpy.matmul, that is [..., M, K] x [..., K, N] -> [..., M, N], vectors without their axis."""
-    return widened(torch.matmul, a, b)
+    return via_int64(torch.matmul, a, b)
 
 
 def einsum(*operands: Tensor, equation: str) -> Tensor:

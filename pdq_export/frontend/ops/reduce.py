@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pdq_export.frontend.node import Call, OnnxNode
-from pdq_export.frontend.ops.common import Ints, as_ints, root, widened
+from pdq_export.frontend.ops.common import Ints, as_ints, root, via_int64
 from pdq_export.frontend.registry import converter
 
 Reduction = Callable[[Tensor, list[int], bool], Tensor]
@@ -108,9 +108,9 @@ def reduce(
     if not found:
         if noop_with_empty_axes:
             one = x.unsqueeze(-1)  # an axis of size 1 of its own
-            return widened(lambda t: REDUCTIONS[kind](t, [t.dim() - 1], False), one)
+            return via_int64(lambda t: REDUCTIONS[kind](t, [t.dim() - 1], False), one)
         found = list(range(x.dim()))
-    return widened(lambda t: REDUCTIONS[kind](t, found, bool(keepdims)), x)
+    return via_int64(lambda t: REDUCTIONS[kind](t, found, bool(keepdims)), x)
 
 
 def arg_extreme(x: Tensor, *, largest: bool, axis: int, keepdims: int, select_last_index: int = 0) -> Tensor:

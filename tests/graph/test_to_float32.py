@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from pdq_export.graph.passes import widen
+from pdq_export.graph.passes import to_float32
 from pdq_export.graph.prepare import prepare
 
 from .models import assert_same, operators, random
@@ -46,7 +46,7 @@ def test_the_interface_stays_and_everything_inside_is_float32(kind: str) -> None
 def test_a_float32_model_is_left_alone() -> None:
     model = network("float")
     before = model.SerializeToString()
-    assert widen.run(model) is model
+    assert to_float32.run(model) is model
     assert model.SerializeToString() == before
 
 
@@ -61,7 +61,7 @@ def test_bfloat16_and_subgraphs() -> None:
             >
         }"""
     )
-    wide = widen.run(model)
+    wide = to_float32.run(model)
     onnx.checker.check_model(wide, full_check=True)
     choice = next(node for node in wide.graph.node if node.op_type == "If")
     for attribute in choice.attribute:
