@@ -14,11 +14,11 @@ from pdq_export.calibrate.cache import Cache, Store
 from pdq_export.calibrate.collapse import look_for_collapse
 from pdq_export.calibrate.context import Context
 from pdq_export.calibrate.finished import Quantizers
+from pdq_export.calibrate.forward import FORWARD_BATCH, spread
 from pdq_export.calibrate.initialize import Initializer
 from pdq_export.calibrate.journal import BlockProgress, Journal
 from pdq_export.calibrate.live import Live
 from pdq_export.calibrate.memory import trim_heap
-from pdq_export.calibrate.passes import PASS_BATCH, spread
 from pdq_export.calibrate.precision import settled_torch
 from pdq_export.calibrate.replay import restore, state_of
 from pdq_export.calibrate.requirements import find_requirements
@@ -91,7 +91,7 @@ def _walk(
     """Calibrate or replay one block after the other, each on what the ones before it give."""
     options, blocks = context.options, context.plan.blocks
     images = len(next(iter(inputs.values())))
-    chosen = spread(images, PASS_BATCH).to(context.store.device)
+    chosen = spread(images, FORWARD_BATCH).to(context.store.device)
     some = [x[chosen] for x in inputs.values()]
     least = _require_memory(context, some, images)
     scores = score(context, inputs, some)

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from pdq_export.calibrate.passes import spread
+from pdq_export.calibrate.forward import spread
 from pdq_export.calibrate.subgraph import extract, input_tensors
 
 _IMAGES, _BATCH = 64, 8

@@ -6,7 +6,7 @@ from pdq_export.calibrate.cache import Cache
 from pdq_export.calibrate.context import Context
 from pdq_export.calibrate.finished import Quantizers
 from pdq_export.calibrate.fitting import ActivationFitter
-from pdq_export.calibrate.passes import PASS_BATCH, run_probe
+from pdq_export.calibrate.forward import FORWARD_BATCH, run_probe
 from pdq_export.calibrate.quantizers import ActivationQuantizer, SoftRounding, WeightQuantizer, weight_qparams
 from pdq_export.calibrate.subgraph import extract
 from pdq_export.numerics.search import choose_activation_qparams
@@ -24,7 +24,7 @@ class Initializer:
         """Quantizers of the graph's inputs, by tensor, that are points."""
         for name, x in inputs.items():
             if (point := self._context.plan.points.get(name)) is not None:
-                images = x.batches(PASS_BATCH, self._context.options.search_samples)
+                images = x.batches(FORWARD_BATCH, self._context.options.search_samples)
                 qparams = choose_activation_qparams(images, point.bits, symmetric=point.symmetric)
                 self._done.activations[name] = ActivationQuantizer(point, qparams)
 

@@ -7,7 +7,7 @@ import torch
 from pdq_export.calibrate.cache import Cache
 from pdq_export.calibrate.context import Context
 from pdq_export.calibrate.finished import Quantizers
-from pdq_export.calibrate.passes import PASS_BATCH, run_pass
+from pdq_export.calibrate.forward import FORWARD_BATCH, run_forward
 from pdq_export.calibrate.subgraph import extract
 from pdq_export.spec import Block
 
@@ -32,7 +32,7 @@ class Live:
             self.full[name] = self.quantized[name] = x
             if (quantizer := self._done.activations.get(name)) is not None:
                 self.quantized[name] = self._store.new(x.shape, x.dtype, quantizer)
-                for batch in x.batches(PASS_BATCH):
+                for batch in x.batches(FORWARD_BATCH):
                     self.quantized[name].append(quantizer(batch))
 
     def advance(self, block: Block, later: Sequence[Block]) -> None:
@@ -51,7 +51,7 @@ class Live:
             inputs = [live[name] for name in block.inputs]
             if outputs:
                 told = self._journal.images(what)
-                live.update(run_pass(module, inputs, outputs, self._store, quantizers=quantizers, told=told))
+                live.update(run_forward(module, inputs, outputs, self._store, quantizers=quantizers, told=told))
             del inputs
             for name in set(live) - set(needed):
                 del live[name]

@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from pdq_export.calibrate.forward import FORWARD_BATCH
 from pdq_export.calibrate.hardening import rounding_bytes
-from pdq_export.calibrate.passes import PASS_BATCH
 from pdq_export.calibrate.subgraph import tensor_nodes
 from pdq_export.config.method import CalibrationOptions
 from pdq_export.spec import Block, Layer, Plan
 
 # Tensors of the largest size that are there at one time, and not in a file: in a pass without gradients, in a step of
 # a block (quantizers compute in six of them, gradients and what comes back from a file are more), and behind it.
-_PASS_TENSORS, _STEP_TENSORS, _REST_TENSORS = 4, 8, 4
+_FORWARD_TENSORS, _STEP_TENSORS, _REST_TENSORS = 4, 8, 4
 _BYTES_OF_WEIGHT = 24  # the soft rounding of a weight, its gradient and Adam's moments, and temporaries
 
 
@@ -38,7 +38,7 @@ def find_requirements(
 ) -> Requirements:
     """From the sizes of all tensors for the one image of ``inputs``; calibration has ``count`` of them."""
     found = _Tensors(network).of(*inputs)
-    images, step_images = min(count, PASS_BATCH), min(count, options.batch_size)
+    images, step_images = min(count, FORWARD_BATCH), min(count, options.batch_size)
     learns = options.iters > 0 and (options.learn_rounding or options.learn_scales)
     rounds = learns and options.learn_rounding and options.compensate_rounding
     steps, rounding = {}, {}
@@ -54,7 +54,7 @@ def find_requirements(
         )
         behind = max(behind, largest)
     largest = max((x.nbytes for x in found.values()), default=0)
-    return Requirements(passes=_PASS_TENSORS * largest * images, steps=steps, rounding=rounding)
+    return Requirements(passes=_FORWARD_TENSORS * largest * images, steps=steps, rounding=rounding)
 
 
 def _rounding(network: fx.GraphModule, plan: Plan, layer: Layer, found: Mapping[str, Tensor]) -> int:

@@ -9,9 +9,9 @@ from torch import Tensor, fx
 
 from pdq_export.calibrate.cache import Cache
 from pdq_export.calibrate.context import Context
+from pdq_export.calibrate.forward import FORWARD_BATCH, run_forward
 from pdq_export.calibrate.live import read_by
 from pdq_export.calibrate.losses import class_axis
-from pdq_export.calibrate.passes import PASS_BATCH, run_pass
 from pdq_export.calibrate.prediction import find_predictions, put_images_first
 from pdq_export.calibrate.subgraph import extract, reachable
 from pdq_export.errors import CalibrationError
@@ -57,7 +57,7 @@ def score(context: Context, inputs: Mapping[str, Cache], some: Sequence[Tensor])
     names = list(dict.fromkeys(itertools.chain.from_iterable(of_output.values())))
     network = extract(context.network, list(inputs), names)
     told = context.journal.images("FP32 network")
-    values = run_pass(network, list(inputs.values()), names, context.store, told=told)
+    values = run_forward(network, list(inputs.values()), names, context.store, told=told)
     if context.options.prediction_difference:
         loss = context.options.output_loss
         class_axes = {name: class_axis(loss, class_axes[name], x.shape, name) for name, x in values.items()}
@@ -67,7 +67,7 @@ def score(context: Context, inputs: Mapping[str, Cache], some: Sequence[Tensor])
 
 
 def _check(name: str, x: Cache, images: int) -> None:
-    if not all(torch.isfinite(batch).all() for batch in x.batches(PASS_BATCH)):
+    if not all(torch.isfinite(batch).all() for batch in x.batches(FORWARD_BATCH)):
         raise CalibrationError(
             f"tensor {name!r}: it holds NaN or infinity on the calibration images, before any quantization; "
             "expected finite numbers; check the images and their normalization"

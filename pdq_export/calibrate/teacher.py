@@ -9,7 +9,7 @@ from pdq_export import operators
 from pdq_export.calibrate.cache import Cache
 from pdq_export.calibrate.context import Context
 from pdq_export.calibrate.correction import correct_distribution, estimate_statistics
-from pdq_export.calibrate.passes import PASS_BATCH, run_pass
+from pdq_export.calibrate.forward import FORWARD_BATCH, run_forward
 from pdq_export.calibrate.subgraph import extract
 from pdq_export.spec import Block, ChannelStatistics
 
@@ -55,7 +55,7 @@ class Teacher:
         """The tensors ``names`` of the FP32 block on ``inputs``."""
         module = extract(self._context.network, block.inputs, names)
         told = self._context.journal.images("FP32 outputs")
-        return list(run_pass(module, inputs, names, self._context.store, told=told).values())
+        return list(run_forward(module, inputs, names, self._context.store, told=told).values())
 
     @torch.no_grad()
     def _spread_out(self, block: Block, x: Cache) -> list[str]:
@@ -69,5 +69,5 @@ class Teacher:
     def _estimate(self, block: Block, x: Cache, names: Sequence[str]) -> None:
         if names:
             probe = extract(self._context.network, block.inputs, names)
-            found = estimate_statistics(probe, ((batch,) for batch in x.batches(PASS_BATCH)))
+            found = estimate_statistics(probe, ((batch,) for batch in x.batches(FORWARD_BATCH)))
             self.estimated.update(zip(names, found, strict=True))

@@ -1,4 +1,4 @@
-"""Passes over the calibration images that need no gradient, batch by batch from cache to cache."""
+"""Forward passes over the calibration images, which need no gradient, batch by batch from cache to cache."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +9,7 @@ from torch import Tensor, fx
 from pdq_export.calibrate.cache import Cache, Store
 from pdq_export.calibrate.quantizers import ActivationQuantizer
 
-PASS_BATCH = 64
+FORWARD_BATCH = 64
 
 
 def spread(count: int, most: int) -> Tensor:
@@ -17,7 +17,7 @@ def spread(count: int, most: int) -> Tensor:
     return torch.linspace(0, count - 1, min(most, count)).round().long()
 
 
-def run_pass(
+def run_forward(
     module: fx.GraphModule,
     inputs: Sequence[Cache],
     names: Sequence[str],
@@ -51,7 +51,7 @@ def _run(
 ) -> list[Cache]:
     results: list[Cache] = []
     done = 0
-    for batch in zip(*(x.batches(PASS_BATCH, count) for x in inputs), strict=True):
+    for batch in zip(*(x.batches(FORWARD_BATCH, count) for x in inputs), strict=True):
         outputs = module(*batch)
         if quantizers is None:
             outputs = tuple(y.flatten() for y in outputs)
