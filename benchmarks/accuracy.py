@@ -35,8 +35,8 @@ from pdq_export.graph.load import load_model
 from pdq_export.graph.lookup import GraphIndex
 from pdq_export.graph.prepare import prepare as prepare_model
 from pdq_export.plan import network_family
-from pdq_export.plan.options import WEIGHTS
 from pdq_export.plan.points import find_layers
+from pdq_export.plan.rules import WEIGHTS
 from pdq_export.validate import Accuracy, AccuracyMeter
 
 FLOAT = "fp32"

@@ -14,9 +14,9 @@ from pdq_export.graph.lookup import GraphIndex
 from pdq_export.plan import PlanOptions, make_plan, passes
 from pdq_export.plan.floating import FloatNode, find_floating, find_left_out
 from pdq_export.plan.magnitudes import check_magnitudes
-from pdq_export.plan.options import WEIGHTS
 from pdq_export.plan.passes import tensorrt as pairs_for_tensorrt
 from pdq_export.plan.planned import Pass, Planned
+from pdq_export.plan.rules import WEIGHTS
 from pdq_export.spec import MAX_BITS, MIN_BITS, Plan, QuantizedTensors
 from pdq_export.validate import Batch, Session, check_runs_quantized
 

@@ -8,7 +8,7 @@ from pdq_export.config.config import Config, check_name, make_config, overrides
 from pdq_export.config.method import CalibrationOptions, choose_options
 from pdq_export.config.toml import read_toml
 from pdq_export.errors import OptionError
-from pdq_export.plan.options import PlanOptions
+from pdq_export.plan.rules import PlanOptions
 from pdq_export.targets import find_target
 
 Given = Config | str | Path | None

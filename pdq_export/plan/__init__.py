@@ -10,10 +10,10 @@ from pdq_export.graph.lookup import GraphIndex
 from pdq_export.graph.scopes import module_path
 from pdq_export.plan.blocks import find_blocks
 from pdq_export.plan.family import network_family
-from pdq_export.plan.options import LayerRules, PlanOptions
 from pdq_export.plan.parts import find_parts
 from pdq_export.plan.points import find_layers, find_points
 from pdq_export.plan.ramps import find_ramps
+from pdq_export.plan.rules import LayerRules, PlanOptions
 from pdq_export.plan.tail import find_tail, without_tail
 from pdq_export.spec import Layer, Plan
 

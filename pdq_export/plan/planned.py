@@ -8,8 +8,8 @@ import onnx
 
 from pdq_export.graph.lookup import GraphIndex
 from pdq_export.plan.blocks import find_blocks
-from pdq_export.plan.options import PlanOptions
 from pdq_export.plan.ramps import find_ramps
+from pdq_export.plan.rules import PlanOptions
 from pdq_export.plan.tail import without_tail
 from pdq_export.spec import Layer, Plan, Point
 

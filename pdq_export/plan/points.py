@@ -18,7 +18,6 @@ from pdq_export.plan.operators import (
     is_join,
     is_passthrough,
 )
-from pdq_export.plan.options import LayerRules, PlanOptions
 from pdq_export.plan.outputs import Outer, read_unquantized
 from pdq_export.plan.readers import (
     integer_joins,
@@ -26,6 +25,7 @@ from pdq_export.plan.readers import (
     tensors_read_as_integers,
     tensors_read_by_layers,
 )
+from pdq_export.plan.rules import LayerRules, PlanOptions
 from pdq_export.spec import CARRIER_BITS, Layer, Point, Role
 
 
