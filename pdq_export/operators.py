@@ -1,6 +1,6 @@
 """What an operator is, by ONNX op type: the one place that says so.
 
-What depends on attributes or inputs as well is asked of nodes, by functions that begin here (`plan.operators`). What
+What depends on attributes or inputs as well is asked of nodes, by functions that begin here (`plan.nodes`). What
 one module does with an operator (a converter, a spelling, a rule for an axis) stays there.
 """
 
@@ -21,7 +21,7 @@ class Operator:
         integer_kernel: between DequantizeLinear and QuantizeLinear, onnxruntime computes it in integers.
         float_output: its integer kernel gives floats as well, at no cost.
         moves: every element of an output is one of an input, or 0, where attributes do not say otherwise
-            (`plan.operators.is_passthrough`); onnxruntime moves UINT8 as well.
+            (`plan.nodes.is_passthrough`); onnxruntime moves UINT8 as well.
         rearranges: moves every element, each to one place.
         averages: its outputs are means of inputs, so that they need a scale of their own, but no learned one.
         quantized: only quantized models have it.

@@ -12,7 +12,7 @@ from pdq_export.errors import ValidationError
 from pdq_export.graph.lookup import GraphIndex
 from pdq_export.graph.noise import noise
 from pdq_export.graph.prepare import PreparedModel
-from pdq_export.plan.operators import is_nonnegative
+from pdq_export.plan.nodes import is_nonnegative
 from pdq_export.spec import Plan, Point, QuantizedTensor, Role
 from pdq_export.targets import find_target
 from pdq_export.validate import Session

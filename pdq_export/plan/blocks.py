@@ -9,7 +9,7 @@ from onnx import NodeProto
 
 from pdq_export import operators
 from pdq_export.graph.lookup import GraphIndex, attribute
-from pdq_export.plan.operators import data_inputs
+from pdq_export.plan.nodes import data_inputs
 from pdq_export.plan.readers import tensors_before_layers
 from pdq_export.spec import Block, Layer, Point, Role
 

@@ -7,7 +7,7 @@ from onnx import NodeProto
 
 from pdq_export import operators
 from pdq_export.graph.lookup import GraphIndex, is_layer, optional_input
-from pdq_export.plan.operators import data_inputs, is_absorbable, is_passthrough
+from pdq_export.plan.nodes import data_inputs, is_absorbable, is_passthrough
 from pdq_export.spec import Layer, Plan
 
 EXCLUDED = "excluded"

@@ -18,7 +18,7 @@ from pdq_export.graph.edit import fresh_name
 from pdq_export.graph.lookup import GraphIndex, is_layer
 from pdq_export.graph.passes import tidy
 from pdq_export.plan.expectations import without_expectations
-from pdq_export.plan.operators import data_inputs, is_passthrough
+from pdq_export.plan.nodes import data_inputs, is_passthrough
 from pdq_export.plan.readers import tensors_before_layers
 from pdq_export.spec import CARRIER_BITS, Point, Role
 

@@ -10,7 +10,7 @@ from onnx import NodeProto
 
 from pdq_export import operators
 from pdq_export.graph.lookup import GraphIndex, attribute
-from pdq_export.plan.operators import data_inputs
+from pdq_export.plan.nodes import data_inputs
 from pdq_export.spec import OutputPart
 
 _MOST = 8  # parts; what has more is a tensor of features

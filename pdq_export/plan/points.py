@@ -12,7 +12,7 @@ from pdq_export.graph.edit import output_axis
 from pdq_export.graph.lookup import GraphIndex, is_layer, optional_input
 from pdq_export.graph.scopes import module_path
 from pdq_export.plan.expectations import without_expectations
-from pdq_export.plan.operators import (
+from pdq_export.plan.nodes import (
     data_inputs,
     is_absorbable,
     is_join,

@@ -6,7 +6,7 @@ from onnx import NodeProto
 
 from pdq_export import operators
 from pdq_export.graph.lookup import GraphIndex
-from pdq_export.plan.operators import data_inputs, is_join, is_passthrough
+from pdq_export.plan.nodes import data_inputs, is_join, is_passthrough
 
 
 def tensors_before_layers(index: GraphIndex, layers: Container[str]) -> set[str]:

@@ -8,7 +8,7 @@ so that pairs belong before layers and, where a convolution is fused with the Ad
 import dataclasses
 
 from pdq_export.graph.lookup import GraphIndex
-from pdq_export.plan.operators import additions
+from pdq_export.plan.nodes import additions
 from pdq_export.plan.planned import Planned
 from pdq_export.spec import Plan, Role
 

@@ -17,7 +17,7 @@ from onnx import NodeProto
 from pdq_export.graph.edit import fresh_name
 from pdq_export.graph.lookup import GraphIndex
 from pdq_export.graph.passes import tidy
-from pdq_export.plan.operators import additions, is_passthrough
+from pdq_export.plan.nodes import additions, is_passthrough
 from pdq_export.plan.planned import Planned
 from pdq_export.plan.points import in_graph_order
 from pdq_export.plan.readers import tensors_passed_to
