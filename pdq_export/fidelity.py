@@ -23,7 +23,7 @@ from pdq_export.graph.batch_axis import fixed_batch
 from pdq_export.graph.lookup import GraphIndex, describe, opset_version
 from pdq_export.graph.noise import noise
 from pdq_export.graph.passes import to_float32
-from pdq_export.graph.prepare import PreparedModel, Step, float32_reference, prepare_in_steps
+from pdq_export.graph.prepare import PreparationStep, PreparedModel, float32_reference, prepare_in_steps
 from pdq_export.validate import Session, open_session, with_outputs
 from pdq_export.validate.equivalence import (
     BFLOAT16,
@@ -159,7 +159,7 @@ class Fidelity:
             self._expected = self._run(self._strict)
             found = find_differences(self._outputs, self._expected, file.precision)
             if (difference := self._certain(found, content, self._outputs, file.precision)) is not None:
-                raise self._error(difference, Step.FLOAT32.what, Step.FLOAT32.remedy)
+                raise self._error(difference, PreparationStep.FLOAT32.what, PreparationStep.FLOAT32.remedy)
 
     @property
     def probe(self) -> Inputs:

@@ -32,7 +32,7 @@ class _BlockedError(Exception):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Step:
+class _Visit:
     index: GraphIndex
     node: NodeProto
     batch: int
@@ -61,7 +61,7 @@ class _Step:
         return {name: place for name in self.node.output if name}
 
 
-Rule = Callable[[_Step, Place], dict[str, Place]]
+Rule = Callable[[_Visit, Place], dict[str, Place]]
 
 
 def fixed_batch(index: GraphIndex) -> int | None:
@@ -82,10 +82,10 @@ def follow(index: GraphIndex, batch: int) -> BatchAxes:
         first = next((places[name] for name in node.input if name in places), None)
         if first is None:
             continue
-        step = _Step(index=index, node=node, batch=batch, places=places)
+        visit = _Visit(index=index, node=node, batch=batch, places=places)
         rule = _unknown if node.domain else _rule(node.op_type)
         try:
-            places.update(rule(step, first))
+            places.update(rule(visit, first))
         except _BlockedError as blocked:
             blockers[node.name] = str(blocked)
         except (LookupError, TypeError):  # of a shape or an attribute that is not known
@@ -125,230 +125,230 @@ def reshaped_sizes(index: GraphIndex, node: NodeProto) -> tuple[int, ...] | None
     return tuple(sizes) if math.prod(sizes) == math.prod(before) and all(size >= 0 for size in sizes) else None
 
 
-def _same(step: _Step, place: Place) -> dict[str, Place]:
+def _same(visit: _Visit, place: Place) -> dict[str, Place]:
     """Element by element; also operators that keep the number of axes and whose other axes do not concern images."""
-    data = next(name for name in step.node.input if name in step.places)
-    return {name: place for name in step.node.output if name and step.index.rank(name) in (None, step.rank(data))}
+    data = next(name for name in visit.node.input if name in visit.places)
+    return {name: place for name in visit.node.output if name and visit.index.rank(name) in (None, visit.rank(data))}
 
 
-def _unknown(step: _Step, place: Place) -> dict[str, Place]:
-    return _same(step, place) if place.axis == 0 else {}
+def _unknown(visit: _Visit, place: Place) -> dict[str, Place]:
+    return _same(visit, place) if place.axis == 0 else {}
 
 
-def _nothing(_step: _Step, _place: Place) -> dict[str, Place]:
+def _nothing(_visit: _Visit, _place: Place) -> dict[str, Place]:
     return {}
 
 
-def _per_image(step: _Step, place: Place) -> dict[str, Place]:
+def _per_image(visit: _Visit, place: Place) -> dict[str, Place]:
     """Convolutions and pools, which read axis 0 as images and another one as channels or positions."""
     if place.axis:
         raise _BlockedError(f"reads images along axis 0, where they lie along axis {place.axis}")
-    return _same(step, place)
+    return _same(visit, place)
 
 
-def _broadcast(step: _Step, place: Place) -> dict[str, Place]:
-    rank = max(step.rank(name) for name in step.node.input if name)
+def _broadcast(visit: _Visit, place: Place) -> dict[str, Place]:
+    rank = max(visit.rank(name) for name in visit.node.input if name)
     found = {
-        step.places[name].along(step.places[name].axis + rank - step.rank(name))
-        for name in step.node.input
-        if name in step.places
+        visit.places[name].along(visit.places[name].axis + rank - visit.rank(name))
+        for name in visit.node.input
+        if name in visit.places
     }
     if len(found) > 1:
         raise _BlockedError("its operands have the images along different axes")
     result = found.pop()
     behind = rank - result.axis
-    for name in step.node.input:
-        value = step.index.constant(name)
-        if value is None or value.ndim < behind or value.shape[-behind] == 1 or step.batch == 1:
+    for name in visit.node.input:
+        value = visit.index.constant(name)
+        if value is None or value.ndim < behind or value.shape[-behind] == 1 or visit.batch == 1:
             continue
         if (value != value.take([0], -behind)).any():
             raise _BlockedError(f"its constant {name!r} differs from image to image")
-    return step.everywhere(result)
+    return visit.everywhere(result)
 
 
-def _transpose(step: _Step, place: Place) -> dict[str, Place]:
-    order = attribute(step.node, "perm") or list(reversed(range(step.rank(step.node.input[0]))))
-    return step.everywhere(place.along(order.index(place.axis)))
+def _transpose(visit: _Visit, place: Place) -> dict[str, Place]:
+    order = attribute(visit.node, "perm") or list(reversed(range(visit.rank(visit.node.input[0]))))
+    return visit.everywhere(place.along(order.index(place.axis)))
 
 
-def _reshape(step: _Step, place: Place) -> dict[str, Place]:
-    output = step.node.output[0]
-    before, after = step.index.static_shape(step.node.input[0]), reshaped_sizes(step.index, step.node)
+def _reshape(visit: _Visit, place: Place) -> dict[str, Place]:
+    output = visit.node.output[0]
+    before, after = visit.index.static_shape(visit.node.input[0]), reshaped_sizes(visit.index, visit.node)
     if before is None or after is None:
-        shape = step.index.shape(output)
-        keeps = shape is not None and shape[0] == step.batch and place == Place(axis=0)
+        shape = visit.index.shape(output)
+        keeps = shape is not None and shape[0] == visit.batch and place == Place(axis=0)
         return {output: place} if keeps else {}
-    result = reshaped(place, before, after, step.batch)
+    result = reshaped(place, before, after, visit.batch)
     if result is None:
         raise _BlockedError(f"makes {list(after)} of {list(before)}, which leaves no axis with the images")
     return {output: result}
 
 
-def _axes(step: _Step) -> list[int]:
+def _axes(visit: _Visit) -> list[int]:
     """The ``axes`` of Squeeze, Unsqueeze and reductions, an attribute or an input; [] where they are left out."""
-    name = optional_input(step.node, 1)
-    value = step.index.constant(name)
+    name = optional_input(visit.node, 1)
+    value = visit.index.constant(name)
     if name is not None and value is None:
         raise LookupError(name)
-    axes = attribute(step.node, "axes") if value is None else value.reshape(-1).tolist()
+    axes = attribute(visit.node, "axes") if value is None else value.reshape(-1).tolist()
     return [] if axes is None else list(axes)
 
 
-def _squeeze(step: _Step, place: Place) -> dict[str, Place]:
-    data = step.node.input[0]
-    shape = step.index.shape(data)
-    removed = [step.axis(axis, data) for axis in _axes(step)]
+def _squeeze(visit: _Visit, place: Place) -> dict[str, Place]:
+    data = visit.node.input[0]
+    shape = visit.index.shape(data)
+    removed = [visit.axis(axis, data) for axis in _axes(visit)]
     if not removed:
         removed = [axis for axis, size in enumerate(shape or ()) if size == 1]
     if place.axis in removed:
         raise _BlockedError("drops the axis of the images, as there is one")
-    return step.everywhere(place.along(place.axis - sum(axis < place.axis for axis in removed)))
+    return visit.everywhere(place.along(place.axis - sum(axis < place.axis for axis in removed)))
 
 
-def _unsqueeze(step: _Step, place: Place) -> dict[str, Place]:
-    output = step.node.output[0]
-    added = {step.axis(axis, output) for axis in _axes(step)}
-    kept = [axis for axis in range(step.rank(output)) if axis not in added]
-    return step.everywhere(place.along(kept[place.axis]))
+def _unsqueeze(visit: _Visit, place: Place) -> dict[str, Place]:
+    output = visit.node.output[0]
+    added = {visit.axis(axis, output) for axis in _axes(visit)}
+    kept = [axis for axis in range(visit.rank(output)) if axis not in added]
+    return visit.everywhere(place.along(kept[place.axis]))
 
 
-def _reduce(step: _Step, place: Place) -> dict[str, Place]:
-    data = step.node.input[0]
-    axes = {step.axis(axis, data) for axis in _axes(step)}
-    if not axes and int(attribute(step.node, "noop_with_empty_axes", 0)):
-        return _same(step, place)
+def _reduce(visit: _Visit, place: Place) -> dict[str, Place]:
+    data = visit.node.input[0]
+    axes = {visit.axis(axis, data) for axis in _axes(visit)}
+    if not axes and int(attribute(visit.node, "noop_with_empty_axes", 0)):
+        return _same(visit, place)
     if not axes or place.axis in axes:
         raise _BlockedError("reduces the axis of the images")
-    dropped = 0 if attribute(step.node, "keepdims", 1) else sum(axis < place.axis for axis in axes)
-    return step.everywhere(place.along(place.axis - dropped))
+    dropped = 0 if attribute(visit.node, "keepdims", 1) else sum(axis < place.axis for axis in axes)
+    return visit.everywhere(place.along(place.axis - dropped))
 
 
-def _arg(step: _Step, place: Place) -> dict[str, Place]:
-    axis = step.axis(attribute(step.node, "axis", 0), step.node.input[0])
+def _arg(visit: _Visit, place: Place) -> dict[str, Place]:
+    axis = visit.axis(attribute(visit.node, "axis", 0), visit.node.input[0])
     if axis == place.axis:
         raise _BlockedError("reduces the axis of the images")
-    dropped = not attribute(step.node, "keepdims", 1) and axis < place.axis
-    return step.everywhere(place.along(place.axis - dropped))
+    dropped = not attribute(visit.node, "keepdims", 1) and axis < place.axis
+    return visit.everywhere(place.along(place.axis - dropped))
 
 
 def _along(default: int) -> Rule:
     """Operators that compute along the one axis that their attribute names, or join or cut tensors there."""
 
-    def rule(step: _Step, place: Place) -> dict[str, Place]:
-        if step.axis(attribute(step.node, "axis", default), step.node.input[0]) == place.axis:
+    def rule(visit: _Visit, place: Place) -> dict[str, Place]:
+        if visit.axis(attribute(visit.node, "axis", default), visit.node.input[0]) == place.axis:
             raise _BlockedError("computes across images, along their axis")
-        return step.everywhere(place)
+        return visit.everywhere(place)
 
     return rule
 
 
-def _softmax(step: _Step, place: Place) -> dict[str, Place]:
-    if step.index.opset >= 13:
-        return _along(-1)(step, place)
-    if step.axis(attribute(step.node, "axis", 1), step.node.input[0]) <= place.axis:  # of all axes from there on
+def _softmax(visit: _Visit, place: Place) -> dict[str, Place]:
+    if visit.index.opset >= 13:
+        return _along(-1)(visit, place)
+    if visit.axis(attribute(visit.node, "axis", 1), visit.node.input[0]) <= place.axis:  # of all axes from there on
         raise _BlockedError("computes across images, along their axis")
-    return step.everywhere(place)
+    return visit.everywhere(place)
 
 
-def _concat(step: _Step, place: Place) -> dict[str, Place]:
-    if any(step.places[name] != place for name in step.node.input if name in step.places):
+def _concat(visit: _Visit, place: Place) -> dict[str, Place]:
+    if any(visit.places[name] != place for name in visit.node.input if name in visit.places):
         raise _BlockedError("its operands have the images along different axes")
-    return _along(1)(step, place)
+    return _along(1)(visit, place)
 
 
-def _slice(step: _Step, place: Place) -> dict[str, Place]:
-    data = step.node.input[0]
-    if len(step.node.input) > 1:
-        name = optional_input(step.node, 3)
-        value = step.index.constant(name)
-        starts = step.index.constant(step.node.input[1])
+def _slice(visit: _Visit, place: Place) -> dict[str, Place]:
+    data = visit.node.input[0]
+    if len(visit.node.input) > 1:
+        name = optional_input(visit.node, 3)
+        value = visit.index.constant(name)
+        starts = visit.index.constant(visit.node.input[1])
         if (name is not None and value is None) or (name is None and starts is None):
             raise LookupError(name)
         axes = list(range(len(starts) if starts is not None else 0)) if value is None else value.tolist()
     else:
-        axes = attribute(step.node, "axes") or list(range(len(attribute(step.node, "starts"))))
-    before, after = step.index.shape(data), step.index.shape(step.node.output[0])
+        axes = attribute(visit.node, "axes") or list(range(len(attribute(visit.node, "starts"))))
+    before, after = visit.index.shape(data), visit.index.shape(visit.node.output[0])
     whole = before is not None and after is not None and before[place.axis] == after[place.axis]
-    if place.axis in {step.axis(axis, data) for axis in axes} and not whole:
+    if place.axis in {visit.axis(axis, data) for axis in axes} and not whole:
         raise _BlockedError("takes some of the images")
-    return step.everywhere(place)
+    return visit.everywhere(place)
 
 
-def _gather(step: _Step, place: Place) -> dict[str, Place]:
-    data, indices = step.node.input[:2]
-    if data not in step.places:
-        return {step.node.output[0]: place} if step.axis(attribute(step.node, "axis", 0), data) == 0 else {}
-    axis = step.axis(attribute(step.node, "axis", 0), data)
+def _gather(visit: _Visit, place: Place) -> dict[str, Place]:
+    data, indices = visit.node.input[:2]
+    if data not in visit.places:
+        return {visit.node.output[0]: place} if visit.axis(attribute(visit.node, "axis", 0), data) == 0 else {}
+    axis = visit.axis(attribute(visit.node, "axis", 0), data)
     if axis == place.axis:
         raise _BlockedError("takes some of the images")
-    return step.everywhere(place.along(place.axis + (step.rank(indices) - 1 if axis < place.axis else 0)))
+    return visit.everywhere(place.along(place.axis + (visit.rank(indices) - 1 if axis < place.axis else 0)))
 
 
-def _matmul(step: _Step, place: Place) -> dict[str, Place]:
-    output = step.node.output[0]
+def _matmul(visit: _Visit, place: Place) -> dict[str, Place]:
+    output = visit.node.output[0]
     found = set()
     for position, contracted in ((0, 1), (1, 2)):
-        operand = step.place(position)
+        operand = visit.place(position)
         if operand is None:
             continue
-        behind = step.rank(step.node.input[position]) - operand.axis
-        if behind == contracted or step.rank(step.node.input[position]) == 1:
+        behind = visit.rank(visit.node.input[position]) - operand.axis
+        if behind == contracted or visit.rank(visit.node.input[position]) == 1:
             raise _BlockedError("sums over the images")
-        found.add(operand.along(step.rank(output) - behind))
+        found.add(operand.along(visit.rank(output) - behind))
     if len(found) > 1:
         raise _BlockedError("multiplies images by others")
-    return step.everywhere(found.pop())
+    return visit.everywhere(found.pop())
 
 
-def _gemm(step: _Step, place: Place) -> dict[str, Place]:
-    if step.place(0) is None:
-        raise LookupError(step.node.name)
-    if place.axis != (1 if attribute(step.node, "transA", 0) else 0):
+def _gemm(visit: _Visit, place: Place) -> dict[str, Place]:
+    if visit.place(0) is None:
+        raise LookupError(visit.node.name)
+    if place.axis != (1 if attribute(visit.node, "transA", 0) else 0):
         raise _BlockedError("sums over the images")
-    return step.everywhere(place.along(0))
+    return visit.everywhere(place.along(0))
 
 
-def _recurrent(step: _Step, place: Place) -> dict[str, Place]:
+def _recurrent(visit: _Visit, place: Place) -> dict[str, Place]:
     """LSTM, GRU and RNN: X is [T, N, I] and Y [T, D, N, H], or with batches first [N, T, I] and [N, T, D, H]."""
-    first = attribute(step.node, "layout", 0)
+    first = attribute(visit.node, "layout", 0)
     expected = 0 if first else 1
-    if place.axis != expected or step.place(0) is None:
+    if place.axis != expected or visit.place(0) is None:
         raise _BlockedError(f"reads images along axis {expected}, where they lie along axis {place.axis}")
     inner = [0, 0, 0] if first else [2, 1, 1]
-    return {name: place.along(axis) for name, axis in zip(step.node.output, inner, strict=False) if name}
+    return {name: place.along(axis) for name, axis in zip(visit.node.output, inner, strict=False) if name}
 
 
-def _einsum(step: _Step, place: Place) -> dict[str, Place]:
-    terms, arrow, result = attribute(step.node, "equation").replace(" ", "").partition("->")
+def _einsum(visit: _Visit, place: Place) -> dict[str, Place]:
+    terms, arrow, result = attribute(visit.node, "equation").replace(" ", "").partition("->")
     if "." in terms or not arrow:
-        raise LookupError(step.node.name)
+        raise LookupError(visit.node.name)
     letters = {
-        term[step.places[name].axis]
-        for term, name in zip(terms.split(","), step.node.input, strict=True)
-        if name in step.places
+        term[visit.places[name].axis]
+        for term, name in zip(terms.split(","), visit.node.input, strict=True)
+        if name in visit.places
     }
     if len(letters) > 1 or not letters <= set(result):
         raise _BlockedError("sums over the images, or multiplies them by others")
-    return step.everywhere(place.along(result.index(letters.pop())))
+    return visit.everywhere(place.along(result.index(letters.pop())))
 
 
-def _pad(step: _Step, place: Place) -> dict[str, Place]:
-    before, after = step.index.shape(step.node.input[0]), step.index.shape(step.node.output[0])
+def _pad(visit: _Visit, place: Place) -> dict[str, Place]:
+    before, after = visit.index.shape(visit.node.input[0]), visit.index.shape(visit.node.output[0])
     if before is not None and after is not None and before[place.axis] != after[place.axis]:
         raise _BlockedError("pads the axis of the images")
-    return _same(step, place)
+    return _same(visit, place)
 
 
-def _tile(step: _Step, place: Place) -> dict[str, Place]:
-    repeats = step.index.constant(step.node.input[1])
+def _tile(visit: _Visit, place: Place) -> dict[str, Place]:
+    repeats = visit.index.constant(visit.node.input[1])
     if repeats is None:
-        raise LookupError(step.node.name)
-    return step.everywhere(dataclasses.replace(place, outer=place.outer * int(repeats[place.axis])))
+        raise LookupError(visit.node.name)
+    return visit.everywhere(dataclasses.replace(place, outer=place.outer * int(repeats[place.axis])))
 
 
-def _expand(step: _Step, place: Place) -> dict[str, Place]:
-    output = step.node.output[0]
-    return {output: place.along(place.axis + step.rank(output) - step.rank(step.node.input[0]))}
+def _expand(visit: _Visit, place: Place) -> dict[str, Place]:
+    output = visit.node.output[0]
+    return {output: place.along(place.axis + visit.rank(output) - visit.rank(visit.node.input[0]))}
 
 
 _RULES: dict[str, Rule] = {

@@ -29,7 +29,7 @@ from pdq_export.graph.passes import (
 from pdq_export.spec import ChannelStatistics
 
 
-class Step(enum.Enum):
+class PreparationStep(enum.Enum):
     """A step of preparation: what it does, and how to export a model that does not need it."""
 
     INLINE = "inlining its functions", "export it without functions, or with functions of the model's own opset"
@@ -86,7 +86,9 @@ def prepare(model: onnx.ModelProto, *, opset: int | None = None) -> PreparedMode
     return prepared
 
 
-def prepare_in_steps(model: onnx.ModelProto, *, opset: int | None = None) -> Iterator[tuple[Step, PreparedModel]]:
+def prepare_in_steps(
+    model: onnx.ModelProto, *, opset: int | None = None
+) -> Iterator[tuple[PreparationStep, PreparedModel]]:
     """What `prepare` does, one step after the other, each with the model it has made.
 
     The next step changes that model.
@@ -95,28 +97,28 @@ def prepare_in_steps(model: onnx.ModelProto, *, opset: int | None = None) -> Ite
     work.CopyFrom(model)
     work = normalize.run(work)
     checks.check_domains(work)
-    yield Step.INLINE, PreparedModel(model=work, statistics={})
+    yield PreparationStep.INLINE, PreparedModel(model=work, statistics={})
     modules, own = scopes.read(work), origins.read(work)
     work = to_float32.run(work)
-    yield Step.FLOAT32, PreparedModel(model=work, statistics={})
+    yield PreparationStep.FLOAT32, PreparedModel(model=work, statistics={})
     work = constants.run(work)
     checks.check_inference(work)
     # HardSwish first: onnxsim and fold_affine take its Add(3) apart
     one_spelling = (spellings.run, hard_sigmoid.run)
     for clean in (*one_spelling, simplify.run, constants.run, *one_spelling):
         work = clean(work)
-    yield Step.SIMPLIFY, PreparedModel(model=work, statistics={})
+    yield PreparationStep.SIMPLIFY, PreparedModel(model=work, statistics={})
     work = stacked_weight.run(vector_weights.run(tidy.infer_shapes(work)))
     checks.check_layers(work)
     checks.check_finite(work)
     work = fold_reshape.run(spatial_mean.run(work))
-    yield Step.SHAPES, PreparedModel(model=work, statistics={})
+    yield PreparationStep.SHAPES, PreparedModel(model=work, statistics={})
     work, statistics = fold_batch_norm.run(own_weights.run(work))
     work, statistics = fold_affine.run(work, statistics)
     checks.check_finite(work)  # folding can leave the range of float32
     work = _restored(work, modules, own)
-    yield Step.FOLD, PreparedModel(model=work, statistics=statistics)
-    yield Step.OPSET, at_opset(PreparedModel(model=work, statistics=statistics), opset or 0)
+    yield PreparationStep.FOLD, PreparedModel(model=work, statistics=statistics)
+    yield PreparationStep.OPSET, at_opset(PreparedModel(model=work, statistics=statistics), opset or 0)
 
 
 def at_opset(prepared: PreparedModel, opset: int) -> PreparedModel:
