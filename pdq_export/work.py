@@ -129,7 +129,7 @@ def equalize_channels(work: Work, inputs: Sequence[torch.Tensor]) -> tuple[Work,
     ``inputs``: what calibration sees, one tensor for each input.
     """
     prepared, plan = work.prepared, work.plan
-    pairs = equalize.find_pairs(prepared.model, plan.points, {layer.node for layer in plan.layers})
+    pairs = equalize.find_couples(prepared.model, plan.points, {layer.node for layer in plan.layers})
     tensors = tuple(pair.tensor for pair in pairs)
     if not pairs:
         return work, tensors

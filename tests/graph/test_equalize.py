@@ -1,4 +1,4 @@
-"""Channels before a depthwise Conv: which pairs of layers there are, and that the network stays what it was."""
+"""Channels before a depthwise Conv: which couples of layers there are, and that the network stays what it was."""
 
 import numpy as np
 import onnx
@@ -33,8 +33,8 @@ def build(body: str, outputs: str = "float[N,C,H,W] y") -> onnx.ModelProto:
     return name_nodes(fill(parse(body, outputs=outputs), SHAPES))
 
 
-def pairs_of(model: onnx.ModelProto, tensors: set[str]) -> list[equalize.Pair]:
-    return equalize.find_pairs(model, tensors, {node.name for node in model.graph.node})
+def couples_of(model: onnx.ModelProto, tensors: set[str]) -> list[equalize.Couple]:
+    return equalize.find_couples(model, tensors, {node.name for node in model.graph.node})
 
 
 @pytest.mark.parametrize(
@@ -50,9 +50,9 @@ def pairs_of(model: onnx.ModelProto, tensors: set[str]) -> list[equalize.Pair]:
 def test_factors_change_the_tensor_and_not_the_network(body: str) -> None:
     model = build(body)
     before = model.SerializeToString()
-    (pair,) = pairs_of(model, {"r"})
-    assert (pair.tensor, pair.writer, pair.reader) == ("r", model.graph.node[0].name, pair.reader)
-    result, _ = equalize.run(model, {}, [pair], {"r": FACTOR})
+    (couple,) = couples_of(model, {"r"})
+    assert (couple.tensor, couple.writer, couple.reader) == ("r", model.graph.node[0].name, couple.reader)
+    result, _ = equalize.run(model, {}, [couple], {"r": FACTOR})
     assert model.SerializeToString() == before
     image = random(2, 3, 8, 8)
     assert_same(model, result, image=image)
@@ -65,9 +65,9 @@ def test_factors_change_the_tensor_and_not_the_network(body: str) -> None:
 def test_one_layer_after_the_other() -> None:
     model = build(f"{BEGINNING} e = Relu(d) y = Conv <{PAD}, group = 4> (e, other)")
     model.graph.initializer.append(onnx.numpy_helper.from_array(random(4, 1, 3, 3), "other"))
-    pairs = pairs_of(model, {"r", "e"})
-    assert [(pair.tensor, pair.writer) for pair in pairs] == [("r", "c"), ("e", "d")]
-    result, _ = equalize.run(model, {}, pairs, {"r": FACTOR, "e": FACTOR[::-1].copy()})
+    couples = couples_of(model, {"r", "e"})
+    assert [(couple.tensor, couple.writer) for couple in couples] == [("r", "c"), ("e", "d")]
+    result, _ = equalize.run(model, {}, couples, {"r": FACTOR, "e": FACTOR[::-1].copy()})
     assert_same(model, result, image=random(2, 3, 8, 8))
 
 
@@ -95,19 +95,19 @@ def test_what_is_left_alone(body: str, outputs: str) -> None:
     if any("v" in node.input for node in model.graph.node):  # a weight that is computed
         model.graph.node.insert(0, onnx.helper.make_node("Identity", ["w"], ["v"], "v"))
         model.graph.initializer.append(onnx.numpy_helper.from_array(random(4, 3, 3, 3), "w"))
-    assert pairs_of(model, set(GraphIndex(model).producer)) == []
+    assert couples_of(model, set(GraphIndex(model).producer)) == []
 
 
 def test_only_wanted_tensors_and_layers() -> None:
     model = build(CHAIN)
-    assert pairs_of(model, {"d"}) == []
-    assert equalize.find_pairs(model, {"r"}, {"c"}) == equalize.find_pairs(model, {"r"}, {"d"}) == []
+    assert couples_of(model, {"d"}) == []
+    assert equalize.find_couples(model, {"r"}, {"c"}) == equalize.find_couples(model, {"r"}, {"d"}) == []
 
 
 def test_statistics_go_along() -> None:
     model = build(CHAIN)
     known = ChannelStatistics(mean=random(4), std=np.abs(random(4)), gain=np.abs(random(4)))
-    _, statistics = equalize.run(model, {"c": known, "d": known}, pairs_of(model, {"r"}), {"r": FACTOR})
+    _, statistics = equalize.run(model, {"c": known, "d": known}, couples_of(model, {"r"}), {"r": FACTOR})
     assert statistics["d"] is known
     np.testing.assert_allclose(statistics["c"].mean, known.mean * FACTOR, rtol=1e-6)
     np.testing.assert_allclose(statistics["c"].std, known.std * FACTOR, rtol=1e-6)

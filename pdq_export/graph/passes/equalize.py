@@ -22,7 +22,7 @@ from pdq_export.spec import ChannelStatistics
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Pair:
+class Couple:
     """Two layers around a tensor, by the names of nodes.
 
     The layer ``writer`` leads to ``tensor``, the depthwise Conv ``reader`` reads it.
@@ -33,13 +33,13 @@ class Pair:
     reader: str
 
 
-def find_pairs(model: onnx.ModelProto, tensors: Container[str], layers: Container[str]) -> list[Pair]:
-    """The pairs of ``layers`` around ``tensors`` that can be scaled.
+def find_couples(model: onnx.ModelProto, tensors: Container[str], layers: Container[str]) -> list[Couple]:
+    """The couples of ``layers`` around ``tensors`` that can be scaled.
 
     Nobody else reads their constants. Nodes have to have distinct names.
     """
     index = GraphIndex(model)
-    pairs = []
+    couples = []
     for reader in index.graph.node:
         if not _is_depthwise(index, reader) or reader.input[0] not in tensors:
             continue
@@ -48,17 +48,17 @@ def find_pairs(model: onnx.ModelProto, tensors: Container[str], layers: Containe
         if writer is None or writer.name not in layers or reader.name not in layers:
             continue
         if all(_is_private(index, layer) for layer in (writer, reader)):
-            pairs.append(Pair(tensor=tensor, writer=writer.name, reader=reader.name))
-    return pairs
+            couples.append(Couple(tensor=tensor, writer=writer.name, reader=reader.name))
+    return couples
 
 
 def run(
     model: onnx.ModelProto,
     statistics: Mapping[str, ChannelStatistics],
-    pairs: Sequence[Pair],
+    couples: Sequence[Couple],
     factors: Mapping[str, NDArray[np.float64]],
 ) -> tuple[onnx.ModelProto, dict[str, ChannelStatistics]]:
-    """Multiply the tensors of ``pairs`` by ``factors`` [C], above 0; what the network computes stays.
+    """Multiply the tensors of ``couples`` by ``factors`` [C], above 0; what the network computes stays.
 
     Returns a copy of the model, and the statistics of layer outputs that fit it.
     """
@@ -71,8 +71,8 @@ def run(
         assert value is not None
         return value.astype(np.float64)
 
-    for pair in pairs:
-        factor, writer, reader = factors[pair.tensor], index.nodes[pair.writer], index.nodes[pair.reader]
+    for couple in couples:
+        factor, writer, reader = factors[couple.tensor], index.nodes[couple.writer], index.nodes[couple.reader]
         constants[writer.input[1]] = scale_outputs(writer, current(writer.input[1]), factor).astype(np.float32)
         if len(writer.input) > 2 and writer.input[2]:
             constants[writer.input[2]] = (current(writer.input[2]) * factor).astype(np.float32)
