@@ -132,7 +132,7 @@ class BlockClock(StageClock):
     def __call__(self, at: Progress) -> None:
         """Take in one report of `pdq_export.quantize`."""
         super().__call__(at)
-        if at.block is not None and at.block.step:  # what comes before the steps has no number
+        if at.block is not None and at.block.step and not at.block.phase:  # what is done beside the steps has a phase
             self._reports.setdefault(at.block.block, []).append((self.now()[0], at.block.step))
         if at.stage == "export":
             self.calibration_memory = peak_memory()

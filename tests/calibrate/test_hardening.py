@@ -83,7 +83,7 @@ def test_compensation_brings_the_quantized_network_nearer() -> None:
         [
             [
                 _calibrated(residual("2/8", seed=seed), dataclasses.replace(OPTIONS, compensate_rounding=on))
-                for on in (0, 1)
+                for on in (False, True)
             ]
             for seed in range(4)
         ]
