@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 
 import onnx
 
+from pdq_export.config.config import WEIGHTS
 from pdq_export.errors import OptionError
 from pdq_export.export import Layout, export_model, native, ort, qcdq, required_opset, tensorrt
 from pdq_export.graph.lookup import GraphIndex
@@ -16,7 +17,6 @@ from pdq_export.plan.floating import FloatNode, find_floating, find_left_out
 from pdq_export.plan.magnitudes import check_magnitudes
 from pdq_export.plan.passes import tensorrt as pairs_for_tensorrt
 from pdq_export.plan.planned import Pass, Planned
-from pdq_export.plan.rules import WEIGHTS
 from pdq_export.spec import MAX_BITS, MIN_BITS, Plan, QuantizedTensors
 from pdq_export.validate import Batch, Session, check_runs_quantized
 
@@ -49,9 +49,10 @@ class Target:
 
     def settle(self, options: PlanOptions) -> PlanOptions:
         """What was asked for, with what the target decides. Raises OptionError for weights that it does not take."""
-        if options.symmetric_weights is None:
-            return dataclasses.replace(options, symmetric_weights=self.weights[0] == "symmetric")
-        asked = "symmetric" if options.symmetric_weights else "asymmetric"
+        asked = options.section.weights
+        if asked is None:
+            settled = dataclasses.replace(options.section, weights=self.weights[0])
+            return dataclasses.replace(options, section=settled)
         if asked not in self.weights:
             raise OptionError(
                 f"--weights {asked}: --target {self.name} takes {self.weights[0]} weights only; leave the option out"

@@ -99,8 +99,8 @@ class Request:
 
 def settings(config: Config, planning: PlanOptions, chosen: CalibrationOptions, family: str) -> dict[str, Any]:
     """Every option as it was settled, in plain types, for the file's metadata and the report."""
-    weights = "symmetric" if planning.symmetric_weights else "asymmetric"
-    return record.settings(config, chosen, weights=weights, family=family)
+    by_tensor = {"tensor_bits": dict(planning.tensor_bits)} if planning.tensor_bits else {}
+    return record.settings(config, chosen, weights=planning.section.weights, family=family, **by_tensor)
 
 
 def made_by(model: ModelInfo, calibration: Mapping[str, str], device: str) -> dict[str, Any]:
