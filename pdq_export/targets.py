@@ -18,7 +18,7 @@ from pdq_export.plan.magnitudes import check_magnitudes
 from pdq_export.plan.passes import tensorrt as pairs_for_tensorrt
 from pdq_export.plan.planned import Pass, Planned
 from pdq_export.spec import MAX_BITS, MIN_BITS, Plan, QuantizedTensors
-from pdq_export.validate import Batch, Session, check_runs_quantized
+from pdq_export.validate import Batch, check_runs_quantized
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,8 +28,13 @@ class Target:
     ``layout``: how files are written. ``rules``: passes over the plan, before those that users ask for. ``weights``:
     the kinds of weights that it takes, the first by default. ``fewest_bits``: of any tensor; ``because``: why that is
     more than 2, for messages. ``integer_bias``: whether biases are rounded to INT32. ``find_floating``: the nodes that
-    compute in float, as far as that is known here. ``check_runs``: a session of a file's bytes in the runtime that
-    checks it, which has run a batch if there is one; raises ValidationError where it does not.
+    compute in float, as far as that is known here.
+
+    ``check_runs``: loads a file, given as bytes, in the runtime that checks it, and runs a batch if there is one;
+    raises ValidationError where that fails. Before calibration it gets a file with placeholders, and afterwards the
+    written one where onnxruntime does not measure that. ``in_onnxruntime``: whether onnxruntime runs the files.
+    Where it does, kernels are counted and outputs measured in it; else inspections and reports have no kernels, and
+    figures of the simulation alone.
     """
 
     name: str
@@ -40,7 +45,8 @@ class Target:
     because: str = ""
     integer_bias: bool = True
     find_floating: Callable[[GraphIndex, Plan], tuple[FloatNode, ...]] = find_floating
-    check_runs: Callable[[bytes, Batch | None], Session] = check_runs_quantized
+    check_runs: Callable[[bytes, Batch | None], object] = check_runs_quantized
+    in_onnxruntime: bool = True
 
     @property
     def convertible(self) -> bool:

@@ -84,7 +84,6 @@ def test_every_part_has_a_rule() -> None:
         "__init__",
         "__main__",
         "commands",
-        "stages",
         "work",
     }
     assert parts - outermost - {"cli", "calib_data"} == set(RULES)

@@ -26,9 +26,9 @@ from pdq_export.plan import PlanOptions
 from pdq_export.plan.floating import FloatNode
 from pdq_export.plan.planned import Planned
 from pdq_export.spec import Plan, Point, Role
-from pdq_export.stages import prepare_and_plan
 from pdq_export.targets import Target, find_target, register_target, target_names
 from pdq_export.validate import Batch, check_runs_quantized
+from pdq_export.work import prepare_and_plan
 
 from .onnx_text import fill, name_nodes, parse
 
