@@ -88,7 +88,7 @@ class Measurements:
     Accuracies are None without labels, those of the simulation also where it has no scores. ``images``: those that the
     file was run on, or the simulation where the file was not; then its accuracy and kernels are None.
     ``float_where_simulated``: of FP32 on the images that the simulation saw. ``session_config``: without which
-    onnxruntime does not load the quantized file. ``min_onnxruntime``: the lowest version that the file names for itself.
+    onnxruntime does not load the quantized file. ``min_onnxruntime``: the lowest version that it names for itself.
     """
 
     images: int
