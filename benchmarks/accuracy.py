@@ -28,6 +28,7 @@ import torch
 import pdq_export
 from benchmarks.common import StageClock, digest, open_session, parse_setting, quantize_with_onnxruntime
 from benchmarks.results import FULL, Outcome, Run, Work, append, read, tables
+from pdq_export.config.config import WEIGHTS
 from pdq_export.config.method import METHODS, PRESETS, choose_options
 from pdq_export.data import ImageSet, count_shared_digests, image_digests, load_images
 from pdq_export.errors import DataError, OptionError, PdqError
@@ -36,7 +37,6 @@ from pdq_export.graph.lookup import GraphIndex
 from pdq_export.graph.prepare import prepare as prepare_model
 from pdq_export.plan import network_family
 from pdq_export.plan.points import find_layers
-from pdq_export.plan.rules import WEIGHTS
 from pdq_export.validate import Accuracy, AccuracyMeter
 
 FLOAT = "fp32"

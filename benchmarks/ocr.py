@@ -103,6 +103,8 @@ def perform(model: Path, run: Run) -> dict[str, Any]:
             device="cpu",
             progress=clock,
         )
+        kernels = result.report.kernels
+        assert kernels is not None  # the target is onnxruntime
         judged = TextRenderer(run.split, seed=run.seed)
         judge = judge_classifier if run.network == CLASSIFIER else judge_detector
         return {
@@ -110,8 +112,8 @@ def perform(model: Path, run: Run) -> dict[str, Any]:
             "shapes": run_at_shapes(model, path, SIZES[run.network], run.threads),
             "latency_ratio": latency_ratios(model, path, images, run.threads),
             "size_ratio": result.report.size_ratio,
-            "between_pairs": dict(result.report.kernels.between_pairs),
-            "floating": dict(result.report.kernels.floating),
+            "between_pairs": dict(kernels.between_pairs),
+            "floating": dict(kernels.floating),
             "cpu_seconds": clock.until("export")[1],
         }
 

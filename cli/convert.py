@@ -76,9 +76,10 @@ def convert(
 def _describe(converted: "onnx.ModelProto", target: str, written: Mapping[Path, bytes]) -> dict[str, Any]:
     from pdq_export.graph.lookup import opset_version
     from pdq_export.report import ModelInfo
+    from pdq_export.targets import find_target
     from pdq_export.validate import min_onnxruntime, needed_config
 
-    content = converted.SerializeToString()
+    content, runs = converted.SerializeToString(), find_target(target).in_onnxruntime
     info = ModelInfo.of(next(iter(written)).name, *written.values())
     return {
         "schema_version": SCHEMA_VERSION,
@@ -87,7 +88,7 @@ def _describe(converted: "onnx.ModelProto", target: str, written: Mapping[Path, 
         "model": {"name": info.name, "sha256": info.sha256, "size": info.size},
         "files": [{"path": str(path), "size": len(data)} for path, data in written.items()],
         "min_onnxruntime": min_onnxruntime(content) or None,
-        "session_config": needed_config(content),
+        "session_config": needed_config(content) if runs else {},
     }
 
 

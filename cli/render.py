@@ -50,7 +50,11 @@ def version_note(min_onnxruntime: str) -> str:
 
 def report_rows(report: "Report") -> list[Row]:
     """Rows of the table: what, FP32, quantized, difference."""
+    measured = report.kernels is not None  # else the file is for another runtime, and its simulation was measured
+    stands_for = "" if measured else ", simulated"
     rows = _accuracy(report.float_accuracy, report.quantized_accuracy)
+    if not measured:
+        rows = _accuracy(report.float_accuracy, report.simulated_accuracy, f" accuracy{stands_for}")
     if rows and report.saturated_layers:
         seen = report.simulated_accuracy
         some = f" of {seen.images:,} images" if seen is not None and seen.images < report.images else ""
@@ -58,20 +62,21 @@ def report_rows(report: "Report") -> list[Row]:
     several = len(report.outputs) > 1
     for output in report.outputs:
         name = f" ({printable(output.name)})" if several else ""
-        against_float, against_simulation = output.quantized_float, output.quantized_simulated
-        rows.append((f"argmax agrees with FP32{name}", "", _percent(against_float.argmax_agreement), ""))
-        rows.append((f"SQNR against FP32{name}", "", _decibel(against_float.sqnr_db), ""))
+        against_float, against_simulation = output.against_float, output.quantized_simulated
+        rows.append((f"argmax agrees with FP32{stands_for}{name}", "", _percent(against_float.argmax_agreement), ""))
+        rows.append((f"SQNR against FP32{stands_for}{name}", "", _decibel(against_float.sqnr_db), ""))
         if (usual := against_float.median_sqnr_db) is not None and _differs(against_float.sqnr_db, usual):
-            rows.append((f"SQNR against FP32, median image{name}", "", _decibel(usual), ""))
+            rows.append((f"SQNR against FP32, median image{stands_for}{name}", "", _decibel(usual), ""))
         if against_simulation is not None:
             agreement = _percent(against_simulation.argmax_agreement)
             rows.append((f"argmax agrees with simulation{name}", "", agreement, ""))
     for part in report.parts:
         rows.append((f"SQNR against FP32 ({printable(part.name)})", "", _decibel(part.quantized_float.sqnr_db), ""))
-    integer, floating = (sum(counts.values()) for counts in (report.kernels.integer, report.kernels.floating))
     if report.min_onnxruntime:
         rows.append(("lowest version of onnxruntime", "", report.min_onnxruntime, ""))
-    rows.append(("layers run as integers in onnxruntime", "", f"{integer} of {integer + floating}", ""))
+    if report.kernels is not None:
+        integer, floating = (sum(counts.values()) for counts in (report.kernels.integer, report.kernels.floating))
+        rows.append(("layers run as integers in onnxruntime", "", f"{integer} of {integer + floating}", ""))
     sizes = format_sizes(report.model.size, report.quantized.size)
     rows.append(("size", *sizes, f"× {report.size_ratio:.3f}"))
     return [row for row in rows if row[2]]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 
 import onnx
 
+from pdq_export.config.config import WEIGHTS
 from pdq_export.errors import OptionError
 from pdq_export.export import Layout, export_model, native, ort, qcdq, required_opset, tensorrt
 from pdq_export.graph.lookup import GraphIndex
@@ -16,9 +17,8 @@ from pdq_export.plan.floating import FloatNode, find_floating, find_left_out
 from pdq_export.plan.magnitudes import check_magnitudes
 from pdq_export.plan.passes import tensorrt as pairs_for_tensorrt
 from pdq_export.plan.planned import Pass, Planned
-from pdq_export.plan.rules import WEIGHTS
 from pdq_export.spec import MAX_BITS, MIN_BITS, Plan, QuantizedTensors
-from pdq_export.validate import Batch, Session, check_runs_quantized
+from pdq_export.validate import Batch, check_runs_quantized
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,8 +28,13 @@ class Target:
     ``layout``: how files are written. ``rules``: passes over the plan, before those that users ask for. ``weights``:
     the kinds of weights that it takes, the first by default. ``fewest_bits``: of any tensor; ``because``: why that is
     more than 2, for messages. ``integer_bias``: whether biases are rounded to INT32. ``find_floating``: the nodes that
-    compute in float, as far as that is known here. ``check_runs``: a session of a file's bytes in the runtime that
-    checks it, which has run a batch if there is one; raises ValidationError where it does not.
+    compute in float, as far as that is known here.
+
+    ``check_runs``: loads a file, given as bytes, in the runtime that checks it, and runs a batch if there is one;
+    raises ValidationError where that fails. Before calibration it gets a file with placeholders, and afterwards the
+    written one where onnxruntime does not measure that. ``in_onnxruntime``: whether onnxruntime runs the files.
+    Where it does, kernels are counted and outputs measured in it; else inspections and reports have no kernels, and
+    figures of the simulation alone.
     """
 
     name: str
@@ -40,7 +45,8 @@ class Target:
     because: str = ""
     integer_bias: bool = True
     find_floating: Callable[[GraphIndex, Plan], tuple[FloatNode, ...]] = find_floating
-    check_runs: Callable[[bytes, Batch | None], Session] = check_runs_quantized
+    check_runs: Callable[[bytes, Batch | None], object] = check_runs_quantized
+    in_onnxruntime: bool = True
 
     @property
     def convertible(self) -> bool:
@@ -49,9 +55,10 @@ class Target:
 
     def settle(self, options: PlanOptions) -> PlanOptions:
         """What was asked for, with what the target decides. Raises OptionError for weights that it does not take."""
-        if options.symmetric_weights is None:
-            return dataclasses.replace(options, symmetric_weights=self.weights[0] == "symmetric")
-        asked = "symmetric" if options.symmetric_weights else "asymmetric"
+        asked = options.section.weights
+        if asked is None:
+            settled = dataclasses.replace(options.section, weights=self.weights[0])
+            return dataclasses.replace(options, section=settled)
         if asked not in self.weights:
             raise OptionError(
                 f"--weights {asked}: --target {self.name} takes {self.weights[0]} weights only; leave the option out"

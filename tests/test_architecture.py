@@ -23,7 +23,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "advice": ({"config", "spec"}, set()),
     "process": (set(), set()),
     "graph": ({"errors", "files", "operators", "spec"}, {"numpy", "onnx", "onnxsim"}),
-    "plan": ({"errors", "operators", "spec", "graph"}, {"numpy", "onnx"}),
+    "plan": ({"config", "errors", "operators", "spec", "graph"}, {"numpy", "onnx"}),
     "numerics": ({"errors", "spec"}, {"numpy", "torch"}),
     "frontend": ({"errors", "operators", "spec", "graph"}, {"numpy", "onnx", "torch"}),
     "calibrate": (
@@ -33,7 +33,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "export": ({"arithmetic", "errors", "operators", "spec", "graph.lookup", "graph.scopes"}, {"numpy", "onnx"}),
     "validate": ({"errors", "operators", "spec"}, {"numpy", "onnx", "onnxruntime"}),
     "data": ({"errors"}, {"numpy", "PIL"}),
-    "targets": ({"errors", "spec", "graph.lookup", "plan", "export", "validate"}, {"onnx"}),
+    "targets": ({"config", "errors", "spec", "graph.lookup", "plan", "export", "validate"}, {"onnx"}),
     "report": ({"advice", "errors", "validate"}, {"onnxruntime"}),
     "signature": ({"data", "errors", "graph.lookup", "validate"}, {"numpy"}),
     "fidelity": ({"errors", "frontend", "graph", "validate"}, {"numpy", "onnx", "onnxruntime", "torch"}),
@@ -84,7 +84,6 @@ def test_every_part_has_a_rule() -> None:
         "__init__",
         "__main__",
         "commands",
-        "stages",
         "work",
     }
     assert parts - outermost - {"cli", "calib_data"} == set(RULES)

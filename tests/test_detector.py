@@ -30,7 +30,7 @@ def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
 
 @pytest.fixture(scope="module")
 def plan(prepared: onnx.ModelProto) -> Plan:
-    return make_plan(prepared, PlanOptions(bits=BitWidths(4, 4)))
+    return make_plan(prepared, PlanOptions.of(BitWidths(4, 4)))
 
 
 def test_neck_and_head_are_cut_into_units(plan: Plan) -> None:

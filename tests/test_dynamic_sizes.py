@@ -98,7 +98,7 @@ def test_what_grows_with_the_images_is_counted_in_any_block() -> None:
 
 
 def test_sizes_are_no_inputs_of_blocks() -> None:
-    plan = make_plan(by_image(), PlanOptions(bits=BitWidths(4, 4)))
+    plan = make_plan(by_image(), PlanOptions.of(BitWidths(4, 4)))
 
     def ends(block: Block) -> tuple[tuple[str, ...], tuple[str, ...]]:
         return block.inputs, block.outputs

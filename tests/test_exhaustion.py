@@ -89,11 +89,11 @@ def fails(*_: object, **__: object) -> None:
     ("place", "call"),
     [
         (
-            "pdq_export.commands.quantize.load_model",
+            "pdq_export.work.load_model",
             lambda path: quantize(path, calib=np.zeros((1, 1, 28, 28), np.float32)),
         ),
         ("pdq_export.commands.quantize.calibrate", lambda path: quantize(path, calib=calib_data.path("calib.npz"))),
-        ("pdq_export.commands.inspect.prepare_and_plan", inspect_model),
+        ("pdq_export.work.prepare_and_plan", inspect_model),
         ("pdq_export.commands.convert.read_model", lambda path: convert(path, "native")),
         ("onnx.checker.check_model", inspect_model),  # behind an error of ours
     ],

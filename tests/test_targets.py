@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -12,10 +13,11 @@ from onnx import GraphProto
 
 import pdq_export
 from pdq_export import targets
+from pdq_export.cli.render import report_rows
 from pdq_export.commands.dry_run import dry_run
 from pdq_export.commands.settle import settle
 from pdq_export.config.config import options_of
-from pdq_export.errors import OptionError
+from pdq_export.errors import OptionError, ValidationError
 from pdq_export.export.constants import Weight
 from pdq_export.export.layers import textbook_weight
 from pdq_export.export.layouts import Layout, Quantized
@@ -26,9 +28,9 @@ from pdq_export.plan import PlanOptions
 from pdq_export.plan.floating import FloatNode
 from pdq_export.plan.planned import Planned
 from pdq_export.spec import Plan, Point, Role
-from pdq_export.stages import prepare_and_plan
 from pdq_export.targets import Target, find_target, register_target, target_names
 from pdq_export.validate import Batch, check_runs_quantized
+from pdq_export.work import prepare_and_plan
 
 from .onnx_text import fill, name_nodes, parse
 
@@ -154,6 +156,101 @@ def test_what_a_new_target_does_not_take_is_refused_before_calibration(runtime: 
     with pytest.raises(OptionError, match=message):
         pdq_export.quantize(model(), bits="4/2", target="toy", calib=images(), method="nearest", device="cpu")
     assert runtime.runs == 0
+
+
+class OtherRuntime:
+    """A runtime that knows the operators of ``elsewhere``, which onnxruntime does not; it can refuse written files."""
+
+    def __init__(self) -> None:
+        self.seen: list[bool] = []
+        self.refuses_after = 100
+
+    def check(self, content: bytes, batch: Batch | None) -> None:
+        file = onnx.load_model_from_string(content)
+        assert "elsewhere" in {node.domain for node in file.graph.node}
+        self.seen.append(batch is not None)
+        if len(self.seen) > self.refuses_after:
+            raise ValidationError("elsewhere does not load it")
+
+
+def write_elsewhere(quantized: Quantized) -> GraphProto:
+    graph = ToyGraph(quantized).write()
+    for node in graph.node:
+        if node.op_type == "QuantizeLinear":
+            node.domain = "elsewhere"
+    return graph
+
+
+@pytest.fixture
+def elsewhere(registry: None) -> OtherRuntime:
+    """What checks the target ``plain``, whose files onnxruntime cannot load."""
+    found = OtherRuntime()
+    layout = Layout(
+        name="plain",
+        required_opset=lambda plan: 18,
+        write=write_elsewhere,
+        for_onnxruntime=False,
+        domains={"elsewhere": 1},
+    )
+    register_target(Target(name="plain", layout=layout, check_runs=found.check, in_onnxruntime=False))
+    return found
+
+
+FAST = {"bits": "4/4", "target": "plain", "method": "nearest", "device": "cpu"}
+
+
+def test_files_that_onnxruntime_does_not_run_are_inspected_written_and_measured_by_their_simulation(
+    elsewhere: OtherRuntime,
+) -> None:
+    with pytest.raises(ValidationError, match=r"onnxruntime .* does not load"):
+        check_runs_quantized(_written(elsewhere).SerializeToString(), None)
+    inspection = pdq_export.inspect_model(model(), bits="4/4", target="plain")
+    assert (inspection.problems, inspection.kernels, inspection.saturating) == ((), None, ())
+    assert inspection.to_dict()["kernels"] is None
+    assert inspection.quantized_size is not None
+
+    elsewhere.seen.clear()
+    pixels = np.random.default_rng(1).normal(size=(40, 3, 8, 8)).astype(np.float32)
+    some = {
+        "calib": pdq_export.ImageSet(pixels=pixels, labels=np.arange(40) % 5, source="toys"),
+        "simulated_images": 32,
+    }
+    result = pdq_export.quantize(model(), **some, **FAST)
+    assert elsewhere.seen == [True, True]  # placeholders before calibration, the written file afterwards
+    found = result.report.to_dict()
+    assert (found["kernels"], found["min_onnxruntime"], found["session_config"], found["parts"]) == (None, None, {}, [])
+    (output,) = found["outputs"]
+    assert [name for name in output if output[name] is None] == ["quantized_float", "quantized_simulated", "deviation"]
+    assert output["simulated_float"]["images"] == found["images"] == 24  # of three batches the first and the last
+    assert found["accuracy"]["quantized"] is None
+    rows = {row[0] for row in report_rows(result.report)}
+    assert {"top-1 accuracy, simulated", "argmax agrees with FP32, simulated", "size"} <= rows
+    assert "layers run as integers in onnxruntime" not in rows
+
+    same = pdq_export.quantize(model(), **some, **{**FAST, "target": "ort"}).report
+    assert (same.float_where_simulated, same.simulated_accuracy) == (
+        result.report.float_accuracy,
+        result.report.simulated_accuracy,
+    )
+    assert same.outputs[0].simulated_float == result.report.outputs[0].simulated_float
+
+
+def _written(runtime: OtherRuntime) -> onnx.ModelProto:
+    return pdq_export.quantize(model(), calib=images(), **FAST).model
+
+
+def test_files_that_onnxruntime_does_not_run_are_converted(elsewhere: OtherRuntime) -> None:
+    ort = pdq_export.quantize(model(), calib=images(), **{**FAST, "target": "ort"}).model
+    there = pdq_export.convert(ort, "plain")
+    assert there.graph == _written(elsewhere).graph
+    assert pdq_export.convert(there, "ort") == ort
+
+
+def test_a_written_file_that_its_own_runtime_refuses_is_refused(elsewhere: OtherRuntime, tmp_path: Path) -> None:
+    elsewhere.refuses_after = 1
+    with pytest.raises(ValidationError, match="elsewhere does not load it"):
+        pdq_export.quantize(model(), calib=images(), output=tmp_path / "q.onnx", **FAST)
+    assert not (tmp_path / "q.onnx").exists()
 
 
 @pytest.mark.usefixtures("registry")

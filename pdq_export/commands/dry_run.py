@@ -20,11 +20,10 @@ from pdq_export.validate import Session
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Placeholders:
-    """A file with placeholders in place of what calibration learns, its bytes, and the session that it was run in."""
+    """A file with placeholders in place of what calibration learns, and its bytes."""
 
     model: onnx.ModelProto
     content: bytes
-    session: Session
 
 
 def dry_run(
@@ -48,10 +47,10 @@ def dry_run(
     content = exported.SerializeToString(deterministic=True)
     given = inputs if inputs is not None else _noise_that_runs(prepared, generator)
     try:
-        session = chosen.check_runs(content, None if given is None else tuple(given))
+        chosen.check_runs(content, None if given is None else tuple(given))
     except ValidationError as error:
         raise _with_remedy(error, index) from error
-    return Placeholders(model=exported, content=content, session=session)
+    return Placeholders(model=exported, content=content)
 
 
 def _noise_that_runs(prepared: PreparedModel, generator: np.random.Generator) -> tuple[NDArray[np.float32], ...] | None:

@@ -1,6 +1,7 @@
 """How good a written file is: it is run beside the user's and beside the simulation, and again where it is off."""
 
 import functools
+import logging
 import math
 
 import numpy as np
@@ -11,9 +12,12 @@ from pdq_export.calibrate import Calibrated
 from pdq_export.commands.progress import Tell
 from pdq_export.fidelity import Reference, as_seen
 from pdq_export.plan.saturation import saturating_layers
+from pdq_export.targets import Target
 from pdq_export.validate import BATCH_SIZE, Batch, Comparison, Measurements, Simulate, validate
 from pdq_export.validate.parity import Parity, judge_parity
 from pdq_export.work import Work
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -22,19 +26,21 @@ def evaluate(
     content: bytes,
     reference: Reference,
     *,
+    target: Target,
     device: torch.device,
     simulated_images: int,
     tell: Tell,
 ) -> tuple[Measurements, Parity]:
     """Measure a file, ``content``, on all samples to judge on, and on some of them against the simulation.
 
-    ``device``: of the simulation, which sees at most ``simulated_images``, evenly spread. Raises ValidationError where
-    the file does not load or run, or its outputs are not comparable.
+    ``device``: of the simulation, which sees at most ``simulated_images``, evenly spread. Where the ``target`` is no
+    file for onnxruntime, the runtime that it has runs the first samples, and the simulation alone is measured. Raises
+    ValidationError where the file does not load or run, or its outputs are not comparable.
     """
     judged, size = work.samples.judged, work.batch or BATCH_SIZE
     comparison = Comparison(
         original=reference.content(work.prepared.model),
-        quantized=content,
+        quantized=content if target.in_onnxruntime else None,
         batches=lambda: judged.batches(size),
         labels=judged.labels,
         compared=work.compared if work.plan.tail else (),
@@ -44,6 +50,9 @@ def evaluate(
         simulate_every=math.ceil(len(judged) / size / max(simulated_images // size, 1)),
         optimize=reference.optimize,
     )
+    if not target.in_onnxruntime:
+        target.check_runs(content, next(iter(comparison.batches())))
+        logger.info("files for --target %s do not run in onnxruntime: the figures are the simulation's", target.name)
     measured = validate(comparison, progress=lambda done: tell.images("validate", done, len(judged)))
     parity = judge_parity(
         measured,

@@ -18,7 +18,8 @@ JSON schema of `Inspection.to_dict`, version 2 (null stands for "not known")::
     floating          [{node, op_type, reason}]  what computes in float in onnxruntime with target ort; with tensorrt
                       only what is excluded or cannot be calibrated, since TensorRT's builder decides on the rest
     size              {float, quantized, ratio} in bytes, quantized to about a percent; null where it cannot be written
-    kernels           {integer: {op_type: count}, floating: {op_type: count}} of layers, as onnxruntime chooses them
+    kernels           {integer: {op_type: count}, floating: {op_type: count}} of layers, as onnxruntime chooses them;
+                      null where the target is another runtime
     saturating        [node]  layers whose integer kernels saturate on x86 processors without VNNI, unless reduce_range
     unsupported       [message]  nodes that calibration cannot compute and that a quantized layer depends on
     problems          [message]  everything else that quantize would refuse
@@ -34,7 +35,7 @@ import onnx
 
 from pdq_export.calibrate.precision import settled_torch
 from pdq_export.commands.dry_run import dry_run
-from pdq_export.commands.request import file_metadata, made_by, settings
+from pdq_export.commands.making import file_metadata, made_by, settings
 from pdq_export.commands.settle import choose, plan_options, settle
 from pdq_export.config.config import Config, options_of
 from pdq_export.config.method import FAMILIES
@@ -53,7 +54,7 @@ from pdq_export.report import ModelInfo
 from pdq_export.signature import input_specs
 from pdq_export.spec import Plan, Role
 from pdq_export.targets import find_target
-from pdq_export.validate import KernelCount, Session, count_kernels
+from pdq_export.validate import KernelCount, Session, open_counted
 from pdq_export.work import PlannedModel, open_model
 
 SCHEMA_VERSION = 2
@@ -170,7 +171,10 @@ def inspect_model(
         opset=original.opset,
         inputs=tuple(_tensor(original, name) for name in original.inputs if not original.is_constant(name)),
         outputs=tuple(_tensor(original, name) for name in original.outputs),
-        settings={**{name: told[name] for name in options_of(command=INSPECT) if name in told}, "opset": index.opset},
+        settings={
+            **{name: told[name] for name in options_of(type(settled), command=INSPECT) if name in told},
+            "opset": index.opset,
+        },
         family=family,
         batch_norm_nodes=sum(node.op_type == "BatchNormalization" for node in original.graph.node),
         layers_with_statistics=sum(layer.output in statistics for layer in layers),
@@ -216,7 +220,9 @@ def _try(planned: PlannedModel, session: Session, target: str, metadata: Mapping
         problems.append(str(error))
     try:
         file = dry_run(planned.prepared, planned.plan, target, metadata=metadata)
-        size, kernels = len(file.content), count_kernels(file.content, file.session.config)
+        size = len(file.content)
+        if find_target(target).in_onnxruntime:
+            _, kernels = open_counted(file.content)
     except PdqError as error:
         problems.append(str(error))
     return _Trial(unsupported=unsupported, problems=tuple(problems), quantized_size=size, kernels=kernels)

@@ -13,13 +13,12 @@ import torch
 from pdq_export.calibrate import Calibrated, calibrate
 from pdq_export.calibrate.memory import trim_heap
 from pdq_export.calibrate.precision import settled_torch
-from pdq_export.calibrate.ramps import with_fitted_ramps
 from pdq_export.commands.dry_run import dry_run
 from pdq_export.commands.evaluate import evaluate
 from pdq_export.commands.keeping import describe_run, kept_blocks
+from pdq_export.commands.making import Making
 from pdq_export.commands.progress import Progress, ProgressCallback, Tell
-from pdq_export.commands.request import Request, file_metadata, settings
-from pdq_export.config import record
+from pdq_export.commands.request import Request
 from pdq_export.config.config import Config, FileSection
 from pdq_export.config.method import CalibrationOptions
 from pdq_export.config.option import QUANTIZE
@@ -32,8 +31,7 @@ from pdq_export.files import Draft
 from pdq_export.graph.edit import with_constants
 from pdq_export.graph.lookup import opset_version
 from pdq_export.graph.save import in_order, model_files
-from pdq_export.plan.summary import summarize_layers
-from pdq_export.report import ModelInfo, Report, tell_parity, warn_lost_parts, warn_useless
+from pdq_export.report import ModelInfo, Report, tell_verdict
 from pdq_export.spec import Plan, QuantizedTensors
 from pdq_export.targets import find_target
 from pdq_export.work import PlannedModel, Work, begin_work, equalize_channels, import_planned, open_model, tell_tail
@@ -118,10 +116,8 @@ def _run(request: Request, tell: Tell) -> Result:
     calibrated = _calibrate(work, seen, chosen, request, tell)
     del seen
     tell.stage("export")
-    info = ModelInfo.of(file.name, file.content)
-    settled = settings(request.config, request.planning, chosen, work.family)
-    made_by = request.made_by(info, samples, work.index.inputs)
-    quantized = _export(work, calibrated, request.config, file_metadata(request.config, settled, made_by))
+    making = Making.of(request, work, chosen)
+    quantized = _export(work, calibrated, request.config, making.metadata())
     tell.stage("validate")
     with Draft() as draft:
         own, files = _keep(draft, quantized, asked)
@@ -130,32 +126,16 @@ def _run(request: Request, tell: Tell) -> Result:
             calibrated,
             quantized.SerializeToString(deterministic=True),
             reference,
+            target=find_target(asked.target),
             device=request.device,
             simulated_images=request.config.run.simulated_images,
             tell=tell,
         )
-        report = Report.of(
-            measured,
-            model=info,
-            quantized=own,
-            saturated_layers=parity.saturated,
-            **_describe(work, calibrated, asked.target),
-            settings={
-                **settled,
-                "opset": opset_version(quantized),
-                "device": str(request.device),
-                "asked": record.asked(request.config),
-                "made_by": made_by,
-                **samples.settings(),
-                "equalized_tensors": list(equalized),
-            },
-        )
-        if asked.report is not None:
-            draft.add({Path(asked.report): report.to_json().encode()})
-            files.append(Path(asked.report))
-        for tell_meaning in (warn_useless, warn_lost_parts):
-            tell_meaning(report, samples.judged.source)
-        tell_parity(parity)
+        changed = {"opset": opset_version(quantized), "equalized_tensors": list(equalized)}
+        saturated = parity.saturated
+        report = making.report(measured, work, calibrated, quantized=own, saturated_layers=saturated, settings=changed)
+        files += _keep_report(draft, report, asked)
+        tell_verdict(report, parity, samples.judged.source)
         draft.place(overwrite=asked.overwrite)
     return Result(model=quantized, plan=work.plan, tensors=calibrated.tensors, report=report, files=tuple(files))
 
@@ -193,7 +173,7 @@ def _calibrate(
         plan=work.plan,
         inputs=inputs,
         options=chosen,
-        asked={**vars(request.planning), "target": asked.target, "opset": asked.opset},
+        asked={**vars(request.planning.section), "target": asked.target, "opset": asked.opset},
         device=request.device,
     )
     with kept_blocks(run, work_dir=how.work_dir, resume=how.resume) as checkpoint:
@@ -230,11 +210,9 @@ def _keep(draft: Draft, quantized: onnx.ModelProto, asked: FileSection) -> tuple
     return ModelInfo.of(Path(asked.output).name, *written.values()), list(written)
 
 
-def _describe(work: Work, calibrated: Calibrated, target: str) -> dict[str, Any]:
-    """What the report says of the layers and of what was calibrated."""
-    plan = with_fitted_ramps(work.plan, calibrated.tensors)
-    return {
-        "layers": tuple(dataclasses.asdict(layer) for layer in summarize_layers(work.index, work.plan)),
-        "floating": tuple(dataclasses.asdict(node) for node in find_target(target).find_floating(work.index, plan)),
-        "predictions": calibrated.predictions,
-    }
+def _keep_report(draft: Draft, report: Report, asked: FileSection) -> list[Path]:
+    """Have the report safe on the disk, where one is asked for, and where it will be."""
+    if asked.report is None:
+        return []
+    draft.add({Path(asked.report): report.to_json().encode()})
+    return [Path(asked.report)]

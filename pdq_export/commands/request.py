@@ -8,19 +8,16 @@ from typing import Any, Self
 import onnx
 import torch
 
-import pdq_export
 from pdq_export.calibrate.device import choose_device
 from pdq_export.calibrate.memory import parse_size
 from pdq_export.commands.settle import Given, choose, plan_options, settle, with_method
-from pdq_export.config import record
 from pdq_export.config.config import Config
 from pdq_export.config.method import CalibrationOptions
 from pdq_export.config.option import QUANTIZE
-from pdq_export.data import DataSource, Samples, check_exists, sha256_by_input
+from pdq_export.data import DataSource, check_exists
 from pdq_export.errors import DataError
 from pdq_export.graph.save import check_output
 from pdq_export.plan import PlanOptions
-from pdq_export.report import ModelInfo, versions
 from pdq_export.runs import check_root
 
 Model = str | Path | onnx.ModelProto
@@ -91,32 +88,6 @@ class Request:
     def options(self, family: str) -> CalibrationOptions:
         """The numbers of the method for a network of this family."""
         return choose(self.config, family=family)
-
-    def made_by(self, model: ModelInfo, samples: Samples, inputs: tuple[str, ...]) -> dict[str, Any]:
-        """What a file is made of and by, besides its options; ``inputs``: their names."""
-        return made_by(model, sha256_by_input(samples.calibration, inputs), str(self.device))
-
-
-def settings(config: Config, planning: PlanOptions, chosen: CalibrationOptions, family: str) -> dict[str, Any]:
-    """Every option as it was settled, in plain types, for the file's metadata and the report."""
-    weights = "symmetric" if planning.symmetric_weights else "asymmetric"
-    return record.settings(config, chosen, weights=weights, family=family)
-
-
-def made_by(model: ModelInfo, calibration: Mapping[str, str], device: str) -> dict[str, Any]:
-    """What a file is made of and by: ``calibration`` is the SHA-256 of the data by input name."""
-    return {
-        "model": {"name": model.name, "sha256": model.sha256},
-        "calibration": dict(calibration),
-        "device": device,
-        "threads": torch.get_num_threads(),
-        "versions": versions(),
-    }
-
-
-def file_metadata(config: Config, settled: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, str]:
-    """What a written file says about its own making."""
-    return record.metadata(config, settled, made, version=pdq_export.__version__)
 
 
 def _path(data: DataSource) -> str | Path | None:

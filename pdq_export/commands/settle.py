@@ -51,7 +51,7 @@ def choose(config: Config, **family: str) -> CalibrationOptions:
 
 def plan_options(config: Config, chosen: CalibrationOptions) -> PlanOptions:
     """What is asked of the plan, with what the target decides. Raises OptionError."""
-    asked = PlanOptions.of(**vars(config.plan), per_layer=chosen.per_layer)
+    asked = PlanOptions(section=config.plan, per_layer=chosen.per_layer)
     return find_target(config.file.target).settle(asked)
 
 

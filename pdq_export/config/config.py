@@ -15,6 +15,7 @@ from pdq_export.config.method import FAMILIES, METHODS, PRESETS, CalibrationOpti
 from pdq_export.config.option import INSPECT, QUANTIZE, Option, did_you_mean, find_options, option
 from pdq_export.errors import OptionError
 
+WEIGHTS = ("asymmetric", "symmetric")
 _BOTH = (QUANTIZE, INSPECT)
 _WIDTHS = "W/A, weight and activation bits, for example 4/4"
 
@@ -95,7 +96,7 @@ class PlanSection:
     weights: str | None = option(
         None,
         "Symmetric weights have zero_point 0, for runtimes that need it, and lose accuracy",
-        choices=("asymmetric", "symmetric"),
+        choices=WEIGHTS,
         unset="asymmetric; symmetric for tensorrt",
         commands=_BOTH,
     )
@@ -315,20 +316,29 @@ def make_config(
     *,
     base: Config | None = None,
     command: str = "",
-    kind: type[Config] = Config,
+    kind: type[Config] | None = None,
 ) -> Config:
     """A configuration with ``fields``, by name; what they do not give is that of ``base``, or the default.
 
-    ``command``: takes only the options of that command. Values may be what Python callers like to give: paths,
-    `BitWidths`, mappings of rules. Raises OptionError for an unknown name, with the nearest, and for a wrong value.
+    ``command``: takes only the options of that command. ``kind``: of the configuration, by default that of ``base``.
+    Values may be what Python callers like to give: paths, `BitWidths`, mappings of rules. Raises OptionError for an
+    unknown name, with the nearest, and for a wrong value.
     """
-    known = options_of(kind, command=command)
-    flat = flatten(base) if base is not None else {}
-    for name, value in fields.items():
-        check_name(name, known)
-        flat[name] = checked(known[name], value)
-    config: Config = nested(flat, kind)
+    kind = kind or (Config if base is None else type(base))
+    given = _checked(fields, options_of(kind, command=command))
+    config: Config = nested({**({} if base is None else flatten(base)), **given}, kind)
     return config
+
+
+def make_section(fields: Mapping[str, Any], kind: type) -> Any:
+    """One section of a configuration with ``fields``, by name, as `make_config` takes them. Raises the same."""
+    return nested(_checked(fields, options_of(kind)), kind)
+
+
+def _checked(fields: Mapping[str, Any], known: Mapping[str, Option]) -> dict[str, Any]:
+    for name in fields:
+        check_name(name, known)
+    return {name: checked(known[name], value) for name, value in fields.items()}
 
 
 def check_name(name: object, known: Iterable[str], where: str = "option ") -> None:

@@ -93,6 +93,9 @@ def assemble(
         doc_string=model.doc_string,
     )
     quantized.opset_import.extend(model.opset_import)
+    own = {opset.domain for opset in model.opset_import}
+    others = {domain: version for domain, version in layout.domains.items() if domain not in own}
+    quantized.opset_import.extend(map(onnx.helper.make_opsetid, others.keys(), others.values()))
     quantized.functions.extend(model.functions)
     kept = {entry.key: entry.value for entry in model.metadata_props}
     onnx.helper.set_model_props(quantized, {**kept, **metadata})

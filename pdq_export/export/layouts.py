@@ -35,9 +35,11 @@ class Layout:
     """How learned integers are written. ``required_opset(plan)`` gives the opset it wants, ``write`` the graph.
 
     ``for_onnxruntime``: whether files are for onnxruntime, too, and say which is the oldest that computes them.
+    ``domains``: of operators that are not ONNX's own, with their versions.
     """
 
     name: str
     required_opset: Callable[[Plan], int]
     write: Callable[[Quantized], onnx.GraphProto]
     for_onnxruntime: bool = True
+    domains: Mapping[str, int] = dataclasses.field(default_factory=dict)

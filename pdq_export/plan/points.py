@@ -177,7 +177,7 @@ class _PointFinder:
                 )
             bits = max(bits, known.bits)
         point = Point(tensor=layer.weight, role=Role.WEIGHT, bits=bits, axis=axis)
-        self.points[layer.weight] = point.with_bits(bits, symmetric=bool(self.options.symmetric_weights))
+        self.points[layer.weight] = point.with_bits(bits, symmetric=self.options.symmetric_weights)
 
     def _quantize_result(self, node: NodeProto, wanted: int) -> None:
         """Place the A-bit point after the node's activation, and an 8-bit one before it where it isn't absorbed.

@@ -3,16 +3,14 @@
 import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+from pdq_export.config.config import PlanSection, make_section
 from pdq_export.errors import OptionError
 from pdq_export.plan.patterns import check_pattern, find_matches
-from pdq_export.spec import CARRIER_BITS, BitWidths
+from pdq_export.spec import BitWidths
 
 Widths = str | BitWidths
-_EIGHT = BitWidths(CARRIER_BITS, CARRIER_BITS)
-
-
-WEIGHTS = ("asymmetric", "symmetric")
 # What preparation writes operators as that --exclude-op then does not find (`graph.passes`).
 _SPELLED_AS = {
     "BatchNormalization": "Mul and Add",
@@ -31,39 +29,39 @@ _SPELLED_AS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlanOptions:
-    """How a model is to be quantized; `PlanOptions.of` reads it from what users write.
+    """What is asked of a plan: the options of the configuration, and what is derived from them.
 
-    ``bits``: of weights and activations. ``first_last``: of the weights of the first and last layers, and of the last
-    layers' inputs (of the activation before an average); carriers, such as the network's input, keep 8.
-    ``layer_bits``: regular expressions over layers' node names and modules (`re.search`), each with bits. ``exclude``:
-    regular expressions over those of all nodes; the layers and other nodes that match stay in float, and so do nodes of
-    the operators ``exclude_op``. ``symmetric_weights``: zero_point 0 for all weights; None leaves that to the target.
-    ``wide_residuals``: what Adds read keeps 8 bits, layers read A bits of it (`passes.wide_residuals`).
-    ``reduce_range``: no weight is so wide that kernels of x86 processors without VNNI saturate (`passes.reduce_range`).
-    ``per_layer``: every layer is a block of its own. ``tensor_bits``: bits of single weights and learned activations,
-    by tensor name (`passes.assign_bits`).
+    ``section``: the options themselves; passes and rules read those that they are about, so that a new one is known to
+    them alone. ``bits``: of weights and activations; ``first_last`` and ``layer_bits`` are the section's, read.
+    ``per_layer``: every layer is a block of its own, which the method decides. ``tensor_bits``: bits of single weights
+    and learned activations, by tensor name (`passes.assign_bits`); no option has it yet.
 
     What wins: ``exclude`` and ``exclude_op``, then ``tensor_bits``, then ``layer_bits`` (the last one that matches),
     then ``first_last``, then ``bits``. W are the bits of a layer's weight. A are the bits of the activation that the
     layer ends in: behind its activation function, or behind the Add that it leads to (of two layers that lead to one
-    Add, the larger A).
+    Add, the larger A). Carriers, such as the network's input, keep 8 bits.
     """
 
-    bits: BitWidths
-    first_last: BitWidths = _EIGHT
-    layer_bits: tuple[tuple[str, BitWidths], ...] = ()
-    exclude: tuple[str, ...] = ()
-    exclude_op: tuple[str, ...] = ()
-    symmetric_weights: bool | None = None
-    wide_residuals: bool = False
-    reduce_range: bool = False
+    section: PlanSection
     per_layer: bool = False
     tensor_bits: tuple[tuple[str, int], ...] = ()
+    bits: BitWidths = dataclasses.field(init=False)
+    first_last: BitWidths = dataclasses.field(init=False)
+    layer_bits: tuple[tuple[str, BitWidths], ...] = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
+        """Raises OptionError for bits and regular expressions that cannot be read."""
+        asked = self.section
+        derived = {
+            "bits": BitWidths.parse(asked.bits, option="--bits"),
+            "first_last": BitWidths.parse(asked.first_last, option="--first-last"),
+            "layer_bits": tuple(map(_read_rule, asked.layer_bits)),
+        }
+        for name, value in derived.items():
+            object.__setattr__(self, name, value)  # the instance is frozen
         for pattern, _ in self.layer_bits:
             check_pattern(pattern, "--layer-bits")
-        for pattern in self.exclude:
+        for pattern in asked.exclude:
             check_pattern(pattern, "--exclude")
 
     @classmethod
@@ -71,38 +69,22 @@ class PlanOptions:
         cls,
         bits: Widths,
         *,
-        first_last: Widths = "8/8",
-        layer_bits: Mapping[str, Widths] | Iterable[str] = (),
-        exclude: str | Iterable[str] = (),
-        exclude_op: str | Iterable[str] = (),
-        weights: str | None = None,
+        per_layer: bool = False,
         tensor_bits: Mapping[str, int] | None = None,
-        **switches: bool,
+        kind: type[PlanSection] = PlanSection,
+        **fields: Any,
     ) -> "PlanOptions":
-        """From texts: ``W/A``, and ``layer_bits`` as {REGEX: W/A} or as texts ``REGEX=W/A``. Raises OptionError.
+        """From options by name, as Python callers like to give them. Raises OptionError.
 
-        ``weights``: asymmetric or symmetric; None stands for what accuracy wants and the target takes. ``switches``:
-        the fields that are true or false.
+        ``kind``: the section that has the options ``fields``.
         """
-        if weights not in (None, *WEIGHTS):
-            raise OptionError(f"--weights {weights!r}: expected {' or '.join(WEIGHTS)}")
-        for name, value in switches.items():
-            if not isinstance(value, bool):
-                raise OptionError(f"{name} is {value!r}; expected True or False")
-        if isinstance(layer_bits, Mapping):
-            rules = tuple(layer_bits.items())
-        else:
-            rules = tuple(map(_split, [layer_bits] if isinstance(layer_bits, str) else layer_bits))
-        return cls(
-            bits=_widths(bits, "--bits"),
-            first_last=_widths(first_last, "--first-last"),
-            layer_bits=tuple((pattern, _widths(text, f"--layer-bits {pattern!r}:")) for pattern, text in rules),
-            exclude=(exclude,) if isinstance(exclude, str) else tuple(exclude),
-            exclude_op=(exclude_op,) if isinstance(exclude_op, str) else tuple(exclude_op),
-            symmetric_weights=None if weights is None else weights == "symmetric",
-            tensor_bits=tuple((tensor_bits or {}).items()),
-            **switches,
-        )
+        section: PlanSection = make_section({"bits": bits, **fields}, kind)
+        return cls(section=section, per_layer=per_layer, tensor_bits=tuple((tensor_bits or {}).items()))
+
+    @property
+    def symmetric_weights(self) -> bool:
+        """Whether all weights have zero_point 0; where nothing was asked for, the target decides (`Target.settle`)."""
+        return self.section.weights == "symmetric"
 
     def resolve(
         self, layers: Iterable[str], op_types: Mapping[str, str], others: Mapping[str, Sequence[str]] | None = None
@@ -114,12 +96,13 @@ class PlanOptions:
         """
         names = list(layers)
         excluded: set[str] = set()
-        for pattern in self.exclude:
+        exclude, exclude_op = self.section.exclude, self.section.exclude_op
+        for pattern in exclude:
             excluded |= find_matches(pattern, list(op_types), "--exclude", others, what="nodes")
-        for op_type in self.exclude_op:
+        for op_type in exclude_op:
             excluded |= _of_type(op_type, op_types)
         if names and excluded.issuperset(names):
-            given = [("--exclude", [*map(repr, self.exclude)]), ("--exclude-op", [*self.exclude_op])]
+            given = [("--exclude", [*map(repr, exclude)]), ("--exclude-op", [*exclude_op])]
             asked = " ".join(" ".join((option, *values)) for option, values in given if values)
             raise OptionError(f"{asked}: matches all {len(names)} layers; expected some that are left to quantize")
         own: dict[str, BitWidths] = {}
@@ -151,12 +134,8 @@ def _of_type(op_type: str, op_types: Mapping[str, str]) -> set[str]:
     return found
 
 
-def _split(text: str) -> tuple[str, str]:
+def _read_rule(text: str) -> tuple[str, BitWidths]:
     pattern, equals, bits = text.rpartition("=")
     if not equals or not pattern:
         raise OptionError(f"--layer-bits {text!r}: expected REGEX=W/A, for example '/layer1/=8/8'")
-    return pattern, bits
-
-
-def _widths(bits: Widths, option: str) -> BitWidths:
-    return bits if isinstance(bits, BitWidths) else BitWidths.parse(bits, option=option)
+    return pattern, BitWidths.parse(bits, option=f"--layer-bits {pattern!r}:")

@@ -14,6 +14,9 @@ Schema, version 1 (null stands for "not measured", for sqnr_db for "no differenc
                                             evaluation_images_seen_in_calibration: how many, and
                                             evaluated_on_calibration_images: whether all
     images          number of evaluated images
+                    (a file that onnxruntime cannot run, since its target is another runtime, is not measured: its
+                    accuracy, quantized_float, quantized_simulated, deviation and kernels are null, parts is empty, and
+                    images are those that the simulation saw)
     accuracy        {float, quantized, simulated, float_where_simulated}, each {images, top1, top5} of the first output;
                     null without labels; the last two are of the images that the simulation saw
     outputs         one per graph output: {name, quantized_float, quantized_simulated, simulated_float, deviation},
@@ -47,7 +50,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import pdq_export
-from pdq_export.validate import Accuracy, Measurements
+from pdq_export.validate import Accuracy, KernelCount, Measurements
 
 SCHEMA_VERSION = 1
 
@@ -110,12 +113,7 @@ class Report(Measurements):
                 "float_where_simulated": _plain(self.float_where_simulated),
             },
             "outputs": [dataclasses.asdict(output) for output in self.outputs],
-            "kernels": {
-                "integer": dict(self.kernels.integer),
-                "floating": dict(self.kernels.floating),
-                "floating_nodes": list(self.kernels.floating_nodes),
-                "between_pairs": dict(self.kernels.between_pairs),
-            },
+            "kernels": None if self.kernels is None else _plain_kernels(self.kernels),
             "saturated_layers": list(self.saturated_layers),
             "session_config": dict(self.session_config),
             "min_onnxruntime": self.min_onnxruntime,
@@ -146,3 +144,12 @@ def versions() -> dict[str, str]:
 
 def _plain(accuracy: Accuracy | None) -> dict[str, Any] | None:
     return None if accuracy is None else dataclasses.asdict(accuracy)
+
+
+def _plain_kernels(kernels: KernelCount) -> dict[str, Any]:
+    return {
+        "integer": dict(kernels.integer),
+        "floating": dict(kernels.floating),
+        "floating_nodes": list(kernels.floating_nodes),
+        "between_pairs": dict(kernels.between_pairs),
+    }

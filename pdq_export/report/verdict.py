@@ -16,13 +16,20 @@ _USELESS = 0.9
 _LOST = 0.5
 
 
+def tell_verdict(report: Report, parity: Parity, source: str) -> None:
+    """Tell all that is to be said of a file, measured on ``source``. Raises ValidationError as `tell_parity` does."""
+    warn_useless(report, source)
+    warn_lost_parts(report, source)
+    tell_parity(parity)
+
+
 def warn_useless(report: Report, source: str) -> None:
     """Warn where an output is hardly nearer to FP32's than zeros are, or where its argmax is FP32's by chance alone.
 
     Nearer on half of the images: a sum over all of them may be one image's.
     """
     for output in report.outputs:
-        if found := _useless(output.quantized_float, source):
+        if found := _useless(output.against_float, source):
             logger.warning(
                 "output %r: %s: the file is of no use; calibrate on images like those, and on more, or %s",
                 output.name,
@@ -48,7 +55,7 @@ def _useless(agreement: Agreement, source: str) -> str:
 
 def warn_lost_parts(report: Report, source: str) -> None:
     """Warn where a part of an output has gone though the whole output hardly shows it."""
-    whole = {output.name: output.quantized_float for output in report.outputs}
+    whole = {output.name: output.against_float for output in report.outputs}
     for part in report.parts:
         error, shown = (agreement.median_relative_error for agreement in (part.quantized_float, whole[part.output]))
         if error > _LOST and shown <= _USELESS:

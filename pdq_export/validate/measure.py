@@ -34,8 +34,10 @@ _PAIRS = ("quantized_float", "quantized_simulated", "simulated_float")
 class Comparison:
     """Two models that are run over the same samples, and the simulation of the second where there is one.
 
-    ``original``, ``quantized``: the files' bytes. ``batches`` gives the samples from the start, one batch at a time; a
-    tuple is one array for each input. ``labels``: [N], where the first output is one vector of class scores per image.
+    ``original``, ``quantized``: the files' bytes; ``quantized`` is None where onnxruntime does not run it, and the
+    simulation stands for it, on the batches that it sees. ``batches`` gives the samples from the start, one batch at a
+    time; a tuple is one array for each input. ``labels``: [N], where the first output is one vector of class scores
+    per image.
     ``compared``: names of tensors, inner ones among them; by default all outputs. ``parts``: of outputs, compared one
     by one too. ``places``: where images lie in outputs in which they do not have axis 0 for themselves.
     ``simulate`` computes the compared tensors of one batch; it sees the first and every ``simulate_every``-th one.
@@ -43,7 +45,7 @@ class Comparison:
     """
 
     original: bytes
-    quantized: bytes
+    quantized: bytes | None
     batches: Callable[[], Iterable[Batch]]
     labels: NDArray[np.integer] | None = None
     compared: Sequence[str] = ()
@@ -60,25 +62,33 @@ class Comparison:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OutputAgreement:
-    """How the quantized model, its simulation and FP32 agree in one output; None without a simulation.
+    """How the quantized model, its simulation and FP32 agree in one output; None where one of them was not run.
 
     ``deviation``: of the quantized model from the simulation, see `pdq_export.validate.deviation`.
     """
 
     name: str
-    quantized_float: Agreement
+    quantized_float: Agreement | None
     quantized_simulated: Agreement | None
     simulated_float: Agreement | None
     deviation: float | None = None
+
+    @property
+    def against_float(self) -> Agreement:
+        """How what is known best of the quantized model agrees with FP32: the file, or else its simulation."""
+        found = self.quantized_float or self.simulated_float
+        assert found is not None  # one of them has been run
+        return found
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Measurements:
     """What running two models side by side has shown.
 
-    Accuracies are None without labels, those of the simulation also where it has no scores. ``float_where_simulated``:
-    of FP32 on the images that the simulation saw. ``session_config``: without which onnxruntime does not load the
-    quantized file. ``min_onnxruntime``: the lowest version that the file names for itself.
+    Accuracies are None without labels, those of the simulation also where it has no scores. ``images``: those that the
+    file was run on, or the simulation where the file was not; then its accuracy and kernels are None.
+    ``float_where_simulated``: of FP32 on the images that the simulation saw. ``session_config``: without which
+    onnxruntime does not load the quantized file. ``min_onnxruntime``: the lowest version that it names for itself.
     """
 
     images: int
@@ -88,7 +98,7 @@ class Measurements:
     float_where_simulated: Accuracy | None = None
     outputs: tuple[OutputAgreement, ...]
     parts: tuple[PartAgreement, ...] = ()
-    kernels: KernelCount
+    kernels: KernelCount | None
     session_config: Mapping[str, str] = dataclasses.field(default_factory=dict)
     min_onnxruntime: str | None = None
 
@@ -99,28 +109,37 @@ def validate(comparison: Comparison, *, progress: Callable[[int], None] | None =
     ``progress`` is told how many images are done. Raises ValidationError where a model does not load or run, where
     outputs do not fit each other, their places or the labels, and where there is no image.
     """
-    warn_older(comparison.quantized)
+    if comparison.quantized is None and comparison.simulate is None:
+        raise ValueError("neither a quantized model nor a simulation to measure")
     reference = Session(
         with_outputs(comparison.original, comparison.compared), config=None, optimize=comparison.optimize
     )
     session, kernels = _open_quantized(comparison)
-    meters = _Meters(tuple(comparison.compared) or session.outputs, session.outputs[0], comparison)
+    outputs = reference.outputs if session is None else session.outputs
+    meters = _Meters(tuple(comparison.compared) or outputs, outputs[0], comparison)
     for number, batch in enumerate(comparison.batches()):
         simulated = None
         if comparison.simulate is not None and number % comparison.simulate_every == 0:
             simulated = [np.asarray(output) for output in comparison.simulate(batch)]
-        meters.update(batch_size(batch), reference.run_by_name(batch), session.run_by_name(batch), simulated)
+        if session is None and simulated is None:
+            meters.skip(batch_size(batch))
+        else:
+            quantized = None if session is None else session.run_by_name(batch)
+            meters.update(batch_size(batch), reference.run_by_name(batch), quantized, simulated)
         if progress is not None:
-            progress(meters.images)
-    return dataclasses.replace(
-        meters.result(kernels),
-        session_config=session.config,
-        min_onnxruntime=min_onnxruntime(comparison.quantized),
-    )
+            progress(meters.seen)
+    measured = meters.result(kernels)
+    if session is None or comparison.quantized is None:
+        return measured
+    lowest = min_onnxruntime(comparison.quantized)
+    return dataclasses.replace(measured, session_config=session.config, min_onnxruntime=lowest)
 
 
-def _open_quantized(comparison: Comparison) -> tuple[Session, KernelCount]:
+def _open_quantized(comparison: Comparison) -> tuple[Session, KernelCount] | tuple[None, None]:
     """The session that is measured, and the kernels of the file itself: other outputs can prevent fusions."""
+    if comparison.quantized is None:
+        return None, None
+    warn_older(comparison.quantized)
     content = with_outputs(comparison.quantized, comparison.compared)
     if content == comparison.quantized:
         return open_counted(content)
@@ -129,12 +148,15 @@ def _open_quantized(comparison: Comparison) -> tuple[Session, KernelCount]:
 
 
 class _Meters:
-    """The running numbers of one comparison. ``names``: of what is compared; ``scores``: the output with classes."""
+    """The running numbers of one comparison. ``names``: of what is compared; ``scores``: the output with classes.
+
+    ``images``: how many were compared; ``seen``: with those that were skipped.
+    """
 
     def __init__(self, names: Sequence[str], scores: str, comparison: Comparison) -> None:
-        self.images = 0
+        self.images = self.seen = 0
         self._names, self._scores, self._labels = names, scores, comparison.labels
-        self._simulated = comparison.simulate is not None
+        self._simulated, self._run = comparison.simulate is not None, comparison.quantized is not None
         places = comparison.places
         self._agreements = [
             {pair: AgreementMeter(f"output {name!r}", places.get(name)) for pair in _PAIRS} for name in names
@@ -143,37 +165,46 @@ class _Meters:
         self._accuracies = [AccuracyMeter() for _ in range(4)]
         self._parts = PartMeters(comparison.parts, names, places)
 
+    def skip(self, size: int) -> None:
+        self.seen += size
+
     def update(
         self,
         size: int,
         reference: Mapping[str, Array],
-        quantized: Mapping[str, Array],
+        quantized: Mapping[str, Array] | None,
         simulated: Sequence[Array] | None,
     ) -> None:
-        if set(reference) != set(quantized) or (simulated is not None and len(simulated) != len(self._names)):
+        wrong = quantized is not None and set(reference) != set(quantized)
+        if wrong or (simulated is not None and len(simulated) != len(self._names)):
             raise ValidationError(f"the models and the simulation have unequal outputs; expected {list(self._names)}")
         by_name = dict(zip(self._names, simulated or (), strict=simulated is not None))
         for name, meters, deviation in zip(self._names, self._agreements, self._deviations, strict=True):
-            meters["quantized_float"].update(reference[name], quantized[name])
+            if quantized is not None:
+                meters["quantized_float"].update(reference[name], quantized[name])
             if simulated is not None:
-                meters["quantized_simulated"].update(by_name[name], quantized[name])
                 meters["simulated_float"].update(reference[name], by_name[name])
+            if quantized is not None and simulated is not None:
+                meters["quantized_simulated"].update(by_name[name], quantized[name])
                 deviation.update(by_name[name], quantized[name])
         if self._labels is not None:
-            labels = self._labels[self.images : self.images + size]
+            labels = self._labels[self.seen : self.seen + size]
             where_simulated = reference if self._scores in by_name else {}
-            for meter, outputs in zip(self._accuracies, (reference, quantized, by_name, where_simulated), strict=True):
+            given = (reference, quantized or {}, by_name, where_simulated)
+            for meter, outputs in zip(self._accuracies, given, strict=True):
                 if self._scores in outputs:
                     meter.update(outputs[self._scores], labels)
-        self._parts.update(reference, quantized)
+        if quantized is not None:
+            self._parts.update(reference, quantized)
         self.images += size
+        self.seen += size
 
-    def result(self, kernels: KernelCount) -> Measurements:
+    def result(self, kernels: KernelCount | None) -> Measurements:
         """Raises ValidationError where there was no image, or not one for every label."""
         if not self.images:
             raise ValidationError("there is no image to validate on; expected at least one")
-        if self._labels is not None and len(self._labels) != self.images:
-            raise ValidationError(f"there are {len(self._labels)} labels for {self.images} images; expected one each")
+        if self._labels is not None and len(self._labels) != self.seen:
+            raise ValidationError(f"there are {len(self._labels)} labels for {self.seen} images; expected one each")
         floating, quantized, simulated, where_simulated = (
             None if self._labels is None else meter.result() for meter in self._accuracies
         )
@@ -181,11 +212,11 @@ class _Meters:
         return Measurements(
             images=self.images,
             float_accuracy=floating,
-            quantized_accuracy=quantized,
+            quantized_accuracy=quantized if self._run else None,
             simulated_accuracy=simulated if has_scores else None,
             float_where_simulated=where_simulated if has_scores else None,
             outputs=self._outputs(),
-            parts=self._parts.result(),
+            parts=self._parts.result() if self._run else (),
             kernels=kernels,
         )
 
@@ -193,10 +224,10 @@ class _Meters:
         return tuple(
             OutputAgreement(
                 name=name,
-                quantized_float=meters["quantized_float"].result(),
-                quantized_simulated=meters["quantized_simulated"].result() if self._simulated else None,
+                quantized_float=meters["quantized_float"].result() if self._run else None,
+                quantized_simulated=meters["quantized_simulated"].result() if self._run and self._simulated else None,
                 simulated_float=meters["simulated_float"].result() if self._simulated else None,
-                deviation=deviation.result() if self._simulated else None,
+                deviation=deviation.result() if self._run and self._simulated else None,
             )
             for name, meters, deviation in zip(self._names, self._agreements, self._deviations, strict=True)
         )

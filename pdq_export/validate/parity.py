@@ -103,7 +103,8 @@ def judge_parity(
         deviations = [d if d.cured else dataclasses.replace(d, amplified=moved[d.output]) for d in deviations]
     parity = Parity(deviations=tuple(deviations), saturated=(), reducible=reducible)
     cured = bool(parity.steady) and all(deviation.cured for deviation in parity.steady)
-    layers = measured.kernels.as_integers(saturating) if cured and kernels_saturate() else ()
+    kernels = measured.kernels if cured and kernels_saturate() else None
+    layers = () if kernels is None else kernels.as_integers(saturating)
     return dataclasses.replace(parity, saturated=layers)
 
 
@@ -125,6 +126,7 @@ def _compare_ways(
     batches: Iterable[Batch],
 ) -> list[Deviation]:
     assert comparison.simulate is not None  # else nothing is known to be off
+    assert comparison.quantized is not None  # likewise
     content = with_outputs(comparison.quantized, comparison.compared)
     ways = measure_ways(content, batches, comparison.simulate, names, measured.session_config)
     here = ways.pop(BY_DEFAULT)

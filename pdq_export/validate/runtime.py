@@ -146,12 +146,11 @@ def open_session(model: bytes | str | Path, *, optimized_path: str | None = None
         return Session(model, config=WITHOUT_FUSION, optimized_path=optimized_path)
 
 
-def check_runs_quantized(content: bytes, batch: Batch | None) -> Session:
-    """A session of a written file, run on ``batch`` if there is one. Raises ValidationError where that fails."""
+def check_runs_quantized(content: bytes, batch: Batch | None) -> None:
+    """Load a written file, and run it on ``batch`` if there is one. Raises ValidationError where that fails."""
     session = open_session(content)
     if batch is not None:
         session.run(batch)
-    return session
 
 
 def needed_config(model: bytes | str | Path) -> Mapping[str, str]:

@@ -98,7 +98,7 @@ def test_import_and_blocks(name: str, keep_batch_norm: bool, tmp_path: Path) -> 
         (found,) = import_model(prepared.model)(torch.from_numpy(images(2)))
     assert np.linalg.norm(found.numpy() - expected) < 1e-4 * np.linalg.norm(expected)
 
-    plan = make_plan(prepared.model, PlanOptions(bits=BitWidths(4, 4)))
+    plan = make_plan(prepared.model, PlanOptions.of(BitWidths(4, 4)))
     blocks = [sorted(module_name(layer.node) for layer in block.layers) for block in plan.blocks]
     layers = sorted(layer for block in blocks for layer in block)
     assert blocks == [[layer for layer in layers if f"{layer}.".startswith(f"{unit}.")] for unit in UNITS[name].split()]

@@ -25,7 +25,7 @@ def prepared(bits: str = "4/4", opset: int = 21):
 
 
 def plan_at(weight: int, activation: int = 8):
-    return make_plan(nets.chain(), PlanOptions(bits=BitWidths(weight, activation)))
+    return make_plan(nets.chain(), PlanOptions.of(BitWidths(weight, activation)))
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_the_input_stays_as_it_is():
 @given(weight=st.integers(2, 8), activation=st.integers(2, 8))
 def test_equal_arguments_give_equal_bytes(weight, activation):
     model = nets.chain(25)
-    plan = make_plan(model, PlanOptions(bits=BitWidths(weight, activation)))
+    plan = make_plan(model, PlanOptions.of(BitWidths(weight, activation)))
     tensors = calibrate(model, plan, {"x": nets.images((1, 3, 12, 12))})
     shuffled = dict(reversed(list(tensors.items())))
     first, second = (

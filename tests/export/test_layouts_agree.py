@@ -45,8 +45,8 @@ NETS = {
 
 def export(name: str, bits: str, target: str, *, symmetric: bool = False) -> onnx.ModelProto:
     model, widths, chosen = NETS[name](), BitWidths.parse(bits), find_target(target)
-    model.opset_import[0].version = chosen.required_opset(make_plan(model, PlanOptions(bits=widths)))
-    plan = make_plan(model, PlanOptions(bits=widths, symmetric_weights=symmetric))
+    model.opset_import[0].version = chosen.required_opset(make_plan(model, PlanOptions.of(widths)))
+    plan = make_plan(model, PlanOptions.of(widths, weights="symmetric" if symmetric else "asymmetric"))
     return chosen.export(model, plan, calibrate(model, plan, feeds(name)), metadata={})
 
 

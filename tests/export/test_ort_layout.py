@@ -481,7 +481,7 @@ def test_a_branch_that_captures_a_tensor_reads_it_in_float():
 
 def test_nothing_unused_is_left():
     model = nets.residual()
-    plan = make_plan(model, PlanOptions(bits=BitWidths(4, 4)))
+    plan = make_plan(model, PlanOptions.of(BitWidths(4, 4)))
     index = export(model, plan, shape=(2, 4, 12, 12))
     used = {name for node in index.graph.node for name in node.input} | set(index.outputs)
     assert set(index.initializers) <= used

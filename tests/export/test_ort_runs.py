@@ -29,8 +29,8 @@ def quantize(name: str, bits: str, opset: int | None = None):
     make, shape = NETS[name]
     x = nets.images(shape)
     widths = BitWidths.parse(bits)
-    model = make(opset or required_opset(make_plan(make(), PlanOptions(bits=widths))))
-    plan = make_plan(model, PlanOptions(bits=widths))
+    model = make(opset or required_opset(make_plan(make(), PlanOptions.of(widths))))
+    plan = make_plan(model, PlanOptions.of(widths))
     tensors = calibrate(model, plan, {"x": x})
     return model, plan, tensors, export_model(model, plan, tensors, metadata={}), x
 
@@ -66,7 +66,7 @@ def test_it_loads_with_kernels_that_do_not_saturate(monkeypatch: pytest.MonkeyPa
         {"w1": (channels, 3, 1, 1), "w2": shape, "w3": shape},
     )
     x = nets.images((2, 3, 6, 6))
-    plan = make_plan(model, PlanOptions(bits=BitWidths.parse(bits)))
+    plan = make_plan(model, PlanOptions.of(BitWidths.parse(bits)))
     exported = export_model(model, plan, calibrate(model, plan, {"x": x}), metadata={})
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.x64quantprecision", "1")

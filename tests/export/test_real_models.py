@@ -19,7 +19,7 @@ def quantize(path: Path, bits: str, x: np.ndarray):
     original = onnx.load(path)
     plan = make_plan(prepare(original).model, PlanOptions.of(bits))
     model = prepare(original, opset=required_opset(plan)).model
-    plan = make_plan(model, PlanOptions(bits=plan.bits))
+    plan = make_plan(model, PlanOptions.of(plan.bits))
     tensors = calibrate(model, plan, {model.graph.input[0].name: x})
     return model, plan, tensors, export_model(model, plan, tensors, metadata={})
 

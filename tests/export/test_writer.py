@@ -35,7 +35,7 @@ def scoped() -> onnx.ModelProto:
 
 def written() -> onnx.ModelProto:
     prepared = prepare(scoped())
-    plan = make_plan(prepared.model, PlanOptions(bits=BitWidths(4, 4)))
+    plan = make_plan(prepared.model, PlanOptions.of(BitWidths(4, 4)))
     return dry_run(prepared, plan, "ort", metadata={"pdq_export.target": "ort"}).model
 
 

@@ -94,6 +94,6 @@ def test_a_written_file_is_the_same_with_and_without() -> None:
     files = []
     for model in (scoped(**NAMES), scoped()):
         prepared = prepare(model)
-        plan = make_plan(prepared.model, PlanOptions(bits=BitWidths(8, 8)))
+        plan = make_plan(prepared.model, PlanOptions.of(BitWidths(8, 8)))
         files.append(dry_run(prepared, plan, "ort").model)
     assert files[0] == files[1]

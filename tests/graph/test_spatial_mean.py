@@ -92,7 +92,7 @@ def test_a_head_is_planned_like_with_global_average_pool(head: str) -> None:
     for name, shape in {"w1": (4, 3, 3, 3), "w2": (4, 4, 3, 3), "w3": (5, 4)}.items():
         model.graph.initializer.append(onnx.numpy_helper.from_array(random(*shape), name))
     prepared = prepare(model).model
-    plan = make_plan(prepared, PlanOptions(bits=BitWidths(4, 2)))
+    plan = make_plan(prepared, PlanOptions.of(BitWidths(4, 2)))
     assert_same(model, prepared, image=random(2, 3, 8, 8))
     assert {name: (p.role, p.bits) for name, p in plan.points.items() if p.role is not Role.WEIGHT} == {
         "image": (Role.CARRIER, 8),

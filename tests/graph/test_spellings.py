@@ -138,7 +138,7 @@ def residual(merge: str) -> onnx.ModelProto:
 
 
 def test_a_residual_sum_is_planned_like_an_addition() -> None:
-    plans = [make_plan(prepare(residual(m)).model, PlanOptions(bits=BitWidths(4, 4))) for m in ("Sum", "Add")]
+    plans = [make_plan(prepare(residual(m)).model, PlanOptions.of(BitWidths(4, 4))) for m in ("Sum", "Add")]
     assert plans[0] == plans[1]
 
 

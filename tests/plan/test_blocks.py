@@ -33,7 +33,7 @@ HEAD = "h = Conv (z, expand) hr = Relu(h) p = GlobalAveragePool(hr) f = Flatten(
 def blocks(body: str, names: Mapping[str, str] | None = None) -> list[list[str]]:
     """The output of every layer, block by block; ``names``: node names by output, the output's own without."""
     model = name_nodes(fill(parse(body), WEIGHTS), names)
-    plan = make_plan(prepare(model).model, PlanOptions(bits=BitWidths(4, 4)))
+    plan = make_plan(prepare(model).model, PlanOptions.of(BitWidths(4, 4)))
     assert [layer for block in plan.blocks for layer in block.layers] == list(plan.layers)
     return [[layer.output for layer in block.layers] for block in plan.blocks]
 

@@ -21,7 +21,7 @@ SOFT_ARGMAX = f"""{STEM} flat = Constant <value_ints = [0, 8, 64]> () m = Reshap
 @pytest.mark.parametrize("body", [DFL, SOFT_ARGMAX])
 def test_what_precedes_the_softmax_is_the_last_layer(body: str) -> None:
     model = name_nodes(fill(parse(body, outputs="float[N,A,B,C] y" if body == DFL else "float[N,A,B] y"), WEIGHTS))
-    plan = make_plan(prepare(model).model, PlanOptions(bits=BitWidths(4, 4)))
+    plan = make_plan(prepare(model).model, PlanOptions.of(BitWidths(4, 4)))
     assert [layer.node for layer in plan.layers] == ["s", "t"]
     assert [plan.points[name].bits for name in ("image", "a", "r", "b")] == [8, 8, 8, 8]
     images = np.random.default_rng(0).normal(size=(12, 3, 8, 8)).astype(np.float32)
@@ -37,12 +37,12 @@ def test_what_precedes_the_softmax_is_the_last_layer(body: str) -> None:
 def test_a_softmax_in_front_of_more_layers_leaves_them_what_they_are() -> None:
     body = f"{STEM} p = Softmax <axis = 1> (t) u = Conv(p, c) v = Relu(u) y = Conv(v, b)"
     model = name_nodes(fill(parse(body, outputs="float[N,8,8,8] y"), WEIGHTS))
-    plan = make_plan(prepare(model).model, PlanOptions(bits=BitWidths(4, 4)))
+    plan = make_plan(prepare(model).model, PlanOptions.of(BitWidths(4, 4)))
     assert [layer.node for layer in plan.layers] == ["s", "t", "u", "y"]
 
 
 def test_a_classifier_behind_a_softmax_is_a_layer() -> None:
     body = f"{STEM} p = Softmax <axis = 1> (t) y = Conv(p, c)"
     model = name_nodes(fill(parse(body, outputs="float[N,4,8,8] y"), WEIGHTS))
-    plan = make_plan(prepare(model).model, PlanOptions(bits=BitWidths(4, 4)))
+    plan = make_plan(prepare(model).model, PlanOptions.of(BitWidths(4, 4)))
     assert [layer.node for layer in plan.layers] == ["s", "t", "y"]

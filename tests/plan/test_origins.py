@@ -10,7 +10,7 @@ from pdq_export.graph.prepare import prepare
 from pdq_export.plan import PlanOptions
 from pdq_export.plan.patterns import find_matches
 from pdq_export.spec import Plan
-from pdq_export.stages import prepare_and_plan
+from pdq_export.work import prepare_and_plan
 
 from ..onnx_text import fill, name_nodes, parse
 

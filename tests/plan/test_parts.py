@@ -19,7 +19,7 @@ SCORES = f"cb = Conv(image, b) fb = {FLAT} raw = Reshape(cb, fb) scores = Sigmoi
 def parts(body: str, outputs: str = "float[N,C,A] y") -> dict[str, list[tuple[str, int, int, int]]]:
     """By output: tensor, axis, start and stop of each part."""
     model = prepare(fill(parse(body, IMAGE, outputs), WEIGHTS)).model
-    found = make_plan(model, PlanOptions(bits=BitWidths(4, 4))).parts
+    found = make_plan(model, PlanOptions.of(BitWidths(4, 4))).parts
     return {name: [(p.tensor, p.axis, p.start, p.stop) for p in every] for name, every in found.items()}
 
 

@@ -136,7 +136,7 @@ def test_summary() -> None:
         ({"layer_bits": ["=4/4"]}, "--layer-bits '=4/4': expected REGEX=W/A"),
         ({"layer_bits": ["a=b"]}, "--layer-bits 'a': 'b': expected W/A"),
         ({"first_last": "8"}, "--first-last '8': expected W/A"),
-        ({"wide_residuals": "no"}, "wide_residuals is 'no'; expected True or False"),
+        ({"wide_residuals": "no"}, "--wide-residuals 'no': expected true or false"),
     ],
 )
 def test_what_is_refused(options: dict[str, object], message: str) -> None:

@@ -30,7 +30,7 @@ def assign_bits(planned: Planned, bits: Mapping[str, int]) -> Planned:
         point = points.get(tensor)
         if point is None or point.role is Role.CARRIER:
             raise _refused(planned, tensor)
-        points[tensor] = point.with_bits(wanted, symmetric=bool(planned.options.symmetric_weights))
+        points[tensor] = point.with_bits(wanted, symmetric=planned.options.symmetric_weights)
     passthrough, unquantized = _read(planned, points)
     plan = dataclasses.replace(planned.plan, points=points, passthrough=passthrough, unquantized=unquantized)
     return dataclasses.replace(planned, plan=plan)

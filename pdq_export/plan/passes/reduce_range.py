@@ -15,7 +15,7 @@ _REDUCED_BITS = 7
 
 def run(planned: Planned) -> Planned:
     """Reduce the range where that was asked for; a plan without such weights stays as it is, and says so."""
-    if not planned.options.reduce_range:
+    if not planned.options.section.reduce_range:
         return planned
     layers = saturating_layers(planned.plan)
     if not layers:

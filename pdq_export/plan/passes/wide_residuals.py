@@ -26,7 +26,7 @@ from pdq_export.spec import CARRIER_BITS, Plan, Point, Role
 
 def run(planned: Planned) -> Planned:
     """Widen residual connections where that was asked for; where no Add reads a learned point below 8 bits, say so."""
-    if not planned.options.wide_residuals:
+    if not planned.options.section.wide_residuals:
         return planned
     widened = widen(planned)
     if widened is planned:

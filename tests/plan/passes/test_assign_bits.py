@@ -11,9 +11,9 @@ from pdq_export.plan import PlanOptions
 from pdq_export.plan.passes.assign_bits import assign_bits
 from pdq_export.plan.planned import Planned
 from pdq_export.spec import Plan, Role
-from pdq_export.stages import prepare_and_plan
 from pdq_export.targets import find_target
 from pdq_export.validate import Session
+from pdq_export.work import prepare_and_plan
 
 from ...export import toy_networks as nets
 from ...export.toy_quantizer import calibrate, simulate
