@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import onnx
 import onnxruntime
 import pytest
 
@@ -32,6 +33,25 @@ def test_the_lowest_version_is_in_the_metadata(bits: str, target: str, version: 
         return
     assert min_onnxruntime(model) == version
     assert {entry.key: entry.value for entry in model.metadata_props}[KEY] == version
+
+
+@pytest.mark.parametrize(
+    ("opset", "attributes", "version"),
+    [
+        (18, "ceil_mode=1, count_include_pad=1", "1.29"),
+        (19, "ceil_mode=1, count_include_pad=1", "1.25"),
+        (19, "count_include_pad=1", "1.25"),
+        (18, "count_include_pad=1", "1.15"),
+        (18, "ceil_mode=1", "1.15"),
+        (19, "ceil_mode=1", "1.16"),
+    ],
+)
+def test_averages_that_older_versions_compute_wrongly(opset: int, attributes: str, version: str) -> None:
+    text = f"""<ir_version: 8, opset_import: ["": {opset}]>
+    g (float[1,1,6,6] x) => (float[1,1,4,4] y) {{
+        y = AveragePool<kernel_shape=[3,3], strides=[2,2], pads=[1,1,1,1], {attributes}>(x)
+    }}"""
+    assert min_onnxruntime(onnx.parser.parse_model(text)) == version
 
 
 @pytest.mark.parametrize("bits", ["8/8", "4/4", "2/2"])
