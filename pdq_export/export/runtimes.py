@@ -15,16 +15,16 @@ _FOUR, _TWO = ("1.20", "1.23"), ("1.24", "1.24")  # DequantizeLinear and Cast of
 _NARROW = {TensorProto.INT4: _FOUR, TensorProto.UINT4: _FOUR, TensorProto.INT2: _TWO, TensorProto.UINT2: _TWO}
 # Up to 1.30 the memory of a 4-bit tensor is used again for one of 8 bits: wrong values, or a crash.
 _NARROW_ACTIVATIONS = "1.31"
-# Before, onnxruntime divides by the wrong number where an average counts its padding: below opset 19 in the windows that
-# ceil_mode adds, from it on in others as well.
+# Before, onnxruntime divides by the wrong number where an average counts its padding: below opset 19 in the windows
+# that ceil_mode adds, from it on in others as well.
 _COUNTED_PADDING = ("1.29", "1.25")
 
 
 def min_onnxruntime(model: onnx.ModelProto) -> str:
     """The lowest version of onnxruntime that runs a model, major and minor, as in 1.23.
 
-    It follows from the opset, from types below 8 bits and the nodes that have them, and from averages that some versions
-    compute wrongly. Newer operators among the nodes that are copied as they are may ask for more.
+    It follows from the opset, from types below 8 bits and the nodes that have them, and from averages that some
+    versions compute wrongly. Newer operators among the nodes that are copied as they are may ask for more.
     """
     opset = opset_version(model)
     of_opset = next((version for newest, version in _OPSETS.items() if opset <= newest), _NEWER)

@@ -9,6 +9,7 @@ import pytest
 from pdq_export.export.runtimes import KEY, min_onnxruntime
 from pdq_export.validate import Comparison, validate
 
+from ..installed import onnxruntime_is
 from .test_layouts_agree import export, feeds
 
 
@@ -59,6 +60,8 @@ def test_averages_that_older_versions_compute_wrongly(opset: int, attributes: st
 @pytest.mark.parametrize("name", ["residual", "concat", "attention"])
 def test_the_format_of_onnxruntime_holds_it(name: str, target: str, bits: str, tmp_path: Path) -> None:
     """As ``convert_onnx_models_to_ort --optimization_style Runtime`` saves it, for a runtime that fuses later."""
+    if target == "qcdq" and not onnxruntime_is("1.30"):
+        pytest.skip("this onnxruntime gives two nodes one name when it stores a Conv of QCDQ, and refuses that")
     path, model = str(tmp_path / "model.ort"), export(name, bits, target).SerializeToString()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
