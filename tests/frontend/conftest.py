@@ -3,7 +3,7 @@
 import pytest
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def pytest_terminal_summary(terminalreporter: "pytest.TerminalReporter") -> None:  # pytest 8.4 names it
     passed, operators = 0, set()
     for report in terminalreporter.stats.get("passed", []):
         covered = dict(getattr(report, "user_properties", ())).get("standard_operators")

@@ -9,6 +9,7 @@ import torch
 
 from pdq_export.frontend.ops.normalize import local_response_norm
 
+from ..installed import onnxruntime_is
 from .models import Array, assert_agree, feeds, one_node
 
 Attributes = dict[str, Any]
@@ -114,6 +115,8 @@ def test_average_pool(seed: int) -> None:
     kernel, attributes = draw.window(dilations=opset >= 19)
     attributes |= {"kernel_shape": kernel, "count_include_pad": int(draw.coin())}
     attributes["ceil_mode"] = int(draw.auto_pad == "NOTSET" and draw.coin())
+    if attributes["count_include_pad"] and not onnxruntime_is("1.29" if opset < 19 else "1.25"):
+        pytest.skip("this onnxruntime divides by the wrong number (`pdq_export/export/runtimes.py`)")
     check("AveragePool", [draw.data(2, 3, *draw.sizes)], opset, attributes)
 
 
