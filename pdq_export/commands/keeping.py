@@ -7,7 +7,6 @@ import functools
 import hashlib
 import importlib.metadata
 import logging
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from onnx import GraphProto
 
 import pdq_export
 from pdq_export.calibrate.checkpoint import DiskCheckpoint
+from pdq_export.commands.machine import describe_machine
 from pdq_export.config.method import CalibrationOptions
 from pdq_export.errors import OptionError
 from pdq_export.graph.prepare import PreparedModel
@@ -55,9 +55,7 @@ def describe_run(
         **{key: str(value) for key, value in settings.items()},
         "pdq-export": f"{pdq_export.__version__} ({_digest_code()[:12]})",
         **{library: version for library in _LIBRARIES if (version := _version(library))},
-        "device": str(device) if device.type == "cpu" else f"{device} ({torch.cuda.get_device_name(device)})",
-        "processor": _processor(),
-        "threads": str(torch.get_num_threads()),
+        **describe_machine(device),
     }
     key = RunKey(parts=parts)
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -169,15 +167,3 @@ def _version(library: str) -> str:
         return importlib.metadata.version(library)
     except importlib.metadata.PackageNotFoundError:
         return ""
-
-
-@functools.cache
-def _processor() -> str:
-    """What kernels are chosen by: another processor adds in another order."""
-    model = ""
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    return " ".join(
-        filter(None, [platform.machine(), model or platform.processor(), torch.backends.cpu.get_cpu_capability()])
-    )

@@ -143,6 +143,16 @@ def test_what_is_changed_starts_afresh_and_says_so(
     assert 0 in {at.index for at in calibrated if at is not None and at.step}
 
 
+def test_another_choice_of_kernels_starts_afresh(
+    run: Quantize, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41")
+    run.interrupted()
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
+    run.interrupted(at=0, resume=True)
+    assert "differs in environment variable ONEDNN_MAX_CPU_ISA (SSE41, now not given)" in caplog.text
+
+
 def test_what_changes_no_integer_is_resumed(run: Quantize, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run.interrupted()
     moved = tmp_path / "moved.onnx"
