@@ -71,14 +71,15 @@ def kept_blocks(run: Run, *, work_dir: str | None, resume: bool) -> Iterator[Dis
     and the run goes on without. Whatever ends it in between is told how to go on. Raises OptionError where a
     ``work_dir`` cannot be written, and CheckpointError where what is to be resumed is damaged or in use.
     """
-    root = default_root() if work_dir is None else Path(work_dir)
-    folder = _open(root, run, resume=resume, must=work_dir is not None)
+    folder = _open(work_dir, run, resume=resume)
     if folder is None:
         yield None
         return
     with folder:
         if resume:
-            _tell_found(root, run, len(folder.found()))
+            _tell_found(folder.path.parent, run, len(folder.found()))
+        elif folder.stale:
+            _tell_stale(run, folder.stale)
         checkpoint = DiskCheckpoint(folder)
         try:
             yield checkpoint
@@ -91,18 +92,31 @@ def kept_blocks(run: Run, *, work_dir: str | None, resume: bool) -> Iterator[Dis
             raise
 
 
-def _open(root: Path, run: Run, *, resume: bool, must: bool) -> RunFolder | None:
+def _open(work_dir: str | None, run: Run, *, resume: bool) -> RunFolder | None:
     try:
+        root = default_root() if work_dir is None else Path(work_dir)
         return open_run(root, run, resume=resume)
     except InUseError as error:
         if resume:
             raise
         logger.warning("finished blocks are not kept: %s", error)
     except OptionError as error:
-        if must:
+        if work_dir is not None:
             raise
-        logger.warning("finished blocks are not kept, so the run cannot be resumed: %s, with --work-dir", error)
+        remedy = "" if "--work-dir" in str(error) else ", with --work-dir"
+        logger.warning("finished blocks are not kept, so the run cannot be resumed: %s%s", error, remedy)
     return None
+
+
+def _tell_stale(run: Run, count: int) -> None:
+    """Whoever has forgotten --resume can still end the run before the first of its blocks is finished."""
+    logger.log(
+        logging.WARNING if count < run.blocks else logging.INFO,
+        "%d of %d blocks were finished by an earlier run of the same command; they are discarded as soon as this one "
+        "has finished its first; --resume takes them up instead",
+        count,
+        run.blocks,
+    )
 
 
 def _tell_found(root: Path, run: Run, found: int) -> None:

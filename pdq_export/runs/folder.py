@@ -5,7 +5,7 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Literal, Self
@@ -34,9 +34,26 @@ class InUseError(CheckpointError):
 
 
 def default_root() -> Path:
-    """The folder of all runs: in that of the environment variable PDQ_EXPORT_CACHE, else in the user's cache folder."""
-    chosen = os.getenv(CACHE_VARIABLE)
-    return (Path(chosen) if chosen else platformdirs.user_cache_path("pdq-export", appauthor=False)) / "runs"
+    """The folder of all runs: that of the environment variable PDQ_EXPORT_CACHE, else one in the user's cache folder.
+
+    Raises OptionError where the user has none, for want of a home directory.
+    """
+    if chosen := os.getenv(CACHE_VARIABLE):
+        return Path(chosen)
+    try:
+        found = platformdirs.user_cache_path("pdq-export", appauthor=False)
+    except (RuntimeError, OSError, KeyError) as error:
+        raise _homeless() from error
+    if not found.is_absolute():  # "~/.cache", as some versions leave it
+        raise _homeless()
+    return found / "runs"
+
+
+def _homeless() -> OptionError:
+    return OptionError(
+        "there is no cache folder, as this user has no home directory; expected one to keep runs in; set "
+        f"{CACHE_VARIABLE} to a folder, or give --work-dir DIR"
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,8 +71,14 @@ class BlockFile:
 class RunFolder:
     """A run's folder while this process has it to itself; a context manager. Made by `open_run`."""
 
-    def __init__(self, path: Path, run: Run, lock: filelock.BaseFileLock) -> None:
+    def __init__(self, path: Path, run: Run, lock: filelock.BaseFileLock, stale: Sequence[Path] = ()) -> None:
         self.path, self.run, self._lock = path, run, lock
+        self._stale = list(stale)
+
+    @property
+    def stale(self) -> int:
+        """How many blocks of an earlier run there are that are not to be taken up; they go when one is saved."""
+        return len(self._stale)
 
     def __enter__(self) -> Self:
         return self
@@ -67,12 +90,14 @@ class RunFolder:
 
     def found(self) -> list[int]:
         """The positions of the blocks that are kept. Raises CheckpointError, which names a damaged file."""
+        if self._stale:
+            return []
         return [position for position, path in block_files(self.path) if self._read(path, position)]
 
     def load(self, position: int, block: str) -> tuple[str, str] | None:
         """Record and state of a block as they were kept, or None. Raises CheckpointError where they are damaged."""
         path = self._path(position)
-        if not path.exists():
+        if self._stale or not path.exists():
             return None
         header, record, state = self._read(path, position)
         if header.block != block:
@@ -84,7 +109,20 @@ class RunFolder:
         body = f"{record}\n{state}\n".encode()
         sha256 = hashlib.sha256(body).hexdigest()
         header = BlockFile(run=self.run.digest, position=position, block=block, sha256=sha256)
+        self._remove_stale()
         write_atomically(self._path(position), f"{to_text(header)}\n".encode() + body, overwrite=True)
+
+    def _remove_stale(self) -> None:
+        """Remove what is not to be taken up, and describe the run that takes its place."""
+        if not self._stale:
+            return
+        try:
+            for path in self._stale:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise OptionError(f"{self.path}: cannot be written: {error.strerror or error}") from error
+        self._stale.clear()
+        write_atomically(self.path / HEADER, write_header(self.run), overwrite=True)
 
     def damaged(self, position: int, what: object) -> CheckpointError:
         """The error for a block that was kept whole but cannot be used."""
@@ -131,8 +169,8 @@ def damaged(path: Path, what: object) -> CheckpointError:
 def open_run(root: Path, run: Run, *, resume: bool) -> RunFolder:
     """The folder of ``run`` below ``root``, made where there is none, for this process alone.
 
-    Without ``resume`` the blocks that are kept there are removed, and in any case what killed runs have left
-    unfinished. Raises InUseError where another process has it, OptionError where it cannot be written, and
+    Without ``resume`` the blocks that are kept there are not taken up, and removed when the first new one is saved. What
+    killed runs have left unfinished goes in any case. Raises InUseError where another process has it, OptionError where it cannot be written, and
     CheckpointError where it is to be resumed and its header is damaged.
     """
     path = root / run.folder_name
@@ -144,14 +182,14 @@ def open_run(root: Path, run: Run, *, resume: bool) -> RunFolder:
     except OSError as error:
         raise OptionError(f"{path}: cannot be written: {error.strerror or error}; choose another place") from error
     try:
-        _settle(path, run, resume=resume)
+        stale = _settle(path, run, resume=resume)
     except OSError as error:
         lock.release()
         raise OptionError(f"{path}: cannot be written: {error.strerror or error}; choose another place") from error
     except BaseException:
         lock.release()
         raise
-    return RunFolder(path, run, lock)
+    return RunFolder(path, run, lock, stale)
 
 
 def check_root(root: Path) -> None:
@@ -169,21 +207,23 @@ def block_files(folder: Path) -> Iterator[tuple[int, Path]]:
     yield from sorted(found.items())
 
 
-def _settle(path: Path, run: Run, *, resume: bool) -> None:
+def _settle(path: Path, run: Run, *, resume: bool) -> list[Path]:
+    """Have a header; the files of blocks that are not to be taken up."""
     header = path / HEADER
     for target in [header, *(path / f"block-{position + 1:04d}.jsonl" for position in range(run.blocks))]:
         remove_leftovers(target)
-    if not resume:
-        for _, kept in block_files(path):
-            kept.unlink()
-    elif header.exists():
+    stale = [] if resume else [kept for _, kept in block_files(path)]
+    if stale and header.is_file():
+        return stale  # all stays as it is, until there is something to take its place
+    if resume and header.exists():
         try:
             if read_header(path).digest != run.digest:
                 raise ValueError("it is of another run")
         except ValueError as error:
             raise damaged(header, error) from error
-        return
+        return []
     write_atomically(header, write_header(run), overwrite=True)
+    return stale
 
 
 def _locked(path: Path) -> filelock.BaseFileLock:

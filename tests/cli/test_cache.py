@@ -33,7 +33,7 @@ def test_runs_are_listed(run: Invoke, root: Path) -> None:
 
 def test_there_are_none(run: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PDQ_EXPORT_CACHE", str(tmp_path))
-    assert f"no runs in {tmp_path / 'runs'}" in run("cache").stdout
+    assert f"no runs in {tmp_path}" in run("cache").stdout
 
 
 def test_clearing(run: Invoke, root: Path) -> None:
@@ -57,3 +57,15 @@ def test_what_is_refused(run: Invoke, root: Path, arguments: tuple[str, ...], me
     result = run("cache", "--work-dir", root, *arguments)
     assert result.exit_code == 2
     assert message in result.stderr
+
+
+def test_a_user_without_a_home(run: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless(*arguments: object, **options: object) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("PDQ_EXPORT_CACHE", raising=False)
+    monkeypatch.setattr("platformdirs.user_cache_path", homeless)
+    result = run("cache")
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+    assert "this user has no home directory" in result.stderr

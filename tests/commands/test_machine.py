@@ -6,7 +6,10 @@ import torch
 from pdq_export.commands.machine import describe_machine, processor_parts
 
 CPU = torch.device("cpu")
-X86 = "model name\t: Some CPU @ 2 GHz\ncpu family\t: 6\nmodel\t\t: 85\nstepping\t: 4\nflags\t\t: sse2 avx2 fma\nbugs\t: none\n"
+X86 = (
+    "model name\t: Some CPU @ 2 GHz\ncpu family\t: 6\nmodel\t\t: 85\nstepping\t: 4\n"
+    "flags\t\t: sse2 avx2 fma\nbugs\t: none\n"
+)
 ARM = "CPU implementer\t: 0x41\nCPU architecture: 8\nCPU part\t: 0xd0c\nFeatures\t: fp asimd\n"
 
 

@@ -46,8 +46,14 @@ def test_what_is_kept_is_found_again(tmp_path: Path) -> None:
 def test_without_resume_it_starts_afresh(tmp_path: Path) -> None:
     keep(tmp_path, 0, 1)
     with open_run(tmp_path, run(), resume=False) as folder:
-        assert folder.found() == []
-        assert names(folder.path) == {HEADER}
+        assert (folder.found(), folder.load(0, "b0"), folder.stale) == ([], None, 2)
+        assert names(folder.path) == {HEADER, "block-0001.jsonl", "block-0002.jsonl"}
+    with open_run(tmp_path, run(), resume=True) as folder:  # nothing has been saved in between
+        assert folder.found() == [0, 1]
+    with open_run(tmp_path, run(), resume=False) as folder:
+        folder.save(0, "b0", "{}", "{}")
+        assert (folder.found(), folder.stale) == ([0], 0)
+        assert names(folder.path) == {HEADER, "block-0001.jsonl"}
 
 
 def test_another_key_is_another_folder(tmp_path: Path) -> None:
@@ -164,7 +170,19 @@ def test_where_it_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_the_default_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PDQ_EXPORT_CACHE", str(tmp_path))
-    assert default_root() == tmp_path / "runs"
+    assert default_root() == tmp_path  # as --work-dir has it
     monkeypatch.delenv("PDQ_EXPORT_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert "pdq-export" in str(default_root())
+
+
+def homeless(*arguments: object, **options: object) -> Path:
+    raise RuntimeError("Could not determine home directory.")
+
+
+@pytest.mark.parametrize("found", [homeless, lambda *arguments, **options: Path("~/.cache/pdq-export")])
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch, found: Any) -> None:
+    monkeypatch.delenv("PDQ_EXPORT_CACHE", raising=False)
+    monkeypatch.setattr("platformdirs.user_cache_path", found)
+    with pytest.raises(OptionError, match="has no home directory.*PDQ_EXPORT_CACHE to a folder, or give --work-dir"):
+        default_root()
