@@ -16,7 +16,7 @@ from annotated_types import Interval, Len
 
 from pdq_export.errors import CheckpointError, OptionError
 from pdq_export.files import check_writable, write_atomically
-from pdq_export.leftovers import remove_leftovers
+from pdq_export.leftovers import remove_all_leftovers
 from pdq_export.runs.header import HEADER, Run, read_header, write_header
 from pdq_export.spec.plain import from_text, to_text
 
@@ -169,9 +169,9 @@ def damaged(path: Path, what: object) -> CheckpointError:
 def open_run(root: Path, run: Run, *, resume: bool) -> RunFolder:
     """The folder of ``run`` below ``root``, made where there is none, for this process alone.
 
-    Without ``resume`` the blocks that are kept there are not taken up, and removed when the first new one is saved. What
-    killed runs have left unfinished goes in any case. Raises InUseError where another process has it, OptionError where it cannot be written, and
-    CheckpointError where it is to be resumed and its header is damaged.
+    Without ``resume`` the blocks that are kept there are not taken up, and removed when the first new one is saved.
+    What killed runs have left unfinished goes in any case. Raises InUseError where another process has it, OptionError
+    where it cannot be written, and CheckpointError where it is to be resumed and its header is damaged.
     """
     path = root / run.folder_name
     try:
@@ -210,8 +210,7 @@ def block_files(folder: Path) -> Iterator[tuple[int, Path]]:
 def _settle(path: Path, run: Run, *, resume: bool) -> list[Path]:
     """Have a header; the files of blocks that are not to be taken up."""
     header = path / HEADER
-    for target in [header, *(path / f"block-{position + 1:04d}.jsonl" for position in range(run.blocks))]:
-        remove_leftovers(target)
+    remove_all_leftovers(path)
     stale = [] if resume else [kept for _, kept in block_files(path)]
     if stale and header.is_file():
         return stale  # all stays as it is, until there is something to take its place

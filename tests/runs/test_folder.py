@@ -12,6 +12,7 @@ import pytest
 
 from pdq_export.errors import CheckpointError, OptionError
 from pdq_export.files import write_atomically
+from pdq_export.leftovers import temporary_name
 from pdq_export.runs import InUseError, Run, RunKey, default_root, find_runs, open_run, read_blocks
 from pdq_export.runs.header import HEADER
 
@@ -145,8 +146,8 @@ def test_another_process_has_it_until_it_ends_however_it_ends(tmp_path: Path) ->
 
 def test_what_killed_runs_left_is_removed(tmp_path: Path) -> None:
     path = keep(tmp_path, 0)
-    for name in (".block-0002.jsonl.0123abcd.tmp", f".{HEADER}.0123abcd.tmp"):
-        (path / name).write_bytes(b"torn")
+    for name in ("block-0002.jsonl", "block-0099.jsonl", HEADER):
+        temporary_name(path / name).write_bytes(b"torn")
     (path / "notes.txt").write_bytes(b"precious")
     keep(tmp_path)
     assert names(path) == {HEADER, "block-0001.jsonl", "notes.txt"}
@@ -184,5 +185,5 @@ def homeless(*arguments: object, **options: object) -> Path:
 def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch, found: Any) -> None:
     monkeypatch.delenv("PDQ_EXPORT_CACHE", raising=False)
     monkeypatch.setattr("platformdirs.user_cache_path", found)
-    with pytest.raises(OptionError, match="has no home directory.*PDQ_EXPORT_CACHE to a folder, or give --work-dir"):
+    with pytest.raises(OptionError, match=r"has no home directory.*PDQ_EXPORT_CACHE to a folder, or give --work"):
         default_root()
