@@ -69,3 +69,17 @@ def test_a_user_without_a_home(run: Invoke, monkeypatch: pytest.MonkeyPatch) -> 
     assert result.exit_code == 2
     assert result.stderr.count("\n") == 1
     assert "this user has no home directory" in result.stderr
+
+
+def test_names_are_no_markup(run: Invoke, tmp_path: Path) -> None:
+    key = RunKey(parts={"model": "a" * 64})
+    model = "[red]net[/blue]\x1b[2J.onnx"
+    kept = Run(model=model, bits="4/2", created="2026-01-01T00:00:00", blocks=2, digest=key.digest, key=key)
+    with open_run(tmp_path, kept, resume=False):
+        pass
+    result = run("cache", "--work-dir", tmp_path)
+    assert (result.exit_code, "[red]net[/blue]\\x1b[2J.onnx" in result.stdout) == (0, True)
+
+
+def test_any_age(run: Invoke, root: Path) -> None:
+    assert "removed 0 runs" in run("cache", "--work-dir", root, "--clear", "--older-than", "999999d").stdout
