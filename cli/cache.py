@@ -20,15 +20,18 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from pdq_export.errors import OptionError
 
 from .command import Frame, Outcome, command
+from .render import printable
 
 if TYPE_CHECKING:
     from pdq_export.runs import Cleared, Kept
 
 SCHEMA_VERSION = 1
+_OLDEST = 36500  # days: dates do not go back for ever
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
 
@@ -69,7 +72,8 @@ def _age(text: str) -> datetime.timedelta:
     match = re.fullmatch(r"(\d{1,6})([mhd])", text.strip())
     if match is None:
         raise OptionError(f"--older-than {text!r}: expected a number of minutes, hours or days: 90m, 12h or 30d")
-    return datetime.timedelta(**{_UNITS[match[2]]: int(match[1])})
+    age = datetime.timedelta(**{_UNITS[match[2]]: int(match[1])})
+    return min(age, datetime.timedelta(days=_OLDEST))
 
 
 def _listed(root: Path, runs: "list[Kept]") -> Iterable[RenderableType]:
@@ -79,13 +83,14 @@ def _listed(root: Path, runs: "list[Kept]") -> Iterable[RenderableType]:
     table = Table("run", "model", "bits", "changed", "blocks", "size")
     for kept in runs:
         run = kept.run
-        table.add_row(
+        cells = (
             kept.path.name,
-            *((run.model, run.bits) if run else ("damaged", "")),
+            *((run.model, run.bits) if run else ("damaged, or of another version", "")),
             f"{kept.changed.astimezone():%Y-%m-%d %H:%M}",
             f"{kept.done} of {run.blocks}" if run else str(kept.done),
             _size(kept.size),
         )
+        table.add_row(*(Text(printable(cell)) for cell in cells))  # names are whatever a file says: no markup
     yield table
     yield f"{len(runs)} runs, {_size(sum(kept.size for kept in runs))}, in {root}"
 

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from pdq_export.errors import OptionError, PdqError
-from pdq_export.leftovers import Claim, remove_leftovers, temporary_name
+from pdq_export.leftovers import Claim, remove_leftovers
 
 logger = logging.getLogger(__name__)
 
@@ -25,10 +25,9 @@ def check_writable(path: str | Path, *, overwrite: bool = False, inputs: Iterabl
     path = Path(path)
     try:
         _check_target(path, overwrite, inputs)
-        temporary = _create_temporary(path.resolve())
+        Claim.file(path.resolve()).remove()
     except OSError as error:
         raise _cannot_write(path, error) from error
-    temporary.unlink()
 
 
 def check_report(
@@ -55,8 +54,8 @@ def write_together(contents: Mapping[Path, bytes], *, overwrite: bool = False) -
     Their order is the order in which they appear; what depends on others comes last. Raises OptionError.
     """
 
-    def fill(content: bytes) -> Callable[[Path], Path]:
-        return lambda target: _filled(_create_temporary(target), content)
+    def fill(content: bytes) -> Callable[[Path], Claim]:
+        return lambda target: _filled(target, content)
 
     _place({path: fill(content) for path, content in contents.items()}, overwrite)
 
@@ -113,7 +112,7 @@ class Draft:
         Raises OptionError where that cannot be, and where there is a file already and ``overwrite`` is not set.
         """
 
-        def again(kept: Path) -> Callable[[Path], Path]:
+        def again(kept: Path) -> Callable[[Path], Claim]:
             return lambda target: _again(kept, target)
 
         _place({path: again(kept) for path, kept in self._files.items()}, overwrite)
@@ -126,10 +125,9 @@ class Draft:
     def _open(self, parent: Path, contents: Mapping[Path, bytes]) -> None:
         """A new folder in ``parent`` with these files; none where that fails."""
         (first, *_) = contents
-        self._folder = temporary_name(parent / first.name)
         try:
-            self._folder.mkdir()
-            self._claim = Claim(self._folder)
+            self._claim = Claim.folder(parent / first.name)
+            self._folder = self._claim.path
             self._fill(self._folder, contents)
         except BaseException:
             self._files.clear()
@@ -141,13 +139,14 @@ class Draft:
             kept = folder / path.name
             while kept in self._files.values():  # of files that belong into different folders
                 kept = kept.with_name(f"other-{kept.name}")
-            self._files[path] = _filled(kept, content)
+            self._files[path] = _kept(kept, content)
 
     def _keep(self) -> None:
         """Let the folder have a name that people see and nobody cleans up."""
         assert self._folder is not None
         first = self._folder.name.removeprefix(".").removesuffix(".tmp")
         name, _, token = first.rpartition(".")
+        token = token.rpartition("-")[2]
         visible = self._folder.with_name(f"{name}.unfinished-{token}")
         with contextlib.suppress(OSError):  # then it keeps its own, which the message says
             self._folder.rename(visible)
@@ -169,9 +168,8 @@ class Draft:
         return "what is finished is kept as " + " and ".join(str(kept) for kept in self._files.values())
 
 
-def _filled(path: Path, content: bytes) -> Path:
+def _kept(path: Path, content: bytes) -> Path:
     """Write ``content`` and see to it that it is on the disk; a failure leaves no file."""
-    claim = Claim(path)
     try:
         with path.open("wb") as file:
             file.write(content)
@@ -180,61 +178,62 @@ def _filled(path: Path, content: bytes) -> Path:
     except BaseException:
         path.unlink(missing_ok=True)
         raise
-    finally:
-        claim.release()
     return path
 
 
-def _again(kept: Path, target: Path) -> Path:
-    """The same file under a temporary name beside ``target``: a second link, or a copy where there can be none."""
-    temporary = temporary_name(target)
+def _filled(target: Path, content: bytes) -> Claim:
+    """A temporary file beside ``target`` with this ``content``; a failure leaves none."""
+    claim = Claim.file(target)
     try:
-        os.link(kept, temporary)
+        claim.write(content)
+    except BaseException:
+        claim.remove()
+        raise
+    return claim
+
+
+def _again(kept: Path, target: Path) -> Claim:
+    """The same file under a temporary name beside ``target``: a second link, or a copy where there can be none."""
+    try:
+        return Claim.link(kept, target)
     except OSError:
-        return _filled(_create_temporary(target), kept.read_bytes())
-    return temporary
+        return _filled(target, kept.read_bytes())
 
 
-def _place(makers: Mapping[Path, Callable[[Path], Path]], overwrite: bool) -> None:
+def _place(makers: Mapping[Path, Callable[[Path], Claim]], overwrite: bool) -> None:
     """Put files in their places, all or none. ``makers``: by path, what makes a temporary file beside the target."""
-    temporaries: dict[Path, Path] = {}  # by target
-    claims: list[Claim] = []
-    undo: list[tuple[Path, Path | None]] = []
+    temporaries: dict[Path, Claim] = {}  # by target
+    undo: list[tuple[Path, Claim | None]] = []
     path = Path()
     try:
         try:
             for path, make in makers.items():
                 target = path.resolve()
                 temporaries[target] = make(target)
-                claims.append(Claim(temporaries[target]))
                 if target.exists():
-                    shutil.copymode(target, temporaries[target])
+                    shutil.copymode(target, temporaries[target].path)
             for path, (target, temporary) in zip(makers, temporaries.items(), strict=True):  # noqa: B007, for the error
                 if not overwrite:
-                    _move_to_free_name(temporary, target)
+                    _move_to_free_name(temporary.path, target)
                     undo.append((target, None))
                     continue
                 if len(temporaries) > 1:
                     undo.append((target, _set_aside(target)))
-                    claims += [Claim(aside) for _, aside in undo[-1:] if aside is not None]
-                temporary.replace(target)
+                temporary.path.replace(target)
         except BaseException:  # Ctrl-C too
             _undo(undo)
             for temporary in temporaries.values():
-                with contextlib.suppress(OSError):
-                    temporary.unlink()
+                temporary.remove()
             raise
-        finally:
-            for claim in claims:
-                claim.release()
+        for temporary in temporaries.values():
+            temporary.release()
     except FileExistsError as error:
         raise _exists(path) from error
     except OSError as error:
         raise _cannot_write(path, error) from error
     for _, aside in undo:
         if aside is not None:
-            with contextlib.suppress(OSError):
-                aside.unlink()
+            aside.remove()
 
 
 def _move_to_free_name(temporary: Path, target: Path) -> None:
@@ -254,26 +253,26 @@ def _move_to_free_name(temporary: Path, target: Path) -> None:
         temporary.unlink()
 
 
-def _undo(placed: Sequence[tuple[Path, Path | None]]) -> None:
+def _undo(placed: Sequence[tuple[Path, Claim | None]]) -> None:
     """What was placed goes, and what there was before comes back."""
     for target, aside in reversed(placed):
         with contextlib.suppress(OSError):
             if aside is None:
                 target.unlink()
             else:
-                aside.replace(target)
-                aside.unlink()  # two names of one file: then replacing does nothing
+                aside.path.replace(target)
+                aside.remove()  # two names of one file: then replacing does nothing
 
 
-def _set_aside(target: Path) -> Path | None:
+def _set_aside(target: Path) -> Claim | None:
     """A second name for what is at ``target``, or a copy where there are no links; None where nothing is."""
     if not target.exists():
         return None
-    aside = temporary_name(target)
     try:
-        os.link(target, aside)
+        return Claim.link(target, target)
     except OSError:
-        shutil.copy2(target, aside)
+        aside = Claim.file(target)
+        shutil.copy2(target, aside.path)
     return aside
 
 
@@ -293,13 +292,6 @@ def _check_target(path: Path, overwrite: bool, inputs: Iterable[str | Path]) -> 
         raise OptionError(f"{path}: is not a regular file; expected the name of a file to write")
     if not overwrite:
         raise _exists(path)
-
-
-def _create_temporary(target: Path) -> Path:
-    """An empty file beside ``target``, created with the permissions that the user's umask leaves."""
-    temporary = temporary_name(target)
-    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-    return temporary
 
 
 def _exists(path: Path) -> OptionError:

@@ -1,12 +1,14 @@
 """Temporary files and folders of killed runs are told from those of live ones."""
 
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from pdq_export.files import Draft
+from pdq_export.files import Draft, check_writable, write_atomically
 from pdq_export.leftovers import Claim, remove_leftovers, temporary_name
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="nothing is told apart there")
@@ -25,23 +27,77 @@ with Draft() as draft:
 
 def test_what_is_nobodys_goes(tmp_path: Path) -> None:
     target = tmp_path / "net.onnx"
-    torn, folder, claimed = (temporary_name(target) for _ in range(3))
+    torn, folder, link = (temporary_name(target) for _ in range(3))
     torn.write_bytes(b"torn")
     folder.mkdir()
     (folder / "net.onnx").write_bytes(b"finished once")
-    claimed.write_bytes(b"at work")
-    others = [".net.onnx.tmp", ".net.onnx.0123456.tmp", ".net.onnx.0123abcg.tmp", ".other.onnx.0123abcd.tmp"]
-    others += ["net.onnx.unfinished-0123abcd", "net.onnx.0123abcd.tmp"]
+    others = [".net.onnx.tmp", torn.name.replace("-", ""), f"{torn.name[:-5]}g.tmp", torn.name[1:]]
+    others += [temporary_name(tmp_path / "other.onnx").name, "net.onnx.unfinished-0123abcd"]
     for name in others:
         (tmp_path / name).write_bytes(b"precious")
-    (tmp_path / ".net.onnx.89abcdef.tmp").symlink_to(tmp_path / others[0])
-    claim = Claim(claimed)
+    link.symlink_to(tmp_path / others[0])
+    claim = Claim.file(target)
     remove_leftovers(target)
-    assert {path.name for path in tmp_path.iterdir()} == {*others, claimed.name, ".net.onnx.89abcdef.tmp"}
+    assert {path.name for path in tmp_path.iterdir()} == {*others, claim.path.name, link.name}
     claim.release()
     remove_leftovers(target)
-    assert not claimed.exists()
+    assert not claim.path.exists()
     remove_leftovers(tmp_path / "missing" / "net.onnx")
+
+
+LONG = "a" * 60
+WIDE = "\N{GRINNING FACE}" * 60
+
+
+@pytest.mark.parametrize("name", ["net.onnx", LONG, WIDE])
+def test_temporary_names_fit_where_names_do(tmp_path: Path, name: str) -> None:
+    assert temporary_name(tmp_path / name).name.startswith(".")
+    write(tmp_path / name, b"whole")
+
+
+@pytest.mark.parametrize("names", [("net.onnx", "net.onnx"), (f"{LONG}-1.onnx", f"{LONG}-2.onnx")])
+def test_live_threads_keep_what_they_work_on(tmp_path: Path, names: tuple[str, str]) -> None:
+    """Two of one output, or of names that begin alike, which write and clean up at once."""
+    failures: list[BaseException] = []
+
+    def work(name: str, content: bytes) -> None:
+        try:
+            for _ in range(60):
+                with Draft() as draft:
+                    draft.add({tmp_path / name: content, tmp_path / f"{name}.data": content})
+                    draft.place(overwrite=True)
+                write_atomically(tmp_path / name, content, overwrite=True)
+                check_writable(tmp_path / name, overwrite=True)
+                remove_leftovers(tmp_path / name)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(name, b"12"[k : k + 1])) for k, name in enumerate(names * 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures, failures[0]
+    assert {path.name for path in tmp_path.iterdir()} == {*names, *(f"{name}.data" for name in names)}
+
+
+def test_who_creates_and_who_cleans_up_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is created is found before it is locked: then there is another one."""
+    target, opened = tmp_path / "net.onnx", os.open
+    found: list[object] = []
+
+    def meet(path: object, flags: int, *mode: int) -> int:
+        descriptor = opened(path, flags, *mode)  # type: ignore[arg-type]
+        if flags & os.O_CREAT and not found:
+            found.append(path)
+            remove_leftovers(target)
+            assert not os.path.exists(path)  # type: ignore[arg-type]
+        return descriptor
+
+    monkeypatch.setattr("pdq_export.leftovers.os.open", meet)
+    write_atomically(target, b"whole")
+    assert target.read_bytes() == b"whole"
+    assert len(found) == 1
 
 
 def test_a_draft_of_a_live_run_stays_and_that_of_a_killed_one_goes(tmp_path: Path) -> None:

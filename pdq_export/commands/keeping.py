@@ -7,7 +7,6 @@ import functools
 import hashlib
 import importlib.metadata
 import logging
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from onnx import GraphProto
 
 import pdq_export
 from pdq_export.calibrate.checkpoint import DiskCheckpoint
+from pdq_export.commands.machine import describe_machine
 from pdq_export.config.method import CalibrationOptions
 from pdq_export.errors import OptionError
 from pdq_export.graph.prepare import PreparedModel
@@ -55,9 +55,7 @@ def describe_run(
         **{key: str(value) for key, value in settings.items()},
         "pdq-export": f"{pdq_export.__version__} ({_digest_code()[:12]})",
         **{library: version for library in _LIBRARIES if (version := _version(library))},
-        "device": str(device) if device.type == "cpu" else f"{device} ({torch.cuda.get_device_name(device)})",
-        "processor": _processor(),
-        "threads": str(torch.get_num_threads()),
+        **describe_machine(device),
     }
     key = RunKey(parts=parts)
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -73,14 +71,15 @@ def kept_blocks(run: Run, *, work_dir: str | None, resume: bool) -> Iterator[Dis
     and the run goes on without. Whatever ends it in between is told how to go on. Raises OptionError where a
     ``work_dir`` cannot be written, and CheckpointError where what is to be resumed is damaged or in use.
     """
-    root = default_root() if work_dir is None else Path(work_dir)
-    folder = _open(root, run, resume=resume, must=work_dir is not None)
+    folder = _open(work_dir, run, resume=resume)
     if folder is None:
         yield None
         return
     with folder:
         if resume:
-            _tell_found(root, run, len(folder.found()))
+            _tell_found(folder.path.parent, run, len(folder.found()))
+        elif folder.stale:
+            _tell_stale(run, folder.stale)
         checkpoint = DiskCheckpoint(folder)
         try:
             yield checkpoint
@@ -93,18 +92,31 @@ def kept_blocks(run: Run, *, work_dir: str | None, resume: bool) -> Iterator[Dis
             raise
 
 
-def _open(root: Path, run: Run, *, resume: bool, must: bool) -> RunFolder | None:
+def _open(work_dir: str | None, run: Run, *, resume: bool) -> RunFolder | None:
     try:
+        root = default_root() if work_dir is None else Path(work_dir)
         return open_run(root, run, resume=resume)
     except InUseError as error:
         if resume:
             raise
         logger.warning("finished blocks are not kept: %s", error)
     except OptionError as error:
-        if must:
+        if work_dir is not None:
             raise
-        logger.warning("finished blocks are not kept, so the run cannot be resumed: %s, with --work-dir", error)
+        remedy = "" if "--work-dir" in str(error) else ", with --work-dir"
+        logger.warning("finished blocks are not kept, so the run cannot be resumed: %s%s", error, remedy)
     return None
+
+
+def _tell_stale(run: Run, count: int) -> None:
+    """Whoever has forgotten --resume can still end the run before the first of its blocks is finished."""
+    logger.log(
+        logging.WARNING if count < run.blocks else logging.INFO,
+        "%d of %d blocks were finished by an earlier run of the same command; they are discarded as soon as this one "
+        "has finished its first; --resume takes them up instead",
+        count,
+        run.blocks,
+    )
 
 
 def _tell_found(root: Path, run: Run, found: int) -> None:
@@ -169,15 +181,3 @@ def _version(library: str) -> str:
         return importlib.metadata.version(library)
     except importlib.metadata.PackageNotFoundError:
         return ""
-
-
-@functools.cache
-def _processor() -> str:
-    """What kernels are chosen by: another processor adds in another order."""
-    model = ""
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    return " ".join(
-        filter(None, [platform.machine(), model or platform.processor(), torch.backends.cpu.get_cpu_capability()])
-    )

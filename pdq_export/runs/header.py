@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import re
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,9 +14,10 @@ from annotated_types import Interval, Len
 from pdq_export.spec.plain import from_text, to_text
 
 HEADER = "pdq-export-run.json"  # its name alone marks a folder as ours
+FOLDER_NAME = re.compile(r".+-w\d+a\d+-[0-9a-f]{12}")
 _LONGEST = 1 << 22  # characters
 _DIGITS = 12  # of the key, in the name of a folder
-_LONGEST_STEM = 60
+_LONGEST_STEM = 120  # bytes: the name of a folder may have 255
 _LONGEST_VALUE = 40  # characters of a part in a message
 
 
@@ -60,7 +62,8 @@ class Run:
     @property
     def folder_name(self) -> str:
         """A name that people recognize and that is the key's alone."""
-        stem = re.sub(r"[^\w.-]+", "_", Path(self.model).stem)[:_LONGEST_STEM].lstrip(".") or "model"
+        stem = re.sub(r"[^\w.-]+", "_", Path(self.model).stem).encode()[:_LONGEST_STEM].decode(errors="ignore")
+        stem = stem.lstrip(".") or "model"
         weight, _, activation = self.bits.partition("/")
         return f"{stem}-w{weight}a{activation}-{self.short_digest}"
 
@@ -78,10 +81,39 @@ def write_header(run: Run) -> bytes:
 def read_header(folder: Path) -> Run:
     """The header of a run's folder. Raises ValueError where it is damaged, OSError where there is none."""
     try:
-        text = (folder / HEADER).read_bytes()[: 4 * _LONGEST].decode()
+        text = read_bounded(folder / HEADER, 4 * _LONGEST).decode()
     except UnicodeDecodeError as error:
         raise ValueError(str(error)) from error
     return from_text(Run, text, longest=_LONGEST, what="the header of a run")
+
+
+def is_regular(path: Path) -> bool:
+    """Whether there is a regular file: no link, which may lead anywhere, and no pipe, which waits for ever."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
+
+
+def read_bounded(path: Path, longest: int) -> bytes:
+    """A regular file of at most ``longest`` bytes. Raises ValueError for any other, OSError where there is none."""
+    status = path.lstat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is no regular file")
+    if status.st_size > longest:
+        raise ValueError(f"it has {status.st_size:,} bytes; expected at most {longest:,}")
+    with path.open("rb") as file:
+        return file.read(longest)
+
+
+def of_other_version(text: bytes) -> bool:
+    """Whether the JSON in ``text`` says that another version of pdq-export has written it."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    ours = isinstance(content, dict) and content.get("kind") in ("pdq-export run", "pdq-export block")
+    return ours and type(content.get("version")) is int and content["version"] != 1
 
 
 def _shown(value: str | None) -> str:

@@ -33,7 +33,7 @@ def test_runs_are_listed(run: Invoke, root: Path) -> None:
 
 def test_there_are_none(run: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PDQ_EXPORT_CACHE", str(tmp_path))
-    assert f"no runs in {tmp_path / 'runs'}" in run("cache").stdout
+    assert f"no runs in {tmp_path}" in run("cache").stdout
 
 
 def test_clearing(run: Invoke, root: Path) -> None:
@@ -57,3 +57,29 @@ def test_what_is_refused(run: Invoke, root: Path, arguments: tuple[str, ...], me
     result = run("cache", "--work-dir", root, *arguments)
     assert result.exit_code == 2
     assert message in result.stderr
+
+
+def test_a_user_without_a_home(run: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless(*arguments: object, **options: object) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("PDQ_EXPORT_CACHE", raising=False)
+    monkeypatch.setattr("platformdirs.user_cache_path", homeless)
+    result = run("cache")
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+    assert "this user has no home directory" in result.stderr
+
+
+def test_names_are_no_markup(run: Invoke, tmp_path: Path) -> None:
+    key = RunKey(parts={"model": "a" * 64})
+    model = "[red]net[/blue]\x1b[2J.onnx"
+    kept = Run(model=model, bits="4/2", created="2026-01-01T00:00:00", blocks=2, digest=key.digest, key=key)
+    with open_run(tmp_path, kept, resume=False):
+        pass
+    result = run("cache", "--work-dir", tmp_path)
+    assert (result.exit_code, "[red]net[/blue]\\x1b[2J.onnx" in result.stdout) == (0, True)
+
+
+def test_any_age(run: Invoke, root: Path) -> None:
+    assert "removed 0 runs" in run("cache", "--work-dir", root, "--clear", "--older-than", "999999d").stdout

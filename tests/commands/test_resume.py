@@ -101,8 +101,12 @@ def test_a_resumed_run_gives_the_same_file(run: Quantize, tmp_path: Path, caplog
     assert all(record.seconds["steps"] > 0 for record in records.values())
 
 
-def test_without_resume_it_starts_afresh(run: Quantize) -> None:
+def test_without_resume_it_starts_afresh_and_says_so(run: Quantize, caplog: pytest.LogCaptureFixture) -> None:
     run.interrupted()
+    run.interrupted(at=0)
+    assert f"2 of {BLOCKS} blocks were finished by an earlier run of the same command" in caplog.text
+    (kept,) = find_runs(run.work)
+    assert kept.done == 2  # nothing has taken their place yet
     calibrated = []
     run(stop=lambda at: calibrated.append(at.block))
     assert {at.index for at in calibrated if at is not None and at.step} == set(range(BLOCKS))
@@ -141,6 +145,16 @@ def test_what_is_changed_starts_afresh_and_says_so(
     run(resume=True, stop=lambda at: calibrated.append(at.block), **change(run))
     assert f"--resume: the run starts afresh, for what is kept of net.onnx {told}" in caplog.text
     assert 0 in {at.index for at in calibrated if at is not None and at.step}
+
+
+def test_another_choice_of_kernels_starts_afresh(
+    run: Quantize, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41")
+    run.interrupted()
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
+    run.interrupted(at=0, resume=True)
+    assert "differs in environment variable ONEDNN_MAX_CPU_ISA (SSE41, now not given)" in caplog.text
 
 
 def test_what_changes_no_integer_is_resumed(run: Quantize, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -193,6 +207,15 @@ def test_a_cache_that_cannot_be_written(
 
     def stop(progress: Progress) -> None:
         raise AssertionError("work has begun")
+
+    def homeless(*arguments: object, **options: object) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    caplog.clear()
+    monkeypatch.delenv("PDQ_EXPORT_CACHE")
+    monkeypatch.setattr("platformdirs.user_cache_path", homeless)
+    run(work_dir=None)
+    assert "finished blocks are not kept, so the run cannot be resumed: there is no cache folder" in caplog.text
 
     with pytest.raises(OptionError, match=r"file: cannot be written: .*; choose another --work-dir"):
         run(work_dir=tmp_path / "file", stop=stop)

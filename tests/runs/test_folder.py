@@ -1,5 +1,6 @@
 """The folder of a run: what it holds, who has it, and what is told of a file that is not as it was written."""
 
+import dataclasses
 import errno
 import os
 import re
@@ -12,6 +13,7 @@ import pytest
 
 from pdq_export.errors import CheckpointError, OptionError
 from pdq_export.files import write_atomically
+from pdq_export.leftovers import temporary_name
 from pdq_export.runs import InUseError, Run, RunKey, default_root, find_runs, open_run, read_blocks
 from pdq_export.runs.header import HEADER
 
@@ -46,8 +48,14 @@ def test_what_is_kept_is_found_again(tmp_path: Path) -> None:
 def test_without_resume_it_starts_afresh(tmp_path: Path) -> None:
     keep(tmp_path, 0, 1)
     with open_run(tmp_path, run(), resume=False) as folder:
-        assert folder.found() == []
-        assert names(folder.path) == {HEADER}
+        assert (folder.found(), folder.load(0, "b0"), folder.stale) == ([], None, 2)
+        assert names(folder.path) == {HEADER, "block-0001.jsonl", "block-0002.jsonl"}
+    with open_run(tmp_path, run(), resume=True) as folder:  # nothing has been saved in between
+        assert folder.found() == [0, 1]
+    with open_run(tmp_path, run(), resume=False) as folder:
+        folder.save(0, "b0", "{}", "{}")
+        assert (folder.found(), folder.stale) == ([0], 0)
+        assert names(folder.path) == {HEADER, "block-0001.jsonl"}
 
 
 def test_another_key_is_another_folder(tmp_path: Path) -> None:
@@ -71,7 +79,7 @@ def test_how_two_keys_differ() -> None:
         (lambda data: data[:50], "Unterminated string"),
         (lambda data: b"", "Expecting value"),
         (lambda data: b"\xff\xfe" + data, "can't decode"),
-        (lambda data: data.replace(b'"version":1', b'"version":2', 1), "version is 2; expected 1"),
+        (lambda data: data.replace(b'"version":1', b'"version":2', 1), "is of another version of pdq-export"),
         (lambda data: data.replace(b'"position":0', b'"position":1', 1), "it is of another run or block"),
         (lambda data: data.replace(b'"run":"', b'"run":"0', 1), "run is '0"),
     ],
@@ -83,9 +91,9 @@ def test_a_damaged_block_is_refused_by_name(tmp_path: Path, change: Any, message
         for read in (folder.found, lambda: folder.load(0, "b0")):
             with pytest.raises(CheckpointError) as raised:
                 read()
-            assert str(raised.value).startswith(f"{path}: is damaged (")
+            assert str(raised.value).startswith(f"{path}: is ")
             assert message in str(raised.value)
-            assert "delete it, and --resume calibrates what it held again" in str(raised.value)
+            assert "delete it, " in str(raised.value)
     with open_run(tmp_path, run(), resume=False) as folder:  # the remedy
         assert folder.found() == []
 
@@ -139,8 +147,8 @@ def test_another_process_has_it_until_it_ends_however_it_ends(tmp_path: Path) ->
 
 def test_what_killed_runs_left_is_removed(tmp_path: Path) -> None:
     path = keep(tmp_path, 0)
-    for name in (".block-0002.jsonl.0123abcd.tmp", f".{HEADER}.0123abcd.tmp"):
-        (path / name).write_bytes(b"torn")
+    for name in ("block-0002.jsonl", "block-0099.jsonl", HEADER):
+        temporary_name(path / name).write_bytes(b"torn")
     (path / "notes.txt").write_bytes(b"precious")
     keep(tmp_path)
     assert names(path) == {HEADER, "block-0001.jsonl", "notes.txt"}
@@ -164,7 +172,56 @@ def test_where_it_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_the_default_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PDQ_EXPORT_CACHE", str(tmp_path))
-    assert default_root() == tmp_path / "runs"
+    assert default_root() == tmp_path  # as --work-dir has it
     monkeypatch.delenv("PDQ_EXPORT_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert "pdq-export" in str(default_root())
+
+
+def homeless(*arguments: object, **options: object) -> Path:
+    raise RuntimeError("Could not determine home directory.")
+
+
+@pytest.mark.parametrize("found", [homeless, lambda *arguments, **options: Path("~/.cache/pdq-export")])
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch, found: Any) -> None:
+    monkeypatch.delenv("PDQ_EXPORT_CACHE", raising=False)
+    monkeypatch.setattr("platformdirs.user_cache_path", found)
+    with pytest.raises(OptionError, match=r"has no home directory.*PDQ_EXPORT_CACHE to a folder, or give --work"):
+        default_root()
+
+
+def test_names_of_any_length(tmp_path: Path) -> None:
+    name = "\N{GRINNING FACE}a" * 60
+    long = dataclasses.replace(
+        run(), model=f"{name}\N{CJK UNIFIED IDEOGRAPH-20000}.onnx".replace(name[0], chr(0x20000))
+    )
+    with open_run(tmp_path, long, resume=True) as folder:
+        folder.save(0, "b" * 70_000, "{}", "{}")
+        assert folder.load(0, "b" * 70_000) == ("{}", "{}")
+
+
+def test_links_are_not_written_through_and_pipes_not_waited_for(tmp_path: Path) -> None:
+    path = keep(tmp_path / "runs", 0)
+    precious = tmp_path / "precious"
+    precious.write_bytes(b"precious")
+    (path / "block-0002.jsonl").symlink_to(precious)
+    os.mkfifo(path / "block-0003.jsonl")
+    with open_run(tmp_path / "runs", run(), resume=True) as folder:
+        assert folder.found() == [0]
+        for position in (1, 2):
+            with pytest.raises(CheckpointError, match="it is no regular file"):
+                folder.load(position, f"b{position}")
+            folder.save(position, f"b{position}", "{}", "{}")
+            assert folder.load(position, f"b{position}") == ("{}", "{}")
+    (path / HEADER).unlink()
+    (path / HEADER).symlink_to(precious)
+    with open_run(tmp_path / "runs", run(), resume=False):
+        pass
+    assert precious.read_bytes() == b"precious"
+
+
+def test_a_header_of_another_version(tmp_path: Path) -> None:
+    path = keep(tmp_path, 0) / HEADER
+    path.write_bytes(path.read_bytes().replace(b'"version":1', b'"version":2'))
+    with pytest.raises(CheckpointError, match="is of another version of pdq-export"):
+        open_run(tmp_path, run(), resume=True)
