@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pdq_export.config.method import FAMILIES, METHODS, PRESETS, CalibrationOptions
-from pdq_export.config.option import INSPECT, QUANTIZE, Option, did_you_mean, find_options, option
+from pdq_export.config.option import INSPECT, QUANTIZE, Option, did_you_mean, find_options, option, shown
 from pdq_export.errors import OptionError
 
 WEIGHTS = ("asymmetric", "symmetric")
@@ -358,9 +358,9 @@ def checked(one: Option, value: Any, found: str = "") -> Any:
 
 def _refused(one: Option, value: Any, found: str = "") -> OptionError:
     method = one.name in CalibrationOptions.__dataclass_fields__
-    found = found or (f"{one.name} is {value!r};" if method else f"{one.flag} {value!r}:")
+    found = found or (f"{one.name} is {shown(value)};" if method else f"{one.flag} {shown(value)}:")
     near = did_you_mean(value, one.declared.choices) if isinstance(value, str) else ""
-    return OptionError(f"{found} expected {one.expected()}{near}")
+    return OptionError(f"{found} expected {one.expected(value)}{near}")
 
 
 def nested(flat: Mapping[str, Any], config: type = Config) -> Any:

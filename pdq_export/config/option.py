@@ -12,6 +12,8 @@ from typing import Any
 from pdq_export.errors import OptionError
 
 _KEY = "option"
+_LONGEST = 200  # characters of a value in a message
+_WHOLE = 2**63  # whole numbers are below
 QUANTIZE, INSPECT = "quantize", "inspect"
 
 
@@ -74,8 +76,10 @@ class Option:
             return self.declared.metavar
         return "|".join(self.declared.choices) or {int: "N", float: "X"}.get(self.kind, "TEXT")
 
-    def expected(self) -> str:
-        """What the values are, in words, for messages."""
+    def expected(self, value: Any = None) -> str:
+        """What the values are, in words, for messages about ``value``."""
+        if type(value) is int and self.kind in (int, float) and not -_WHOLE <= value < _WHOLE:
+            return f"{self.expected()}, of 64 bits"
         declared = self.declared
         if declared.expects:
             return declared.expects
@@ -112,10 +116,21 @@ _KINDS: Mapping[type, str] = {
 }
 
 
+def shown(value: object) -> str:
+    """A value in a message, however large it is or deeply nested."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no numbers of thousands of digits
+        return "a number of thousands of digits"
+    except RecursionError:
+        return "deeply nested"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+
+
 def is_within(value: float, declared: Declaration) -> bool:
-    """Whether a number is finite and within the bounds that are declared."""
+    """Whether a number is finite, and of 64 bits if it is whole, and within the bounds that are declared."""
     return (
-        (isinstance(value, int) or math.isfinite(value))
+        (-_WHOLE <= value < _WHOLE if isinstance(value, int) else math.isfinite(value))
         and (declared.least is None or value >= declared.least)
         and (declared.most is None or value <= declared.most)
         and (declared.above is None or value > declared.above)
@@ -180,4 +195,4 @@ def check_bounds(values: Any) -> None:
     for one in find_options(type(values)):
         value = getattr(values, one.name)
         if not one.accepts(value):
-            raise OptionError(f"{one.name} is {value!r}; expected {one.expected()}")
+            raise OptionError(f"{one.name} is {shown(value)}; expected {one.expected(value)}")

@@ -100,7 +100,7 @@ def read_record(properties: Mapping[str, str], where: str) -> Record:
             name = sorted(unknown)[0]
             raise OptionError(f"option {name!r} is unknown to this version{did_you_mean(name, options_of())}")
         config = make_config({name: tuple(v) if isinstance(v, list) else v for name, v in given.items()})
-    except (PdqError, LookupError, TypeError, ValueError) as error:
+    except (PdqError, LookupError, TypeError, ValueError, RecursionError) as error:
         version = properties.get(_VERSION, "of another version")
         raise ModelError(
             f"{where}: its metadata cannot be read as options ({error}); expected them as pdq-export writes them; it "

@@ -76,6 +76,11 @@ def test_what_python_callers_like_to_give() -> None:
         ({"device": None}, "--device None: expected auto, cpu, cuda or cuda:N"),
         ({"iters": 2.5}, "iters is 2.5; expected 0 or more"),
         ({"warmup": 1.5}, "warmup is 1.5; expected a number from 0 to 1"),
+        ({"temperature": 10**30}, f"temperature is {10**30}; expected a number above 0, of 64 bits"),
+        (
+            {"seed": 10**5000},
+            "seed is a number of thousands of digits; expected 0 or more, of 64 bits",
+        ),
         ({"lambda_c": float("nan")}, "lambda_c is nan; expected a number above 0"),
     ],
 )

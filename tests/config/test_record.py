@@ -105,6 +105,9 @@ def test_files_that_say_only_what_was_settled(target: str, weights: str, asked: 
         ({ASKED: '{"bits": 3}'}, r"--bits 3: expected W/A"),
         ({SETTLED: '{"method": "gptq"}'}, "method 'gptq' is unknown"),
         ({SETTLED: '{"method": []}'}, "cannot be read as options"),
+        ({ASKED: f'{{"temperature": {10**400}}}'}, "temperature is 1000"),
+        ({ASKED: f'{{"seed": {"9" * 5000}}}'}, "is not JSON"),
+        ({ASKED: '{"bits": ' + "[" * 900 + "]" * 900 + "}"}, r"cannot be read as options|is not JSON"),
     ],
 )
 def test_what_is_refused(entries: dict[str, str], message: str) -> None:
