@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import math
 import os
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -27,8 +28,8 @@ class Declaration:
     ``expects``: what is expected, where type, choices and bounds do not say it. ``short``: as in ``-o``.
     ``flag``: whether the option has a flag of its own on the command line; without it, it is set by ``--set``.
     ``commands``: which commands take it. ``recorded``: whether the written file says it: not where it has no influence
-    on the file. ``writes``: whether it names a file to write. ``adapt``: brings what Python callers may give to the
-    field's type.
+    on the file. ``is_path``: whether it names a file or folder; ``writes``: whether a file to write. ``pattern``: what
+    its text looks like. ``adapt``: brings what Python callers may give to the field's type.
     """
 
     help: str
@@ -44,7 +45,9 @@ class Declaration:
     flag: bool = True
     commands: tuple[str, ...] = (QUANTIZE,)
     recorded: bool = True
+    is_path: bool = False
     writes: bool = False
+    pattern: str = ""
     adapt: Callable[[Any], Any] | None = None
 
 
@@ -102,8 +105,12 @@ class Option:
             return False
         if self.declared.choices:
             return value in self.declared.choices
+        if self.declared.pattern:
+            return re.fullmatch(self.declared.pattern, str(value), re.ASCII) is not None
         if self.declared.writes:
             return value not in ("", "-") and not str(value).endswith(("/", os.sep))
+        if self.declared.is_path:
+            return value != ""
         return not isinstance(value, int | float) or is_within(value, self.declared)
 
 

@@ -181,16 +181,20 @@ def write_toml(
     head: Iterable[str] = (),
     used: Mapping[str, Any] | None = None,
     explain: bool = True,
+    recorded: bool = False,
     config: type = Config,
 ) -> str:
     """A TOML file with all options: those of ``values``, by name; the others as comments, with what they then are.
 
     ``head``: lines of comment before it. ``used``: what options are that have no default of their own. ``explain``:
-    with help, choices, unit and default of each.
+    with help, choices, unit and default of each. ``recorded``: without the others that no written file says. The text
+    is ASCII, but for ``head`` and help. Raises OptionError for a value that is not Unicode, as of a path of wild bytes.
     """
     blocks = ["".join(f"# {line}\n" if line else "#\n" for line in head)]
     path: tuple[str, ...] = ()
     for one in find_options(config):
+        if recorded and not one.declared.recorded and one.name not in values:
+            continue
         if one.path != path:
             path = one.path
             blocks.append(f"\n[{'.'.join(path)}]\n")
@@ -225,8 +229,11 @@ def _written(one: Option, value: Any) -> str:
 
 
 def _literal(value: Any) -> str:
-    if isinstance(value, str):  # JSON's escapes are TOML's, but for what it leaves and nobody sees
-        return "".join(c if c.isprintable() else _escaped(c) for c in json.dumps(value, ensure_ascii=False))
+    if isinstance(value, str):  # JSON's escapes are TOML's, but for those of other characters than ASCII
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            raise OptionError(f"{value!a}: is not Unicode, and TOML cannot say it; expected another name or pattern")
+        quoted = json.dumps(value, ensure_ascii=False)
+        return "".join(c if c.isascii() and c.isprintable() else _escaped(c) for c in quoted)
     if isinstance(value, tuple | list):
         return f"[{', '.join(map(_literal, value))}]"
     return str(value).lower() if isinstance(value, bool) else repr(value)
