@@ -49,7 +49,7 @@ def test_what_a_file_gives_can_be_unset(run: Run, pipeline: FakePipeline, folder
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--unset", "bitss"], "--unset 'bitss': 'bitss' is unknown; did you mean bits?"),
+        (["--unset", "bitss"], "--unset 'bitss': 'bitss' is unknown; did you mean bits or iters?"),
         (["--unset", "bits", "--bits", "2/4"], "--unset bits: --bits is given as well; expected one of them"),
         (["--unset", "warmup", "--set", "warmup=0"], "--set 'warmup=0': warmup is set twice"),
         (["--set", "bits=2/2"], "--set 'bits=2/2': bits is no number of the method; expected --bits"),
@@ -102,7 +102,7 @@ def test_init_quotes_for_the_shell(run: Run, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[plan]\nbitss = 4\n", "run.toml, line 2: option 'bitss' is unknown; did you mean bits?"),
+        ("[plan]\nbitss = 4\n", "run.toml, line 2: option 'bitss' is unknown; did you mean bits or iters?"),
         ('[plan]\n\nbits = "9/4"\n', "run.toml, line 3: --bits 9/4: weight bits are 9"),
         ('[data]\ncalib = "missing.npy"\n', "missing.npy: no such file or folder"),
     ],
