@@ -8,6 +8,7 @@ import dataclasses
 import enum
 import errno
 import functools
+import io
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -150,6 +151,7 @@ class Program(click.Group):
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run the command line and leave the process."""
         extra["standalone_mode"] = False
+        _print_anything()
         try:
             status = super().main(*args, **{"prog_name": PROGRAM, **extra})
             sys.stdout.flush()
@@ -197,6 +199,13 @@ def _say(message: str) -> None:
 def _fail(message: str, status: ExitCode) -> NoReturn:
     _say(message)
     sys.exit(status)
+
+
+def _print_anything() -> None:
+    """A terminal may lack characters that names have; no result shall be lost to that."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _leave_quietly() -> NoReturn:

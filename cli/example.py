@@ -1,5 +1,6 @@
 """``pdq-export example``: the embedded model and images, as files to look at and to quantize."""
 
+import os
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -25,7 +26,7 @@ def example(_: Frame, *, directory: Path) -> Outcome:
     files = sorted((f for f in package.iterdir() if _is_data(f.name)), key=lambda f: f.name)
     folder = directory / FOLDER
     for file in files:
-        if (folder / file.name).exists():
+        if os.path.lexists(folder / file.name):
             raise OptionError(f"{folder / file.name}: exists already; choose another folder: pdq-export example DIR")
     try:
         folder.mkdir(parents=True, exist_ok=True)

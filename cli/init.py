@@ -1,5 +1,6 @@
 """``pdq-export init``: a file of options to start from."""
 
+import os
 import shlex
 from pathlib import Path
 
@@ -26,13 +27,13 @@ def init(frame: Frame, *, model: Path, output: Path | None) -> Outcome:
     A file that exists is never replaced.
     """
     output = output or Path(f"{model.stem}.toml")
-    if output.exists():
+    if os.path.lexists(output):  # which knows no names that are too long, and no folders that are locked
         raise OptionError(f"{output}: exists already; choose another name with --output, or remove it")
     check_writable(output)
     from pdq_export.commands.init import init as write
 
     text = write(model)
-    write_atomically(output, text.encode())
+    write_atomically(output, text.encode(errors="backslashreplace"))
     return Outcome(
         text=(
             f"wrote {shlex.quote(str(output))}; edit it, then: "

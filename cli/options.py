@@ -6,11 +6,12 @@ from typing import Any, TypeVar
 
 import click
 
-from pdq_export.config.config import Config, options_of
+from pdq_export.config.config import Config, check_name, options_of
 from pdq_export.config.option import Option
 from pdq_export.config.toml import default_text
+from pdq_export.errors import OptionError
 
-from .paths import OutputPath
+from .paths import ConfigPath, OutputPath
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _TYPES = {int: click.INT, float: click.FLOAT}
@@ -19,17 +20,24 @@ _TYPES = {int: click.INT, float: click.FLOAT}
 def config_options(command: str, config: type = Config) -> Callable[[Command], Command]:
     """Give a click command ``--config`` and the options of ``config`` that the command takes, under their names.
 
-    What is not given arrives as None or (), see `given`.
+    And ``--unset``. What is not given arrives as None or (), see `given`.
     """
 
     def decorate(function: Command) -> Command:
         for one in reversed(options_of(config, command=command).values()):
             if one.declared.flag:
                 function = click_option(one)(function)
+        function = click.option(
+            "--unset",
+            type=Unset(options_of(config, command=command)),
+            multiple=True,
+            metavar="NAME",
+            help="Take the default of an option, whatever the file says; again for more.",
+        )(function)
         return click.option(
             "--config",
             "config_file",
-            type=click.Path(path_type=Path),
+            type=ConfigPath(path_type=Path),
             metavar="FILE.toml",
             help="Take options from a file, as pdq-export init writes it; those given here win over it.",
         )(function)
@@ -55,6 +63,28 @@ def click_option(one: Option, *, default: str | None = None, help: str | None = 
     )
 
 
+class Unset(click.ParamType[Option]):
+    """The name of an option, as in ``--unset exclude``."""
+
+    name = "option"
+
+    def __init__(self, known: Mapping[str, Option]) -> None:
+        self._known = known
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Option:
+        """Raise OptionError for a name that the command does not have."""
+        if isinstance(value, Option):
+            return value
+        name = str(value).strip().removeprefix("--").replace("-", "_")
+        check_name(name, self._known, f"--unset {value!r}: ")
+        return self._known[name]
+
+
 def given(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of a command's arguments that were given."""
-    return {name: value for name, value in arguments.items() if value is not None and value != ()}
+    """Those of a command's arguments that were given, and the defaults of those that were unset."""
+    fields = {name: value for name, value in arguments.items() if value is not None and value != ()}
+    for one in fields.pop("unset", ()):
+        if one.name in fields:
+            raise OptionError(f"--unset {one.name}: {one.flag} is given as well; expected one of them")
+        fields[one.name] = one.default
+    return fields

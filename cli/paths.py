@@ -17,6 +17,8 @@ class ModelPath(click.Path):
 
     def convert(self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """Raise ModelError where there is no such file."""
+        if not str(value):
+            raise ModelError(f"{_name(param)} '': expected {self._expected}")
         path = Path(value)
         try:
             if path.is_file():
@@ -31,9 +33,27 @@ class OutputPath(click.Path):
     """The name of a file to write; a folder's, or ``-``, would be taken for one."""
 
     def convert(self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """Check the text as it was typed: a `Path` has no slash at its end any more."""
+        """Check the text as it was typed: a `Path` has no slash at its end any more, and is never empty."""
+        if not str(value):
+            raise OptionError(f"{_name(param)} '': expected the name of a file to write")
         if str(value).endswith(("/", os.sep)):
             raise OptionError(f"{value}: is a folder; expected the name of a file to write")
         if str(value) == "-":
             raise OptionError("-: nothing is written to the standard output; expected the name of a file to write")
         return Path(value)
+
+
+class ConfigPath(click.Path):
+    """The name of a file of options, which is checked where it is read."""
+
+    def convert(self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Raise OptionError for no name at all, which would be that of the current folder."""
+        if not str(value):
+            raise OptionError(f"{_name(param)} '': expected the name of a TOML file")
+        return Path(value)
+
+
+def _name(param: click.Parameter | None) -> str:
+    if param is None:
+        return "path"
+    return max(param.opts, key=len) if isinstance(param, click.Option) else param.human_readable_name

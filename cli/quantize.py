@@ -78,6 +78,8 @@ def _parse_assignments(assignments: Sequence[str], given: Mapping[str, Any]) -> 
         name = name.strip().replace("-", "_")
         if not equals or not name:
             raise OptionError(f"--set {text!r}: expected NAME=VALUE, for example temperature=1")
+        if name not in CalibrationOptions.__dataclass_fields__ and name in (known := options_of()):
+            raise OptionError(f"--set {text!r}: {name} is no number of the method; expected {known[name].flag}")
         check_name(name, options_of(CalibrationOptions), f"--set {text!r}: ")
         if name in settings or name in given:
             raise OptionError(f"--set {text!r}: {name} is set twice; give it once")

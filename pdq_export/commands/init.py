@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def init(model: str | Path) -> str:
 
 def _head(path: Path, file: onnx.ModelProto) -> Iterable[str]:
     yield f"Options of pdq-export for {json.dumps(path.name)}. Use them with"
-    yield f"  pdq-export quantize {json.dumps(str(path))} --config THIS_FILE"
+    yield f"  pdq-export quantize {_one_line(shlex.quote(str(path)))} --config THIS_FILE"
     yield ""
     yield "What is commented out is the default; where that depends on preset, method or network, what it is for"
     yield 'preset "balanced", method "pd-quant" and a plain network. The command line wins over this file. Paths are'
@@ -34,3 +35,8 @@ def _head(path: Path, file: onnx.ModelProto) -> Iterable[str]:
     inputs = [json.dumps(value.name) for value in file.graph.input if value.name not in constants]
     outputs = [json.dumps(value.name) for value in file.graph.output]
     yield f"inputs: {', '.join(inputs)}; outputs: {', '.join(outputs)}"
+
+
+def _one_line(text: str) -> str:
+    """A comment ends with its line, and has only what can be seen."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

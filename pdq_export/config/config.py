@@ -8,11 +8,13 @@ it. Names are unique over all sections: ``--max-memory`` on the command line, ``
 import dataclasses
 import functools
 import os
+import typing
 from collections.abc import Iterable, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 from pdq_export.config.method import FAMILIES, METHODS, PRESETS, CalibrationOptions
-from pdq_export.config.option import INSPECT, QUANTIZE, Option, did_you_mean, find_options, option
+from pdq_export.config.option import INSPECT, QUANTIZE, Option, did_you_mean, find_options, option, shown
 from pdq_export.errors import OptionError
 
 WEIGHTS = ("asymmetric", "symmetric")
@@ -41,6 +43,11 @@ def _widths(value: Any) -> Any:
 
 def _path(value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _plain_path(value: Any) -> Any:
+    """A path in one spelling, ``c.npz`` for ``./c.npz``: it is written into the file."""
+    return str(Path(value)) if isinstance(value, str | os.PathLike) and str(value) else value
 
 
 def _size(value: Any) -> Any:
@@ -130,7 +137,9 @@ class FileSection:
     opset: int | None = option(
         None,
         "Write no newer opset than N, for older runtimes",
-        more="21 stores 2-bit weights in UINT4, below 21 weights are stored in INT8",
+        more="21 stores 2-bit weights in UINT4, below 21 weights are stored in INT8; the file's metadata has N, the "
+        "report the opset that was written",
+        least=13,
         unset="what the layout needs",
         commands=_BOTH,
     )
@@ -207,6 +216,7 @@ CalibrationSection = dataclasses.make_dataclass(
     frozen=True,
     kw_only=True,
 )
+CalibrationSection.__module__ = __name__  # where pickle finds it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -216,28 +226,36 @@ class DataSection:
     calib: str | None = option(
         None,
         "Calibration images: .npz, .npy or a folder of images",
+        more="the path is written into the file, as it is given",
         metavar="PATH",
+        expects="the name of a file or folder of images",
+        is_path=True,
         unset="calib_data/calib.*",
-        adapt=_path,
+        adapt=_plain_path,
     )
     eval: str | None = option(
         None,
         "Evaluation images for the report, like --calib",
         metavar="PATH",
+        expects="the name of a file or folder of images",
+        is_path=True,
         unset="calib_data/eval.*, where --calib is not given; else the calibration images",
+        recorded=False,
         adapt=_path,
     )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunSection:
-    """How the run goes about it; but for the device, nothing here changes what is written."""
+    """How the run goes about it. Only the device can change what is written, which names the one that was used."""
 
     device: str = option(
         "auto",
         "Where to calibrate; auto is a GPU where there is one",
         metavar="auto|cpu|cuda[:n]",
         expects="auto, cpu, cuda or cuda:N",
+        pattern=r"auto|cpu|cuda(:\d{1,3})?",
+        recorded=False,
     )
     max_memory: str | None = option(
         None,
@@ -247,6 +265,7 @@ class RunSection:
         metavar="SIZE",
         unset="no limit",
         expects="a size, for example 4GB, 512MB or 1.5GiB",
+        pattern=r"(?i)\s*(?=\S*[1-9])\d{1,30}(\.\d{1,30})?\s*([kmgt]i?)?b?\s*",
         recorded=False,
         adapt=_size,
     )
@@ -265,6 +284,7 @@ class RunSection:
         metavar="DIR",
         unset="the user's cache folder",
         expects="the name of a folder",
+        is_path=True,
         recorded=False,
         adapt=_path,
     )
@@ -289,10 +309,24 @@ class Config:
     run: RunSection = dataclasses.field(default_factory=RunSection)
 
     def __post_init__(self) -> None:
-        flat = flatten(self)
-        for one in find_options(type(self)):
-            if not one.accepts(flat[one.name]):
-                raise _refused(one, flat[one.name])
+        for field in dataclasses.fields(self):
+            section = getattr(self, field.name)
+            kind: Any = field.default_factory
+            if not isinstance(section, kind):
+                raise OptionError(
+                    f"section {field.name} is {type(section).__name__}; expected {kind.__name__}; Config.of takes "
+                    "options by name"
+                )
+            values = {one.name: checked(one, getattr(section, one.name)) for one in find_options(kind)}
+            object.__setattr__(self, field.name, dataclasses.replace(section, **values))
+
+    @classmethod
+    def of(cls, **fields: Any) -> Self:
+        """A configuration with these options, by name, as `quantize` takes them; the others have their defaults.
+
+        Raises OptionError for an unknown name, with the nearest, and for a value that its option does not take.
+        """
+        return typing.cast(Self, make_config(fields, kind=cls))
 
 
 def options_of(config: type = Config, *, command: str = "") -> dict[str, Option]:
@@ -358,9 +392,9 @@ def checked(one: Option, value: Any, found: str = "") -> Any:
 
 def _refused(one: Option, value: Any, found: str = "") -> OptionError:
     method = one.name in CalibrationOptions.__dataclass_fields__
-    found = found or (f"{one.name} is {value!r};" if method else f"{one.flag} {value!r}:")
+    found = found or (f"{one.name} is {shown(value)};" if method else f"{one.flag} {shown(value)}:")
     near = did_you_mean(value, one.declared.choices) if isinstance(value, str) else ""
-    return OptionError(f"{found} expected {one.expected()}{near}")
+    return OptionError(f"{found} expected {one.expected(value)}{near}")
 
 
 def nested(flat: Mapping[str, Any], config: type = Config) -> Any:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from pdq_export.config.option import check_bounds, did_you_mean, option
+from pdq_export.config.option import check_bounds, did_you_mean, option, shown
 from pdq_export.errors import OptionError
 
 OUTPUT_LOSSES = ("auto", "kl", "mse")
@@ -214,9 +214,9 @@ def _typed(name: str, value: Any, kind: type) -> Any:
             return {"true": True, "false": False}[value.lower()]
         if isinstance(value, str) or (kind is float and type(value) is int):
             return kind(value)
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, OverflowError):
         pass
     if type(value) is kind:
         return value
     expected = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[kind]
-    raise OptionError(f"option {name} is {value!r}; expected {expected}")
+    raise OptionError(f"option {name} is {shown(value)}; expected {expected}")

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import math
 import os
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -12,6 +13,8 @@ from typing import Any
 from pdq_export.errors import OptionError
 
 _KEY = "option"
+_LONGEST = 200  # characters of a value in a message
+_WHOLE = 2**63  # whole numbers are below
 QUANTIZE, INSPECT = "quantize", "inspect"
 
 
@@ -25,8 +28,8 @@ class Declaration:
     ``expects``: what is expected, where type, choices and bounds do not say it. ``short``: as in ``-o``.
     ``flag``: whether the option has a flag of its own on the command line; without it, it is set by ``--set``.
     ``commands``: which commands take it. ``recorded``: whether the written file says it: not where it has no influence
-    on the file. ``writes``: whether it names a file to write. ``adapt``: brings what Python callers may give to the
-    field's type.
+    on the file. ``is_path``: whether it names a file or folder; ``writes``: whether a file to write. ``pattern``: what
+    its text looks like. ``adapt``: brings what Python callers may give to the field's type.
     """
 
     help: str
@@ -42,7 +45,9 @@ class Declaration:
     flag: bool = True
     commands: tuple[str, ...] = (QUANTIZE,)
     recorded: bool = True
+    is_path: bool = False
     writes: bool = False
+    pattern: str = ""
     adapt: Callable[[Any], Any] | None = None
 
 
@@ -74,8 +79,10 @@ class Option:
             return self.declared.metavar
         return "|".join(self.declared.choices) or {int: "N", float: "X"}.get(self.kind, "TEXT")
 
-    def expected(self) -> str:
-        """What the values are, in words, for messages."""
+    def expected(self, value: Any = None) -> str:
+        """What the values are, in words, for messages about ``value``."""
+        if type(value) is int and self.kind in (int, float) and not -_WHOLE <= value < _WHOLE:
+            return f"{self.expected()}, of 64 bits"
         declared = self.declared
         if declared.expects:
             return declared.expects
@@ -98,8 +105,12 @@ class Option:
             return False
         if self.declared.choices:
             return value in self.declared.choices
+        if self.declared.pattern:
+            return re.fullmatch(self.declared.pattern, str(value), re.ASCII) is not None
         if self.declared.writes:
             return value not in ("", "-") and not str(value).endswith(("/", os.sep))
+        if self.declared.is_path:
+            return value != ""
         return not isinstance(value, int | float) or is_within(value, self.declared)
 
 
@@ -112,10 +123,21 @@ _KINDS: Mapping[type, str] = {
 }
 
 
+def shown(value: object) -> str:
+    """A value in a message, however large it is or deeply nested."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no numbers of thousands of digits
+        return "a number of thousands of digits"
+    except RecursionError:
+        return "deeply nested"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+
+
 def is_within(value: float, declared: Declaration) -> bool:
-    """Whether a number is finite and within the bounds that are declared."""
+    """Whether a number is finite, and of 64 bits if it is whole, and within the bounds that are declared."""
     return (
-        (isinstance(value, int) or math.isfinite(value))
+        (-_WHOLE <= value < _WHOLE if isinstance(value, int) else math.isfinite(value))
         and (declared.least is None or value >= declared.least)
         and (declared.most is None or value <= declared.most)
         and (declared.above is None or value > declared.above)
@@ -180,4 +202,4 @@ def check_bounds(values: Any) -> None:
     for one in find_options(type(values)):
         value = getattr(values, one.name)
         if not one.accepts(value):
-            raise OptionError(f"{one.name} is {value!r}; expected {one.expected()}")
+            raise OptionError(f"{one.name} is {shown(value)}; expected {one.expected(value)}")

@@ -1,7 +1,8 @@
 """What a written file says about its own making, in its metadata: what was asked for, what it came to, and on what.
 
-``pdq_export.config`` holds the options that were given and have influence on the file, by name, as JSON;
-``pdq_export.options`` every option as it was settled; ``pdq_export.made_by`` model, data, device, threads and versions.
+``pdq_export.config`` holds the options that were given and have influence on the file, by name, as JSON, and the path
+of the calibration data as it was given; ``pdq_export.options`` every option as it was settled, where ``opset`` is the
+limit that was asked for; ``pdq_export.made_by`` model, data, the device that was used, threads and versions.
 Files that were written before there was the first have the second alone.
 """
 
@@ -10,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pdq_export import __version__
 from pdq_export.config.config import Config, flatten, make_config, options_of, recorded
 from pdq_export.config.method import CalibrationOptions, choose_options
 from pdq_export.config.option import did_you_mean
@@ -93,21 +95,23 @@ def read_record(properties: Mapping[str, str], where: str) -> Record:
             "quantize wrote"
         )
     settled = _object(properties, SETTLED, where)
+    asked = _object(properties, ASKED, where)
+    version = properties.get(_VERSION, "")
     try:
-        given = _object(properties, ASKED, where) if ASKED in properties else _guessed(settled)
+        given = asked if ASKED in properties else _guessed(settled)
         unknown = given.keys() - options_of().keys()
         if unknown:
             name = sorted(unknown)[0]
             raise OptionError(f"option {name!r} is unknown to this version{did_you_mean(name, options_of())}")
         config = make_config({name: tuple(v) if isinstance(v, list) else v for name, v in given.items()})
-    except (PdqError, LookupError, TypeError, ValueError) as error:
-        version = properties.get(_VERSION, "of another version")
+    except (PdqError, LookupError, TypeError, ValueError, RecursionError) as error:
+        advice = "" if version in ("", __version__) else f"; it says that it is of version {version!r}: take that one"
         raise ModelError(
-            f"{where}: its metadata cannot be read as options ({error}); expected them as pdq-export writes them; it "
-            f"says that it is of version {version!r}: take that one"
+            f"{where}: its metadata cannot be read as options ({error}); expected them as pdq-export writes "
+            f"them{advice}"
         ) from error
     made_by = _object(properties, MADE_BY, where) if MADE_BY in properties else {}
-    return Record(asked=recorded(config), settled=settled, made_by=made_by, version=properties.get(_VERSION, ""))
+    return Record(asked=recorded(config), settled=settled, made_by=made_by, version=version)
 
 
 def _object(properties: Mapping[str, str], key: str, where: str) -> dict[str, Any]:

@@ -3,14 +3,15 @@
 import dataclasses
 import functools
 import json
+import re
 import textwrap
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pdq_export.config.config import Config, check_name, checked, options_of
-from pdq_export.config.option import Option, find_options
+from pdq_export.config.option import Option, find_options, shown
 from pdq_export.errors import OptionError
 
 _LARGEST = 1_000_000  # bytes; nobody has so many rules
@@ -32,7 +33,7 @@ class TomlFile:
 
 
 def read_toml(path: str | Path, *, config: type = Config) -> TomlFile:
-    """Read the options that a file gives.
+    """Read the options that a file, or a pipe, gives.
 
     Raises OptionError with file and line: for what is no TOML, an unknown key, with the nearest, a key of another
     section, and a value that its option does not take.
@@ -43,19 +44,25 @@ def read_toml(path: str | Path, *, config: type = Config) -> TomlFile:
         content = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise OptionError(f"{path}: is not TOML: {error}; expected lines NAME = VALUE under [SECTION]") from error
+    except ValueError as error:  # Python reads no numbers of thousands of digits
+        line = next((line for line, statement in _statements(text) if _is_too_long(statement)), 1)
+        raise OptionError(f"{path}, line {line}: a number has too many digits; expected one of 64 bits") from error
     options = options_of(config)
     values = dict(_leaves(content, (), options, functools.partial(_where, path, text)))
     return TomlFile(path=path, text=text, values=values, options=options)
 
 
 def _read(path: Path) -> str:
+    """The text, without the mark that some editors put before it. What a pipe gives is gone then."""
     try:
-        if not path.is_file():
+        if not path.exists() or path.is_dir():
             what = "is a folder" if path.is_dir() else "no such file"
             raise OptionError(f"{path}: {what}; expected a TOML file; pdq-export init MODEL.onnx writes one")
-        if path.stat().st_size > _LARGEST:
+        with path.open("rb") as file:
+            content = file.read(_LARGEST + 1)
+        if len(content) > _LARGEST:
             raise OptionError(f"{path}: is larger than 1 MB; expected a TOML file of options")
-        return path.read_bytes().decode()
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise OptionError(f"{path}: is not UTF-8 text; expected a TOML file") from error
     except OSError as error:
@@ -73,15 +80,18 @@ def _leaves(
     sections = {one.path[deeper] for one in known.values() if one.path[:deeper] == path and one.path != path}
     for key, value in table.items():
         keys = (*path, key)
-        if key in sections:
-            if not isinstance(value, dict):
-                raise OptionError(f"{where(keys)}{key} is {value!r}; expected a section [{'.'.join(keys)}]")
+        if key in sections and isinstance(value, dict):
             yield from _leaves(value, keys, known, where)
             continue
-        if key in known and key not in options:
-            raise OptionError(f"{where(keys)}{key} stands {_in(path)}; expected it {_in(known[key].path)}")
-        check_name(key, [*options, *sections] if path else sections, f"{where(keys)}{'option' if path else 'section'} ")
-        yield key, _checked(known[key], value, f"{where(keys)}{key} is {value!r};")
+        try:
+            if key in sections:
+                raise OptionError(f"{key} is {shown(value)}; expected a section [{'.'.join(keys)}]")
+            if key in known and key not in options:
+                raise OptionError(f"{key} stands {_in(path)}; expected it {_in(known[key].path)}")
+            check_name(key, [*options, *sections] if path else sections, "option " if path else "section ")
+            yield key, _checked(known[key], value, f"{key} is {shown(value)};")
+        except OptionError as error:
+            raise OptionError(f"{where(keys)}{error}") from error
 
 
 def _checked(one: Option, value: Any, found: str) -> Any:
@@ -100,23 +110,69 @@ def _where(path: Path, text: str, keys: Sequence[str]) -> str:
 
 
 def _line(text: str, keys: Sequence[str]) -> int:
-    """The line in which the value of ``keys`` begins: behind the longest beginning of the file that is without it.
+    """The line in which the statement begins that gives ``keys`` a value, or opens them as a section.
 
-    Whatever way of writing TOML has: dotted keys, inline tables, texts and lists of several lines.
+    ``text``: TOML, in whatever way: dotted keys, inline tables, texts and lists of several lines.
     """
-    lines = text.splitlines(keepends=True)
-    before = 0
-    for count in range(len(lines) + 1):
-        try:
-            table: Any = tomllib.loads("".join(lines[:count]))
-        except tomllib.TOMLDecodeError:
-            continue
-        for key in keys:
-            table = table.get(key) if isinstance(table, dict) else None
-        if table is not None:
-            return before + 1
-        before = count
-    return before
+    wanted = tuple(keys)
+    section: tuple[str, ...] = ()
+    for line, statement in _statements(text):
+        table = tomllib.loads(statement)
+        if statement.lstrip().startswith("["):
+            section = _only_keys(table)
+            if section[: len(wanted)] == wanted:
+                return line
+        elif wanted[: len(section)] == section and _has(table, wanted[len(section) :]):
+            return line
+    return 1
+
+
+# What hides the ends of lines and brackets, then what those are; the text is known to be TOML.
+_TOKEN = re.compile(
+    r"""(?P<hidden>\#[^\n]* | \"{3}(?:\\.|[^\\])*?\"{3,5} | '{3}.*?'{3,5} | "(?:\\.|[^"\\\n])*" | '[^'\n]*')
+    | (?P<open>[\[{]) | (?P<close>[\]}]) | (?P<end>\n)""",
+    re.VERBOSE | re.DOTALL,
+)
+
+
+def _statements(text: str) -> Iterator[tuple[int, str]]:
+    """The lines of a TOML text, those together that only mean something together; each with the number of its first."""
+    line, start, first, depth = 1, 0, 1, 0
+    for token in _TOKEN.finditer(text):
+        line += token[0].count("\n")
+        depth += (token.lastgroup == "open") - (token.lastgroup == "close")
+        if token.lastgroup == "end" and depth <= 0:
+            yield first, text[start : token.end()]
+            start, first = token.end(), line
+    yield first, text[start:]
+
+
+def _only_keys(table: Any) -> tuple[str, ...]:
+    """The keys of a section that stands alone: ``[a.b]`` or ``[[a.b]]``."""
+    keys: list[str] = []
+    while table:
+        ((key, table),) = table.items()
+        keys.append(key)
+        table = table[0] if isinstance(table, list) else table
+    return tuple(keys)
+
+
+def _has(table: Any, keys: Sequence[str]) -> bool:
+    for key in keys:
+        if not isinstance(table, dict) or key not in table:
+            return False
+        table = table[key]
+    return bool(keys)
+
+
+def _is_too_long(statement: str) -> bool:
+    try:
+        tomllib.loads(statement)
+    except tomllib.TOMLDecodeError:
+        return False
+    except ValueError:
+        return True
+    return False
 
 
 def write_toml(
@@ -125,16 +181,20 @@ def write_toml(
     head: Iterable[str] = (),
     used: Mapping[str, Any] | None = None,
     explain: bool = True,
+    recorded: bool = False,
     config: type = Config,
 ) -> str:
     """A TOML file with all options: those of ``values``, by name; the others as comments, with what they then are.
 
     ``head``: lines of comment before it. ``used``: what options are that have no default of their own. ``explain``:
-    with help, choices, unit and default of each.
+    with help, choices, unit and default of each. ``recorded``: without the others that no written file says. The text
+    is ASCII, but for ``head`` and help. Raises OptionError for a value that is not Unicode, as of a path of wild bytes.
     """
     blocks = ["".join(f"# {line}\n" if line else "#\n" for line in head)]
     path: tuple[str, ...] = ()
     for one in find_options(config):
+        if recorded and not one.declared.recorded and one.name not in values:
+            continue
         if one.path != path:
             path = one.path
             blocks.append(f"\n[{'.'.join(path)}]\n")
@@ -169,8 +229,11 @@ def _written(one: Option, value: Any) -> str:
 
 
 def _literal(value: Any) -> str:
-    if isinstance(value, str):  # JSON's escapes are TOML's, but for what it leaves and nobody sees
-        return "".join(c if c.isprintable() else _escaped(c) for c in json.dumps(value, ensure_ascii=False))
+    if isinstance(value, str):  # JSON's escapes are TOML's, but for those of other characters than ASCII
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            raise OptionError(f"{value!a}: is not Unicode, and TOML cannot say it; expected another name or pattern")
+        quoted = json.dumps(value, ensure_ascii=False)
+        return "".join(c if c.isascii() and c.isprintable() else _escaped(c) for c in quoted)
     if isinstance(value, tuple | list):
         return f"[{', '.join(map(_literal, value))}]"
     return str(value).lower() if isinstance(value, bool) else repr(value)

@@ -32,10 +32,77 @@ def test_the_command_line_wins_over_the_file(run: Run, pipeline: FakePipeline, f
     assert (call["wide_residuals"], call["reduce_range"]) == (False, True)
 
 
+def test_what_a_file_gives_can_be_unset(run: Run, pipeline: FakePipeline, folder: Path) -> None:
+    (folder / "run.toml").write_text(
+        '[plan]\nexclude = ["a"]\nlayer_bits = ["b=2/2"]\nbits = "2/4"\n'
+        '[calibration]\niters = 5\ntemperature = 2\n[data]\ncalib = "images.npy"\n[run]\nmax_memory = "4GB"\n'
+    )
+    names = ["exclude", "layer-bits", "--iters", "temperature", "max_memory"]
+    given = [text for name in names for text in ("--unset", name)]
+    result = run("quantize", "model.onnx", "--config", "run.toml", "-q", *given)
+    assert result.exit_code == 0, result.output
+    (call,) = pipeline.calls
+    assert (call["exclude"], call["layer_bits"], call["options"], call["max_memory"]) == ((), (), {}, None)
+    assert call["bits"] == "2/4"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--unset", "bitss"], "--unset 'bitss': 'bitss' is unknown; did you mean bits or iters?"),
+        (["--unset", "bits", "--bits", "2/4"], "--unset bits: --bits is given as well; expected one of them"),
+        (["--unset", "warmup", "--set", "warmup=0"], "--set 'warmup=0': warmup is set twice"),
+        (["--set", "bits=2/2"], "--set 'bits=2/2': bits is no number of the method; expected --bits"),
+        (["--config", ""], "--config '': expected the name of a TOML file"),
+        (["--calib", ""], "--calib '': expected the name of a file or folder of images"),
+        (["--eval", ""], "--eval '': expected the name of a file or folder of images"),
+        (["--work-dir", ""], "--work-dir '': expected the name of a folder"),
+        (["-o", ""], "--output '': expected the name of a file to write"),
+        (["--report", ""], "--report '': expected the name of a file to write"),
+    ],
+)
+def test_what_is_wrong_on_the_command_line(run: Run, pipeline: FakePipeline, args: list[str], message: str) -> None:
+    result = run("quantize", "model.onnx", *args)
+    assert (result.exit_code, result.stdout, pipeline.calls) == (2, "", [])
+    assert message in result.stderr
+
+
+@pytest.mark.parametrize("command", ["quantize", "inspect"])
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[plan]\nbitss = 4\n", "run.toml, line 2: option 'bitss' is unknown; did you mean bits?"),
+        ("[run]\ndevice = 'tpu'\n", "line 2: device is 'tpu'; expected auto, cpu, cuda or cuda:N"),
+        ("[run]\nmax_memory = 'much'\n", "line 2: max_memory is 'much'; expected a size"),
+        ("[file]\nopset = 12\n", "line 2: opset is 12; expected 13 or more"),
+    ],
+)
+def test_what_is_wrong_whatever_the_command(run: Run, folder: Path, command: str, text: str, message: str) -> None:
+    (folder / "run.toml").write_text(text)
+    result = run(command, EMBEDDED, "--config", "run.toml")
+    assert result.exit_code == 2
+    assert f"run.toml, {message}" in result.stderr
+
+
+@pytest.mark.parametrize("args", [["init", EMBEDDED, "-o", "a" * 300], ["example", "a" * 300]])
+def test_names_that_no_file_can_have(run: Run, args: list[str | Path]) -> None:
+    result = run(*args)
+    assert result.exit_code == 2
+    assert "a: cannot be " in result.stderr or "calib_data: cannot be created" in result.stderr
+
+
+def test_init_quotes_for_the_shell(run: Run, folder: Path) -> None:
+    name = "it's $HOME\nx = 1\n.onnx"
+    (folder / name).write_bytes(Path(EMBEDDED).read_bytes())
+    assert run("init", name, "-o", "out.toml").exit_code == 0
+    text = (folder / "out.toml").read_text()
+    assert """#   pdq-export quantize 'it'"'"'s $HOME\\nx = 1\\n.onnx' --config THIS_FILE\n""" in text
+    assert read_toml(folder / "out.toml").values == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[plan]\nbitss = 4\n", "run.toml, line 2: option 'bitss' is unknown; did you mean bits or iters?"),
         ('[plan]\n\nbits = "9/4"\n', "run.toml, line 3: --bits 9/4: weight bits are 9"),
         ('[data]\ncalib = "missing.npy"\n', "missing.npy: no such file or folder"),
     ],
@@ -101,8 +168,20 @@ def test_show_config_prints_what_init_would_take(run: Run, folder: Path) -> None
     (folder / "shown.toml").write_text(result.stdout, encoding="utf-8")
     assert read_toml(folder / "shown.toml").values == {**asked, "exclude": (strange,)}
     assert "\n#iters = 200\n" in result.stdout
+    assert f"\n#opset = {onnx.load(EMBEDDED).opset_import[0].version}\n" in result.stdout
+    for name in ("simulated_images", "output", "device", "max_memory", "eval", "overwrite", "work_dir"):
+        assert f"{name} = " not in result.stdout
     assert '# versions: {"torch": "2.0"}' in result.stdout
     assert "# threads: 3" in result.stdout
+
+
+@pytest.mark.parametrize("key", [ASKED, SETTLED, MADE_BY])
+@pytest.mark.parametrize("depth", [100, 900, 980, 100_000])
+def test_show_config_of_deeply_nested_metadata(run: Run, folder: Path, key: str, depth: int) -> None:
+    with_metadata(folder / "q.onnx", **{ASKED: "{}", key: '{"model": ' + "[" * depth + "]" * depth + "}"})
+    result = run("show-config", "q.onnx")
+    assert result.exit_code in (0, 2)
+    assert result.exit_code == 0 or len(result.stderr.splitlines()) == 1
 
 
 def test_show_config_of_a_file_that_says_nothing(run: Run, folder: Path) -> None:

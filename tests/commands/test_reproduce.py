@@ -98,6 +98,15 @@ def test_a_file_says_what_made_it(folder: Path) -> None:
     assert str(folder) not in str(entries(folder / "out.onnx"))
 
 
+def test_what_has_no_influence_on_a_file_is_not_in_it(folder: Path) -> None:
+    np.save(folder / "eval.npy", IMAGES[:4])
+    run("quantize", "model.onnx", "--calib", "data/calib.npy", "--method", "nearest", "-o", "a.onnx", "-q")
+    other = ["--calib", ".//data/calib.npy", "--eval", "eval.npy", "--device", "cpu", "--simulated-images", "2"]
+    run("quantize", "model.onnx", *other, "--method", "nearest", "-o", "b.onnx", "-q")
+    assert entries(folder / "a.onnx") == entries(folder / "b.onnx")
+    assert (folder / "a.onnx").read_bytes() == (folder / "b.onnx").read_bytes()
+
+
 def test_data_in_memory_leave_no_path(folder: Path) -> None:
     (folder / "run.toml").write_text('[data]\ncalib = "data/calib.npy"\n[calibration]\nmethod = "nearest"\n')
     result = quantize("model.onnx", calib=IMAGES[:4], config="run.toml", device="cpu")

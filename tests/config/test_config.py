@@ -1,6 +1,7 @@
 """One declaration, many uses: a new option appears everywhere, and whatever is given is checked once."""
 
 import dataclasses
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,20 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from pdq_export.calibrate.memory import parse_size
 from pdq_export.cli.options import config_options, given
-from pdq_export.config.config import Config, PlanSection, flatten, make_config, nested, options_of, overrides, recorded
+from pdq_export.config.config import (
+    CalibrationSection,
+    Config,
+    DataSection,
+    PlanSection,
+    flatten,
+    make_config,
+    nested,
+    options_of,
+    overrides,
+    recorded,
+)
 from pdq_export.config.method import CalibrationOptions
 from pdq_export.config.option import INSPECT, QUANTIZE, find_options, option
 from pdq_export.config.toml import read_toml, write_toml
@@ -69,13 +82,18 @@ def test_what_python_callers_like_to_give() -> None:
         ({"bits": 4}, "--bits 4: expected W/A, weight and activation bits, for example 4/4"),
         ({"weights": "signed"}, "--weights 'signed': expected asymmetric or symmetric"),
         ({"target": "nativ"}, "--target 'nativ': expected one of ort, native, qcdq, tensorrt; did you mean native?"),
-        ({"opset": 2.0}, "--opset 2.0: expected a whole number"),
+        ({"opset": 2.0}, "--opset 2.0: expected 13 or more"),
         ({"exclude": [1]}, "--exclude [1]: expected a list of regular expressions"),
         ({"output": "folder/"}, "--output 'folder/': expected the name of a file to write"),
         ({"simulated_images": 0}, "--simulated-images 0: expected 1 or more"),
         ({"device": None}, "--device None: expected auto, cpu, cuda or cuda:N"),
         ({"iters": 2.5}, "iters is 2.5; expected 0 or more"),
         ({"warmup": 1.5}, "warmup is 1.5; expected a number from 0 to 1"),
+        ({"temperature": 10**30}, f"temperature is {10**30}; expected a number above 0, of 64 bits"),
+        (
+            {"seed": 10**5000},
+            "seed is a number of thousands of digits; expected 0 or more, of 64 bits",
+        ),
         ({"lambda_c": float("nan")}, "lambda_c is nan; expected a number above 0"),
     ],
 )
@@ -88,6 +106,48 @@ def test_what_is_refused(fields: dict[str, Any], message: str) -> None:
 def test_a_configuration_that_is_built_by_hand_is_checked_as_well() -> None:
     with pytest.raises(OptionError, match="--bits 4: expected W/A"):
         Config(plan=PlanSection(bits=4))  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match=r"section plan is str; expected PlanSection; Config\.of takes options"):
+        Config(plan="4/4")  # type: ignore[arg-type]
+
+
+def test_however_a_configuration_is_built_its_values_are_the_same() -> None:
+    built = Config(
+        plan=PlanSection(exclude="a"),  # type: ignore[arg-type]
+        calibration=CalibrationSection(temperature=4),
+        data=DataSection(calib=Path("./c.npz")),  # type: ignore[arg-type]
+    )
+    assert built == Config.of(exclude=["a"], temperature=4.0, calib="c.npz")
+    assert type(built.calibration.temperature) is float  # type: ignore[attr-defined]
+    assert pickle.loads(pickle.dumps(built)) == built
+    assert Config.of() == Config()
+    with pytest.raises(OptionError, match="option 'bitss' is unknown; did you mean bits"):
+        Config.of(bitss="4/4")
+
+
+@pytest.mark.parametrize("name", ["calib", "eval", "work_dir", "output", "report"])
+def test_no_path_is_empty(name: str) -> None:
+    with pytest.raises(OptionError, match=rf"--{name.replace('_', '-')} '': expected the name of a f"):
+        Config.of(**{name: ""})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"device": "tpu"}, "--device 'tpu': expected auto, cpu, cuda or cuda:N"),
+        ({"device": "cuda:"}, "--device 'cuda:': expected auto"),
+        ({"max_memory": "much"}, "--max-memory 'much': expected a size"),
+        ({"max_memory": "0.0GB"}, "--max-memory '0.0GB': expected a size"),
+        ({"opset": 12}, "--opset 12: expected 13 or more"),
+    ],
+)
+def test_what_is_wrong_without_looking_at_anything(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        Config.of(**fields)
+
+
+@pytest.mark.parametrize("text", ["4GB", "512 mb", "1.5GiB", "0.5k", "100", "7B"])
+def test_sizes_are_those_that_calibration_reads(text: str) -> None:
+    assert parse_size(Config.of(max_memory=text).run.max_memory or "") > 0
 
 
 def test_a_command_takes_its_own_options_alone() -> None:

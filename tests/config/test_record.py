@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from pdq_export import __version__
 from pdq_export.config import record
 from pdq_export.config.config import make_config
 from pdq_export.config.method import choose_options
@@ -19,9 +20,15 @@ GIVEN = {
     "target": "native",
     "iters": 7,
     "calib": "images/calib.npz",
-    "device": "cpu",
 }
-NOT_RECORDED = {"output": "out.onnx", "report": "r.json", "overwrite": True, "max_memory": "4GB"}
+NOT_RECORDED = {
+    "eval": "eval.npz",
+    "device": "cpu",
+    "output": "out.onnx",
+    "report": "r.json",
+    "overwrite": True,
+    "max_memory": "4GB",
+}
 
 
 def properties(**fields: object) -> dict[str, str]:
@@ -42,6 +49,11 @@ def test_what_was_asked_for_is_read_again() -> None:
 def test_what_has_no_influence_on_the_file_is_not_in_it() -> None:
     assert properties(**GIVEN) == properties(**GIVEN, **NOT_RECORDED)
     assert "out.onnx" not in str(properties(**GIVEN, **NOT_RECORDED))
+
+
+def test_paths_have_one_spelling() -> None:
+    assert properties(**{**GIVEN, "calib": "./images//calib.npz"}) == properties(**GIVEN)
+    assert json.loads(properties(calib="a/../c.npz")[ASKED]) == {"calib": "a/../c.npz"}  # a may be a link
 
 
 def test_settled_options_hold_no_paths() -> None:
@@ -105,8 +117,23 @@ def test_files_that_say_only_what_was_settled(target: str, weights: str, asked: 
         ({ASKED: '{"bits": 3}'}, r"--bits 3: expected W/A"),
         ({SETTLED: '{"method": "gptq"}'}, "method 'gptq' is unknown"),
         ({SETTLED: '{"method": []}'}, "cannot be read as options"),
+        ({ASKED: f'{{"temperature": {10**400}}}'}, "temperature is 1000"),
+        ({ASKED: f'{{"seed": {"9" * 5000}}}'}, "is not JSON"),
+        ({ASKED: '{"bits": ' + "[" * 900 + "]" * 900 + "}"}, r"cannot be read as options|is not JSON"),
     ],
 )
 def test_what_is_refused(entries: dict[str, str], message: str) -> None:
     with pytest.raises(ModelError, match=message):
         read_record(entries, "m.onnx")
+
+
+def test_what_is_wrong_is_told_once() -> None:
+    with pytest.raises(ModelError) as caught:
+        read_record({ASKED: "[]"}, "m.onnx")
+    assert str(caught.value).count("m.onnx") == 1
+
+
+def test_no_other_version_is_advised_than_another() -> None:
+    for version in ("", __version__):
+        with pytest.raises(ModelError, match=r"as pdq-export writes them$"):
+            read_record({ASKED: '{"bits": 3}', "pdq_export.version": version}, "m.onnx")

@@ -1,6 +1,9 @@
 """Options in a TOML file: what is written is read again, and what is wrong is told with file and line."""
 
 import dataclasses
+import os
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +58,14 @@ def test_what_is_written_is_read_again(tmp_path: Path, explain: bool) -> None:
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1))
 def test_any_text_is_read_again(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
     folder = tmp_path_factory.mktemp("toml")
-    assert read(folder, write_toml({"exclude": tuple(texts)})) == {"exclude": tuple(texts)}
+    written = write_toml({"exclude": tuple(texts)}, explain=False)
+    assert written.isascii()
+    assert read(folder, written) == {"exclude": tuple(texts)}
+
+
+def test_what_is_not_unicode_is_no_toml() -> None:
+    with pytest.raises(OptionError, match=r"^'\\udcff\.npz': is not Unicode, and TOML cannot say it"):
+        write_toml({"calib": "\udcff.npz"})
 
 
 def test_an_uncommented_line_is_what_was_meant(tmp_path: Path) -> None:
@@ -107,6 +117,62 @@ def test_what_is_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(OptionError) as caught:
         read(tmp_path, text)
     assert str(caught.value).startswith(f"{tmp_path / 'run.toml'}, {message}")
+
+
+def test_long_files_are_read_at_once(tmp_path: Path) -> None:
+    """Of a thousand keys in a file of 100 kB, and none is looked for where nothing is wrong."""
+    rules = "".join(f"  'layer_{n:05} # \"[ =4/4',\n" for n in range(4000))
+    text = f"[plan]\nlayer_bits = [\n{rules}]\n" + "# a note\n\n" * 3000
+    begun = time.perf_counter()
+    assert len(read(tmp_path, text)["layer_bits"]) == 4000
+    with pytest.raises(OptionError, match="line 10004: option 'bitss' is unknown"):
+        read(tmp_path, f"{text}bitss = 3\n")
+    assert time.perf_counter() - begun < 5
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        'exclude = ["a\u2028b\x85c"]\n\n',
+        'exclude = [ # ]\n  \']\', "[\\""]\n',
+        'exclude = ["""[\n""" ]\n',
+        "exclude = ['a'] # '''\n\n",
+        "exclude = ['''\n'''] # [\n",
+        "'weights' = 'symmetric'\r\n\r\n",
+    ],
+)
+def test_lines_are_those_of_editors(tmp_path: Path, before: str) -> None:
+    with pytest.raises(OptionError, match=r"run\.toml, line 4: bits is 4; expected"):
+        read(tmp_path, f"[plan]\n{before}bits = 4\n")
+
+
+def test_a_mark_of_the_encoding_is_no_error(tmp_path: Path) -> None:
+    assert read(tmp_path, "\ufeff[plan]\nbits = '2/4'\n") == {"bits": "2/4"}
+
+
+def test_a_pipe_is_read(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=("[plan]\nbits = '2/4'\n",))
+    writer.start()
+    assert read_toml(pipe).values == {"bits": "2/4"}
+    writer.join()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"temperature = {10**400}", "line 2: temperature is 1000"),
+        (f"seed = 0\n\niters = {'9' * 5000}", "line 4: a number has too many digits; expected one of 64 bits"),
+        (f"seed = {2**63}", f"line 2: seed is {2**63}; expected 0 or more, of 64 bits"),
+        (f"seed = 0x{'f' * 5000}", "line 2: seed is a number of thousands of digits; expected 0 or more, of 64 bits"),
+    ],
+)
+def test_numbers_that_are_too_large(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        read(tmp_path, f"[calibration]\n{text}\n")
+    assert str(caught.value).startswith(f"{tmp_path / 'run.toml'}, {message}")
+    assert len(str(caught.value)) < 500
 
 
 def test_what_is_no_toml(tmp_path: Path) -> None:
