@@ -102,7 +102,7 @@ def test_init_quotes_for_the_shell(run: Run, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[plan]\nbitss = 4\n", "run.toml, line 2: option 'bitss' is unknown; did you mean bits or iters?"),
+        ("[plan]\nbitss = 4\n", "run.toml, line 2: option 'bitss' is unknown; did you mean bits?"),
         ('[plan]\n\nbits = "9/4"\n', "run.toml, line 3: --bits 9/4: weight bits are 9"),
         ('[data]\ncalib = "missing.npy"\n', "missing.npy: no such file or folder"),
     ],
