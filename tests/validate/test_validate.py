@@ -114,7 +114,7 @@ def test_what_does_not_fit(changes, message):
 
 
 def test_options_and_kernels_are_those_of_the_file_itself() -> None:
-    """With 4-bit activations onnxruntime loads this file only without fusions, but with another output it does not mind."""
+    """Without fusions onnxruntime loads this file, and with another output it does so by default."""
     quantized = export("chain", "4/4", "native").SerializeToString()
     assert needed_config(quantized) == WITHOUT_FUSION
     assert needed_config(with_outputs(quantized, ["p0"])) == {}
