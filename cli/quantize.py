@@ -126,8 +126,7 @@ def _check_paths(model: Path, config: Config) -> None:
     check_output(
         config.file.output,
         overwrite=config.file.overwrite,
-        model=model,
-        inputs=tuple(images),
+        inputs=(model, *images),  # what else the model reads is looked at once, where it is read
         external=config.file.external_data,
         report=config.file.report,
     )

@@ -41,11 +41,12 @@ from pdq_export.config.config import Config, options_of
 from pdq_export.config.method import FAMILIES
 from pdq_export.config.option import INSPECT
 from pdq_export.config.signature import takes_options
-from pdq_export.errors import ModelError, PdqError
+from pdq_export.errors import ModelError, PdqError, ValidationError
 from pdq_export.exhaustion import tells_of_memory
-from pdq_export.fidelity import check_on_noise
+from pdq_export.fidelity import UserFile, check_on_noise
 from pdq_export.frontend import check_batch, find_unsupported, import_model
-from pdq_export.graph.lookup import Dimension, GraphIndex
+from pdq_export.graph.load import check_model, load_model
+from pdq_export.graph.lookup import Dimension, GraphIndex, opset_version
 from pdq_export.graph.passes import free_batch
 from pdq_export.plan.floating import FloatNode
 from pdq_export.plan.saturation import saturating_layers
@@ -55,6 +56,7 @@ from pdq_export.signature import input_specs
 from pdq_export.spec import Plan, Role
 from pdq_export.targets import find_target
 from pdq_export.validate import KernelCount, Session, open_counted
+from pdq_export.validate.equivalence import FLOAT32
 from pdq_export.work import PlannedModel, open_model
 
 SCHEMA_VERSION = 2
@@ -157,7 +159,7 @@ def inspect_model(
     settled = settle(config, fields, command=INSPECT)
     target = settled.file.target
     options = plan_options(settled, choose(settled))
-    file, session = open_model(model)
+    file, session = _open(model)
     planned = PlannedModel.of(file, options, target=target, opset=settled.file.opset)
     family = planned.family
     info = ModelInfo.of(file.name, file.content)
@@ -189,6 +191,19 @@ def inspect_model(
     )
 
 
+def _open(model: str | Path | onnx.ModelProto) -> tuple[UserFile, Session | str]:
+    """The file, and a session of it, or why onnxruntime has none. Raises ModelError."""
+    try:
+        return open_model(model)
+    except ValidationError as error:
+        read = load_model(model) if isinstance(model, str | Path) else check_model(model)
+        content = read.SerializeToString(deterministic=True)
+        name = Path(model).name if isinstance(model, str | Path) else ""
+        opset = opset_version(read)
+        file = UserFile(name=name, content=content, runnable=content, precision=FLOAT32, opset=opset)
+        return file, str(error)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Trial:
     """What calibration would refuse, what else is wrong, and size and kernels of the file with placeholders."""
@@ -199,10 +214,10 @@ class _Trial:
     kernels: KernelCount | None = None
 
 
-def _try(planned: PlannedModel, session: Session, target: str, metadata: Mapping[str, str]) -> _Trial:
-    """``session``: of the user's file."""
+def _try(planned: PlannedModel, session: Session | str, target: str, metadata: Mapping[str, str]) -> _Trial:
+    """``session``: of the user's file, or why there is none."""
     unsupported: tuple[str, ...] = ()
-    problems = []
+    problems = [session] if isinstance(session, str) else []
     size = kernels = None
     try:
         core = planned.core.model
@@ -211,7 +226,8 @@ def _try(planned: PlannedModel, session: Session, target: str, metadata: Mapping
         if not unsupported:
             network = import_model(freed)
             check_batch(network, core)
-            check_on_noise(planned.original, session, planned.prepared, core, network)
+            if not isinstance(session, str):
+                check_on_noise(planned.original, session, planned.prepared, core, network)
     except PdqError as error:
         problems.append(str(error))
     try:

@@ -1,5 +1,6 @@
 """Write an ONNX file, in one piece or with its weights in a second one."""
 
+import os
 from pathlib import Path
 
 import onnx
@@ -30,8 +31,11 @@ def check_output(
     Raises OptionError if that is not so, or if one of them is among ``inputs``, is ``model``, or holds external data of
     ``model``.
     """
-    read = [*inputs, *([] if model is None else [model, *external_files(model)])]
     written = [] if path is None else [Path(path), *([data_path(path)] if external else [])]
+    read = [*inputs, *([] if model is None else [model])]
+    targets = [*written, *([] if report is None else [Path(report)])]
+    if model is not None and overwrite and any(map(os.path.exists, targets)):  # what exists is refused otherwise
+        read += external_files(model)  # which parses the model
     if external and path is not None and not _is_unicode(data_path(path).name):
         raise OptionError(
             f"{path}: its name is not UTF-8, so that a model cannot name the file of its weights; expected a UTF-8 "

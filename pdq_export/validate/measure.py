@@ -17,10 +17,8 @@ from pdq_export.validate.runtime import (
     KernelCount,
     Session,
     batch_size,
-    count_kernels,
     min_onnxruntime,
     open_counted,
-    open_session,
     warn_older,
     with_outputs,
 )
@@ -136,15 +134,15 @@ def validate(comparison: Comparison, *, progress: Callable[[int], None] | None =
 
 
 def _open_quantized(comparison: Comparison) -> tuple[Session, KernelCount] | tuple[None, None]:
-    """The session that is measured, and the kernels of the file itself: other outputs can prevent fusions."""
+    """The session that is measured; its options, as the kernels, are the file's own: other outputs prevent fusions."""
     if comparison.quantized is None:
         return None, None
     warn_older(comparison.quantized)
+    own, kernels = open_counted(comparison.quantized)
     content = with_outputs(comparison.quantized, comparison.compared)
     if content == comparison.quantized:
-        return open_counted(content)
-    session = open_session(content)
-    return session, count_kernels(comparison.quantized, session.config)
+        return own, kernels
+    return Session(content, config=own.config), kernels
 
 
 class _Meters:

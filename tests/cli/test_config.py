@@ -1,6 +1,9 @@
 """Files of options on the command line: `--config`, `init` and `show-config`."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,6 +91,17 @@ def test_names_that_no_file_can_have(run: Run, args: list[str | Path]) -> None:
     result = run(*args)
     assert result.exit_code == 2
     assert "a: cannot be " in result.stderr or "calib_data: cannot be created" in result.stderr
+
+
+def test_no_result_is_lost_to_a_terminal(tmp_path: Path) -> None:
+    name = "k\u00e4se\u2603.toml"
+    code = "import sys; from pdq_export.cli.app import main; sys.argv[0] = 'pdq-export'; main()"
+    command = [sys.executable, "-c", code, "init", str(EMBEDDED), "-o", name]
+    env = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("wrote 'k\\xe4se\\u2603.toml'; edit it")
+    assert (tmp_path / name).exists()
 
 
 def test_init_quotes_for_the_shell(run: Run, folder: Path) -> None:

@@ -203,3 +203,12 @@ def test_the_layers_that_run_as_integers_are_those_of_the_file(name: str, bits: 
     kernels = result.report.kernels
     assert (found.kernels.integer, found.kernels.floating) == (kernels.integer, kernels.floating)
     assert [dataclasses.asdict(node) for node in found.floating] == list(result.report.floating)
+
+
+def test_what_onnxruntime_does_not_load_is_a_problem() -> None:
+    body = f"c0 = Conv {P} (image, w0) i = Cast <to = 5> (c0) j = Relu(i) z = Cast <to = 1> (j) {HEAD}"
+    found = inspect_model(model_of(body))
+    assert len(found.layers) == 2
+    first, *_ = found.problems
+    assert "does not load the model: " in first
+    assert "Could not find an implementation for Relu(14)" in first

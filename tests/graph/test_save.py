@@ -119,6 +119,23 @@ def test_external_data_of_the_input_are_never_replaced(tmp_path: Path) -> None:
     check_output(path, overwrite=True, model=tmp_path / "other.onnx")
 
 
+def test_a_model_is_parsed_only_where_its_files_could_be_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: list[Path] = []
+    monkeypatch.setattr("pdq_export.graph.save.external_files", lambda path: parsed.append(path) or [])
+    model = tmp_path / "net.onnx"
+    check_output(tmp_path / "new.onnx", model=model)
+    check_output(tmp_path / "new.onnx", model=model, overwrite=True)
+    (tmp_path / "old.onnx").touch()
+    with pytest.raises(OptionError, match="exists already"):
+        check_output(tmp_path / "old.onnx", model=model)
+    assert parsed == []
+    check_output(tmp_path / "old.onnx", model=model, overwrite=True)
+    check_output(None, model=model, overwrite=True, report=tmp_path / "old.onnx")
+    assert parsed == [model, model]
+
+
 def test_unreadable_models_have_no_external_files(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"\xff\xff")
     assert external_files(tmp_path / "a") == external_files(tmp_path / "missing") == []

@@ -3,7 +3,11 @@ import onnx
 import pytest
 
 from pdq_export.errors import ValidationError
-from pdq_export.validate import Comparison, validate
+from pdq_export.validate import Comparison, count_kernels, needed_config, validate
+from pdq_export.validate.runtime import WITHOUT_FUSION, with_outputs
+
+from ..export import toy_networks as nets
+from ..export.test_layouts_agree import export
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.standard_normal((10, 6), dtype=np.float32)
@@ -107,3 +111,19 @@ def test_progress_counts_images():
 def test_what_does_not_fit(changes, message):
     with pytest.raises(ValidationError, match=message):
         check(**changes)
+
+
+def test_options_and_kernels_are_those_of_the_file_itself() -> None:
+    """Without fusions onnxruntime loads this file, and with another output it does so by default."""
+    quantized = export("chain", "4/4", "native").SerializeToString()
+    assert needed_config(quantized) == WITHOUT_FUSION
+    assert needed_config(with_outputs(quantized, ["p0"])) == {}
+    comparison = Comparison(
+        original=nets.chain().SerializeToString(),
+        quantized=quantized,
+        batches=lambda: [nets.images((2, 3, 12, 12))],
+        compared=["p0"],
+    )
+    found = validate(comparison)
+    assert found.session_config == WITHOUT_FUSION
+    assert found.kernels == count_kernels(quantized, WITHOUT_FUSION)
