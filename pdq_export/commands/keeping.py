@@ -23,12 +23,13 @@ from pdq_export.config.method import CalibrationOptions
 from pdq_export.errors import CheckpointError, OptionError, StateError
 from pdq_export.exhaustion import is_exhaustion
 from pdq_export.graph.prepare import PreparedModel
-from pdq_export.runs import InUseError, Run, RunFolder, RunKey, default_root, find_runs, open_run
+from pdq_export.runs import InUseError, Run, RunFolder, RunKey, clear_runs, default_root, find_runs, open_run
 from pdq_export.spec import Plan
 from pdq_export.spec.plain import to_text
 
 logger = logging.getLogger(__name__)
 
+_KEPT_FOR = datetime.timedelta(days=90)
 _LEAST_BOUND = 64 << 20  # bytes
 _MOST_NUMBERS = 6  # of a weight: integer, scale, zero_point, three statistics
 _LIBRARIES = ("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "numpy")
@@ -81,6 +82,8 @@ def kept_blocks(
     if folder is None:
         yield None
         return
+    if work_dir is None:
+        _clear_old(folder.path.parent)
     largest = _largest_state(prepared)
     folder.longest = 2 * largest
     with folder:
@@ -130,6 +133,16 @@ def _open(work_dir: str | None, run: Run, *, resume: bool) -> RunFolder | None:
     return None
 
 
+def _clear_old(root: Path) -> None:
+    """Nobody looks into a cache folder; this run's own is in use, and stays."""
+    with contextlib.suppress(OptionError, OSError):
+        cleared = clear_runs(root, older_than=_KEPT_FOR)
+        if cleared.removed:
+            logger.info(
+                "%d runs that nothing has changed for %d days are cleared", len(cleared.removed), _KEPT_FOR.days
+            )
+
+
 def _tell_stale(run: Run, count: int) -> None:
     """Whoever has forgotten --resume can still end the run before the first of its blocks is finished."""
     logger.log(
@@ -166,7 +179,7 @@ def _tell_found(root: Path, run: Run, found: int) -> None:
 
 def _largest_state(prepared: PreparedModel) -> int:
     """Bytes that the arrays of a block can take at most: a few numbers for every weight, and then some."""
-    elements = sum(math.prod(tensor.dims) for tensor in prepared.model.graph.initializer)
+    elements: int = sum(math.prod(tensor.dims) for tensor in prepared.model.graph.initializer)
     return _LEAST_BOUND + 8 * _MOST_NUMBERS * elements
 
 

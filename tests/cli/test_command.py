@@ -103,7 +103,7 @@ def test_ctrl_c_tells_what_was_noted() -> None:
 
 
 def test_an_error_tells_what_was_noted_once() -> None:
-    error = errors.PdqError("no room; kept as here")
+    error = ModelError("no room; kept as here")
     for note in ("kept as here", "go on with --resume"):
         error.add_note(note)
     result = invoke(raising(error))

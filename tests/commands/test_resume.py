@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -378,3 +379,17 @@ def test_with_gaps_what_is_on_the_disk_counts(run: Quantize) -> None:
     (kept,) = find_runs(run.work)
     (kept.path / "block-0002.jsonl").unlink()
     assert run.interrupted(at=1, resume=True).startswith(f"3 of {BLOCKS} blocks are kept")
+
+
+def test_old_runs_of_the_cache_folder_go(run: Quantize, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.interrupted()
+    (old,) = find_runs(run.work)
+    for path in old.path.iterdir():
+        os.utime(path, (1e9, 1e9))
+    run.interrupted(at=1, options={"iters": 5})
+    assert len(find_runs(run.work)) == 2  # a --work-dir is the user's
+    monkeypatch.setenv("PDQ_EXPORT_CACHE", str(run.work))
+    run.interrupted(at=0, work_dir=None, resume=True)
+    assert len(find_runs(run.work)) == 2  # what is taken up is never too old
+    run.interrupted(at=0, work_dir=None, options={"iters": 6})
+    assert old.path not in [kept.path for kept in find_runs(run.work)]
