@@ -157,7 +157,7 @@ class Program(click.Group):
             sys.stdout.flush()
         except PdqError as error:
             logger.debug("raised here", exc_info=error)
-            _fail(f"error: {error}", ExitCode.WRONG_INPUT)
+            _fail(f"error: {error}{_notes(error)}", ExitCode.WRONG_INPUT)
         except click.exceptions.NoArgsIsHelpError as error:  # its message is the help, which is not one line
             click.echo(error.format_message(), err=True)
             sys.exit(ExitCode.WRONG_INPUT)
@@ -188,7 +188,8 @@ def _usage(error: click.ClickException) -> str:
 def _notes(error: BaseException) -> str:
     """What was noted about an error, or about the Ctrl-C that click made another one of."""
     notes = [*getattr(error, "__notes__", ()), *getattr(error.__cause__, "__notes__", ())]
-    return "".join(f"; {note}" for note in notes)
+    told = str(error)
+    return "".join(f"; {note}" for note in notes if note not in told)
 
 
 def _say(message: str) -> None:

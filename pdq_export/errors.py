@@ -38,6 +38,10 @@ class CheckpointError(PdqError):
     """What an earlier run has kept is damaged, or another run is at work on it."""
 
 
+class StateError(CalibrationError):
+    """What an earlier run has kept of a block is no state of it."""
+
+
 class ExportError(PdqError):
     """The quantized graph cannot be written in the requested layout."""
 

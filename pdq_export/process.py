@@ -6,6 +6,7 @@ Nothing else in the package changes what other threads see.
 import contextlib
 import ctypes
 import os
+from collections.abc import Mapping
 
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _NEVER = -1, -3, 2**31 - 1
@@ -48,3 +49,8 @@ def _keep_heap(*, limited: bool) -> None:
         # Before 2.35 the threshold has a limit.
         if libc.mallopt(_M_MMAP_THRESHOLD, _NEVER) or libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_THRESHOLD):
             libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)
+
+
+def read_environment() -> Mapping[str, str]:
+    """A copy of all environment variables."""
+    return dict(os.environ)

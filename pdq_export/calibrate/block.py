@@ -62,7 +62,8 @@ class BlockCalibrator:
             self._done.round_biases(block)
             self._initializer.carriers(block, inputs)
             self._done.round_biases(block)  # a carrier may be a layer's input
-        return BlockRecord(losses=losses.cpu().numpy(), seconds=dict(self._context.journal.seconds))
+        journal = self._context.journal
+        return BlockRecord(losses=losses.cpu().numpy(), seconds=dict(journal.seconds), warnings=tuple(journal.warnings))
 
     def _learn(
         self,
@@ -79,7 +80,7 @@ class BlockCalibrator:
         batches = draw_batches(images, options.batch_size, options.iters, generator)
         trim_heap()  # what was freed so far lies in holes that the tensors of a step do not fit into
         with context.journal.timed("steps"), context.store.step(problem.model.modules):
-            return reconstruct(problem, options, batches, context.journal.step)
+            return reconstruct(problem, options, batches, context.journal.step, context.journal.warn)
 
     def _problem(
         self,

@@ -27,11 +27,13 @@ class BlockRecord:
 
     ``losses``: the reconstruction error of every step, float32 [steps]; empty where nothing was learned. ``seconds`` of
     wall time by phase, in the order in which they began: ``scales``, ``correction``, ``teacher``, ``steps``,
-    ``rounding``, ``carriers``; what a block does without is left out.
+    ``rounding``, ``carriers``; what a block does without is left out. ``warnings``: what was told of the block, which a
+    run that takes it up tells again.
     """
 
     losses: ListedFloat32s
     seconds: Mapping[str, float]
+    warnings: tuple[str, ...] = ()
 
 
 class Checkpoint(Protocol):

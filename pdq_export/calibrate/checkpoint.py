@@ -1,26 +1,33 @@
 """Finished blocks on the disk: a `Checkpoint` over the folder of a run."""
 
 import logging
+import math
 from pathlib import Path
+from typing import Any
 
 from pdq_export.calibrate.block_state import BlockRecord, BlockState
-from pdq_export.errors import PdqError
+from pdq_export.errors import CheckpointError, PdqError, StateError
 from pdq_export.runs import RunFolder, read_blocks
 from pdq_export.spec import Block
-from pdq_export.spec.plain import from_text, to_text
+from pdq_export.spec.plain import from_text, parse_json, to_text
 
 logger = logging.getLogger(__name__)
 
 _LONGEST = 1 << 32  # characters of a block's state
+_ARRAY = {"dtype", "shape", "data"}
+_LARGEST_ITEM = 8  # bytes
 
 
 class DiskCheckpoint:
-    """Loads what the folder holds and keeps what is finished; ``kept``: how many blocks it has, of all."""
+    """Loads what the folder holds and keeps what is finished.
 
-    def __init__(self, folder: RunFolder) -> None:
-        self._folder = folder
+    ``largest``: bytes that the arrays of a block's state can take; one that says more is refused before it is unpacked.
+    """
+
+    def __init__(self, folder: RunFolder, largest: int = _LONGEST) -> None:
+        self._folder, self._largest = folder, largest
         self._failed = False
-        self.kept = 0
+        self._last = 0  # position of the block that was loaded last
 
     def load(self, position: int, block: Block) -> BlockState | None:
         """The state of a block. Raises CheckpointError, which names the file, where it is damaged."""
@@ -28,11 +35,21 @@ class DiskCheckpoint:
         if lines is None:
             return None
         try:
+            size = _stated_size(parse_json(lines[1], longest=_LONGEST, what="its state"))
+            if size > self._largest:
+                raise ValueError(f"its arrays take {size:,} bytes; expected at most {self._largest:,}")
+            record = from_text(BlockRecord, lines[0], longest=_LONGEST, what="its record")
             state = from_text(BlockState, lines[1], longest=_LONGEST, what="its state")
         except ValueError as error:
             raise self._folder.damaged(position, error) from error
-        self.kept += 1
+        self._last = position
+        for warning in record.warnings:
+            logger.warning("%s", warning)
         return state
+
+    def refused(self, what: StateError) -> CheckpointError:
+        """The error, by file, for the state that was loaded last and cannot be used."""
+        return self._folder.damaged(self._last, what)
 
     def save(self, position: int, block: Block, state: BlockState, record: BlockRecord) -> None:
         """Keep a block; where the disk does not take it, say so once and let the run go on."""
@@ -43,8 +60,16 @@ class DiskCheckpoint:
         except (PdqError, OSError) as error:
             self._failed = True
             logger.warning("finished blocks are not kept from here on: %s", error)
-        else:
-            self.kept += 1
+
+
+def _stated_size(plain: Any) -> int:
+    """Bytes that all arrays in plain types say that they take, at most."""
+    if isinstance(plain, dict) and plain.keys() == _ARRAY:
+        shape = plain["shape"]
+        sizes = shape if isinstance(shape, list) and all(type(d) is int for d in shape) else []  # others are refused
+        return _LARGEST_ITEM * abs(math.prod(sizes))
+    inner = plain.values() if isinstance(plain, dict) else plain if isinstance(plain, list) else ()
+    return sum(_stated_size(value) for value in inner)
 
 
 def read_records(folder: Path) -> dict[str, BlockRecord]:

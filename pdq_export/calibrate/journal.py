@@ -28,7 +28,7 @@ class BlockProgress:
 
 
 class Journal:
-    """Tells ``report`` of every phase and step; ``seconds`` by phase are those of the present block."""
+    """Tells ``report`` of phases and steps; ``seconds`` by phase and ``warnings`` are those of the present block."""
 
     def __init__(
         self, blocks: Sequence[Block], steps: int, report: Callable[[BlockProgress], None] | None = None
@@ -37,16 +37,22 @@ class Journal:
         first = blocks[0].name if blocks else ""
         self._place = BlockProgress(block=first, index=0, count=len(blocks), step=0, steps=steps, loss=0.0)
         self.seconds: dict[str, float] = {}
+        self.warnings: list[str] = []
 
     def begin(self, position: int, block: Block) -> None:
         """Turn to the block at ``position``."""
         logger.info("block %d of %d: %s", position + 1, self._place.count, block.name)
         self._place = dataclasses.replace(self._place, block=block.name, index=position, step=0, loss=0.0)
-        self.seconds = {}
+        self.seconds, self.warnings = {}, []
 
     def tell(self, phase: str) -> None:
         """Tell what is done now, beside the steps."""
         self._report(dataclasses.replace(self._place, phase=phase))
+
+    def warn(self, message: str) -> None:
+        """Log a warning about the block, which is kept with it."""
+        logger.warning("%s", message)
+        self.warnings.append(message)
 
     def images(self, what: str) -> Callable[[int, int], None]:
         """What tells how many of all images ``what`` is done for."""

@@ -1,6 +1,7 @@
 """Reconstruction of one block: one loop for single layers and residual units alike (PD-Quant, algorithm 1)."""
 
 import dataclasses
+import logging
 import math
 from collections.abc import Callable, Sequence
 
@@ -15,6 +16,8 @@ from pdq_export.calibrate.watch import WATCHED, warn_of_divergence
 from pdq_export.config.method import CalibrationOptions
 from pdq_export.errors import CalibrationError
 from pdq_export.numerics.units import power_of_two, unit_of
+
+logger = logging.getLogger(__name__)
 
 Report = Callable[[int, float], None]
 
@@ -58,8 +61,16 @@ class BlockProblem:
     scales: Sequence[ActivationQuantizer]
 
 
-def reconstruct(problem: BlockProblem, options: CalibrationOptions, batches: Tensor, report: Report) -> Tensor:
+def reconstruct(
+    problem: BlockProblem,
+    options: CalibrationOptions,
+    batches: Tensor,
+    report: Report,
+    warn: Callable[[str], None] = logger.warning,
+) -> Tensor:
     """Learn the block's weight rounding and activation scales in place; the error [steps] of every step is returned.
+
+    ``warn``: told where the loss diverged.
 
     ``batches`` [steps, batch]: the images of every step, `options.iters` of them. Quantized inputs are mixed with
     distribution-corrected FP32 inputs; the mixed half is compared with the FP32 block's output, the quantized half runs
@@ -92,7 +103,7 @@ def reconstruct(problem: BlockProblem, options: CalibrationOptions, batches: Ten
         quantizer.scale.requires_grad_(False)
     if powers:
         points = [*(weight.point for weight in model.weights), *(scale.point for scale in problem.scales)]
-        warn_of_divergence(problem.name, list(errors[-WATCHED:]), powers, points)
+        warn_of_divergence(problem.name, list(errors[-WATCHED:]), powers, points, warn)
     return errors
 
 

@@ -8,9 +8,11 @@ import torch
 from pdq_export.calibrate.block_state import BlockState
 from pdq_export.calibrate.finished import Quantizers
 from pdq_export.calibrate.quantizers import ActivationQuantizer, WeightQuantizer
-from pdq_export.errors import CalibrationError
+from pdq_export.errors import StateError
 from pdq_export.numerics.search import QParams
 from pdq_export.spec import Block, ChannelStatistics, Point, QuantizedTensor
+
+_MOST_REACHED = 2 * float(np.finfo(np.float32).max)
 
 
 def state_of(done: Quantizers, block: Block, estimated: Mapping[str, ChannelStatistics]) -> BlockState:
@@ -25,7 +27,7 @@ def state_of(done: Quantizers, block: Block, estimated: Mapping[str, ChannelStat
 
 
 def restore(done: Quantizers, block: Block, state: BlockState) -> None:
-    """Put into ``done`` what `state_of` has taken from it. Raises CalibrationError for another network's state."""
+    """Put into ``done`` what `state_of` has taken from it. Raises StateError for another network's state."""
     wanted = {point.tensor: point for point in done.settled_by(block)}
     _check_names(block, "quantized tensors", state.tensors, wanted, missing=set(wanted) - set(state.tensors))
     _check_names(block, "changed biases", state.biases, _shiftable(done, block))
@@ -44,6 +46,11 @@ def restore(done: Quantizers, block: Block, state: BlockState) -> None:
             done.weights[name] = WeightQuantizer(point, q, qparams)
     for name, bias in state.biases.items():
         _check_shape(block, name, bias.shape, done.constants[name].shape)
+        if not np.isfinite(bias).all():
+            raise StateError(
+                f"block {block.name!r}: the state of an earlier run has a bias {name!r} with numbers that are not "
+                "finite; expected finite ones; calibrate without it"
+            )
         done.shifted[name] = done.constants[name] = torch.from_numpy(np.array(bias, np.float32)).to(device)
     done.round_biases(block)
 
@@ -55,7 +62,7 @@ def _shiftable(done: Quantizers, block: Block) -> list[str]:
 def _check_tensor(block: Block, point: Point, tensor: QuantizedTensor, weight: Sequence[int] | None) -> None:
     """``weight``: its shape; None for an activation."""
     if tensor.point != point:
-        raise CalibrationError(
+        raise StateError(
             f"block {block.name!r}: the state of an earlier run has {tensor.point} where the plan has {point}; "
             "expected a state of this very plan; calibrate without it"
         )
@@ -67,10 +74,14 @@ def _check_tensor(block: Block, point: Point, tensor: QuantizedTensor, weight: S
     inside = all(
         point.qmin <= int(x.min(initial=point.qmax)) and int(x.max(initial=point.qmin)) <= point.qmax for x in integers
     )
-    if not (inside and (tensor.scale > 0).all() and np.isfinite(tensor.scale).all()):
-        raise CalibrationError(
+    # What a scale reaches is what FP32 holds, up to rounding; a comparison with NaN fails.
+    reached = tensor.scale.astype(np.float64) * (point.qmax - point.qmin)
+    usual = (tensor.scale > 0) & (reached <= _MOST_REACHED)
+    if not (inside and usual.all()):
+        raise StateError(
             f"block {block.name!r}: the state of an earlier run has numbers for {point.tensor!r} that are no "
-            f"quantization; expected scales above 0, integers from {point.qmin} to {point.qmax}; calibrate without it"
+            f"quantization; expected scales above 0 that keep within FP32, integers from {point.qmin} to "
+            f"{point.qmax}; calibrate without it"
         )
 
 
@@ -78,7 +89,7 @@ def _check_names(
     block: Block, what: str, given: Iterable[str], known: Iterable[str], missing: Iterable[str] = ()
 ) -> None:
     if wrong := sorted({*missing, *(set(given) - set(known))}):
-        raise CalibrationError(
+        raise StateError(
             f"block {block.name!r}: the state of an earlier run has {what} {', '.join(sorted(given)) or 'none'}, which "
             f"differ from the block's in {', '.join(wrong)}; expected a state of this network; calibrate without it"
         )
@@ -87,7 +98,7 @@ def _check_names(
 def _check_shape(block: Block, name: str, given: Sequence[int] | None, wanted: Sequence[int] | None) -> None:
     if (given is None) != (wanted is None) or tuple(given or ()) != tuple(wanted or ()):
         sizes = None if wanted is None else list(wanted)
-        raise CalibrationError(
+        raise StateError(
             f"block {block.name!r}: the state of an earlier run has shape {given} for {name!r}; expected {sizes}; "
             "calibrate without it"
         )

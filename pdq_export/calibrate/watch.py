@@ -16,21 +16,22 @@ WATCHED = 20  # the last steps of a block, which its warning is about
 
 
 def warn_of_divergence(
-    block: str, errors: Sequence[Tensor], powers: Sequence[Tensor], points: Iterable[Point] = ()
+    block: str,
+    errors: Sequence[Tensor],
+    powers: Sequence[Tensor],
+    points: Iterable[Point] = (),
+    warn: Callable[[str], None] = logger.warning,
 ) -> None:
-    """Log a warning where a block's reconstruction error is above the mean square of what it is to reconstruct.
+    """Warn where a block's reconstruction error is above the mean square of what it is to reconstruct.
 
     ``errors`` and ``powers``: scalars, one a step; the last twenty count. ``points``: what the block quantizes.
     """
     error, power = (float(torch.stack(list(part[-WATCHED:])).mean()) for part in (errors, powers))
     if error > power:
-        logger.warning(
-            "block %s: its loss diverged: the error of its output, %.3g, is above the output's own mean square, %.3g; "
-            "lower rounding_lr and scale_lr (--set rounding_lr=...), or %s",
-            block,
-            error,
-            power,
-            bits_or_float(can_have_more_bits(points)),
+        warn(
+            f"block {block}: its loss diverged: the error of its output, {error:.3g}, is above the output's own mean "
+            f"square, {power:.3g}; lower rounding_lr and scale_lr (--set rounding_lr=...), or "
+            f"{bits_or_float(can_have_more_bits(points))}"
         )
 
 

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import importlib.metadata
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,18 @@ import pdq_export
 from pdq_export.calibrate.checkpoint import DiskCheckpoint
 from pdq_export.commands.machine import describe_machine
 from pdq_export.config.method import CalibrationOptions
-from pdq_export.errors import OptionError
+from pdq_export.errors import CheckpointError, OptionError, StateError
+from pdq_export.exhaustion import is_exhaustion
 from pdq_export.graph.prepare import PreparedModel
-from pdq_export.runs import InUseError, Run, RunFolder, RunKey, default_root, find_runs, open_run
+from pdq_export.runs import InUseError, Run, RunFolder, RunKey, clear_runs, default_root, find_runs, open_run
 from pdq_export.spec import Plan
 from pdq_export.spec.plain import to_text
 
 logger = logging.getLogger(__name__)
 
+_KEPT_FOR = datetime.timedelta(days=90)
+_LEAST_BOUND = 64 << 20  # bytes
+_MOST_NUMBERS = 6  # of a weight: integer, scale, zero_point, three statistics
 _LIBRARIES = ("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "numpy")
 
 
@@ -64,7 +69,9 @@ def describe_run(
 
 
 @contextlib.contextmanager
-def kept_blocks(run: Run, *, work_dir: str | None, resume: bool) -> Iterator[DiskCheckpoint | None]:
+def kept_blocks(
+    run: Run, prepared: PreparedModel, *, work_dir: str | None, resume: bool
+) -> Iterator[DiskCheckpoint | None]:
     """A context with a checkpoint for ``run`` in ``work_dir``, or in the user's cache folder; says what it finds.
 
     None where the cache folder cannot be written, or another run is at work in this one's place: a warning says so,
@@ -75,21 +82,39 @@ def kept_blocks(run: Run, *, work_dir: str | None, resume: bool) -> Iterator[Dis
     if folder is None:
         yield None
         return
+    if work_dir is None:
+        _clear_old(folder.path.parent)
+    largest = _largest_state(prepared)
+    folder.longest = 2 * largest
     with folder:
         if resume:
             _tell_found(folder.path.parent, run, len(folder.found()))
         elif folder.stale:
             _tell_stale(run, folder.stale)
-        checkpoint = DiskCheckpoint(folder)
+        checkpoint = DiskCheckpoint(folder, largest)
         try:
             yield checkpoint
-        except BaseException as error:  # Ctrl-C above all
-            if checkpoint.kept:
-                error.add_note(
-                    f"{checkpoint.kept} of {run.blocks} blocks are kept: the same command with --resume goes on behind "
-                    "them"
-                )
+        except StateError as error:
+            raise checkpoint.refused(error) from error
+        except CheckpointError:
             raise
+        except BaseException as error:  # Ctrl-C above all
+            _note_kept(folder, run, error)
+            raise
+
+
+def _note_kept(folder: RunFolder, run: Run, error: BaseException) -> None:
+    try:
+        kept = folder.count()
+    except OSError:
+        return
+    if not kept:
+        return
+    others = "takes them up" if kept == run.blocks else "goes on with the others"
+    note = f"{kept} of {run.blocks} blocks are kept: the same command with --resume {others}"
+    if is_exhaustion(error):
+        note += ", with --max-memory as well, while other images, batches or devices start afresh"
+    error.add_note(note)
 
 
 def _open(work_dir: str | None, run: Run, *, resume: bool) -> RunFolder | None:
@@ -108,6 +133,16 @@ def _open(work_dir: str | None, run: Run, *, resume: bool) -> RunFolder | None:
     return None
 
 
+def _clear_old(root: Path) -> None:
+    """Nobody looks into a cache folder; this run's own is in use, and stays."""
+    with contextlib.suppress(OptionError, OSError):
+        cleared = clear_runs(root, older_than=_KEPT_FOR)
+        if cleared.removed:
+            logger.info(
+                "%d runs that nothing has changed for %d days are cleared", len(cleared.removed), _KEPT_FOR.days
+            )
+
+
 def _tell_stale(run: Run, count: int) -> None:
     """Whoever has forgotten --resume can still end the run before the first of its blocks is finished."""
     logger.log(
@@ -121,7 +156,7 @@ def _tell_stale(run: Run, count: int) -> None:
 
 def _tell_found(root: Path, run: Run, found: int) -> None:
     if found:
-        logger.info("%d of %d blocks are finished; the run goes on behind them", found, run.blocks)
+        logger.info("%d of %d blocks are finished; the run goes on with the others", found, run.blocks)
         return
     others = [
         kept.run
@@ -140,6 +175,12 @@ def _tell_found(root: Path, run: Run, found: int) -> None:
     logger.info(
         "--resume: the run starts afresh, for what is kept of %s differs in %s", run.model, ", ".join(differences)
     )
+
+
+def _largest_state(prepared: PreparedModel) -> int:
+    """Bytes that the arrays of a block can take at most: a few numbers for every weight, and then some."""
+    elements: int = sum(math.prod(tensor.dims) for tensor in prepared.model.graph.initializer)
+    return _LEAST_BOUND + 8 * _MOST_NUMBERS * elements
 
 
 def _digest_images(inputs: Sequence[torch.Tensor]) -> str:

@@ -3,12 +3,13 @@
 import contextlib
 import functools
 import hashlib
-import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+
+from pdq_export.process import read_environment
 
 # Libraries choose kernels, and how sums are split among threads, by these.
 _STEERING = ("ONEDNN_", "DNNL_", "MKL_", "ATEN_", "TORCH_MKLDNN_", "OPENBLAS_", "NPY_", "KMP_", "OMP_", "GOMP_")
@@ -20,8 +21,9 @@ _CHOSEN = ("cpu family", "model", "stepping", "CPU implementer", "CPU architectu
 _FEATURES = ("flags", "Features")
 
 
-def describe_machine(device: torch.device, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """All that kernels are chosen by on ``device``, by names that people understand."""
+def describe_machine(device: torch.device, environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """All that kernels are chosen by on ``device``, by names that people understand; by default in this process."""
+    environment = read_environment() if environment is None else environment
     parts = {
         "device": str(device),
         **_processor(),

@@ -1,5 +1,6 @@
 """`quantize`: the stages in order, from an FP32 ONNX file to a low-bit one with its report."""
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -86,11 +87,15 @@ def quantize(
     ValidationError where onnxruntime computes something else than what was calibrated.
     """
     request = Request.of(model, config, fields, calib=calib, eval=eval, options=options)
-    return _run(request, Tell(progress))
+    with contextlib.ExitStack() as until_end:
+        return _run(request, Tell(progress), until_end)
 
 
-def _run(request: Request, tell: Tell) -> Result:
-    """The stages in order. What is deleted is not held while calibration needs the memory."""
+def _run(request: Request, tell: Tell, until_end: contextlib.ExitStack) -> Result:
+    """The stages in order; ``until_end`` holds what is kept for a run that is interrupted in any of them.
+
+    What is deleted is not held while calibration needs the memory.
+    """
     tell.stage("load")
     file, session = open_model(request.model)
     tell.stage("plan")
@@ -113,7 +118,7 @@ def _run(request: Request, tell: Tell) -> Result:
     work, equalized = _equalize(work, chosen, fidelity, seen)
     reference = fidelity.reference()
     del fidelity
-    calibrated = _calibrate(work, seen, chosen, request, tell)
+    calibrated = _calibrate(work, seen, chosen, request, tell, until_end)
     del seen
     tell.stage("export")
     making = Making.of(request, work, chosen)
@@ -162,7 +167,12 @@ def _equalize(
 
 
 def _calibrate(
-    work: Work, inputs: Sequence[torch.Tensor], chosen: CalibrationOptions, request: Request, tell: Tell
+    work: Work,
+    inputs: Sequence[torch.Tensor],
+    chosen: CalibrationOptions,
+    request: Request,
+    tell: Tell,
+    until_end: contextlib.ExitStack,
 ) -> Calibrated:
     """Calibrate, with finished blocks kept or taken up."""
     asked, how = request.config.file, request.config.run
@@ -176,18 +186,18 @@ def _calibrate(
         asked={**vars(request.planning.section), "target": asked.target, "opset": asked.opset},
         device=request.device,
     )
-    with kept_blocks(run, work_dir=how.work_dir, resume=how.resume) as checkpoint:
-        return calibrate(
-            work.network,
-            work.plan,
-            work.prepared.statistics,
-            inputs,
-            chosen,
-            device=request.device,
-            max_memory=request.max_memory,
-            progress=tell.block,
-            checkpoint=checkpoint,
-        )
+    kept = kept_blocks(run, work.prepared, work_dir=how.work_dir, resume=how.resume)
+    return calibrate(
+        work.network,
+        work.plan,
+        work.prepared.statistics,
+        inputs,
+        chosen,
+        device=request.device,
+        max_memory=request.max_memory,
+        progress=tell.block,
+        checkpoint=until_end.enter_context(kept),
+    )
 
 
 def _export(work: Work, calibrated: Calibrated, config: Config, metadata: Mapping[str, str]) -> onnx.ModelProto:

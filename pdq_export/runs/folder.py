@@ -74,6 +74,7 @@ class RunFolder:
 
     def __init__(self, path: Path, run: Run, lock: filelock.BaseFileLock, stale: Sequence[Path] = ()) -> None:
         self.path, self.run, self._lock = path, run, lock
+        self.longest = _LONGEST_FILE  # bytes of a block's file
         self._stale = list(stale)
 
     @property
@@ -88,6 +89,10 @@ class RunFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._lock.release()
+
+    def count(self) -> int:
+        """How many blocks are on the disk, taken up or not."""
+        return sum(1 for _ in block_files(self.path))
 
     def found(self) -> list[int]:
         """The positions of the blocks that are kept. Raises CheckpointError, which names a damaged file."""
@@ -135,7 +140,7 @@ class RunFolder:
         return self.path / f"block-{position + 1:04d}.jsonl"
 
     def _read(self, path: Path, position: int) -> tuple[BlockFile, str, str]:
-        header, record, state = read_block(path)
+        header, record, state = read_block(path, self.longest)
         if (header.run, header.position) != (self.run.digest, position):
             raise damaged(path, "it is of another run or block")
         return header, record, state

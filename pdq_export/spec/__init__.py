@@ -8,6 +8,7 @@ reads them all.
 import dataclasses
 import enum
 import itertools
+import operator
 import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
@@ -111,8 +112,10 @@ class Point:
         A weight of 8 bits is symmetric, which kernels want; a narrower one as ``symmetric`` says, by default as it
         was. Raises OptionError for other than 2 to 8 bits, and for a carrier with other than 8.
         """
-        if type(bits) is not int or not MIN_BITS <= bits <= MAX_BITS:
+        whole = hasattr(bits, "__index__") and not isinstance(bits, bool)  # NumPy's integers, too
+        if not whole or not MIN_BITS <= bits <= MAX_BITS:
             raise OptionError(f"tensor {self.tensor!r}: bits are {bits!r}; expected {MIN_BITS} to {MAX_BITS}")
+        bits = operator.index(bits)
         if self.role is Role.CARRIER and bits != CARRIER_BITS:
             raise OptionError(
                 f"tensor {self.tensor!r}: bits are {bits}; expected {CARRIER_BITS}, as it is a carrier, there only so "

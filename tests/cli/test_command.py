@@ -102,6 +102,15 @@ def test_ctrl_c_tells_what_was_noted() -> None:
     assert (result.exit_code, result.stderr.strip()) == (130, "pdq-export: interrupted; go on with --resume")
 
 
+def test_an_error_tells_what_was_noted_once() -> None:
+    error = ModelError("no room; kept as here")
+    for note in ("kept as here", "go on with --resume"):
+        error.add_note(note)
+    result = invoke(raising(error))
+    told = "pdq-export: error: no room; kept as here; go on with --resume"
+    assert (result.exit_code, result.stderr.strip()) == (2, told)
+
+
 def test_text_that_fails_while_it_is_printed_is_a_bug() -> None:
     def text() -> Iterator[str]:
         yield "first"

@@ -1,9 +1,15 @@
 """`quantize` that is interrupted and taken up again: the same file, and what is said about it."""
 
+import base64
+import dataclasses
+import hashlib
+import json
 import logging
+import os
 import re
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +17,16 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from pdq_export.calibrate.checkpoint import read_records
 from pdq_export.commands.quantize import Progress, quantize
-from pdq_export.errors import CheckpointError, OptionError
+from pdq_export.errors import CheckpointError, OptionError, ResourceError
 from pdq_export.runs import Run, find_runs, open_run
+from pdq_export.runs.folder import read_block
+from pdq_export.spec import arrays
+from pdq_export.spec.arrays import Stored
+from pdq_export.spec.plain import to_text
 
 from ..onnx_text import fill, name_nodes, parse
 
@@ -88,10 +99,10 @@ def _told(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 def test_a_resumed_run_gives_the_same_file(run: Quantize, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     expected = run(work_dir=tmp_path / "elsewhere")
     note = run.interrupted()
-    assert note == f"2 of {BLOCKS} blocks are kept: the same command with --resume goes on behind them"
+    assert note == f"2 of {BLOCKS} blocks are kept: the same command with --resume goes on with the others"
     calibrated = []
     assert run(resume=True, stop=lambda at: calibrated.append(at.block)) == expected
-    assert f"2 of {BLOCKS} blocks are finished; the run goes on behind them" in caplog.text
+    assert f"2 of {BLOCKS} blocks are finished; the run goes on with the others" in caplog.text
     assert {at.index for at in calibrated if at is not None and at.step} == {2, 3}
     assert run(resume=True) == expected  # and once more, from nothing but finished blocks
     (kept,) = find_runs(run.work)
@@ -272,3 +283,113 @@ def test_a_killed_run_leaves_nothing_behind(
     (kept,) = find_runs(run.work)
     names = {path.name for path in kept.path.iterdir()} - {"lock", "pdq-export-run.json"}
     assert names == {f"block-{number:04d}.jsonl" for number in range(1, BLOCKS + 1)}
+
+
+def change_state(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Write another state into a block's file, well-formed."""
+    header, record, state = read_block(path)
+    content = json.loads(state)
+    change(content)
+    body = f"{record}\n{json.dumps(content)}\n".encode()
+    first = dataclasses.replace(header, sha256=hashlib.sha256(body).hexdigest())
+    path.write_bytes(f"{to_text(first)}\n".encode() + body)
+
+
+def fill_scales(value: float) -> Callable[[dict[str, Any]], None]:
+    def change(state: dict[str, Any]) -> None:
+        for tensor in state["tensors"].values():
+            scale = np.full(tensor["scale"]["shape"], value, np.float32)
+            tensor["scale"] = Stored(np.float32).write(scale)
+
+    return change
+
+
+def spoil_bias(state: dict[str, Any]) -> None:
+    state["biases"]["b2"] = Stored(np.float32).write(np.full(8, np.nan, np.float32))
+
+
+def reshape_integers(state: dict[str, Any]) -> None:
+    for tensor in state["tensors"].values():
+        if tensor["integers"] is not None:
+            tensor["integers"]["shape"].reverse()
+
+
+def inflate(state: dict[str, Any]) -> None:
+    """Unknown biases that take a gigabyte, in a file of a few megabytes."""
+    packed = base64.b64encode(zlib.compress(bytes(400_000_000), 9)).decode()
+    state["biases"] = {f"x{k}": {"dtype": "float32", "shape": [100_000_000], "data": packed} for k in range(3)}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (fill_scales(float("nan")), "expected scales above 0 that keep within FP32"),
+        (fill_scales(1e38), "expected scales above 0 that keep within FP32"),
+        (spoil_bias, "numbers that are not finite"),
+        (reshape_integers, "expected [8, 8, 3, 3]"),
+        (inflate, "its arrays take 2,4"),
+    ],
+)
+def test_a_wrong_state_is_refused_by_name(
+    run: Quantize, change: Callable[[dict[str, Any]], None], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"options": {"compensate_rounding": True}}
+    run.interrupted(**options)
+    (kept,) = find_runs(run.work)
+    path = kept.path / "block-0002.jsonl"
+    change_state(path, change)
+    unpacked: list[int] = []
+    unpack = arrays._inflate
+    monkeypatch.setattr(arrays, "_inflate", lambda text, size: unpacked.append(size) or unpack(text, size))
+    with pytest.raises(CheckpointError) as raised:
+        run(resume=True, **options)
+    assert str(raised.value).startswith(f"{path}: is damaged (")
+    assert told in str(raised.value)
+    assert max(unpacked) < 1e6
+    assert not getattr(raised.value, "__notes__", [])
+    path.unlink()  # the remedy
+    run.interrupted(at=3, resume=True, **options)
+
+
+def test_a_warning_of_a_finished_block_is_told_again(
+    run: Quantize, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pdq_export.calibrate.step.Step.power", lambda self, wanted: torch.zeros(()))
+    run.interrupted()
+    told = {record.getMessage() for record in caplog.records if "its loss diverged" in record.getMessage()}
+    assert len(told) == 2
+    caplog.clear()
+    run.interrupted(at=2, resume=True)
+    assert {r.getMessage() for r in caplog.records if "its loss diverged" in r.getMessage()} == told
+
+
+def test_an_interruption_after_calibration_is_told_as_well(run: Quantize) -> None:
+    def stop(progress: Progress) -> None:
+        if progress.stage == "validate":
+            raise MemoryError
+
+    with pytest.raises(ResourceError) as raised:
+        run(stop=stop)
+    assert f"{BLOCKS} of {BLOCKS} blocks are kept: the same command with --resume takes them up" in str(raised.value)
+    assert "with --max-memory as well, while other images, batches or devices start afresh" in str(raised.value)
+
+
+def test_with_gaps_what_is_on_the_disk_counts(run: Quantize) -> None:
+    run()
+    (kept,) = find_runs(run.work)
+    (kept.path / "block-0002.jsonl").unlink()
+    assert run.interrupted(at=1, resume=True).startswith(f"3 of {BLOCKS} blocks are kept")
+
+
+def test_old_runs_of_the_cache_folder_go(run: Quantize, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.interrupted()
+    (old,) = find_runs(run.work)
+    for path in old.path.iterdir():
+        os.utime(path, (1e9, 1e9))
+    run.interrupted(at=1, options={"iters": 5})
+    assert len(find_runs(run.work)) == 2  # a --work-dir is the user's
+    monkeypatch.setenv("PDQ_EXPORT_CACHE", str(run.work))
+    run.interrupted(at=0, work_dir=None, resume=True)
+    assert len(find_runs(run.work)) == 2  # what is taken up is never too old
+    run.interrupted(at=0, work_dir=None, options={"iters": 6})
+    assert old.path not in [kept.path for kept in find_runs(run.work)]

@@ -100,7 +100,7 @@ def test_arrays_keep_every_bit() -> None:
 def test_numbers_that_are_looked_at_are_a_list() -> None:
     losses = np.array([0.1, 1e-30, np.nan, np.inf], np.float32)
     text = to_text(BlockRecord(losses=losses, seconds={"steps": 1.5}))
-    assert text == '{"losses":[0.1,1e-30,null,null],"seconds":{"steps":1.5}}'
+    assert text == '{"losses":[0.1,1e-30,null,null],"seconds":{"steps":1.5},"warnings":[]}'
     assert np.array_equal(read(BlockRecord, text).losses, [*losses[:2], np.nan, np.nan], equal_nan=True)
     with pytest.raises(ValueError, match=re.escape("losses[1] is '0'; expected a valid number")):
         read(BlockRecord, '{"losses":[0.1,"0"],"seconds":{}}')

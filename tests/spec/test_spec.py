@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,6 +38,7 @@ def test_integer_ranges() -> None:
 def test_other_bits_and_what_they_mean_for_the_signs() -> None:
     weight = Point(tensor="w", role=Role.WEIGHT, bits=4, axis=0)
     assert weight.with_bits(3) == Point(tensor="w", role=Role.WEIGHT, bits=3, axis=0)
+    assert type(weight.with_bits(np.int64(3)).bits) is int
     assert weight.with_bits(8).symmetric  # what kernels want
     assert weight.with_bits(8).with_bits(4).symmetric  # a symmetric weight stays one
     assert weight.with_bits(8).with_bits(4, symmetric=False) == weight
