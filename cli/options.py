@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -63,7 +63,14 @@ def click_option(one: Option, *, default: str | None = None, help: str | None = 
     )
 
 
-class Unset(click.ParamType[Option]):
+# Generic in new releases of click alone.
+if TYPE_CHECKING:
+    _OptionType = click.ParamType[Option]
+else:
+    _OptionType = click.ParamType
+
+
+class Unset(_OptionType):
     """The name of an option, as in ``--unset exclude``."""
 
     name = "option"

@@ -62,13 +62,15 @@ class ProgressDisplay:
         self._task: TaskID = self._bar.add_task("starting", total=None, detail="")
 
     def __enter__(self) -> Self:
-        self._bar.start()
+        if not self._bar.disable:
+            self._bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        if not self._bar.disable:  # rich before 15 ends even a bar that was never shown with an empty line
+            self._bar.stop()
 
     def __call__(self, progress: "Progress") -> None:
         now = self._clock()

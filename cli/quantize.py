@@ -126,7 +126,8 @@ def _check_paths(model: Path, config: Config) -> None:
     check_output(
         config.file.output,
         overwrite=config.file.overwrite,
-        inputs=(model, *images),  # what else the model reads is looked at once, where it is read
+        model=model,
+        inputs=tuple(images),
         external=config.file.external_data,
         report=config.file.report,
     )

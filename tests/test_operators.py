@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from pdq_export import operators
 from pdq_export.operators import OPERATORS, Operator
 
+from .installed import onnxruntime_is
+
 Array = NDArray[Any]
 PACKAGE = Path(operators.__file__).parent
 SHAPE = (3, 4, 6, 6)
@@ -143,6 +145,8 @@ def arguments(op_type: str) -> list[Array]:
 
 @pytest.mark.parametrize("op_type", having("moves"))
 def test_what_moves_hands_on_elements_of_its_input_and_does_so_with_integers(op_type: str) -> None:
+    if op_type == "SpaceToDepth" and not onnxruntime_is("1.31"):
+        pytest.skip("older ones, such as 1.24, have no SpaceToDepth of UINT8; where it matters the dry run says so")
     x = data(op_type, dtype=np.uint8)
     more = others(op_type, np.uint8)
     outputs = run(op_type, x, *more)  # raises where onnxruntime has no kernel for UINT8
