@@ -41,7 +41,7 @@ _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
     json_schema="pdq_export.cli.cache",
 )
 @click.argument("names", nargs=-1, metavar="[RUN]...")
-@click.option("--clear", is_flag=True, help="Remove these runs, or all; those at work stay.")
+@click.option("--clear", is_flag=True, help="Remove these runs, or all of this user; those at work stay.")
 @click.option("--older-than", metavar="AGE", help="Take only runs that nothing has changed for, e.g. 30d, 12h or 90m.")
 @click.option(
     "--work-dir",

@@ -166,13 +166,13 @@ def _tell_found(root: Path, run: Run, found: int) -> None:
         and (kept.run.model == run.model or kept.run.key.parts.get("model") == run.key.parts["model"])
     ]
     if not others:
-        logger.info("--resume: there is nothing of this run in %s; it starts afresh", root)
+        logger.warning("--resume: there is nothing of this run in %s; it starts afresh", root)
         return
     nearest = min(others, key=lambda other: len(run.key.differences(other.key)))
     differences = run.key.differences(nearest.key)
     if len(differences) > 1 and "graph" in differences:
         differences.remove("graph")  # which the others have changed
-    logger.info(
+    logger.warning(
         "--resume: the run starts afresh, for what is kept of %s differs in %s", run.model, ", ".join(differences)
     )
 
