@@ -89,7 +89,10 @@ class Option:
         if declared.choices:
             *first, last = declared.choices
             return f"one of {', '.join(declared.choices)}" if len(first) > 1 else f"{first[0]} or {last}"
-        return within(self.kind, declared) or _KINDS[self.kind]
+        bounds = within(self.kind, declared)
+        if self.kind is int and bounds and value is not None and type(value) is not int:
+            return f"{_KINDS[int]}, {bounds}"
+        return bounds or _KINDS[self.kind]
 
     def adapted(self, value: Any) -> Any:
         """``value`` in the type of the field, as far as it is one of those that Python callers may give."""

@@ -97,7 +97,7 @@ def _leaves(
 def _checked(one: Option, value: Any, found: str) -> Any:
     """The value as the option stores it; a number in quotes is a text here, unlike on the command line."""
     if isinstance(value, str) and one.kind in (bool, int, float):
-        raise OptionError(f"{found} expected {one.expected()}")
+        raise OptionError(f"{found} expected {one.expected(value)}")
     return checked(one, tuple(value) if isinstance(value, list) else value, found)
 
 

@@ -103,7 +103,7 @@ def test_all_ways_of_writing_toml(tmp_path: Path, text: str) -> None:
         ("[plan]\nbits = 4\n", "line 2: bits is 4; expected W/A, weight and activation bits, for example 4/4"),
         ("[plan]\n\nexclude = [\n  'a',\n  3,\n]\n", "line 3: exclude is ['a', 3]; expected a list of regular exp"),
         ('x = """\n[plan]\nbits = 3\n"""\n', "line 1: section 'x' is unknown"),
-        ('[calibration]\niters = "30"\n', "line 2: iters is '30'; expected 0 or more"),
+        ('[calibration]\niters = "30"\n', "line 2: iters is '30'; expected a whole number, 0 or more"),
         ("[calibration]\nlambda_r = nan\n", "line 2: lambda_r is nan; expected a number above 0"),
         ("[calibration]\nlearn_scales = 1\n", "line 2: learn_scales is 1; expected true or false"),
         ("[file]\ntarget = 'nativ'", "line 2: target is 'nativ'; expected one of ort, native, qcdq, tensorrt; did you"),
