@@ -6,6 +6,8 @@ explains it.
 """
 
 import dataclasses
+import functools
+import hashlib
 import logging
 from collections.abc import Callable, Sequence
 
@@ -63,6 +65,11 @@ class UserFile:
     def of(cls, model: onnx.ModelProto, name: str = "") -> "UserFile":
         """The file of a model that was loaded. Raises as `open_file`."""
         return open_file(model, name)[0]
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Of its bytes."""
+        return hashlib.sha256(self.content).hexdigest()
 
     def parse(self) -> onnx.ModelProto:
         """The model, made of its bytes again: as a message it takes as much memory once more."""

@@ -23,6 +23,7 @@ from pdq_export.graph.prepare import PreparedModel, at_opset, prepare
 from pdq_export.plan import PlanOptions, float_tail, network_family, without_tail
 from pdq_export.plan.outputs import separate_outputs
 from pdq_export.plan.planned import Planned
+from pdq_export.report import ModelInfo
 from pdq_export.signature import check_labels, input_specs
 from pdq_export.spec import Plan
 from pdq_export.targets import Target, find_target
@@ -50,6 +51,12 @@ class PlannedModel:
         prepared, plan = prepare_and_plan(original.parse(), options, target=target, opset=opset)
         family = network_family(prepared.index, (*plan.layers, *plan.excluded))
         return cls(original=original, prepared=prepared, plan=plan, family=family)
+
+    @property
+    def info(self) -> ModelInfo:
+        """What is said of the user's file."""
+        file = self.original
+        return ModelInfo(name=file.name, sha256=file.sha256, size=len(file.content))
 
     @property
     def index(self) -> GraphIndex:

@@ -162,7 +162,7 @@ def inspect_model(
     file, session = _open(model)
     planned = PlannedModel.of(file, options, target=target, opset=settled.file.opset)
     family = planned.family
-    info = ModelInfo.of(file.name, file.content)
+    info = planned.info
     told = settings(settled, options, choose(settled, family=family), family)
     made = made_by(info, dict.fromkeys(planned.index.inputs, info.sha256), "cpu")  # as long as that of a file
     trial = _try(planned, session, target, file_metadata(settled, told, made))

@@ -34,7 +34,7 @@ class Making:
     @classmethod
     def of(cls, request: Request, work: Work, chosen: CalibrationOptions) -> Self:
         """Of a run with the numbers ``chosen``."""
-        model = ModelInfo.of(work.original.name, work.original.content)
+        model = work.info
         calibration = sha256_by_input(work.samples.calibration, work.index.inputs)
         return cls(
             config=request.config,

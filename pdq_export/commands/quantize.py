@@ -178,7 +178,7 @@ def _calibrate(
     asked, how = request.config.file, request.config.run
     run = describe_run(
         name=work.original.name,
-        sha256=ModelInfo.of(work.original.name, work.original.content).sha256,
+        sha256=work.original.sha256,
         prepared=work.prepared,
         plan=work.plan,
         inputs=inputs,
