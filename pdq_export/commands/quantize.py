@@ -64,6 +64,7 @@ def quantize(
     *,
     calib: DataSource | None = None,
     eval: DataSource | None = None,
+    labels: Any = None,
     config: Config | str | Path | None = None,
     options: Mapping[str, Any] | None = None,
     progress: ProgressCallback | None = None,
@@ -71,10 +72,13 @@ def quantize(
 ) -> Result:
     """Quantize an FP32 ONNX CNN with PD-Quant and validate the result in onnxruntime.
 
-    ``calib`` and ``eval``: images [N, C, H, W], as an array, an `ImageSet`, or a path to an .npz, .npy or folder; for
-    a model with several inputs, or one that is no image, {name: array [N, ...]}, an `InputSet` or an .npz of them.
-    ``eval`` gives the figures of the report; without it agreement is measured on the calibration images and the
-    report says so.
+    ``calib`` and ``eval``: images [N, C, H, W], as an array, a tensor, an `ImageSet`, or a path to an .npz, .npy or
+    folder; for a model with several inputs, or one that is no image, {name: array [N, ...]}, an `InputSet` or an .npz
+    of them; (X, y) with labels y [N]; a torch DataLoader or Dataset, onnxruntime's CalibrationDataReader, or any
+    iterable of arrays, tensors, (image, label) pairs or dicts by input name, one by one or in batches; or
+    "module:function", which is imported and called and returns any of these. Iterables are gone through once, of
+    ``calib`` only as far as ``samples``. ``eval`` gives the figures of the report; without it agreement is measured on
+    the calibration images and the report says so. ``labels``: class indices [N] of ``eval``, or else of ``calib``.
 
     ``config``: options, as a `Config` or the path of a TOML file; those given here as ``fields`` win over it. All of
     them are below. ``options``: those of `CalibrationOptions`, which can be given as ``fields`` as well; they win over
@@ -86,7 +90,7 @@ def quantize(
     PdqError for anything that can be wrong with the model, the data or the options, before anything is written, and
     ValidationError where onnxruntime computes something else than what was calibrated.
     """
-    request = Request.of(model, config, fields, calib=calib, eval=eval, options=options)
+    request = Request.of(model, config, fields, calib=calib, eval=eval, labels=labels, options=options)
     with contextlib.ExitStack() as until_end:
         return _run(request, Tell(progress), until_end)
 
@@ -105,7 +109,7 @@ def _run(request: Request, tell: Tell, until_end: contextlib.ExitStack) -> Resul
     network = import_planned(planned)
     tell.stage("read")
     told = functools.partial(tell.images, "read")
-    samples = read_samples(request.calib, request.eval, inputs, chosen.samples, told=told)
+    samples = read_samples(request.calib, request.eval, inputs, chosen.samples, told=told, labels=request.labels)
     work = begin_work(planned, network, samples)
     del planned, network
     tell.stage("check")

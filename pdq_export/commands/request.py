@@ -14,7 +14,7 @@ from pdq_export.commands.settle import Given, choose, plan_options, settle, with
 from pdq_export.config.config import Config
 from pdq_export.config.method import CalibrationOptions
 from pdq_export.config.option import QUANTIZE
-from pdq_export.data import DataSource, check_exists
+from pdq_export.data import DataSource, check_exists, names_function
 from pdq_export.errors import DataError
 from pdq_export.graph.save import check_output
 from pdq_export.plan import PlanOptions
@@ -25,11 +25,12 @@ Model = str | Path | onnx.ModelProto
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-    """``calib`` and ``eval``: the data themselves, or their paths as ``config`` has them."""
+    """``calib`` and ``eval``: the data themselves, or their paths as ``config`` has them; ``labels``: of the latter."""
 
     model: Model
     calib: DataSource
     eval: DataSource | None
+    labels: Any
     config: Config
     planning: PlanOptions
     device: torch.device
@@ -44,6 +45,7 @@ class Request:
         *,
         calib: DataSource | None,
         eval: DataSource | None,
+        labels: Any,
         options: Mapping[str, Any] | None,
     ) -> Self:
         """From the arguments of `quantize`; data given as paths, or in ``config``, become part of the configuration.
@@ -60,6 +62,7 @@ class Request:
             model=model,
             calib=calib,
             eval=settled.data.eval if eval is None else eval,
+            labels=labels,
             config=settled,
             planning=plan_options(settled, choose(settled)),
             device=choose_device(settled.run.device),
@@ -80,7 +83,9 @@ class Request:
             file.output,
             overwrite=file.overwrite,
             model=None if isinstance(self.model, onnx.ModelProto) else self.model,
-            inputs=tuple(path for path in (self.calib, self.eval) if isinstance(path, str | Path)),
+            inputs=tuple(
+                data for data in (self.calib, self.eval) if isinstance(data, str | Path) and not names_function(data)
+            ),
             external=file.external_data,
             report=file.report,
         )
