@@ -35,7 +35,16 @@ from pdq_export.graph.save import in_order, model_files
 from pdq_export.report import ModelInfo, Report, tell_verdict
 from pdq_export.spec import Plan, QuantizedTensors
 from pdq_export.targets import find_target
-from pdq_export.work import PlannedModel, Work, begin_work, equalize_channels, import_planned, open_model, tell_tail
+from pdq_export.work import (
+    Model,
+    PlannedModel,
+    Work,
+    begin_work,
+    equalize_channels,
+    import_planned,
+    open_model,
+    tell_tail,
+)
 
 __all__ = ["Progress", "ProgressCallback", "Result", "quantize"]
 
@@ -60,8 +69,9 @@ class Result:
 @settled_torch()
 @takes_options(QUANTIZE)
 def quantize(
-    model: str | Path | onnx.ModelProto,
+    model: Model,
     *,
+    example_input: Any = None,
     calib: DataSource | None = None,
     eval: DataSource | None = None,
     labels: Any = None,
@@ -71,6 +81,9 @@ def quantize(
     **fields: Any,
 ) -> Result:
     """Quantize an FP32 ONNX CNN with PD-Quant and validate the result in onnxruntime.
+
+    ``model``: the path of an ONNX file, an `onnx.ModelProto`, or a `torch.nn.Module`, which is exported here in
+    evaluation mode, with BatchNormalization kept, as it computes for ``example_input``: a tensor [N, ...] or a tuple.
 
     ``calib`` and ``eval``: images [N, C, H, W], as an array, a tensor, an `ImageSet`, or a path to an .npz, .npy or
     folder; for a model with several inputs, or one that is no image, {name: array [N, ...]}, an `InputSet` or an .npz
@@ -90,7 +103,9 @@ def quantize(
     PdqError for anything that can be wrong with the model, the data or the options, before anything is written, and
     ValidationError where onnxruntime computes something else than what was calibrated.
     """
-    request = Request.of(model, config, fields, calib=calib, eval=eval, labels=labels, options=options)
+    request = Request.of(
+        model, config, fields, example_input=example_input, calib=calib, eval=eval, labels=labels, options=options
+    )
     with contextlib.ExitStack() as until_end:
         return _run(request, Tell(progress), until_end)
 
@@ -101,9 +116,9 @@ def _run(request: Request, tell: Tell, until_end: contextlib.ExitStack) -> Resul
     What is deleted is not held while calibration needs the memory.
     """
     tell.stage("load")
-    file, session = open_model(request.model)
-    tell.stage("plan")
     asked = request.config.file
+    file, session = open_model(request.model, request.example_input, opset=asked.opset)
+    tell.stage("plan")
     planned = PlannedModel.of(file, request.planning, target=asked.target, opset=asked.opset)
     chosen, inputs = request.options(planned.family), planned.inputs
     network = import_planned(planned)

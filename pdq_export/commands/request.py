@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-import onnx
 import torch
 
 from pdq_export.calibrate.device import choose_device
@@ -19,8 +18,7 @@ from pdq_export.errors import DataError
 from pdq_export.graph.save import check_output
 from pdq_export.plan import PlanOptions
 from pdq_export.runs import check_root
-
-Model = str | Path | onnx.ModelProto
+from pdq_export.work import Model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,6 +26,7 @@ class Request:
     """``calib`` and ``eval``: the data themselves, or their paths as ``config`` has them; ``labels``: of the latter."""
 
     model: Model
+    example_input: Any
     calib: DataSource
     eval: DataSource | None
     labels: Any
@@ -43,6 +42,7 @@ class Request:
         config: Given,
         fields: Mapping[str, Any],
         *,
+        example_input: Any,
         calib: DataSource | None,
         eval: DataSource | None,
         labels: Any,
@@ -60,6 +60,7 @@ class Request:
         size = settled.run.max_memory
         request = cls(
             model=model,
+            example_input=example_input,
             calib=calib,
             eval=settled.data.eval if eval is None else eval,
             labels=labels,
@@ -82,7 +83,7 @@ class Request:
         check_output(
             file.output,
             overwrite=file.overwrite,
-            model=None if isinstance(self.model, onnx.ModelProto) else self.model,
+            model=self.model if isinstance(self.model, str | Path) else None,
             inputs=tuple(
                 data for data in (self.calib, self.eval) if isinstance(data, str | Path) and not names_function(data)
             ),
