@@ -12,7 +12,7 @@ from pdq_export.config.config import Config, check_name, make_config, options_of
 from pdq_export.config.method import CalibrationOptions
 from pdq_export.config.option import QUANTIZE
 from pdq_export.errors import DataError, OptionError
-from pdq_export.process import tune_process
+from pdq_export.process import find_modules_here, tune_process
 
 from .command import Frame, Outcome, command
 from .log import NOTES
@@ -55,8 +55,9 @@ def quantize(
 
     Images are given as (a) an .npz with `images` (N,C,H,W), float32 as they are or uint8 with arrays `mean` and
     `std` for pixels scaled to 0..1, and optionally `labels`; (b) an .npy with float32 images; (c) a folder of images
-    with an optional preprocess.toml (mean, std, resize, crop) and labels.csv (file,label). Without --calib, those in
-    the folder calib_data are taken.
+    with an optional preprocess.toml (mean, std, resize, crop) and labels.csv (file,label); (d) MODULE:FUNCTION, in the
+    current folder or installed, which is imported and called, so that its code is run, and returns arrays, (X, y) or
+    an iterable, such as a torch DataLoader. Without --calib, those in the folder calib_data are taken.
     """
     fields = given(arguments)
     fields |= _parse_assignments(assignments, fields)
@@ -117,17 +118,18 @@ def _default_output(model: Path, config: Config) -> Path:
 
 def _check_paths(model: Path, config: Config) -> None:
     """Nobody shall wait for a calibration, or for imports, whose result cannot be written, or lose a file to it."""
-    from pdq_export.data import check_form
+    from pdq_export.data import check_form, names_function
     from pdq_export.graph.save import check_output
 
-    images = [Path(path) for path in (config.data.calib, config.data.eval) if path is not None]
-    for path in images:
-        check_form(path)
+    find_modules_here()
+    sources = [source for source in (config.data.calib, config.data.eval) if source is not None]
+    for source in sources:
+        check_form(source)
     check_output(
         config.file.output,
         overwrite=config.file.overwrite,
         model=model,
-        inputs=tuple(images),
+        inputs=tuple(Path(source) for source in sources if not names_function(source)),
         external=config.file.external_data,
         report=config.file.report,
     )

@@ -6,6 +6,7 @@ Nothing else in the package changes what other threads see.
 import contextlib
 import ctypes
 import os
+import sys
 from collections.abc import Mapping
 
 # Of glibc's malloc.h.
@@ -49,6 +50,12 @@ def _keep_heap(*, limited: bool) -> None:
         # Before 2.35 the threshold has a limit.
         if libc.mallopt(_M_MMAP_THRESHOLD, _NEVER) or libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_THRESHOLD):
             libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)
+
+
+def find_modules_here() -> None:
+    """Have Python look for modules in the current folder too, behind everything else, for ``module:function``."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
 
 
 def read_environment() -> Mapping[str, str]:

@@ -5,15 +5,15 @@ import functools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import onnx
 import torch
-from torch import fx
+from torch import fx, nn
 
 from pdq_export.calibrate.equalization import channel_factors
 from pdq_export.data import InputSpec, Samples
-from pdq_export.errors import OptionError, first_few
+from pdq_export.errors import ModelError, OptionError, first_few
 from pdq_export.fidelity import BATCHES, Fidelity, Probe, UserFile, as_seen, open_file
 from pdq_export.frontend import check_batch, check_runs, find_batch_blockers, find_unsupported, import_network
 from pdq_export.graph.load import check_model, load_model
@@ -27,9 +27,12 @@ from pdq_export.report import ModelInfo
 from pdq_export.signature import check_labels, input_specs
 from pdq_export.spec import Plan
 from pdq_export.targets import Target, find_target
+from pdq_export.torch_module import export_module
 from pdq_export.validate import Session
 
 logger = logging.getLogger(__name__)
+
+Model = str | Path | onnx.ModelProto | nn.Module
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,11 +108,26 @@ class Work(PlannedModel):
         return Fidelity(self.original, probes, self.compared, session=session)
 
 
-def open_model(model: str | Path | onnx.ModelProto) -> tuple[UserFile, Session]:
-    """Load and check a model; the file, and a session of it. Raises ModelError, ValidationError."""
+def read_any(model: Model, example_input: Any = None, *, opset: int | None = None) -> tuple[onnx.ModelProto, str]:
+    """A model from a path, in memory, or exported from a torch module, checked, and its name. Raises ModelError."""
     if isinstance(model, str | Path):
-        return open_file(load_model(model), Path(model).name)
-    return open_file(check_model(model))
+        return load_model(model), Path(model).name
+    if isinstance(model, nn.Module):
+        return check_model(export_module(model, example_input, opset=opset)), type(model).__name__
+    if isinstance(model, onnx.ModelProto):
+        return check_model(model), ""
+    raise ModelError(
+        f"model is {type(model).__name__}; expected the path of an ONNX file, an onnx.ModelProto or a torch.nn.Module "
+        "with example_input"
+    )
+
+
+def open_model(model: Model, example_input: Any = None, *, opset: int | None = None) -> tuple[UserFile, Session]:
+    """Load and check a model; the file, and a session of it. Raises ModelError, ValidationError.
+
+    ``example_input`` and ``opset``: of a torch module, see `export_module`.
+    """
+    return open_file(*read_any(model, example_input, opset=opset))
 
 
 def prepare_and_plan(

@@ -33,6 +33,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "export": ({"arithmetic", "errors", "operators", "spec", "graph.lookup", "graph.scopes"}, {"numpy", "onnx"}),
     "validate": ({"errors", "operators", "spec"}, {"numpy", "onnx", "onnxruntime"}),
     "data": ({"errors"}, {"numpy", "PIL"}),
+    "torch_module": ({"errors"}, {"onnx", "torch"}),
     "targets": ({"config", "errors", "spec", "graph.lookup", "plan", "export", "validate"}, {"onnx"}),
     "report": ({"advice", "errors", "validate"}, {"onnxruntime"}),
     "signature": ({"data", "errors", "graph.lookup", "validate"}, {"numpy"}),

@@ -31,8 +31,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import onnx
-
 from pdq_export.calibrate.precision import settled_torch
 from pdq_export.commands.dry_run import dry_run
 from pdq_export.commands.making import file_metadata, made_by, settings
@@ -43,9 +41,8 @@ from pdq_export.config.option import INSPECT
 from pdq_export.config.signature import takes_options
 from pdq_export.errors import ModelError, PdqError, ValidationError
 from pdq_export.exhaustion import tells_of_memory
-from pdq_export.fidelity import UserFile, check_on_noise
+from pdq_export.fidelity import UserFile, check_on_noise, open_file
 from pdq_export.frontend import check_batch, find_unsupported, import_model
-from pdq_export.graph.load import check_model, load_model
 from pdq_export.graph.lookup import Dimension, GraphIndex, opset_version
 from pdq_export.graph.passes import free_batch
 from pdq_export.plan.floating import FloatNode
@@ -57,7 +54,7 @@ from pdq_export.spec import Plan, Role
 from pdq_export.targets import find_target
 from pdq_export.validate import KernelCount, Session, open_counted
 from pdq_export.validate.equivalence import FLOAT32
-from pdq_export.work import PlannedModel, open_model
+from pdq_export.work import Model, PlannedModel, read_any
 
 SCHEMA_VERSION = 2
 
@@ -146,12 +143,13 @@ class Inspection:
 @settled_torch()
 @takes_options(INSPECT)
 def inspect_model(
-    model: str | Path | onnx.ModelProto,
+    model: Model,
     *,
+    example_input: Any = None,
     config: Config | str | Path | None = None,
     **fields: Any,
 ) -> Inspection:
-    """Plan a model and write it with placeholder integers; ``config`` and ``fields`` as in `pdq_export.quantize`.
+    """Plan a model and write it with placeholder integers; arguments as in `pdq_export.quantize`.
 
     Raises PdqError where the model cannot be read or planned; what would only stop the later stages is in
     ``unsupported`` and ``problems``.
@@ -159,7 +157,7 @@ def inspect_model(
     settled = settle(config, fields, command=INSPECT)
     target = settled.file.target
     options = plan_options(settled, choose(settled))
-    file, session = _open(model)
+    file, session = _open(model, example_input, settled.file.opset)
     planned = PlannedModel.of(file, options, target=target, opset=settled.file.opset)
     family = planned.family
     info = planned.info
@@ -191,16 +189,14 @@ def inspect_model(
     )
 
 
-def _open(model: str | Path | onnx.ModelProto) -> tuple[UserFile, Session | str]:
+def _open(model: Model, example_input: Any, opset: int | None) -> tuple[UserFile, Session | str]:
     """The file, and a session of it, or why onnxruntime has none. Raises ModelError."""
+    read, name = read_any(model, example_input, opset=opset)
     try:
-        return open_model(model)
+        return open_file(read, name)
     except ValidationError as error:
-        read = load_model(model) if isinstance(model, str | Path) else check_model(model)
         content = read.SerializeToString(deterministic=True)
-        name = Path(model).name if isinstance(model, str | Path) else ""
-        opset = opset_version(read)
-        file = UserFile(name=name, content=content, runnable=content, precision=FLOAT32, opset=opset)
+        file = UserFile(name=name, content=content, runnable=content, precision=FLOAT32, opset=opset_version(read))
         return file, str(error)
 
 

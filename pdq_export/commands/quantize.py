@@ -35,7 +35,16 @@ from pdq_export.graph.save import in_order, model_files
 from pdq_export.report import ModelInfo, Report, tell_verdict
 from pdq_export.spec import Plan, QuantizedTensors
 from pdq_export.targets import find_target
-from pdq_export.work import PlannedModel, Work, begin_work, equalize_channels, import_planned, open_model, tell_tail
+from pdq_export.work import (
+    Model,
+    PlannedModel,
+    Work,
+    begin_work,
+    equalize_channels,
+    import_planned,
+    open_model,
+    tell_tail,
+)
 
 __all__ = ["Progress", "ProgressCallback", "Result", "quantize"]
 
@@ -60,10 +69,12 @@ class Result:
 @settled_torch()
 @takes_options(QUANTIZE)
 def quantize(
-    model: str | Path | onnx.ModelProto,
+    model: Model,
     *,
+    example_input: Any = None,
     calib: DataSource | None = None,
     eval: DataSource | None = None,
+    labels: Any = None,
     config: Config | str | Path | None = None,
     options: Mapping[str, Any] | None = None,
     progress: ProgressCallback | None = None,
@@ -71,10 +82,16 @@ def quantize(
 ) -> Result:
     """Quantize an FP32 ONNX CNN with PD-Quant and validate the result in onnxruntime.
 
-    ``calib`` and ``eval``: images [N, C, H, W], as an array, an `ImageSet`, or a path to an .npz, .npy or folder; for
-    a model with several inputs, or one that is no image, {name: array [N, ...]}, an `InputSet` or an .npz of them.
-    ``eval`` gives the figures of the report; without it agreement is measured on the calibration images and the
-    report says so.
+    ``model``: the path of an ONNX file, an `onnx.ModelProto`, or a `torch.nn.Module`, which is exported here in
+    evaluation mode, with BatchNormalization kept, as it computes for ``example_input``: a tensor [N, ...] or a tuple.
+
+    ``calib`` and ``eval``: images [N, C, H, W], as an array, a tensor, an `ImageSet`, or a path to an .npz, .npy or
+    folder; for a model with several inputs, or one that is no image, {name: array [N, ...]}, an `InputSet` or an .npz
+    of them; (X, y) with labels y [N]; a torch DataLoader or Dataset, onnxruntime's CalibrationDataReader, or any
+    iterable of arrays, tensors, (image, label) pairs or dicts by input name, one by one or in batches; or
+    "module:function", which is imported and called and returns any of these. Iterables are gone through once, of
+    ``calib`` only as far as ``samples``. ``eval`` gives the figures of the report; without it agreement is measured on
+    the calibration images and the report says so. ``labels``: class indices [N] of ``eval``, or else of ``calib``.
 
     ``config``: options, as a `Config` or the path of a TOML file; those given here as ``fields`` win over it. All of
     them are below. ``options``: those of `CalibrationOptions`, which can be given as ``fields`` as well; they win over
@@ -86,7 +103,9 @@ def quantize(
     PdqError for anything that can be wrong with the model, the data or the options, before anything is written, and
     ValidationError where onnxruntime computes something else than what was calibrated.
     """
-    request = Request.of(model, config, fields, calib=calib, eval=eval, options=options)
+    request = Request.of(
+        model, config, fields, example_input=example_input, calib=calib, eval=eval, labels=labels, options=options
+    )
     with contextlib.ExitStack() as until_end:
         return _run(request, Tell(progress), until_end)
 
@@ -97,15 +116,15 @@ def _run(request: Request, tell: Tell, until_end: contextlib.ExitStack) -> Resul
     What is deleted is not held while calibration needs the memory.
     """
     tell.stage("load")
-    file, session = open_model(request.model)
-    tell.stage("plan")
     asked = request.config.file
+    file, session = open_model(request.model, request.example_input, opset=asked.opset)
+    tell.stage("plan")
     planned = PlannedModel.of(file, request.planning, target=asked.target, opset=asked.opset)
     chosen, inputs = request.options(planned.family), planned.inputs
     network = import_planned(planned)
     tell.stage("read")
     told = functools.partial(tell.images, "read")
-    samples = read_samples(request.calib, request.eval, inputs, chosen.samples, told=told)
+    samples = read_samples(request.calib, request.eval, inputs, chosen.samples, told=told, labels=request.labels)
     work = begin_work(planned, network, samples)
     del planned, network
     tell.stage("check")

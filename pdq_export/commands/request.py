@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-import onnx
 import torch
 
 from pdq_export.calibrate.device import choose_device
@@ -14,22 +13,23 @@ from pdq_export.commands.settle import Given, choose, plan_options, settle, with
 from pdq_export.config.config import Config
 from pdq_export.config.method import CalibrationOptions
 from pdq_export.config.option import QUANTIZE
-from pdq_export.data import DataSource, check_exists
+from pdq_export.data import DataSource, check_exists, names_function
 from pdq_export.errors import DataError
 from pdq_export.graph.save import check_output
 from pdq_export.plan import PlanOptions
 from pdq_export.runs import check_root
-
-Model = str | Path | onnx.ModelProto
+from pdq_export.work import Model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-    """``calib`` and ``eval``: the data themselves, or their paths as ``config`` has them."""
+    """``calib`` and ``eval``: the data themselves, or their paths as ``config`` has them; ``labels``: of the latter."""
 
     model: Model
+    example_input: Any
     calib: DataSource
     eval: DataSource | None
+    labels: Any
     config: Config
     planning: PlanOptions
     device: torch.device
@@ -42,8 +42,10 @@ class Request:
         config: Given,
         fields: Mapping[str, Any],
         *,
+        example_input: Any,
         calib: DataSource | None,
         eval: DataSource | None,
+        labels: Any,
         options: Mapping[str, Any] | None,
     ) -> Self:
         """From the arguments of `quantize`; data given as paths, or in ``config``, become part of the configuration.
@@ -58,8 +60,10 @@ class Request:
         size = settled.run.max_memory
         request = cls(
             model=model,
+            example_input=example_input,
             calib=calib,
             eval=settled.data.eval if eval is None else eval,
+            labels=labels,
             config=settled,
             planning=plan_options(settled, choose(settled)),
             device=choose_device(settled.run.device),
@@ -79,8 +83,10 @@ class Request:
         check_output(
             file.output,
             overwrite=file.overwrite,
-            model=None if isinstance(self.model, onnx.ModelProto) else self.model,
-            inputs=tuple(path for path in (self.calib, self.eval) if isinstance(path, str | Path)),
+            model=self.model if isinstance(self.model, str | Path) else None,
+            inputs=tuple(
+                data for data in (self.calib, self.eval) if isinstance(data, str | Path) and not names_function(data)
+            ),
             external=file.external_data,
             report=file.report,
         )

@@ -32,12 +32,14 @@ def _texts(value: Any) -> Any:
 def _rules(value: Any) -> Any:
     """Rules for layers: {REGEX: W/A}, one text REGEX=W/A, or several of them."""
     if isinstance(value, Mapping):
-        return tuple(f"{pattern}={bits}" for pattern, bits in value.items())
+        return tuple(f"{pattern}={_widths(bits)}" for pattern, bits in value.items())
     return _texts(value)
 
 
 def _widths(value: Any) -> Any:
-    """Bits as text; `BitWidths` writes itself so."""
+    """Bits as text; `BitWidths` writes itself so, and (4, 8) are 4/8."""
+    if isinstance(value, tuple | list) and len(value) == 2 and all(type(bits) is int for bits in value):
+        return "/".join(map(str, value))
     return str(value) if hasattr(value, "weight") and hasattr(value, "activation") else value
 
 
@@ -225,10 +227,10 @@ class DataSection:
 
     calib: str | None = option(
         None,
-        "Calibration images: .npz, .npy or a folder of images",
-        more="the path is written into the file, as it is given",
+        "Calibration images: .npz, .npy, a folder of images, or MODULE:FUNCTION, whose code is run and returns data",
+        more="what is given is written into the file; see [Data from a function](#data-from-a-function)",
         metavar="PATH",
-        expects="the name of a file or folder of images",
+        expects="the name of a file or folder of images, or MODULE:FUNCTION",
         is_path=True,
         unset="calib_data/calib.*",
         adapt=_plain_path,
@@ -237,7 +239,7 @@ class DataSection:
         None,
         "Evaluation images for the report, like --calib",
         metavar="PATH",
-        expects="the name of a file or folder of images",
+        expects="the name of a file or folder of images, or MODULE:FUNCTION",
         is_path=True,
         unset="calib_data/eval.*, where --calib is not given; else the calibration images",
         recorded=False,

@@ -1,6 +1,7 @@
-"""Calibration and evaluation data: images as arrays (.npz, .npy) and folders; arrays for any other inputs."""
+"""Calibration and evaluation data: arrays, .npz, .npy, folders of images, loaders and other iterables, functions."""
 
 from pdq_export.data.digest import sha256_by_input
+from pdq_export.data.function import names_function
 from pdq_export.data.image_set import ImageSet
 from pdq_export.data.input_set import InputSet
 from pdq_export.data.input_spec import InputSpec
@@ -26,6 +27,7 @@ __all__ = [
     "image_digests",
     "load_images",
     "load_inputs",
+    "names_function",
     "read_data",
     "read_samples",
     "sha256_by_input",

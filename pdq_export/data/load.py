@@ -1,22 +1,28 @@
-"""Finds and loads images, whatever they are stored as."""
+"""Finds and loads data, whatever they are given as."""
 
+import dataclasses
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pdq_export.data.archive import load_npy, load_npz, load_npz_inputs
+from pdq_export.data.checks import check_labels
 from pdq_export.data.folder import load_folder
+from pdq_export.data.function import call_function, check_module, find_function, names_function
 from pdq_export.data.image_set import ImageSet
 from pdq_export.data.input_set import InputSet
 from pdq_export.data.input_spec import InputSpec
+from pdq_export.data.items import TAKEN, DataReader, as_array, is_iterable, read_items
 from pdq_export.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-DataSource = str | Path | NDArray[np.float32] | ImageSet | InputSet | Mapping[str, NDArray[np.float32]]
+# Tensors of torch are iterables as well.
+DataSource = str | Path | NDArray[Any] | ImageSet | InputSet | Mapping[str, Any] | DataReader | Iterable[Any]
 _ARCHIVES = {".npz": load_npz, ".npy": load_npy}
 _FORMS = ".npz, .npy or a folder of images"
 
@@ -74,7 +80,10 @@ def load_inputs(path: str | Path, *, expected: Sequence[InputSpec], limit: int |
 
 
 def check_exists(source: DataSource | None) -> None:
-    """Raise DataError if data is given as a path at which there is nothing."""
+    """Raise DataError if data is given as a path at which there is nothing, or a function that cannot be imported."""
+    if isinstance(source, str) and names_function(source):
+        find_function(source)
+        return
     try:
         missing = isinstance(source, str | Path) and not Path(source).exists()
     except OSError as error:
@@ -86,7 +95,10 @@ def check_exists(source: DataSource | None) -> None:
 
 
 def check_form(source: DataSource | None) -> None:
-    """Raise DataError if data is given as a path at which there is nothing of a known form."""
+    """Raise DataError if data is given as a path at which there is nothing of a known form. Runs no code of users."""
+    if isinstance(source, str) and names_function(source):
+        check_module(source)
+        return
     check_exists(source)
     if not isinstance(source, str | Path) or Path(source).is_dir():
         return
@@ -102,31 +114,111 @@ def read_data(
     expected: Sequence[InputSpec],
     *,
     limit: int | None = None,
+    labels: Any = None,
     told: Callable[[int, int], None] = lambda *_: None,
 ) -> ImageSet | InputSet:
     """Whatever users give as calibration or evaluation data, checked against the model's inputs.
 
-    One input that takes images: a path for `load_images`, an array or an `ImageSet`. Anything else: a path for
-    `load_inputs`, a mapping of arrays by input name, an `InputSet`, or one array for one input. ``told``: as in
-    `load_images`. Raises DataError.
+    One input that takes images: a path for `load_images`, an array or tensor, or an `ImageSet`. Anything else: a path
+    for `load_inputs`, a mapping of arrays by input name, an `InputSet`, or one array for one input. For both: data in
+    a pair with their labels, what `read_items` takes, and ``module:function``, which returns any of these. ``labels``:
+    of all samples that there are, where the data have none of their own. ``told``: as in `load_images`. Raises
+    DataError.
     """
+    where = ""
+    if isinstance(source, str) and names_function(source):
+        where, source = source, call_function(source)
+    if (pair := _labelled_pair(source, expected)) is not None:
+        _check_unlabelled(where or "data", labels, has_labels=True)
+        source, labels = pair
+    data = _read(source, expected, where, limit, labels, told)
+    if labels is None or (isinstance(source, np.ndarray | Mapping) or as_array(source, where) is not None):
+        return data
+    return _with_labels(data, labels, limit)
+
+
+def _read(
+    source: Any,
+    expected: Sequence[InputSpec],
+    where: str,
+    limit: int | None,
+    labels: Any,
+    told: Callable[[int, int], None],
+) -> ImageSet | InputSet:
     first, *others = expected
-    if first.takes_images and not others:
-        if isinstance(source, ImageSet):
-            return source.check(first) if limit is None else source.check(first).head(limit)
-        if isinstance(source, np.ndarray):
-            return ImageSet.from_array(source, expected=first, limit=limit)
-        if isinstance(source, str | Path):
-            return load_images(source, expected=first, limit=limit, told=told)
+    image = first.takes_images and not others
     if isinstance(source, str | Path):
+        if image:
+            return load_images(source, expected=first, limit=limit, told=told)
         return load_inputs(source, expected=expected, limit=limit)
-    if isinstance(source, InputSet):
+    if isinstance(source, ImageSet) and image:
+        return source.check(first) if limit is None else source.check(first).head(limit)
+    if isinstance(source, InputSet) and not image:
         return source.check(expected) if limit is None else source.check(expected).head(limit)
-    if isinstance(source, np.ndarray) and not others:
-        source = {first.name: source}
-    if isinstance(source, Mapping):
-        return InputSet.from_arrays(source, expected=expected, limit=limit)
-    raise DataError(f"{type(source).__name__} given as data; expected arrays by input name: {_names(expected)}")
+    if not isinstance(source, ImageSet | InputSet):
+        array, labels = as_array(source, where or "data"), _labels(labels, where)
+        if array is not None and image:
+            return ImageSet.from_array(array, labels=labels, source=where or "array", expected=first, limit=limit)
+        if array is not None and not others:
+            source = {first.name: array}
+        if isinstance(source, Mapping):
+            return _read_mapping(source, expected, where or "arrays", limit, labels)
+        if array is None and is_iterable(source):
+            return read_items(source, expected, where=where or type(source).__name__, limit=limit)
+    of_inputs = "" if image else f"; the model's inputs are {_names(expected)}"
+    raise DataError(f"{where or 'data'}: {type(source).__name__} given; expected {TAKEN}{of_inputs}")
+
+
+def _read_mapping(
+    source: Mapping[str, Any], expected: Sequence[InputSpec], where: str, limit: int | None, labels: Any
+) -> ImageSet | InputSet:
+    arrays = {name: array for name, value in source.items() if (array := as_array(value, where)) is not None}
+    first, *others = expected
+    if not others and first.takes_images and first.name in arrays:
+        return ImageSet.from_array(arrays[first.name], labels=labels, source=where, expected=first, limit=limit)
+    return InputSet.from_arrays(arrays, labels=labels, source=where, expected=expected, limit=limit)
+
+
+def _labelled_pair(source: Any, expected: Sequence[InputSpec]) -> tuple[Any, Any] | None:
+    """The two parts of (X, y): all samples, and one label for each, rather than two batches."""
+    if not isinstance(source, tuple | list) or len(source) != 2:
+        return None
+    samples, labels = source
+    if isinstance(samples, Mapping):
+        return None if isinstance(labels, Mapping) else (samples, labels)
+    found, beside = (as_array(part, "data") for part in source)
+    rank = len(expected[0].shape)
+    if (
+        len(expected) != 1
+        or found is None
+        or found.ndim != rank
+        or (beside is not None and beside.ndim >= rank - 1 > 1)
+    ):
+        return None
+    return found, labels
+
+
+def _labels(labels: Any, where: str) -> NDArray[Any] | None:
+    if labels is None or isinstance(labels, list | tuple | range):
+        return None if labels is None else np.asarray(labels)
+    found = as_array(labels, where or "labels")
+    if found is None:
+        raise DataError(f"labels are {type(labels).__name__}; expected an array or a list of class indices [N]")
+    return found
+
+
+def _with_labels(data: ImageSet | InputSet, labels: Any, limit: int | None) -> ImageSet | InputSet:
+    """The data with labels that were given beside them; of data that were cut at ``limit`` there may be more."""
+    _check_unlabelled(data.source, labels, has_labels=data.labels is not None)
+    found = _labels(labels, data.source)
+    assert found is not None
+    cut = found[: len(data)] if limit is not None and len(data) >= limit else found
+    return dataclasses.replace(data, labels=check_labels(data.source, cut, len(data)))
+
+
+def _check_unlabelled(where: str, labels: Any, *, has_labels: bool) -> None:
+    if labels is not None and has_labels:
+        raise DataError(f"{where}: has labels of its own, and labels are given as well; expected one of them")
 
 
 def _names(expected: Sequence[InputSpec]) -> str:

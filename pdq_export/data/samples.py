@@ -47,14 +47,17 @@ def read_samples(
     specs: Sequence[InputSpec],
     limit: int,
     told: Callable[[int, int], None] = lambda *_: None,
+    labels: Any = None,
 ) -> Samples:
     """At most ``limit`` samples to calibrate on, and those to judge on, in whole batches: ``eval``, or else the same.
 
     Warns of samples that are all the same, left over, or in both, and of single ones far out of the others' range,
     which calibration does not see. ``told``: of how many images of a folder are read, one folder after the other.
+    ``labels``: of the samples that are judged on.
     """
-    calibration = read_data(calib, specs, limit=limit, told=told)
-    judged = _whole_batches(calibration if eval is None else read_data(eval, specs, told=told), specs[0].shape[0] or 1)
+    calibration = read_data(calib, specs, limit=limit, labels=labels if eval is None else None, told=told)
+    judged = calibration if eval is None else read_data(eval, specs, labels=labels, told=told)
+    judged = _whole_batches(judged, specs[0].shape[0] or 1)
     if all_equal(calibration):
         logger.warning("%s: all %d images are the same; expected different ones", calibration.source, len(calibration))
     outliers = find_outliers(calibration)

@@ -51,7 +51,8 @@ def test_later_values_win_over_those_before() -> None:
 def test_what_python_callers_like_to_give() -> None:
     fields = {
         "bits": BitWidths(2, 4),
-        "layer_bits": {"a=b": "3/3", "c": BitWidths(8, 8)},
+        "layer_bits": {"a=b": "3/3", "c": BitWidths(8, 8), "d": (4, 2)},
+        "first_last": (8, 6),
         "exclude": "x",
         "exclude_op": iter(["Add", "Mul"]),
         "output": Path("out.onnx"),
@@ -62,7 +63,8 @@ def test_what_python_callers_like_to_give() -> None:
     flat = flatten(make_config(fields))
     assert {name: flat[name] for name in fields} == {
         "bits": "2/4",
-        "layer_bits": ("a=b=3/3", "c=8/8"),
+        "layer_bits": ("a=b=3/3", "c=8/8", "d=4/2"),
+        "first_last": "8/6",
         "exclude": ("x",),
         "exclude_op": ("Add", "Mul"),
         "output": "out.onnx",

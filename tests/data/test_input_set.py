@@ -91,7 +91,7 @@ def test_what_is_missing(tmp_path: Path) -> None:
         (tmp_path, "no .npz"),
         (tmp_path / "none.npz", "no such file"),
         ({"image": ARRAYS["image"]}, "expected an array for the model's input 'a/b'"),
-        (ARRAYS["image"], "ndarray given as data; expected arrays by input name: 'image', 'a/b'"),
+        (ARRAYS["image"], "data: ndarray given; expected a path, .*; the model's inputs are 'image', 'a/b'"),
     ):
         with pytest.raises(DataError, match=message):
             read_data(source, SPECS)
