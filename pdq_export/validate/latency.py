@@ -15,8 +15,8 @@ from pdq_export.validate.runtime import Batch, Session, batch_size, open_session
 
 SECONDS = 1.0  # of measuring, about, where nothing else is asked for
 _LEAST = 0.005  # seconds of one timing, which repeats short calls
-_FEWEST_ROUNDS, _MOST_ROUNDS = 5, 31
-_WARM_UP = 3
+_FEWEST_ROUNDS, _MOST_ROUNDS = 3, 61
+_WARM_UP, _WARM_UP_SECONDS = 3, 0.1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,8 @@ def measure_latency(
         Session(original, threads=threads, optimize=optimize),
         *(open_session(model, threads=threads) for model in (quantized, wide) if model is not None),
     ]
-    floating, low, *unclipped = time_sessions(sessions, batch, threads=threads, seconds=seconds)
+    least = min(_LEAST, seconds / _MOST_ROUNDS)
+    floating, low, *unclipped = time_sessions(sessions, batch, threads=threads, least=least, seconds=seconds)
     return LatencyPair(
         batch=batch_size(batch),
         threads=threads,
@@ -106,7 +107,7 @@ def time_sessions(
 ) -> list[Timing]:
     """Time each session once a round, in turn. Each timing repeats the call for at least ``least`` seconds.
 
-    ``rounds``: by default as many as take about ``seconds``, 5 to 31. On one thread it is the CPU time of this thread
+    ``rounds``: by default as many as take about ``seconds``, 3 to 61. On one thread it is the CPU time of this thread
     that counts, which leaves out when others had the core. Raises ValidationError where a session does not run.
     """
     clock = _clock(threads)
@@ -136,8 +137,11 @@ def _clock(threads: int) -> Callable[[], float]:
 
 
 def _repeats(session: Session, batch: Batch, least: float) -> int:
+    begin = time.perf_counter()
     for _ in range(_WARM_UP):
         session.run(batch)
+        if time.perf_counter() - begin > _WARM_UP_SECONDS:
+            break
     start = time.perf_counter()
     session.run(batch)
     return max(1, round(least / max(time.perf_counter() - start, 1e-6)))

@@ -67,7 +67,7 @@ def test_only_the_clips_of_low_activations_are_left_out():
 def test_each_session_has_a_number_a_round(rounds):
     sessions = [Session(model(), threads=1), Session(CLIPPED, threads=1)]
     timings = time_sessions(sessions, X, threads=1, rounds=rounds, least=0, seconds=0)
-    assert [len(timing.milliseconds) for timing in timings] == [rounds or 5] * 2
+    assert [len(timing.milliseconds) for timing in timings] == [rounds or 3] * 2
 
 
 def test_a_batch_that_does_not_fit():
