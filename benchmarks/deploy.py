@@ -185,8 +185,8 @@ def missed(row: Deployed, result: Result) -> list[str]:
     ratios = [("size", row.size / floating.size, MOST_OF_SIZE.get(model, {}).get(row.bits or ""))]
     for batch in result.work.batches:
         for reference, most in ((own, MOST_OF_INT8), (floating, MOST_OF_FLOAT.get(model))):
-            ratio, _, _ = row.timing(batch).ratio(reference.timing(batch))
-            ratios.append((f"x {reference.name} at batch {batch}", ratio, most))
+            ratio = row.timing(batch).ratio(reference.timing(batch))
+            ratios.append((f"x {reference.name} at batch {batch}", ratio.median, most))
     return found + [f"{what}: {ratio:.4f} > {most}" for what, ratio, most in ratios if most and ratio > most]
 
 
@@ -206,8 +206,8 @@ def table(result: Result) -> str:
             timing = row.timing(batch)
             cells.append(f"{timing.median:.1f}")
             for reference in (floating, own):
-                middle, low, high = timing.ratio(reference.timing(batch))
-                cells.append(f"{middle:.2f} ({low:.2f}–{high:.2f})")
+                ratio = timing.ratio(reference.timing(batch))
+                cells.append(f"{ratio.median:.2f} ({ratio.low:.2f}–{ratio.high:.2f})")
         lines.append([*cells, *[""] * (len(head) - len(cells)), _remark(row, result)])
     versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
     title = f"**{work.model}** ({versions}; threads: {work.threads}; {work.rounds} rounds)"

@@ -9,67 +9,31 @@ ratio is the median over the rounds of the ratio within a round; "spread" holds 
 import argparse
 import dataclasses
 import os
-import statistics
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.common import Array, markdown, noise, open_session, quantize_with_onnxruntime
+from benchmarks.common import Array, markdown, noise, quantize_with_onnxruntime
 from pdq_export.data import load_images
-from pdq_export.validate import needed_config
+from pdq_export.validate import Timing, open_session, time_sessions
 
 OWN_INT8 = "onnxruntime INT8"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Row:
-    """Milliseconds per call of one model, one number per round."""
+class Row(Timing):
+    """The timing of one model."""
 
     name: str
-    milliseconds: tuple[float, ...]
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.milliseconds)
-
-    def ratio(self, other: "Row") -> tuple[float, float, float]:
-        """Median, first and third quartile of the ratio to another model, round by round."""
-        ratios = np.divide(self.milliseconds, other.milliseconds)
-        middle, low, high = (float(value) for value in np.quantile(ratios, [0.5, 0.25, 0.75]))
-        return middle, low, high
 
 
 def measure(models: Mapping[str, Path], batch: Array, *, threads: int, rounds: int, seconds: float) -> list[Row]:
-    """Time all models on one batch, interleaved; each timing repeats the call for at least ``seconds``.
-
-    On one thread that is the CPU time of the process, which leaves out when other processes had the core.
-    """
-    clock = time.process_time if threads == 1 else time.perf_counter
-    calls: dict[str, Callable[[], object]] = {}
-    for name, path in models.items():
-        session = open_session(path, threads, needed_config(path))
-        feeds = {session.get_inputs()[0].name: batch}
-        calls[name] = lambda session=session, feeds=feeds: session.run(None, feeds)  # type: ignore[misc]
-    repeats = {name: _repeats(call, seconds) for name, call in calls.items()}
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            start = clock()
-            for _ in range(repeats[name]):
-                call()
-            times[name].append((clock() - start) / repeats[name] * 1e3)
-    return [Row(name=name, milliseconds=tuple(values)) for name, values in times.items()]
-
-
-def _repeats(call: Callable[[], object], seconds: float) -> int:
-    for _ in range(3):
-        call()
-    start = time.perf_counter()
-    call()
-    return max(1, round(seconds / max(time.perf_counter() - start, 1e-6)))
+    """Time all models on one batch, interleaved, with the session options that they need."""
+    sessions = [open_session(path, threads=threads) for path in models.values()]
+    timings = time_sessions(sessions, batch, threads=threads, rounds=rounds, least=seconds)
+    return [Row(name=name, milliseconds=timing.milliseconds) for name, timing in zip(models, timings, strict=True)]
 
 
 def table(rows: Sequence[Row], models: dict[str, Path]) -> str:
@@ -80,8 +44,8 @@ def table(rows: Sequence[Row], models: dict[str, Path]) -> str:
     for row in rows:
         cells = [row.name, f"{os.path.getsize(models[row.name]) / 1000:.0f}", f"{row.median:.3f}"]
         for _, reference in references:
-            middle, low, high = row.ratio(reference)
-            cells.append(f"{middle:.3f} ({low:.3f}-{high:.3f})")
+            ratio = row.ratio(reference)
+            cells.append(f"{ratio.median:.3f} ({ratio.low:.3f}-{ratio.high:.3f})")
         lines.append(cells)
     return markdown(head, lines)
 

@@ -177,7 +177,8 @@ def latency_ratios(model: Path, quantized: Path, images: Array, threads: int) ->
     for batch in (1, 8):
         x = np.resize(images, (batch, *images.shape[1:]))
         rows = measure({"FP32": model, "quantized": quantized}, x, threads=threads, rounds=21, seconds=0.02)
-        found[str(batch)] = list(rows[1].ratio(rows[0]))
+        ratio = rows[1].ratio(rows[0])
+        found[str(batch)] = [ratio.median, ratio.low, ratio.high]
     return found
 
 

@@ -150,6 +150,8 @@ def _lines(config: Config, result: "Result") -> Iterable[RenderableType]:
         on += f", used for calibration too: {'give others with --eval' if config.data.eval else '--eval gives others'}"
     yield f"{result.report.images:,} images of {on}"
     yield report_table(result.report, bits=config.plan.bits)
+    if result.report.latency_note is not None:
+        yield result.report.latency_note
     yield from (f"wrote {shlex.quote(str(path))}" for path in result.files)
     if result.report.min_onnxruntime and config.file.target != "ort":
         yield version_note(result.report.min_onnxruntime)

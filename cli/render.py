@@ -11,7 +11,7 @@ from pdq_export.errors import percent
 
 if TYPE_CHECKING:
     from pdq_export.report import Report
-    from pdq_export.validate import Accuracy
+    from pdq_export.validate import Accuracy, LatencyPair
 
 Row = tuple[str, str, str, str]
 _NARROW_ACTIVATIONS = "1.31"  # what export/runtimes.py gives for activations below 8 bits in types of their own
@@ -77,6 +77,8 @@ def report_rows(report: "Report") -> list[Row]:
     if report.kernels is not None:
         integer, floating = (sum(counts.values()) for counts in (report.kernels.integer, report.kernels.floating))
         rows.append(("layers run as integers in onnxruntime", "", f"{integer} of {integer + floating}", ""))
+    if (latency := report.latency) is not None:
+        rows.append(_latency_row(latency))
     sizes = format_sizes(report.model.size, report.quantized.size)
     rows.append(("size", *sizes, f"× {report.size_ratio:.3f}"))
     return [row for row in rows if row[2]]
@@ -93,6 +95,16 @@ def _accuracy(floating: "Accuracy | None", quantized: "Accuracy | None", what: s
 
 def _accuracy_row(name: str, floating: float, quantized: float) -> Row:
     return name, _percent(floating), _percent(quantized), f"{100 * (quantized - floating):+.2f} points"
+
+
+def _latency_row(latency: "LatencyPair") -> Row:
+    threads = "one thread" if latency.threads == 1 else f"{latency.threads} threads"
+    name = f"latency at batch {latency.batch}, {threads}"
+    return name, _milliseconds(latency.float_ms), _milliseconds(latency.quantized_ms), f"× {latency.ratio.median:.2f}"
+
+
+def _milliseconds(time: float) -> str:
+    return f"{time:.2f} ms" if time < 100 else f"{time:,.0f} ms"
 
 
 def _percent(share: float | None) -> str:

@@ -1,5 +1,6 @@
 """What can help where a result is bad, given what was used: more bits cannot where all have 8 already."""
 
+import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -32,3 +33,19 @@ def asked_for_fewer_bits(settings: Mapping[str, Any]) -> bool:
     texts = [settings.get("bits", "8/8"), *(rule.rpartition("=")[2] for rule in settings.get("layer_bits", ()))]
     widths = map(BitWidths.parse, texts)
     return any(min(bits.weight, bits.activation) < CARRIER_BITS for bits in widths)
+
+
+def with_wide_activations(settings: Mapping[str, Any]) -> str:
+    """The options of a run, as a report has its settings, with 8 bits for every activation."""
+    options = [f"--bits {_wide(settings.get('bits', '8/8'))}"]
+    if BitWidths.parse(first_last := settings.get("first_last", "8/8")).activation < CARRIER_BITS:
+        options.append(f"--first-last {_wide(first_last)}")
+    for rule in settings.get("layer_bits", ()):
+        pattern, _, bits = rule.rpartition("=")
+        if BitWidths.parse(bits).activation < CARRIER_BITS:
+            options.append(f"--layer-bits {shlex.quote(f'{pattern}={_wide(bits)}')}")
+    return " ".join(options)
+
+
+def _wide(bits: str) -> BitWidths:
+    return BitWidths(BitWidths.parse(bits).weight, CARRIER_BITS)

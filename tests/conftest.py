@@ -60,6 +60,12 @@ def weights_that_kernels_can_multiply(request: pytest.FixtureRequest, monkeypatc
         monkeypatch.setattr("pdq_export.plan.Plan", reduced)
 
 
+@pytest.fixture(autouse=True)
+def latency_in_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test asks how fast a file is: what is measured of it is that it can be."""
+    monkeypatch.setattr("pdq_export.validate.latency.SECONDS", 0.0)
+
+
 _SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 

@@ -1,8 +1,9 @@
-"""How good a written file is: it is run beside the user's and beside the simulation, and again where it is off."""
+"""How good and fast a written file is: it is run beside the user's and the simulation, and again where it is off."""
 
 import functools
 import logging
 import math
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -10,10 +11,20 @@ from numpy.typing import NDArray
 
 from pdq_export.calibrate import Calibrated
 from pdq_export.commands.progress import Tell
+from pdq_export.errors import ValidationError
 from pdq_export.fidelity import Reference, as_seen
 from pdq_export.plan.saturation import saturating_layers
 from pdq_export.targets import Target
-from pdq_export.validate import BATCH_SIZE, Batch, Comparison, Measurements, Simulate, validate
+from pdq_export.validate import (
+    BATCH_SIZE,
+    Batch,
+    Comparison,
+    LatencyPair,
+    Measurements,
+    Simulate,
+    measure_latency,
+    validate,
+)
 from pdq_export.validate.parity import Parity, judge_parity
 from pdq_export.work import Work
 
@@ -62,6 +73,22 @@ def evaluate(
         progress=functools.partial(tell.images, "rerun"),
     )
     return measured, parity
+
+
+def time_beside(work: Work, content: bytes, reference: Reference, *, target: Target) -> LatencyPair | None:
+    """What onnxruntime takes for a file, ``content``, beside the user's: a batch of one, or as many as that wants.
+
+    None where the ``target`` is no file for onnxruntime, and, with a warning, where one of them does not run so.
+    """
+    if not target.in_onnxruntime:
+        return None
+    batches: Iterable[Batch] = work.samples.judged.batches(work.batch or 1)
+    try:
+        original, batch = reference.content(work.prepared.model), next(iter(batches))
+        return measure_latency(original, content, batch, optimize=reference.optimize)
+    except ValidationError as error:  # it runs on larger ones
+        logger.warning("latency is not measured: %s", error)
+        return None
 
 
 def _simulator(work: Work, calibrated: Calibrated, device: torch.device) -> Simulate:

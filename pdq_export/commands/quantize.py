@@ -15,7 +15,7 @@ from pdq_export.calibrate import Calibrated, calibrate
 from pdq_export.calibrate.memory import trim_heap
 from pdq_export.calibrate.precision import settled_torch
 from pdq_export.commands.dry_run import dry_run
-from pdq_export.commands.evaluate import evaluate
+from pdq_export.commands.evaluate import evaluate, time_beside
 from pdq_export.commands.keeping import describe_run, kept_blocks
 from pdq_export.commands.making import Making
 from pdq_export.commands.progress import Progress, ProgressCallback, Tell
@@ -145,19 +145,27 @@ def _run(request: Request, tell: Tell, until_end: contextlib.ExitStack) -> Resul
     tell.stage("validate")
     with Draft() as draft:
         own, files = _keep(draft, quantized, asked)
+        content, target = quantized.SerializeToString(deterministic=True), find_target(asked.target)
         measured, parity = evaluate(
             work,
             calibrated,
-            quantized.SerializeToString(deterministic=True),
+            content,
             reference,
-            target=find_target(asked.target),
+            target=target,
             device=request.device,
             simulated_images=request.config.run.simulated_images,
             tell=tell,
         )
         changed = {"opset": opset_version(quantized), "equalized_tensors": list(equalized)}
-        saturated = parity.saturated
-        report = making.report(measured, work, calibrated, quantized=own, saturated_layers=saturated, settings=changed)
+        report = making.report(
+            measured,
+            work,
+            calibrated,
+            quantized=own,
+            saturated_layers=parity.saturated,
+            latency=time_beside(work, content, reference, target=target),
+            settings=changed,
+        )
         files += _keep_report(draft, report, asked)
         tell_verdict(report, parity, samples.judged.source)
         draft.place(overwrite=asked.overwrite)

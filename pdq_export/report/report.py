@@ -30,6 +30,10 @@ Schema, version 1 (null stands for "not measured", for sqnr_db for "no differenc
     saturated_layers  [name]                layers whose integer kernels saturate on this processor, where that makes
                                             the quantized model's results differ from the simulation's
     session_config  {key: value}            session options without which onnxruntime does not load the quantized file
+    latency         {batch, threads, float_ms, quantized_ms, ratio, clips, clip_ratio, note}, see LatencyPair: what
+                                            onnxruntime takes for a batch in the user's model and in the quantized one,
+                                            here; each ratio {median, low, high}; note: what is lost, and what to do;
+                                            null where the file is for another runtime
     min_onnxruntime version                 the lowest onnxruntime that computes what the quantized file says, as
                                             measured; null where the file is for other runtimes
     layers          [{...}]                 one per weighted layer: {node, op_type, weight_shape,
@@ -50,7 +54,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import pdq_export
-from pdq_export.validate import Accuracy, KernelCount, Measurements
+from pdq_export.report.latency import latency_note
+from pdq_export.validate import Accuracy, KernelCount, LatencyPair, Measurements
 
 SCHEMA_VERSION = 1
 
@@ -79,6 +84,7 @@ class Report(Measurements):
     model: ModelInfo
     quantized: ModelInfo
     saturated_layers: tuple[str, ...] = ()
+    latency: LatencyPair | None = None
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     layers: tuple[Mapping[str, Any], ...] = ()
@@ -95,6 +101,11 @@ class Report(Measurements):
     def size_ratio(self) -> float:
         """Size of the quantized model over that of the user's."""
         return self.quantized.size / max(self.model.size, 1)
+
+    @property
+    def latency_note(self) -> str | None:
+        """Where bits cost time in onnxruntime and gain nothing, and what to do; None where they do not."""
+        return None if self.latency is None else latency_note(self.latency, self.settings)
 
     def to_dict(self) -> dict[str, Any]:
         """The report in plain types, as the schema has it."""
@@ -116,6 +127,9 @@ class Report(Measurements):
             "kernels": None if self.kernels is None else _plain_kernels(self.kernels),
             "saturated_layers": list(self.saturated_layers),
             "session_config": dict(self.session_config),
+            "latency": None
+            if self.latency is None
+            else {**dataclasses.asdict(self.latency), "note": self.latency_note},
             "min_onnxruntime": self.min_onnxruntime,
             "layers": [dict(layer) for layer in self.layers],
             "floating": [dict(node) for node in self.floating],

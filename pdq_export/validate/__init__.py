@@ -4,6 +4,7 @@ import onnx
 
 from pdq_export.validate.compare import Accuracy, AccuracyMeter, Agreement, AgreementMeter
 from pdq_export.validate.deviation import DeviationMeter, Simulate
+from pdq_export.validate.latency import LatencyPair, Spread, Timing, measure_latency, time_sessions
 from pdq_export.validate.measure import BATCH_SIZE, Comparison, Measurements, OutputAgreement, validate
 from pdq_export.validate.parts import PartAgreement
 from pdq_export.validate.runtime import (
@@ -30,19 +31,24 @@ __all__ = [
     "Comparison",
     "DeviationMeter",
     "KernelCount",
+    "LatencyPair",
     "Measurements",
     "OutputAgreement",
     "PartAgreement",
     "Session",
     "Simulate",
+    "Spread",
+    "Timing",
     "check_loads",
     "check_runs_quantized",
     "count_kernels",
     "kernels_saturate",
+    "measure_latency",
     "min_onnxruntime",
     "needed_config",
     "open_counted",
     "open_session",
+    "time_sessions",
     "validate",
     "with_outputs",
 ]

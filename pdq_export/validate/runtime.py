@@ -132,18 +132,20 @@ def with_outputs(model: bytes, names: Iterable[str]) -> bytes:
     return bytes(changed.SerializeToString())
 
 
-def open_session(model: bytes | str | Path, *, optimized_path: str | None = None) -> Session:
+def open_session(
+    model: bytes | str | Path, *, threads: int | None = None, optimized_path: str | None = None
+) -> Session:
     """A session of ``model``, bytes or a path, with the options that it needs: none, or `WITHOUT_FUSION`.
 
     The latter only where QuantizeLinear or DequantizeLinear have a type below 8 bits. Raises ValidationError where
     onnxruntime does not load the model at all.
     """
     try:
-        return Session(model, optimized_path=optimized_path)
+        return Session(model, threads=threads, optimized_path=optimized_path)
     except ValidationError:
         if not _quantizes_below_8_bits(model):
             raise
-        return Session(model, config=WITHOUT_FUSION, optimized_path=optimized_path)
+        return Session(model, threads=threads, config=WITHOUT_FUSION, optimized_path=optimized_path)
 
 
 def check_runs_quantized(content: bytes, batch: Batch | None) -> None:

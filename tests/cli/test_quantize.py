@@ -1,5 +1,6 @@
 """`pdq-export quantize`: defaults, paths, messages and exit codes, around a stand-in for the pipeline."""
 
+import dataclasses
 import errno
 import json
 import logging
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from pdq_export.errors import CalibrationError, ModelError, OptionError
 from pdq_export.report import ModelInfo
 from pdq_export.spec import BitWidths
-from pdq_export.validate import Accuracy
+from pdq_export.validate import Accuracy, LatencyPair, Spread
 
 from .fakes import FakeBlock, FakePipeline, FakeProgress, agreement, make_report
 
@@ -185,6 +186,24 @@ def test_the_simulation_is_shown_where_kernels_saturate(run: Run, pipeline: Fake
     )
     table = [line.split() for line in run(*command, "--overwrite").stdout.splitlines()]
     assert "top-1 of 20 images, simulated 90.00 % 85.00 % -5.00 points".split() in table
+
+
+def test_latency_is_a_row_and_what_bits_cost_in_onnxruntime_is_told(run: Run, pipeline: FakePipeline) -> None:
+    ratio, cost = Spread(median=0.812, low=0.8, high=0.82), Spread(median=1.114, low=1.1, high=1.12)
+    latency = LatencyPair(batch=1, threads=1, float_ms=1.043, quantized_ms=0.847, ratio=ratio)
+    pipeline.report = make_report(latency=latency, settings={**make_report().settings, "bits": "4/4"})
+    command = ("quantize", "model.onnx", "--calib", "images.npy", "--eval", "eval.npz", "--overwrite")
+    result = run(*command)
+    row = "latency at batch 1, one thread 1.04 ms 0.85 ms × 0.81".split()
+    assert row in [line.split() for line in result.stdout.splitlines()]
+    assert "activations below 8 bits" not in result.stdout
+    pipeline.report = dataclasses.replace(
+        pipeline.report, latency=dataclasses.replace(latency, float_ms=1043.2, clips=24, clip_ratio=cost)
+    )
+    result = run(*command)
+    assert "1,043 ms" in result.stdout
+    told = "cost 11 % more time (24 Clips) and gain none in onnxruntime: where it is all that the file is for, take"
+    assert f"activations below 8 bits {told} --bits 4/8" in " ".join(result.stdout.split())
 
 
 def test_the_name_of_the_file_tells_the_layout(run: Run, pipeline: FakePipeline, folder: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 import pdq_export
 from pdq_export.report import ModelInfo, Report
-from pdq_export.validate import Accuracy, KernelCount, Measurements, OutputAgreement
+from pdq_export.validate import Accuracy, KernelCount, LatencyPair, Measurements, OutputAgreement, Spread
 
 from ..cli.fakes import agreement, make_report
 
@@ -37,6 +37,7 @@ def test_json_follows_the_schema():
         "kernels",
         "saturated_layers",
         "session_config",
+        "latency",
         "min_onnxruntime",
         "layers",
         "floating",
@@ -71,6 +72,15 @@ def test_what_is_infinite_is_null():
     )
     report = make_report(outputs=(output,))
     assert json.loads(report.to_json())["outputs"][0]["quantized_float"]["sqnr_db"] is None
+
+
+def test_latency_has_its_note():
+    ratio = Spread(median=1.2, low=1.1, high=1.3)
+    latency = LatencyPair(batch=1, threads=1, float_ms=1.0, quantized_ms=1.2, ratio=ratio, clips=2, clip_ratio=ratio)
+    read = json.loads(make_report(latency=latency).to_json())["latency"]
+    assert read["ratio"] == read["clip_ratio"] == {"median": 1.2, "low": 1.1, "high": 1.3}
+    assert read["note"] == make_report(latency=latency).latency_note
+    assert json.loads(make_report().to_json())["latency"] is None
 
 
 def test_a_report_is_what_was_measured_and_on_what():

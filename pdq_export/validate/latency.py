@@ -1,0 +1,173 @@
+"""Latency of files in onnxruntime, interleaved: whatever else the machine does meets all of them alike."""
+
+import dataclasses
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import NodeProto, TensorProto
+
+from pdq_export.validate.runtime import Batch, Session, batch_size, open_session
+
+SECONDS = 1.0  # of measuring, about, where nothing else is asked for
+_LEAST = 0.005  # seconds of one timing, which repeats short calls
+_FEWEST_ROUNDS, _MOST_ROUNDS = 3, 61
+_WARM_UP, _WARM_UP_SECONDS = 3, 0.1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Spread:
+    """The median of a ratio over all rounds, and its quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Milliseconds a call of one model, a number a round."""
+
+    milliseconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """Milliseconds a call in the median round."""
+        return statistics.median(self.milliseconds)
+
+    def ratio(self, other: "Timing") -> Spread:
+        """How many times as long as ``other`` it takes, round by round."""
+        middle, low, high = np.quantile(np.divide(self.milliseconds, other.milliseconds), [0.5, 0.25, 0.75])
+        return Spread(median=float(middle), low=float(low), high=float(high))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LatencyPair:
+    """What a call takes in FP32 and quantized, on a batch of ``batch`` samples.
+
+    ``float_ms``, ``quantized_ms``: medians, in milliseconds. ``ratio``: quantized to FP32. ``clips``: how many nodes
+    hold activations to fewer than 8 bits, and ``clip_ratio`` what a call takes with them to what it takes without,
+    which is with activations of 8 bits; None where there are none.
+    """
+
+    batch: int
+    threads: int
+    float_ms: float
+    quantized_ms: float
+    ratio: Spread
+    clips: int = 0
+    clip_ratio: Spread | None = None
+
+
+def measure_latency(
+    original: bytes | str | Path,
+    quantized: bytes | str | Path,
+    batch: Batch,
+    *,
+    threads: int = 1,
+    optimize: bool = True,
+    seconds: float | None = None,
+) -> LatencyPair:
+    """Time a file beside the one that it was made of, and beside itself with 8-bit activations, on one batch.
+
+    ``optimize``: of the original, see `Comparison`. ``seconds``: about how long to measure, by default `SECONDS`.
+    Raises ValidationError where a file does not load or run.
+    """
+    seconds = SECONDS if seconds is None else seconds
+    wide, clips = _with_wide_activations(quantized)
+    sessions = [
+        Session(original, threads=threads, optimize=optimize),
+        *(open_session(model, threads=threads) for model in (quantized, wide) if model is not None),
+    ]
+    least = min(_LEAST, seconds / _MOST_ROUNDS)
+    floating, low, *unclipped = time_sessions(sessions, batch, threads=threads, least=least, seconds=seconds)
+    return LatencyPair(
+        batch=batch_size(batch),
+        threads=threads,
+        float_ms=floating.median,
+        quantized_ms=low.median,
+        ratio=low.ratio(floating),
+        clips=clips,
+        clip_ratio=low.ratio(unclipped[0]) if unclipped else None,
+    )
+
+
+def time_sessions(
+    sessions: Sequence[Session],
+    batch: Batch,
+    *,
+    threads: int,
+    rounds: int | None = None,
+    least: float = _LEAST,
+    seconds: float = SECONDS,
+) -> list[Timing]:
+    """Time each session once a round, in turn. Each timing repeats the call for at least ``least`` seconds.
+
+    ``rounds``: by default as many as take about ``seconds``, 3 to 61. On one thread it is the CPU time of this thread
+    that counts, which leaves out when others had the core. Raises ValidationError where a session does not run.
+    """
+    clock = _clock(threads)
+    repeats = [_repeats(session, batch, least) for session in sessions]
+
+    def turn() -> list[float]:
+        times = []
+        for session, count in zip(sessions, repeats, strict=True):
+            start = clock()
+            for _ in range(count):
+                session.run(batch)
+            times.append((clock() - start) / count * 1e3)
+        return times
+
+    start = time.perf_counter()
+    taken = [turn()]
+    if rounds is None:
+        fits = seconds / max(time.perf_counter() - start, 1e-9)
+        rounds = round(min(max(fits, _FEWEST_ROUNDS), _MOST_ROUNDS))
+    taken += [turn() for _ in range(rounds - 1)]
+    return [Timing(milliseconds=times) for times in zip(*taken, strict=True)]
+
+
+def _clock(threads: int) -> Callable[[], float]:
+    coarse = sys.platform == "win32"  # CPU time goes there in steps of 16 ms
+    return time.perf_counter if coarse or threads != 1 else time.thread_time
+
+
+def _repeats(session: Session, batch: Batch, least: float) -> int:
+    begin = time.perf_counter()
+    for _ in range(_WARM_UP):
+        session.run(batch)
+        if time.perf_counter() - begin > _WARM_UP_SECONDS:
+            break
+    start = time.perf_counter()
+    session.run(batch)
+    return max(1, round(least / max(time.perf_counter() - start, 1e-6)))
+
+
+def _with_wide_activations(model: bytes | str | Path) -> tuple[bytes | None, int]:
+    """The model without the Clips that hold UINT8 to fewer than 8 bits, None where it has none; and their number."""
+    changed = onnx.load_model_from_string(model) if isinstance(model, bytes) else onnx.load(model)
+    graph = changed.graph
+    scalars = {t.name: t for t in graph.initializer if t.data_type == TensorProto.UINT8 and not t.dims}
+
+    def is_low(node: NodeProto) -> bool:
+        if node.op_type != "Clip" or len(node.input) < 3 or node.input[2] not in scalars:
+            return False
+        return int(onnx.numpy_helper.to_array(scalars[node.input[2]])) < 128
+
+    read: dict[str, str] = {}
+    kept = []
+    for node in graph.node:
+        node.input[:] = [read.get(name, name) for name in node.input]
+        if is_low(node):
+            read[node.output[0]] = node.input[0]
+        else:
+            kept.append(node)
+    if not read:
+        return None, 0
+    del graph.node[:]
+    graph.node.extend(kept)
+    return bytes(changed.SerializeToString()), len(read)

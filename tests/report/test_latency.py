@@ -1,0 +1,70 @@
+"""What latency is told to mean."""
+
+import shlex
+
+import numpy as np
+import pytest
+
+import pdq_export
+from pdq_export.report.latency import latency_note
+from pdq_export.validate import LatencyPair, Spread
+
+from ..onnx_text import fill, name_nodes, parse
+
+FAST = {"method": "nearest", "samples": 8, "correction_iters": 0}
+
+
+def pair(ratio: float = 0.7, cost: float | None = None) -> LatencyPair:
+    ratios = [None if x is None else Spread(median=x, low=x - 0.01, high=x + 0.01) for x in (ratio, cost)]
+    return LatencyPair(
+        batch=1, threads=1, float_ms=1.0, quantized_ms=ratio, ratio=ratios[0], clips=3, clip_ratio=ratios[1]
+    )
+
+
+@pytest.mark.parametrize(
+    ("latency", "settings", "told"),
+    [
+        (pair(), {"bits": "4/4"}, None),
+        (pair(cost=1.01), {"bits": "4/4"}, None),  # within what measurements scatter by
+        (pair(cost=1.09), {"bits": "4/4"}, "cost 9 % more time (3 Clips)"),
+        (pair(cost=1.09), {"bits": "2/3", "target": "qcdq"}, "take --bits 2/8"),
+        (pair(1.3), {"bits": "4/4"}, None),
+        (pair(1.3), {"bits": "4/4", "target": "native"}, "onnxruntime takes longer for it than for FP32; --target ort"),
+    ],
+)
+def test_time_that_gains_nothing_is_told(latency: LatencyPair, settings: dict[str, str], told: str | None) -> None:
+    note = latency_note(latency, settings)
+    assert note is None if told is None else told in str(note)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"bits": "4/4"},
+        {"bits": "2/8", "layer_bits": ["one$|a b=4/3", "t|x y=4/8"]},
+        {"bits": "4/2", "first_last": "8/6", "layer_bits": ["one$=3/7"]},
+    ],
+)
+def test_with_the_options_that_it_names_nothing_is_clipped(asked: dict[str, object]) -> None:
+    model = name_nodes(
+        fill(
+            parse(
+                "c = Conv(image, w) r = Relu(c) one = Conv(r, u) s = Relu(one) t = Conv(s, u) z = Relu(t) "
+                "p = GlobalAveragePool(z) f = Flatten(p) y = Gemm<transB = 1>(f, v)"
+            ),
+            {"w": (4, 3, 3, 3), "v": (5, 4), "u": (4, 4, 1, 1)},
+        )
+    )
+    images = np.random.default_rng(0).normal(size=(8, 3, 8, 8)).astype(np.float32)
+    report = pdq_export.quantize(model, calib=images, **asked, **FAST).report
+    assert report.latency is not None
+    assert report.latency.clips > 0
+    note = latency_note(pair(cost=1.5), report.settings)
+    words = shlex.split(str(note).rpartition("take ")[2])
+    wide: dict[str, object] = {**asked, "layer_bits": []}
+    for flag, value in zip(words[::2], words[1::2], strict=True):
+        name = flag.removeprefix("--").replace("-", "_")
+        wide[name] = [*wide["layer_bits"], value] if name == "layer_bits" else value
+    again = pdq_export.quantize(model, calib=images, **wide, **FAST).report
+    assert again.latency is not None
+    assert (again.latency.clips, again.latency.clip_ratio) == (0, None)
