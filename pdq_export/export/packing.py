@@ -103,19 +103,22 @@ def pack(rows: Integers, width: Width) -> list[Bytes]:
 def unpack(planes: Sequence[Bytes], width: Width, length: int) -> Integers:
     """The rows [R, length] that `pack` was given. Raises ValueError for planes that cannot be theirs."""
     count, blocks = planes[0].shape[0], -(-length // width.granule)
-    index = np.zeros((count, blocks * width.granule // width.group), np.int64)
+    indices = count * blocks * width.granule // width.group
+    for plane, bits in zip(planes, width.planes, strict=True):  # before anything as large as is said is made
+        if plane.dtype != np.uint8 or plane.size * 8 != indices * bits:
+            raise ValueError(f"{plane.size} {plane.dtype} of a plane of {bits} bits; expected {indices * bits // 8}")
+    index = np.zeros(indices, np.int32)
     for plane, bits, shift in zip(planes, width.planes, width.shifts, strict=True):
-        if plane.dtype != np.uint8 or plane.size * 8 != index.size * bits:
-            raise ValueError(f"{plane.size} {plane.dtype} of a plane of {bits} bits; expected {index.size * bits // 8}")
-        fields = plane.reshape(count, -1, 1) >> (bits * np.arange(8 // bits)) & (2**bits - 1)
-        index |= fields.reshape(index.shape).astype(np.int64) << shift
-    values = index[..., None] >> (width.bits * np.arange(width.group)) & (2**width.bits - 1)
-    return values.reshape(count, -1)[:, :length].astype(np.int16)
+        fields = plane.reshape(-1, 1) >> (bits * np.arange(8 // bits)) & (2**bits - 1)
+        index |= fields.reshape(-1).astype(np.int32) << shift
+    values = index[:, None] >> (width.bits * np.arange(width.group)) & (2**width.bits - 1)
+    return np.asarray(values.reshape(count, -1)[:, :length], np.int16)
 
 
 def to_rows(values: Integers, axis: int | None, count: int) -> Integers:
     """A weight as ``count`` rows: 1, of everything in order, or one for each place along ``axis``."""
-    return (values if count == 1 or axis is None else np.moveaxis(values, axis, 0)).reshape(count, -1)
+    first = values if count == 1 or axis is None else np.moveaxis(values, axis, 0)
+    return first.reshape(count, -1)
 
 
 def from_rows(rows: Integers, shape: Sequence[int], axis: int | None) -> Integers:
