@@ -10,7 +10,7 @@ import onnx
 
 from pdq_export.config.config import WEIGHTS
 from pdq_export.errors import OptionError
-from pdq_export.export import Layout, export_model, native, ort, qcdq, required_opset, tensorrt
+from pdq_export.export import Layout, Packing, export_model, native, ort, qcdq, required_opset, tensorrt
 from pdq_export.graph.lookup import GraphIndex
 from pdq_export.plan import PlanOptions, make_plan, passes
 from pdq_export.plan.floating import FloatNode, find_floating, find_left_out
@@ -78,9 +78,9 @@ class Target:
         check_magnitudes(planned.index, planned.plan)
         return self._checked(planned)  # a pass may have narrowed what was asked for
 
-    def required_opset(self, plan: Plan, max_opset: int | None = None) -> int:
+    def required_opset(self, plan: Plan, max_opset: int | None = None, packing: Packing = Packing.BYTES) -> int:
         """As `pdq_export.export.required_opset`, for the target's layout."""
-        return required_opset(plan, self.layout, max_opset)
+        return required_opset(plan, self.layout, max_opset, packing)
 
     def export(
         self,
@@ -91,6 +91,7 @@ class Target:
         metadata: Mapping[str, str],
         own_opset: int | None = None,
         max_opset: int | None = None,
+        packing: Packing = Packing.BYTES,
     ) -> onnx.ModelProto:
         """Write the quantized model; arguments, errors and result as in `pdq_export.export.export_model`."""
         return export_model(
@@ -102,6 +103,7 @@ class Target:
             convertible=self.convertible,
             own_opset=own_opset,
             max_opset=max_opset,
+            packing=packing,
         )
 
     def _checked(self, planned: Planned) -> Planned:

@@ -34,6 +34,13 @@ def short_search(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pdq_export.numerics.search._MAX_ENUMERATED_BITS", 0)
 
 
+@pytest.fixture
+def small_weights_are_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights of ort lie in the fewest bytes, as if what unpacks them took none; else small networks have INT8."""
+    monkeypatch.setattr("pdq_export.export.packing.UNPACKING_NODE_BYTES", 0)
+    monkeypatch.setattr("pdq_export.export.packing.TABLE_BYTES", 0)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what cannot be checked where kernels saturate: the layout for TensorRT has 8 bits throughout."""
     for item in items:

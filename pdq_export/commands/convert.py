@@ -82,7 +82,7 @@ def _convertible() -> list[str]:
 
 def _choose_opset(blueprint: Blueprint, target: str, opset: int | None) -> int:
     cap = blueprint.max_opset if opset is None else opset
-    needed = find_target(target).required_opset(blueprint.quantized.plan, cap)
+    needed = find_target(target).required_opset(blueprint.quantized.plan, cap, blueprint.quantized.packing)
     return max(needed, min(blueprint.own_opset, cap or blueprint.own_opset))
 
 

@@ -3,6 +3,7 @@
 Who a file is for, and which layout that takes, is said in `pdq_export.targets`.
 """
 
+import dataclasses
 from collections.abc import Mapping
 
 import onnx
@@ -14,9 +15,10 @@ from pdq_export.export import ort
 from pdq_export.export.blueprint import KEY as BLUEPRINT_KEY
 from pdq_export.export.blueprint import Blueprint, describe_blueprint, read_blueprint
 from pdq_export.export.constants import settle_constants
-from pdq_export.export.layouts import Layout, Quantized
+from pdq_export.export.layouts import Layout, Packing, Quantized
 from pdq_export.export.runtimes import KEY as RUNTIME_KEY
 from pdq_export.export.runtimes import min_onnxruntime
+from pdq_export.export.storage import NARROW, storage_opset
 from pdq_export.graph.lookup import GraphIndex, opset_version
 from pdq_export.graph.scopes import without_metadata
 from pdq_export.spec import Plan, QuantizedTensors, Role
@@ -24,6 +26,7 @@ from pdq_export.spec import Plan, QuantizedTensors, Role
 __all__ = [
     "Blueprint",
     "Layout",
+    "Packing",
     "assemble",
     "bias_integers",
     "bias_scale",
@@ -38,15 +41,20 @@ __all__ = [
 MIN_OPSET = 13
 
 
-def required_opset(plan: Plan, layout: Layout = ort.LAYOUT, max_opset: int | None = None) -> int:
-    """The opset that `export_model` needs of a model: what the layout wants, but at most ``max_opset``.
+def required_opset(
+    plan: Plan, layout: Layout = ort.LAYOUT, max_opset: int | None = None, packing: Packing = Packing.BYTES
+) -> int:
+    """The opset that `export_model` needs of a model: what the layout and ``packing`` want, at most ``max_opset``.
 
-    Below the opset that knows a weight's type the weight is stored in the next larger one: 2 bits in UINT4 below 25,
-    everything in INT8 below 21. Raises OptionError for ``max_opset`` below 13.
+    Below the opset that knows a type, native stores its tensors in the next larger one: 2 bits in UINT4 below 25,
+    everything in 8 bits below 21; ort packs its weights in bytes. Raises OptionError for ``max_opset`` below 13.
     """
     if max_opset is not None and max_opset < MIN_OPSET:
         raise OptionError(f"--opset {max_opset}: expected at least {MIN_OPSET}, which quantizes per channel")
     wanted = layout.required_opset(plan)
+    if layout.packs and packing is Packing.TYPES:
+        weights = (point.bits for point in plan.points.values() if point.role is Role.WEIGHT)
+        wanted = max([wanted, *(storage_opset(bits) for bits in weights if bits in NARROW)])
     return wanted if max_opset is None else min(wanted, max_opset)
 
 
@@ -60,19 +68,21 @@ def export_model(
     convertible: bool = True,
     own_opset: int | None = None,
     max_opset: int | None = None,
+    packing: Packing = Packing.BYTES,
 ) -> onnx.ModelProto:
     """Write the quantized model; ``model`` is left as it is and equal arguments give equal bytes.
 
     ``model``: prepared, at the opset that `required_opset` names. ``tensors``: one for each of the plan's
     points. ``metadata``: added to the model's own; where the file is to be ``convertible``, with what
     `pdq_export.commands.convert` needs: to that end ``own_opset``, of the model as it came, and ``max_opset``, as for
-    `required_opset`, are written down. Raises ExportError, naming the tensor, for whatever cannot be laid out.
+    `required_opset`, are written down. ``packing``: of the weights of ort. Raises ExportError, naming the tensor, for
+    whatever cannot be laid out.
     """
     opset = opset_version(model)
     if opset < MIN_OPSET:
         raise ExportError(f"model: opset is {opset}; expected at least {MIN_OPSET}; prepare it first")
     model = without_metadata(model)
-    quantized = settle(model, plan, tensors)
+    quantized = dataclasses.replace(settle(model, plan, tensors), packing=packing)
     graph = layout.write(quantized)
     if convertible:
         blueprint = Blueprint(quantized=quantized, own_opset=own_opset or opset, max_opset=max_opset)

@@ -10,7 +10,6 @@ import dataclasses
 import math
 import zlib
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import onnx
@@ -19,11 +18,12 @@ from numpy.typing import NDArray
 from onnx import GraphProto, NodeProto, TensorProto
 
 from pdq_export.errors import ModelError, PdqError
-from pdq_export.export.constants import Bias, LayerConstants, Weight
+from pdq_export.export.constants import LayerConstants
 from pdq_export.export.layouts import FORM, OLDEST_FORM, Quantized
+from pdq_export.export.readers import read_bias, read_weight
 from pdq_export.export.stored_plan import StoredPlan, VersionError, read_plan, write_plan
 from pdq_export.graph.lookup import GraphIndex, optional_input
-from pdq_export.spec import BitWidths, Layer, Plan, Point, QuantizedTensor
+from pdq_export.spec import BitWidths, Layer, Plan, QuantizedTensor
 
 KEY = "pdq_export.source"
 _PLAN_KEY = "plan"
@@ -74,6 +74,7 @@ def describe_blueprint(blueprint: Blueprint, written: GraphProto) -> str:
             for constants in blueprint.quantized.constants.values()
             if constants.weight.zero_point.any()
         },
+        packing=blueprint.quantized.packing,
     )
     return _pack(skeleton, stored)
 
@@ -186,15 +187,28 @@ def _join(file: onnx.ModelProto, skeleton: onnx.ModelProto, stored: StoredPlan) 
     }
     constants = {
         layer.node: LayerConstants(
-            weight=_read_weight(written, layer, plan.points[layer.weight], stored.zero_points.get(layer.weight, 0)),
-            bias=_read_bias(written, layer),
+            weight=read_weight(
+                written,
+                layer,
+                plan.points[layer.weight],
+                shape=tuple(index.initializers[layer.weight].dims),
+                zero_point=np.asarray(stored.zero_points.get(layer.weight, 0), np.int16),
+            ),
+            bias=read_bias(written, layer),
         )
         for layer in layers
         if layer.weight in plan.points
     }
     _check_complete(index, constants)
     return Blueprint(
-        quantized=Quantized(index=index, plan=plan, activations=activations, constants=constants, form=stored.version),
+        quantized=Quantized(
+            index=index,
+            plan=plan,
+            activations=activations,
+            constants=constants,
+            form=stored.version,
+            packing=stored.packing,
+        ),
         own_opset=stored.opsets[0],
         max_opset=stored.opsets[1],
     )
@@ -222,53 +236,6 @@ def _layer(index: GraphIndex, node: NodeProto) -> Layer:
         bias=bias if index.is_constant(bias) else None,
         output=node.output[0],
     )
-
-
-def _read_weight(written: GraphIndex, layer: Layer, point: Point, zero_point: Any) -> Weight:
-    """The integers that the chain of constants before a layer stands for, in whichever layout it is written."""
-    dequantize = written.producer[written.nodes[layer.node].input[1]]
-    scale = _value(written, dequantize.input[1])
-    offset = np.broadcast_to(_value(written, dequantize.input[2]), scale.shape).astype(np.int16)
-    tensor = dequantize.input[0]
-    while tensor in written.producer:
-        node = written.producer[tensor]
-        if node.op_type == "Sub":
-            offset = offset + _value(written, node.input[1]).astype(np.int16).reshape(offset.shape)
-        tensor = node.input[0]
-    learned = np.broadcast_to(np.asarray(zero_point, np.int16), scale.shape)
-    unshifted = Weight(
-        point=point,
-        integers=_value(written, tensor).astype(np.int16),
-        zero_point=offset,
-        scale=np.asarray(scale, np.float32),
-    )
-    integers = np.asarray(unshifted.centered + unshifted.along_axis(learned), np.int16)
-    return dataclasses.replace(unshifted, integers=integers, zero_point=learned)
-
-
-def _read_bias(written: GraphIndex, layer: Layer) -> Bias | None:
-    name = optional_input(written.nodes[layer.node], 2)
-    dequantize = written.producer.get(name or "")
-    if layer.bias is None or dequantize is None:
-        return None
-    integers, scale = (_value(written, tensor) for tensor in dequantize.input[:2])
-    return Bias(tensor=layer.bias, integers=integers.astype(np.int32), scale=scale)
-
-
-def _value(written: GraphIndex, tensor: str) -> NDArray[Any]:
-    """A constant, as it is or as a Cast of integers or a product of scales gives it; one 0 for a ConstantOfShape."""
-    value = written.constant(tensor)
-    if value is not None:
-        return value
-    node = written.producer[tensor]
-    values = [_value(written, name) for name in node.input]
-    if node.op_type == "Mul":
-        return np.asarray(np.multiply(*values))
-    if node.op_type == "Cast":
-        return values[0]
-    if node.op_type == "ConstantOfShape":
-        return np.zeros((), np.int8)  # which broadcasts; the shape is a stranger's
-    raise KeyError(tensor)
 
 
 def fill_missing(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -34,6 +34,11 @@ class Weight:
     zero_point: NDArray[np.int16]
     scale: NDArray[np.float32]
 
+    @property
+    def key(self) -> tuple[str, bytes]:
+        """The same for layers that share the weight as it is written."""
+        return self.point.tensor, self.scale.tobytes()
+
     def along_axis(self, values: NDArray[np.int16]) -> NDArray[np.int16]:
         """[] or [C] as [1, .., C, .., 1], ready to broadcast against the weight."""
         return np.asarray(along_axis(values, self.point.axis, self.integers.ndim), np.int16)

@@ -1,7 +1,8 @@
 """Weights and biases as chains of constant nodes, which runtimes fold when they load the file.
 
-packed (ort): integers of few bits -> Cast to INT8 -> Sub of the zero point -> DequantizeLinear; the runtime sees INT8
-with zero_point 0, its fast kernel. textbook: integers [-> Clip] -> DequantizeLinear with their zero_point.
+unpacked (ort): whatever becomes INT8 less the zero point -> DequantizeLinear with zero_point 0, the runtime's fast
+kernel: bytes and tables (`pdq_export.export.unpacking`), UINT2 and UINT4 -> Cast to INT8 -> Sub of the zero point, or
+INT8 as it is. textbook: integers [-> Clip] -> DequantizeLinear with their zero_point.
 bias: INT32 -> DequantizeLinear with scale = input scale * weight scale and zero_point 0. Where it saves more than the
 nodes take, ort stores zero points and biases in fewer bits before a Cast, and multiplies the scales in the graph: in a
 wide network of 2 bits, what there is of one number a channel is a twentieth of the file.
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto
 
 from pdq_export.export.constants import Bias, LayerConstants, Weight
-from pdq_export.export.storage import packed_tensor, storage_bits
+from pdq_export.export.storage import packed_tensor
 from pdq_export.export.writer import NODE_BYTES, GraphWriter
 
 WriteWeight = Callable[[GraphWriter, Weight], tuple[str, str]]
@@ -38,10 +39,9 @@ class LayerWriter:
         ``input_scale``: name and value of the scale of the layer's input, if that is quantized.
         """
         weight = constants.weight
-        key = (weight.point.tensor, weight.scale.tobytes())
-        if key not in self._weights:
-            self._weights[key] = self._write_weight(self._out, weight)
-        floating, weight_scale = self._weights[key]
+        if weight.key not in self._weights:
+            self._weights[weight.key] = self._write_weight(self._out, weight)
+        floating, weight_scale = self._weights[weight.key]
         names = {weight.point.tensor: floating}
         if constants.bias is not None:
             scale = self._bias_scale(constants.bias, weight, weight_scale, input_scale)
@@ -77,26 +77,28 @@ def _cast(out: GraphWriter, packed: TensorProto, name: str, to: int) -> str:
     return out.node("Cast", [out.initializer(packed)], f"{name}_{kind}", to=to)
 
 
-def packed_weight(out: GraphWriter, weight: Weight, opset: int, form: int) -> tuple[str, str]:
-    """Write a weight in few bits that become INT8 with zero_point 0.
-
-    Returns the names of its float and its scale.
-    """
+def typed_integers(out: GraphWriter, weight: Weight, bits: int) -> str:
+    """Write the integers of a weight in a type of ``bits`` bits, 2, 4 or 8. Returns INT8 less the zero points."""
     point, name = weight.point, weight.point.tensor
-    bits = storage_bits(point.bits, opset)
     if bits == 8:
-        tensor = out.constant(f"{name}_quantized", weight.centered.astype(np.int8))
-    else:
-        packed = packed_tensor(out.tensor_name(f"{name}_quantized"), weight.integers, bits, signed=point.symmetric)
-        tensor = _cast(out, packed, name, TensorProto.INT8)
-        if weight.zero_point.any():
-            inputs = [tensor, _packed_zero_point(out, weight, bits)]
-            tensor = out.node("Sub", inputs, f"{name}_centered")
+        return out.constant(f"{name}_quantized", weight.centered.astype(np.int8))
+    packed = packed_tensor(out.tensor_name(f"{name}_quantized"), weight.integers, bits, signed=point.symmetric)
+    tensor = _cast(out, packed, name, TensorProto.INT8)
+    if weight.zero_point.any():
+        tensor = out.node("Sub", [tensor, _packed_zero_point(out, weight, bits)], f"{name}_centered")
+    return tensor
+
+
+def unpacked_weight(out: GraphWriter, weight: Weight, integers: str, *, sole: bool) -> tuple[str, str]:
+    """Dequantize INT8 integers less their zero points. Returns the names of a weight's float and of its scale.
+
+    ``sole``: whether the zeros are this weight's alone. With session.x64quantprecision, onnxruntime replaces those of
+    weights that leave -64 to 64: once each, or it fails.
+    """
     # Without a zero_point that is written out, onnxruntime leaves Gemm and MatMul in float.
-    scale = out.constant(f"{name}_scale", weight.scale)
-    # With session.x64quantprecision, onnxruntime replaces those of weights that fill INT8: once each, or it fails.
-    zeros = out.sole_zeros if bits == 8 and form > 2 else out.zeros
-    return _dequantize(out, weight, [tensor, scale, zeros(weight.scale.shape)])
+    scale = out.constant(f"{weight.point.tensor}_scale", weight.scale)
+    zeros = out.sole_zeros if sole else out.zeros
+    return _dequantize(out, weight, [integers, scale, zeros(weight.scale.shape)])
 
 
 def _packed_zero_point(out: GraphWriter, weight: Weight, bits: int) -> str:

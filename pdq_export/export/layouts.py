@@ -1,6 +1,7 @@
 """What a layout is, and what it is given: how the same learned integers are written."""
 
 import dataclasses
+import enum
 from collections.abc import Callable, Mapping
 
 import onnx
@@ -11,8 +12,19 @@ from pdq_export.spec import Plan, QuantizedTensors
 
 # How layouts write; files of older forms are written as they were only to see whether they are as pdq-export left them.
 # Before 3 the DequantizeLinear of a bias has no zero_point, asymmetric weights of qcdq are UINT8 with theirs, and all
-# weights of ort with as many channels share one.
-FORM, OLDEST_FORM = 3, 2
+# weights of ort with as many channels share one. Before 4 weights of ort lie in UINT2, UINT4 or INT8.
+FORM, OLDEST_FORM = 4, 2
+
+
+class Packing(enum.Enum):
+    """How ort stores weights of less than 8 bits: what the runtime has to know, and what loading costs it.
+
+    BYTES: in bytes, unpacked by operators of opset 13 (`pdq_export.export.unpacking`). TYPES: 2 and 4 bits in UINT2 and
+    UINT4 where the opset knows them, 25 and 21, with a Cast, which takes the least memory to load; the rest in bytes.
+    """
+
+    BYTES = "bytes"
+    TYPES = "types"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,7 +32,7 @@ class Quantized:
     """What a layout writes, the same for every one.
 
     ``index``: of the prepared model; what ``constants`` holds by node name may lack its data there. ``activations``:
-    the parameters of every point that is no weight. ``form``: see `FORM`.
+    the parameters of every point that is no weight. ``form``: see `FORM`. ``packing``: of weights, in ort.
     """
 
     index: GraphIndex
@@ -28,12 +40,14 @@ class Quantized:
     activations: QuantizedTensors
     constants: Mapping[str, LayerConstants]
     form: int = FORM
+    packing: Packing = Packing.BYTES
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
     """How learned integers are written. ``required_opset(plan)`` gives the opset it wants, ``write`` the graph.
 
+    ``packs``: whether weights can be stored as `Packing` says; then TYPES may want a newer opset.
     ``for_onnxruntime``: whether files are for onnxruntime, too, and say which is the oldest that computes them.
     ``domains``: of operators that are not ONNX's own, with their versions.
     """
@@ -41,5 +55,6 @@ class Layout:
     name: str
     required_opset: Callable[[Plan], int]
     write: Callable[[Quantized], onnx.GraphProto]
+    packs: bool = False
     for_onnxruntime: bool = True
     domains: Mapping[str, int] = dataclasses.field(default_factory=dict)

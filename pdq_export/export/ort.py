@@ -1,7 +1,8 @@
 """Layout ``ort``: activations in an 8-bit carrier, weights packed, everything integer in stock ONNX Runtime.
 
 A textbook INT4 or INT2 graph runs in float. ONNX Runtime fuses UINT8 QuantizeLinear -> DequantizeLinear
-instead, and an integer Clip between the two keeps the values within their bits without blocking that.
+instead, and an integer Clip between the two keeps the values within their bits without blocking that. Weights of every
+width lie packed in bytes, which opset 13 unpacks (`pdq_export.export.packing`), or in UINT2 and UINT4 (`Packing`).
 """
 
 import functools
@@ -13,21 +14,21 @@ from onnx import GraphProto, NodeProto
 from pdq_export import operators
 from pdq_export.errors import ExportError
 from pdq_export.export.constants import Weight
-from pdq_export.export.layers import packed_weight
-from pdq_export.export.layouts import Layout, Quantized
+from pdq_export.export.layers import typed_integers, unpacked_weight
+from pdq_export.export.layouts import Layout, Packing, Quantized
 from pdq_export.export.qdq import QdqGraph
-from pdq_export.export.storage import storage_opset
+from pdq_export.export.storage import storage_bits
+from pdq_export.export.unpacking import Unpacking
 from pdq_export.export.writer import GraphWriter
 from pdq_export.graph.lookup import attribute, describe
-from pdq_export.spec import Plan, Point, Role
+from pdq_export.spec import Plan, Point
 
 MIN_OPSET = 13  # DequantizeLinear along an axis
 
 
 def required_opset(plan: Plan) -> int:
-    """13, or what the most narrowly stored weight needs: 21 for UINT4, 25 for UINT2."""
-    weights = (point for point in plan.points.values() if point.role is Role.WEIGHT)
-    return max((storage_opset(point.bits) for point in weights), default=MIN_OPSET)
+    """13: DequantizeLinear along an axis, and what unpacks weights."""
+    return MIN_OPSET
 
 
 def write(quantized: Quantized) -> GraphProto:
@@ -43,7 +44,26 @@ class _OrtGraph(QdqGraph):
         return 8
 
     def weight(self, out: GraphWriter, weight: Weight) -> tuple[str, str]:
-        return packed_weight(out, weight, self.index.opset, self.form)
+        point, bits = weight.point, self._typed_bits(weight)
+        if weight.key in self._unpacking:
+            integers = self._unpacking.write(weight.key)
+        else:
+            integers = typed_integers(out, weight, bits)
+        fills = point.bits == 8 or (point.bits == 7 and not point.symmetric)
+        return unpacked_weight(out, weight, integers, sole=bits == 8 and (fills or self.form == 3) and self.form > 2)
+
+    def _typed_bits(self, weight: Weight) -> int:
+        """Bits of the type that holds a weight which is not packed in bytes: 2, 4 or 8."""
+        bits = storage_bits(weight.point.bits, self.index.opset)
+        if self.form < 4 or (self.packing is Packing.TYPES and bits == weight.point.bits):
+            return bits
+        return 8
+
+    @functools.cached_property
+    def _unpacking(self) -> Unpacking:
+        """Of all weights that are packed in bytes."""
+        weights = (settled.weight for settled in self.settled.values())
+        return Unpacking(self.out, [w for w in weights if self.form > 3 and self._typed_bits(w) == 8])
 
     def moves_integers(self, node: NodeProto) -> bool:
         return operators.get(node.op_type).moves
@@ -101,4 +121,4 @@ class _OrtGraph(QdqGraph):
         return [*inputs[:2], self.zero_point(source), *inputs[3:]]
 
 
-LAYOUT = Layout(name="ort", required_opset=required_opset, write=write)
+LAYOUT = Layout(name="ort", required_opset=required_opset, write=write, packs=True)

@@ -30,7 +30,7 @@ class QdqGraph:
 
     def __init__(self, quantized: Quantized) -> None:
         self.index, self.plan, self.activations = quantized.index, quantized.plan, quantized.activations
-        self.settled, self.form = quantized.constants, quantized.form
+        self.settled, self.form, self.packing = quantized.constants, quantized.form, quantized.packing
         self._excluded = {*(layer.node for layer in self.plan.excluded), *self.plan.excluded_nodes}
         self.out = GraphWriter(self.index.graph)
         # Who is asked for these by name gets them in float, under that name.

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 UINT4_OPSET, UINT2_OPSET = 21, 25
+NARROW = (2, 4)  # bits of the types below INT8
 
 
 def storage_bits(bits: int, opset: int) -> int:

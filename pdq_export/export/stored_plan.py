@@ -6,7 +6,7 @@ from typing import Annotated
 
 from annotated_types import Interval
 
-from pdq_export.export.layouts import FORM, OLDEST_FORM
+from pdq_export.export.layouts import FORM, OLDEST_FORM, Packing
 from pdq_export.spec import Axis, Bits, BitWidths, Plan, Point, Positive, Role
 from pdq_export.spec.plain import from_text, parse_json, shown, to_text, unique
 
@@ -32,8 +32,8 @@ class StoredPlan:
 
     ``version``: of the graph, see `layouts.FORM`. ``opsets``: the user's model's own, and the newest to write.
     ``unquantized``: by node, the tensors that it reads as they are before quantization. ``activations``: scale and
-    zero_point. ``zero_points``: those of weights, one or one a channel; what is not in it has 0. Raises ValueError
-    where these do not fit one another.
+    zero_point. ``zero_points``: those of weights, one or one a channel; what is not in it has 0. ``packing``: of the
+    weights of ort. Raises ValueError where these do not fit one another.
     """
 
     version: int
@@ -48,6 +48,7 @@ class StoredPlan:
     unquantized: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     activations: Mapping[str, tuple[Positive, int]]
     zero_points: Mapping[str, int | tuple[int, ...]]
+    packing: Packing = Packing.BYTES
 
     def __post_init__(self) -> None:
         BitWidths.parse(self.bits, option="bits")
@@ -65,6 +66,7 @@ class StoredPlan:
         opsets: tuple[int, int | None],
         activations: Mapping[str, tuple[float, int]],
         zero_points: Mapping[str, int | tuple[int, ...]],
+        packing: Packing,
     ) -> "StoredPlan":
         """What is to be stored of ``plan``."""
         return cls(
@@ -80,6 +82,7 @@ class StoredPlan:
             unquantized=plan.unquantized,
             activations=activations,
             zero_points=zero_points,
+            packing=packing,
         )
 
     def plan_points(self) -> dict[str, Point]:

@@ -33,6 +33,7 @@ class GraphWriter:
         self._stems: dict[str, str] = {}
         self._integers: dict[tuple[int, int, bool], str] = {}
         self._zeros: dict[tuple[tuple[int, ...], type[np.integer[Any]]], str] = {}
+        self._shared_numbers: dict[tuple[tuple[int, ...], str], str] = {}
         self._claimed: set[tuple[int, ...]] = set()
 
     def node(self, op_type: str, inputs: Sequence[str], output: str, *, name: str = "", **attributes: Any) -> str:
@@ -47,6 +48,12 @@ class GraphWriter:
         name = _unique(self._short(name), self._node_names) if name else name
         self._nodes.append(onnx.helper.make_node(op_type, list(inputs), [output], name=name, **attributes))
         return output
+
+    def nodes(self, op_type: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: Any) -> list[str]:
+        """Append a node of several outputs, as `node`. Returns their real names."""
+        names = [self.tensor_name(output) for output in outputs]
+        self._nodes.append(onnx.helper.make_node(op_type, list(inputs), names, **attributes))
+        return names
 
     def copy(self, node: NodeProto, inputs: Sequence[str], outputs: Sequence[str] | None = None) -> NodeProto:
         """Append a copy of an old node that reads ``inputs`` and writes ``outputs`` (default: its own)."""
@@ -75,6 +82,20 @@ class GraphWriter:
             name = self.tensor_name(f"{'int' if signed else 'uint'}{bits}_{value}")
             self._integers[key] = self.initializer(packed_tensor(name, np.array(value), bits, signed=signed))
         return self._integers[key]
+
+    def int32(self, *values: int) -> str:
+        """INT32 values, of one a scalar, that every user of the same shares."""
+        return self._numbers(values, np.array(values[0] if len(values) == 1 else values, np.int32))
+
+    def int64(self, *values: int) -> str:
+        """INT64 values, [n], that every user of the same shares: shapes and bounds."""
+        return self._numbers(values, np.array(values, np.int64))
+
+    def _numbers(self, values: tuple[int, ...], array: NDArray[Any]) -> str:
+        key = (values, array.dtype.name)
+        if key not in self._shared_numbers:
+            self._shared_numbers[key] = self.constant("_".join([array.dtype.name, *map(str, values[:4])]), array)
+        return self._shared_numbers[key]
 
     def sole_zeros(self, shape: tuple[int, ...]) -> str:
         """INT8 zeros that no other caller gets; the first of a shape shares those of `zeros`.

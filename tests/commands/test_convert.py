@@ -4,7 +4,7 @@ import base64
 import contextlib
 import itertools
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from onnx import TensorProto
 
 from pdq_export.commands.convert import convert
 from pdq_export.errors import ModelError, OptionError, PdqError
-from pdq_export.export import export_model, read_blueprint
+from pdq_export.export import Packing, export_model, read_blueprint
 from pdq_export.graph.passes import hard_sigmoid
 from pdq_export.plan import PlanOptions, make_plan
 from pdq_export.plan.passes.wide_residuals import widen
@@ -96,11 +96,18 @@ NETS: dict[str, tuple[Callable[[], onnx.ModelProto], tuple[int, ...]]] = {
 
 
 def export(
-    name: str, bits: str, target: str, max_opset: int | None = None, exclude: Sequence[str] = ()
+    name: str,
+    bits: str,
+    target: str,
+    max_opset: int | None = None,
+    exclude: Sequence[str] = (),
+    weights: str = "asymmetric",
+    packing: Packing = Packing.BYTES,
 ) -> onnx.ModelProto:
     make, shape = NETS[name]
-    model, options, chosen = make(), PlanOptions.of(bits, exclude=exclude), find_target(target)
-    model.opset_import[0].version = chosen.required_opset(make_plan(model, options), max_opset)
+    model, options = make(), PlanOptions.of(bits, exclude=exclude, weights=weights)
+    chosen = find_target(target)
+    model.opset_import[0].version = chosen.required_opset(make_plan(model, options), max_opset, packing)
     plan = chosen.plan(model, options).plan
     if name == "wide residuals":
         widened = widen(Planned.of(model, plan, options))
@@ -108,7 +115,7 @@ def export(
     tensors = calibrate(model, plan, {"x": nets.images(shape)})
     metadata = {"pdq_export.version": "1", "pdq_export.target": target}
     onnx.helper.set_model_props(model, {"author": "someone"})
-    return chosen.export(model, plan, tensors, metadata=metadata, own_opset=13, max_opset=max_opset)
+    return chosen.export(model, plan, tensors, metadata=metadata, own_opset=13, max_opset=max_opset, packing=packing)
 
 
 def content(model: onnx.ModelProto) -> bytes:
@@ -119,7 +126,21 @@ def content(model: onnx.ModelProto) -> bytes:
 @pytest.mark.parametrize("bits", ["8/8", "6/5", "4/4", "3/3", "2/2"])
 @pytest.mark.parametrize("name", NETS)
 def test_converting_gives_what_exporting_would_have_and_back_again(name: str, bits: str, max_opset: int | None) -> None:
-    files = {target: export(name, bits, target, max_opset) for target in TARGETS}
+    check_round_trips({target: export(name, bits, target, max_opset) for target in TARGETS})
+
+
+@pytest.mark.parametrize("packing", Packing)
+@pytest.mark.parametrize("weights", ["asymmetric", "symmetric"])
+@pytest.mark.parametrize("bits", [f"{bits}/{bits}" for bits in range(2, 9)])
+@pytest.mark.parametrize("name", ["residual", "gemm"])
+def test_every_width_of_every_form_comes_back(
+    name: str, bits: str, weights: str, packing: Packing, small_weights_are_packed: None
+) -> None:
+    check_round_trips({target: export(name, bits, target, weights=weights, packing=packing) for target in TARGETS})
+
+
+def check_round_trips(files: Mapping[str, onnx.ModelProto]) -> None:
+    """Each file becomes each other one, and itself again."""
     for source, target in itertools.permutations(TARGETS, 2):
         converted = convert(files[source], target)
         assert converted.graph == files[target].graph
@@ -157,7 +178,7 @@ def test_several_inputs() -> None:
     )
     plan = make_plan(model, PlanOptions.of("4/4"))
     tensors = calibrate(model, plan, {"x": nets.images((2, 4, 12, 12)), "z": nets.images((2, 4, 12, 12), 2)})
-    file = export_model(model, plan, tensors, metadata={"pdq_export.target": "ort"}, own_opset=13)
+    file = export_model(model, plan, tensors, metadata={"pdq_export.target": "ort"}, own_opset=21)
     for target in ("native", "qcdq"):
         assert content(convert(convert(file, target), "ort")) == content(file)
 
@@ -178,7 +199,7 @@ def test_metadata_stay_and_name_the_new_target() -> None:
 
 def test_another_opset() -> None:
     file = export("residual", "2/2", "ort")
-    for target, opset in (("native", 21), ("ort", 13), ("ort", 21), ("native", 25), ("qcdq", 13)):
+    for target, opset in (("native", 21), ("ort", 13), ("native", 25), ("qcdq", 13)):
         converted = convert(file, target, opset=opset)
         assert converted.opset_import[0].version == opset
         assert content(convert(converted, "ort")) == content(file)
@@ -193,7 +214,7 @@ def with_activation(op_type: str) -> onnx.ModelProto:
     model = hard_sigmoid.run(model)
     plan = make_plan(model, PlanOptions.of("4/4"))
     tensors = calibrate(model, plan, {"x": nets.images((2, 3, 12, 12))})
-    return export_model(model, plan, tensors, metadata={"pdq_export.target": "ort"}, own_opset=13)
+    return export_model(model, plan, tensors, metadata={"pdq_export.target": "ort"}, own_opset=21)
 
 
 def test_a_hard_sigmoid_is_a_clip_of_integers_in_one_layout_alone() -> None:
@@ -212,14 +233,17 @@ def test_an_opset_that_the_graph_does_not_know() -> None:
         convert(file, "qcdq", opset=12)
 
 
-@pytest.mark.parametrize("what", ["weight", "scale", "node", "source", "cut", "garbage", "zeros", "points"])
-def test_a_file_that_was_changed_is_refused(what: str) -> None:
+@pytest.mark.parametrize("what", ["offsets", "plane", "scale", "node", "source", "cut", "garbage", "zeros", "points"])
+def test_a_file_that_was_changed_is_refused(what: str, small_weights_are_packed: None) -> None:
     file = export("residual", "4/4", "ort")
     entry = next(e for e in file.metadata_props if e.key == "pdq_export.source")
     match what:
-        case "weight":
-            tensor = next(t for t in file.graph.initializer if t.name == "w1_zero_point")
+        case "offsets":
+            tensor = next(t for t in file.graph.initializer if t.name == "int4_zeros")
             tensor.raw_data = bytes(len(tensor.raw_data))
+        case "plane":
+            tensor = next(t for t in file.graph.initializer if t.name == "w1_quantized")
+            tensor.raw_data, tensor.dims[0] = tensor.raw_data[: len(tensor.raw_data) // 2], tensor.dims[0] // 2
         case "scale":
             tensor = next(t for t in file.graph.initializer if t.name == "r1_scale")
             tensor.CopyFrom(onnx.numpy_helper.from_array(np.array(1, np.float32), "r1_scale"))

@@ -39,7 +39,7 @@ def test_the_embedded_model() -> None:
     assert told["model"]["size"] == path.stat().st_size
     assert told["inputs"] == [{"name": "image", "dtype": "float32", "shape": ["N", 1, 28, 28]}]
     assert told["outputs"] == [{"name": "logits", "dtype": "float32", "shape": ["N", 10]}]
-    assert (told["opset"], told["settings"]["opset"]) == (17, 25)
+    assert (told["opset"], told["settings"]["opset"]) == (17, 17)
     assert told["family"] == "plain"
     assert told["hyper_parameters"]["temperature"] == 4
     assert told["batch_norm"] == {"in_file": 11, "statistics": 11, "layers": 12}

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import pdq_export
 from pdq_export.errors import ExportError, OptionError
-from pdq_export.export import export_model, required_opset
+from pdq_export.export import Packing, export_model, required_opset
 from pdq_export.export.runtimes import min_onnxruntime
 from pdq_export.plan import PlanOptions, make_plan
 from pdq_export.spec import BitWidths
@@ -35,15 +35,19 @@ def plan_at(weight: int, activation: int = 8):
         (2, 21, 21),
         (2, 24, 24),
         (2, 17, 17),
-        (3, None, 21),
         (4, None, 21),
         (4, 25, 21),
         (4, 20, 20),
-        *((bits, None, 13) for bits in (5, 6, 7, 8)),
+        *((bits, None, 13) for bits in (3, 5, 6, 7, 8)),
     ],
 )
-def test_required_opset(bits, max_opset, expected):
-    assert required_opset(plan_at(bits), max_opset=max_opset) == expected
+def test_types_need_the_opset_that_has_them(bits, max_opset, expected):
+    assert required_opset(plan_at(bits), max_opset=max_opset, packing=Packing.TYPES) == expected
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_bytes_need_no_newer_opset(bits):
+    assert required_opset(plan_at(bits)) == 13
 
 
 def test_opset_below_13_is_refused():
@@ -107,7 +111,13 @@ def test_equal_arguments_give_equal_bytes(weight, activation):
 
 def test_fewer_bits_make_smaller_files():
     sizes = []
-    for bits in ("8/8", "4/8", "2/8"):
-        model, plan, tensors = prepared(bits, 25)
+    model = nets.network(
+        "(float[N,4,6,6] x) => (float[N,4,4,4] y) { c = Conv(x, v) e = Conv(c, w) y = Conv(e, u) }",
+        {"v": (32, 4, 1, 1), "w": (64, 32, 3, 3), "u": (4, 64, 1, 1)},
+        opset=13,
+    )
+    for bits in range(7, 1, -1):
+        plan = make_plan(model, PlanOptions.of(BitWidths(bits, 8)))
+        tensors = calibrate(model, plan, {"x": nets.images((1, 4, 6, 6))})
         sizes.append(len(export_model(model, plan, tensors, metadata={}).SerializeToString()))
     assert all(more > fewer for more, fewer in itertools.pairwise(sizes))

@@ -74,7 +74,7 @@ def feeds(name: str):
 
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("name", NETS)
-def test_outputs_are_equal_to_the_bit(name: str, bits: str) -> None:
+def test_outputs_are_equal_to_the_bit(name: str, bits: str, small_weights_are_packed: None) -> None:
     outputs = outputs_as_written(name, bits)
     for other in outputs[1:]:
         assert len(other) == len(outputs[0])
@@ -82,15 +82,15 @@ def test_outputs_are_equal_to_the_bit(name: str, bits: str) -> None:
     assert outputs[0][0].std() > 0
 
 
-@pytest.mark.parametrize("bits", ["8/8", "4/4", "2/2"])
-def test_symmetric_weights_too(bits: str) -> None:
+@pytest.mark.parametrize("bits", ["8/8", "7/7", "4/4", "3/3", "2/2"])
+def test_symmetric_weights_too(bits: str, small_weights_are_packed: None) -> None:
     first, *others = outputs_as_written("depthwise", bits, symmetric=True)
     assert all((other[0] == first[0]).all() for other in others)
 
 
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("name", NETS)
-def test_every_layout_loads_and_says_with_which_option(name: str, bits: str) -> None:
+def test_every_layout_loads_and_says_with_which_option(name: str, bits: str, small_weights_are_packed: None) -> None:
     assert needed_config(export(name, bits, "ort").SerializeToString()) == {}
     assert needed_config(export(name, bits, "qcdq").SerializeToString()) == {}
     config = needed_config(export(name, bits, "native").SerializeToString())

@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 
 from pdq_export.errors import ExportError
-from pdq_export.export import export_model
+from pdq_export.export import Packing, export_model
 from pdq_export.graph.lookup import GraphIndex, attribute
 from pdq_export.plan import PlanOptions, make_plan
 from pdq_export.spec import BitWidths, Layer, Plan, Point, Role
@@ -61,9 +61,9 @@ def export(model, plan, x=None, *, shape=(2, 3, 6, 6), changed=None):
     return GraphIndex(export_model(model, plan, tensors, metadata={}))
 
 
-def check_against_simulation(model, plan, x, changed=None):
+def check_against_simulation(model, plan, x, changed=None, packing=Packing.BYTES):
     tensors = {**calibrate(model, plan, {"x": x}), **(changed or {})}
-    exported = export_model(model, plan, tensors, metadata={})
+    exported = export_model(model, plan, tensors, metadata={}, packing=packing)
     names = [value.name for value in model.graph.output]
     expected = simulate(model, plan, tensors, {"x": x})
     for name, value in observe(exported, names, {"x": x}).items():
@@ -285,42 +285,58 @@ def test_moving_integers_of_two_sources_is_refused():
     ("bits", "opset", "stored", "operators"),
     [
         (2, 25, "UINT2", ["DequantizeLinear", "Sub", "Cast"]),
-        (2, 21, "UINT4", ["DequantizeLinear", "Sub", "Cast"]),
-        (3, 21, "UINT4", ["DequantizeLinear", "Sub", "Cast"]),
+        (2, 24, "UINT8", ["DequantizeLinear", "Reshape", "Slice", "Reshape", "Gather"]),
+        (3, 25, "UINT8", ["DequantizeLinear", "Reshape", "Slice", "Reshape", "Gather"]),
         (4, 21, "UINT4", ["DequantizeLinear", "Sub", "Cast"]),
-        (4, 13, "INT8", ["DequantizeLinear"]),
-        (5, 21, "INT8", ["DequantizeLinear"]),
-        (7, 21, "INT8", ["DequantizeLinear"]),
+        (4, 20, "UINT8", ["DequantizeLinear", "Reshape", "Slice", "Reshape", "Gather"]),
+        (8, 25, "INT8", ["DequantizeLinear"]),
     ],
 )
-def test_asymmetric_weights(bits, opset, stored, operators):
+def test_types_are_used_where_the_opset_has_them(bits, opset, stored, operators, small_weights_are_packed):
     model = nets.network(f"(float[N,3,6,6] x) => (float[N,4,6,6] y) {{ {CONV} y = Relu(c) }}", WEIGHTS, opset=opset)
-    plan = plan_of(model, carrier("x"), weight("w", bits))
-    index = check_against_simulation(model, plan, nets.images((2, 3, 6, 6)))
-    assert upstream(index, index.producer["c"].input[1], 3) == operators
+    plan = plan_of(model, carrier("x"), weight("w", bits, symmetric=bits == 8))
+    index = check_against_simulation(model, plan, nets.images((2, 3, 6, 6)), packing=Packing.TYPES)
+    assert upstream(index, index.producer["c"].input[1], 5) == operators
     assert index.initializers["w_quantized"].data_type == getattr(onnx.TensorProto, stored)
     assert "w" not in index.initializers
 
 
-@pytest.mark.parametrize(("bits", "stored"), [(8, "INT8"), (4, "INT4")])
-def test_symmetric_weights_need_no_subtraction(bits, stored):
-    model = conv_relu("y = Relu(c)")
-    plan = plan_of(model, carrier("x"), weight("w", bits, symmetric=True))
-    index = check_against_simulation(model, plan, nets.images((2, 3, 6, 6)))
-    assert "Sub" not in upstream(index, index.producer["c"].input[1], 3)
-    assert index.initializers["w_quantized"].data_type == getattr(onnx.TensorProto, stored)
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("bits", range(2, 8))
+def test_weights_lie_in_bytes(bits, symmetric, small_weights_are_packed):
+    model = nets.network(
+        "(float[N,8,6,6] x) => (float[N,4,4,4] y) { c = Conv(x, w, b) y = Relu(c) }", {"w": (4, 8, 3, 3), "b": (4,)}
+    )
+    plan = plan_of(model, carrier("x"), weight("w", bits, symmetric=symmetric))
+    index = check_against_simulation(model, plan, nets.images((2, 8, 6, 6)))
+    assert upstream(index, index.producer["c"].input[1], 3) == ["DequantizeLinear", "Reshape", "Gather"]
+    planes = [tensor for name, tensor in index.initializers.items() if name.startswith("w_quantized")]
+    assert {tensor.data_type for tensor in planes} == {onnx.TensorProto.UINT8}
+    assert sum(len(tensor.raw_data) for tensor in planes) == 4 * 72 * bits // 8
+    assert "w" not in index.initializers
 
 
-def test_zero_points_of_zero_need_no_subtraction():
+def test_a_small_weight_is_int8():
     model = conv_relu("y = Relu(c)")
+    index = check_against_simulation(model, plan_of(model, carrier("x"), weight("w", 2)), nets.images((2, 3, 6, 6)))
+    assert upstream(index, index.producer["c"].input[1], 3) == ["DequantizeLinear"]
+    assert index.initializers["w_quantized"].data_type == onnx.TensorProto.INT8
+
+
+@pytest.mark.parametrize("packing", Packing)
+def test_zero_points_that_are_equal_need_no_offset(packing, small_weights_are_packed):
+    model = nets.network(
+        "(float[N,8,6,6] x) => (float[N,4,4,4] y) { c = Conv(x, w, b) y = Relu(c) }", {"w": (4, 8, 3, 3), "b": (4,)}
+    )
     plan = plan_of(model, carrier("x"), weight("w"))
-    known = calibrate(model, plan, {"x": nets.images((2, 3, 6, 6))})["w"]
+    known = calibrate(model, plan, {"x": nets.images((2, 8, 6, 6))})["w"]
     unsigned = dataclasses.replace(known, zero_point=np.zeros_like(known.zero_point))
-    index = check_against_simulation(model, plan, nets.images((2, 3, 6, 6)), {"w": unsigned})
-    assert upstream(index, index.producer["c"].input[1], 3) == ["DequantizeLinear", "Cast"]
+    index = check_against_simulation(model, plan, nets.images((2, 8, 6, 6)), {"w": unsigned}, packing=packing)
+    assert not {"Sub", "Split"} & {node.op_type for node in index.graph.node if "int4" not in node.output[0]}
+    assert not any(node.op_type == "Add" for node in index.graph.node)
 
 
-def test_a_shared_weight_has_one_chain_and_a_shared_bias_one_version_per_layer():
+def test_a_shared_weight_has_one_chain_and_a_shared_bias_one_version_per_layer(small_weights_are_packed):
     model = nets.network(
         """(float[N,4,6,6] x) => (float[N,4,6,6] y) {
             c = Conv <pads=[1,1,1,1]> (x, w, b)
@@ -369,7 +385,7 @@ def test_a_wide_layer_stores_one_number_a_channel_in_few_bits(factor, stored):
     bias = next(tensor for tensor in model.graph.initializer if tensor.name == "b")
     bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) * np.float32(factor), "b"))
     plan = plan_of(model, carrier("x"), weight("w", 2))
-    index = check_against_simulation(model, plan, nets.images((2, 3, 6, 6)))
+    index = check_against_simulation(model, plan, nets.images((2, 3, 6, 6)), packing=Packing.TYPES)
     dequantize = index.producer["b_dequantized"]
     assert upstream(index, dequantize.input[0], 1) == ([] if stored == "INT32" else ["Cast"])
     assert index.initializers["b_quantized"].data_type == getattr(onnx.TensorProto, stored)
@@ -416,7 +432,7 @@ def test_a_bias_that_dwarfs_its_weights_survives():
 
 
 @pytest.mark.parametrize("bias", [(5,), (1, 5), (1,), (2, 5)])
-def test_gemm_factors_and_bias_shapes(bias):
+def test_gemm_factors_and_bias_shapes(bias, small_weights_are_packed):
     model = nets.network(
         "(float[2,6] x) => (float[2,5] y) { y = Gemm <alpha=0.5, beta=2.0> (x, w, b) }",
         {"w": (6, 5), "b": bias},
@@ -432,7 +448,7 @@ def test_gemm_factors_and_bias_shapes(bias):
 
 
 @pytest.mark.parametrize("group", [1, 2])
-def test_transposed_convolution(group):
+def test_transposed_convolution(group, small_weights_are_packed):
     model = nets.network(
         f"""(float[N,4,5,5] x) => (float[N,6,10,10] y) {{
             y = ConvTranspose <kernel_shape=[2,2], strides=[2,2], group={group}> (x, w, b)
@@ -442,11 +458,11 @@ def test_transposed_convolution(group):
     plan = plan_of(model, carrier("x"), weight("w", 4, axis=1))
     index = check_against_simulation(model, plan, nets.images((2, 4, 5, 5)))
     assert attribute(index.producer["w_dequantized"], "axis") == 1
-    assert index.producer["w_centered"].input[1] == "w_zero_point"
-    assert index.constant("w_zero_point").shape == (1, 6 // group, 1, 1)
+    assert upstream(index, "w_dequantized", 4) == ["DequantizeLinear", "Transpose", "Reshape", "Gather"]
+    assert index.constant("w_quantized").shape[0] == 6 // group
 
 
-def test_matmul_runs_in_integers():
+def test_matmul_runs_in_integers(small_weights_are_packed):
     model = nets.network("(float[N,6] x) => (float[N,5] y) { c = MatMul(x, w) y = Sigmoid(c) }", {"w": (6, 5)})
     plan = plan_of(model, carrier("x"), weight("w", 4, axis=1), activation("c", 4))
     check_against_simulation(model, plan, nets.images((3, 6)))
@@ -455,7 +471,7 @@ def test_matmul_runs_in_integers():
 # The graph as a whole
 
 
-def test_names_avoid_those_of_the_user():
+def test_names_avoid_those_of_the_user(small_weights_are_packed):
     model = conv_relu("r_quantized = Relu(c) r = Tanh(r_quantized) y = Sigmoid(r)")
     model.graph.node[0].name = "r/QuantizeLinear"
     plan = plan_of(model, carrier("x"), weight("w"), activation("r", 4))
@@ -479,7 +495,7 @@ def test_a_branch_that_captures_a_tensor_reads_it_in_float():
     onnxruntime.InferenceSession(index.model.SerializeToString(), providers=["CPUExecutionProvider"])
 
 
-def test_nothing_unused_is_left():
+def test_nothing_unused_is_left(small_weights_are_packed):
     model = nets.residual()
     plan = make_plan(model, PlanOptions.of(BitWidths(4, 4)))
     index = export(model, plan, shape=(2, 4, 12, 12))

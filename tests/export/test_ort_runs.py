@@ -5,7 +5,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from pdq_export.export import export_model, required_opset
+from pdq_export.export import Packing, export_model, required_opset
 from pdq_export.plan import PlanOptions, make_plan
 from pdq_export.spec import BitWidths
 from pdq_export.validate import count_kernels
@@ -25,20 +25,21 @@ def run(model: onnx.ModelProto, x: np.ndarray, *, optimize: bool = True) -> np.n
     return session.run(None, {session.get_inputs()[0].name: x})[0]
 
 
-def quantize(name: str, bits: str, opset: int | None = None):
+def quantize(name: str, bits: str, opset: int | None = None, packing: Packing = Packing.BYTES):
     make, shape = NETS[name]
     x = nets.images(shape)
     widths = BitWidths.parse(bits)
-    model = make(opset or required_opset(make_plan(make(), PlanOptions.of(widths))))
+    model = make(opset or required_opset(make_plan(make(), PlanOptions.of(widths)), packing=packing))
     plan = make_plan(model, PlanOptions.of(widths))
     tensors = calibrate(model, plan, {"x": x})
-    return model, plan, tensors, export_model(model, plan, tensors, metadata={}), x
+    return model, plan, tensors, export_model(model, plan, tensors, metadata={}, packing=packing), x
 
 
 @pytest.mark.parametrize("name", NETS)
-@pytest.mark.parametrize("bits", ["8/8", "7/6", "4/4", "3/5", "2/4", "4/2", "2/2"])
-def test_onnxruntime_computes_what_the_plan_says(name, bits):
-    model, plan, tensors, exported, x = quantize(name, bits)
+@pytest.mark.parametrize("packing", Packing)
+@pytest.mark.parametrize("bits", ["8/8", "7/6", "6/8", "5/4", "4/4", "3/5", "2/4", "4/2", "2/2"])
+def test_onnxruntime_computes_what_the_plan_says(name, bits, packing, small_weights_are_packed):
+    model, plan, tensors, exported, x = quantize(name, bits, packing=packing)
     simulated = simulate(model, plan, tensors, {"x": x})["logits"]
     plain, optimized = run(exported, x, optimize=False), run(exported, x)
     np.testing.assert_allclose(plain, simulated, rtol=0, atol=1e-5)
@@ -46,15 +47,16 @@ def test_onnxruntime_computes_what_the_plan_says(name, bits):
 
 
 @pytest.mark.parametrize("name", NETS)
-@pytest.mark.parametrize("bits", ["8/8", "4/4", "2/2"])
-def test_every_layer_runs_in_integers(name, bits):
-    _, plan, _, exported, _ = quantize(name, bits)
+@pytest.mark.parametrize("packing", Packing)
+@pytest.mark.parametrize("bits", ["8/8", "7/7", "4/4", "3/3", "2/2"])
+def test_every_layer_runs_in_integers(name, bits, packing, small_weights_are_packed):
+    _, plan, _, exported, _ = quantize(name, bits, packing=packing)
     kernels = count_kernels(exported.SerializeToString())
     assert kernels.all_integer
     assert kernels.integer == {"QLinearConv": len(plan.layers) - 1, "QGemm": 1}
 
 
-@pytest.mark.parametrize("bits", ["8/8", "7/6", "4/4"])
+@pytest.mark.parametrize("bits", ["8/8", "7/6", "6/6", "4/4"])
 @pytest.mark.parametrize("channels", [4, 256])  # zero points are stored, or made by a node
 def test_it_loads_with_kernels_that_do_not_saturate(monkeypatch: pytest.MonkeyPatch, bits: str, channels: int) -> None:
     """onnxruntime then replaces zero points of weights, and does not load a file in which two weights share one."""
@@ -83,17 +85,19 @@ def test_inner_tensors_are_equal_bit_for_bit_with_and_without_optimization():
     assert (run(exported, x) == run(exported, x, optimize=False)).all()
 
 
-def test_two_bit_weights_in_uint4_give_the_same_result():
-    *_, narrow, x = quantize("residual", "2/2", 25)
-    *_, wide, _ = quantize("residual", "2/2", 21)
-    assert (run(narrow, x) == run(wide, x)).all()
-    assert len(narrow.SerializeToString()) < len(wide.SerializeToString())
-
-
-def test_four_bit_weights_in_int8_give_the_same_result():
-    *_, packed, x = quantize("chain", "4/4", 21)
-    *_, plain, _ = quantize("chain", "4/4", 13)
+@pytest.mark.parametrize("bits", [2, 4])
+def test_every_form_gives_the_same_result(bits, request):
+    widths, opset = f"{bits}/{bits}", 25 if bits == 2 else 21
+    *_, plain, x = quantize("residual", widths, opset)
+    *_, typed, _ = quantize("residual", widths, opset, Packing.TYPES)
+    request.getfixturevalue("small_weights_are_packed")
+    *_, packed, _ = quantize("residual", widths, opset)
+    types = [{tensor.data_type for tensor in file.graph.initializer} for file in (plain, typed, packed)]
+    narrow = getattr(onnx.TensorProto, f"UINT{bits}")
+    assert [narrow in found for found in types] == [False, True, False]
+    assert ["Gather" in {node.op_type for node in file.graph.node} for file in (plain, packed)] == [False, True]
     assert (run(packed, x) == run(plain, x)).all()
+    assert (run(typed, x) == run(plain, x)).all()
 
 
 def test_any_batch_size_runs():
