@@ -12,6 +12,7 @@ from .init import init
 from .inspect import inspect
 from .quantize import quantize
 from .show_config import show_config
+from .validate import validate
 
 _EPILOG = f"""\b
 Try it on the embedded example:
@@ -35,6 +36,7 @@ def app() -> None:
 
 app.add_command(quantize)
 app.add_command(inspect)
+app.add_command(validate)
 app.add_command(convert)
 app.add_command(init)
 app.add_command(show_config)

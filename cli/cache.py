@@ -22,10 +22,9 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pdq_export.errors import OptionError
+from pdq_export.errors import OptionError, printable
 
 from .command import Frame, Outcome, command
-from .render import printable
 
 if TYPE_CHECKING:
     from pdq_export.runs import Cleared, Kept

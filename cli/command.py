@@ -17,12 +17,11 @@ from typing import Any, NoReturn
 import click
 from rich.console import Console, RenderableType
 
-from pdq_export.errors import OptionError, PdqError
+from pdq_export.errors import OptionError, PdqError, printable
 from pdq_export.exhaustion import is_exhaustion
 
 from .log import libraries_print_nothing, set_up_logging
 from .progress import ProgressDisplay
-from .render import printable
 
 PROGRAM = "pdq-export"
 _WIDE = 1000  # columns: no folding where a program reads

@@ -12,12 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from pdq_export.config.option import INSPECT
-from pdq_export.errors import first_few
+from pdq_export.errors import first_few, printable
 
 from .command import Frame, Outcome, command
 from .options import config_options, given
 from .paths import ModelPath
-from .render import format_sizes, printable
 
 if TYPE_CHECKING:
     from pdq_export.commands.inspect import Inspection, TensorInfo
@@ -121,6 +120,8 @@ def _end(found: "Inspection") -> Iterable[str]:
         names = first_few(found.saturating)
         yield f"of them saturate on x86 processors without VNNI, unless --reduce-range: {count} ({names})"
     if found.quantized_size is not None:
+        from pdq_export.report.table import format_sizes
+
         before, after = format_sizes(found.model.size, found.quantized_size)
         ratio = found.quantized_size / max(found.model.size, 1)
         asked = f"target {found.settings['target']}, opset {found.settings['opset']}"

@@ -52,7 +52,9 @@ def click_option(one: Option, *, default: str | None = None, help: str | None = 
     if one.kind is not tuple and shown not in ("off", "none"):
         text += f"  [default: {shown}]"
     if one.kind is bool:
-        return click.option(f"{one.flag}/--no-{one.flag[2:]}", one.name, default=None, help=text)
+        positive = one.flag.removeprefix("--no-").removeprefix("--")
+        off = f"--{positive}" if one.flag.startswith("--no-") else f"--no-{positive}"
+        return click.option(f"{one.flag}/{off}", one.name, default=None, help=text)
     return click.option(
         *filter(None, (one.declared.short, one.flag)),
         one.name,

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Column
 
-from .render import printable
+from pdq_export.errors import printable
 
 if TYPE_CHECKING:
     from pdq_export.calibrate import BlockProgress
@@ -28,6 +28,7 @@ STAGES = {
     "export": "writing the quantized graph",
     "validate": "validating in onnxruntime",
     "rerun": "running the file in other ways",
+    "time": "timing both files",
 }
 _BAR, _NARROW_BAR, _NARROW = 24, 8, 80  # columns
 _LONGEST_NAME = 40

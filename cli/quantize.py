@@ -18,7 +18,7 @@ from .command import Frame, Outcome, command
 from .log import NOTES
 from .options import config_options, given
 from .paths import ModelPath
-from .render import report_table, session_note, version_note
+from .render import gate_lines, report_table, session_note, version_note
 
 if TYPE_CHECKING:
     from pdq_export.commands.quantize import Result
@@ -57,7 +57,8 @@ def quantize(
     `std` for pixels scaled to 0..1, and optionally `labels`; (b) an .npy with float32 images; (c) a folder of images
     with an optional preprocess.toml (mean, std, resize, crop) and labels.csv (file,label); (d) MODULE:FUNCTION, in the
     current folder or installed, which is imported and called, so that its code is run, and returns arrays, (X, y) or
-    an iterable, such as a torch DataLoader. Without --calib, those in the folder calib_data are taken.
+    an iterable, such as a torch DataLoader. Without --calib, those in the folder calib_data are taken. Gates are judged
+    on --eval; where one fails the exit code is 1, and the files are written all the same.
     """
     fields = given(arguments)
     fields |= _parse_assignments(assignments, fields)
@@ -68,7 +69,8 @@ def quantize(
         config = make_config({"output": _default_output(model, config)}, base=config)
     _check_paths(model, config)
     result = _run(model, config, frame)
-    return Outcome(text=_lines(config, result), to_json=result.report.to_json)
+    failed = [str(gate) for gate in result.report.failed_gates]
+    return Outcome(text=_lines(config, result), to_json=result.report.to_json, failed_gates=failed)
 
 
 def _parse_assignments(assignments: Sequence[str], given: Mapping[str, Any]) -> dict[str, str]:
@@ -152,6 +154,7 @@ def _lines(config: Config, result: "Result") -> Iterable[RenderableType]:
     yield report_table(result.report, bits=config.plan.bits)
     if result.report.latency_note is not None:
         yield result.report.latency_note
+    yield from gate_lines(result.report)
     yield from (f"wrote {shlex.quote(str(path))}" for path in result.files)
     if result.report.min_onnxruntime and config.file.target != "ort":
         yield version_note(result.report.min_onnxruntime)

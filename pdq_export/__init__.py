@@ -23,6 +23,7 @@ __all__ = [
     "inspect_model",
     "quantize",
     "tune_process",
+    "validate_models",
 ]
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from pdq_export.commands.inspect import Inspection, inspect_model
     from pdq_export.commands.progress import Progress
     from pdq_export.commands.quantize import Result, quantize
+    from pdq_export.commands.validate import validate_models
     from pdq_export.config.config import Config
     from pdq_export.config.method import CalibrationOptions
     from pdq_export.data import ImageSet, InputSet
@@ -54,6 +56,7 @@ _HOMES = {
     "inspect_model": "pdq_export.commands.inspect",
     "quantize": "pdq_export.commands.quantize",
     "tune_process": "pdq_export.process",
+    "validate_models": "pdq_export.commands.validate",
 }
 
 

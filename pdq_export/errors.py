@@ -64,3 +64,8 @@ def percent(share: float, decimals: int | None = None) -> str:
     if decimals is not None:
         return f"{100 * share:.{decimals}f} %"
     return f"{float(f'{100 * share:.2g}'):.10g} %"
+
+
+def printable(text: str) -> str:
+    """``text`` with control and other invisible characters written as escapes: names in files may move the cursor."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -173,6 +173,11 @@ class Fidelity:
         """The first batch that models are compared on."""
         return self._batches[0]
 
+    @property
+    def outputs(self) -> Outputs:
+        """What the file gives on the first batch that models are compared on, by name."""
+        return self._outputs[0]
+
     def check_finite(self) -> None:
         """Raise ModelError where an output that is compared is NaN or infinite."""
         for name, value in (item for batch in self._outputs for item in batch.items()):

@@ -35,11 +35,13 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "data": ({"errors"}, {"numpy", "PIL"}),
     "torch_module": ({"errors"}, {"onnx", "torch"}),
     "targets": ({"config", "errors", "spec", "graph.lookup", "plan", "export", "validate"}, {"onnx"}),
-    "report": ({"advice", "errors", "validate"}, {"onnxruntime"}),
+    "gates": ({"config", "errors", "validate"}, {"numpy", "scipy"}),
+    "report": ({"advice", "errors", "gates", "validate"}, {"onnxruntime"}),
+    "user_code": ({"errors"}, set()),
     "signature": ({"data", "errors", "graph.lookup", "validate"}, {"numpy"}),
     "fidelity": ({"errors", "frontend", "graph", "validate"}, {"numpy", "onnx", "onnxruntime", "torch"}),
 }
-BIG = {"numpy", "torch", "onnx", "onnxsim", "onnxruntime", "PIL", "click", "rich"}
+BIG = {"numpy", "scipy", "torch", "onnx", "onnxsim", "onnxruntime", "PIL", "click", "rich"}
 
 
 def imports(file: Path) -> Iterator[tuple[int, str]]:

@@ -13,7 +13,6 @@ from onnx import GraphProto
 
 import pdq_export
 from pdq_export import targets
-from pdq_export.cli.render import report_rows
 from pdq_export.commands.dry_run import dry_run
 from pdq_export.commands.settle import settle
 from pdq_export.config.config import options_of
@@ -27,6 +26,7 @@ from pdq_export.graph.lookup import GraphIndex
 from pdq_export.plan import PlanOptions
 from pdq_export.plan.floating import FloatNode
 from pdq_export.plan.planned import Planned
+from pdq_export.report.table import report_rows
 from pdq_export.spec import Plan, Point, Role
 from pdq_export.targets import Target, find_target, register_target, target_names
 from pdq_export.validate import Batch, check_runs_quantized

@@ -3,13 +3,14 @@
 import functools
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from pdq_export.calibrate import Calibrated
+from pdq_export.commands.judging import Observed
 from pdq_export.commands.progress import Tell
 from pdq_export.errors import ValidationError
 from pdq_export.fidelity import Reference, as_seen
@@ -21,6 +22,8 @@ from pdq_export.validate import (
     Comparison,
     LatencyPair,
     Measurements,
+    Metric,
+    MetricValue,
     Simulate,
     measure_latency,
     validate,
@@ -40,15 +43,18 @@ def evaluate(
     target: Target,
     device: torch.device,
     simulated_images: int,
+    metrics: Sequence[Metric] = (),
     tell: Tell,
-) -> tuple[Measurements, Parity]:
+) -> tuple[Measurements, Parity, tuple[MetricValue, ...]]:
     """Measure a file, ``content``, on all samples to judge on, and on some of them against the simulation.
 
     ``device``: of the simulation, which sees at most ``simulated_images``, evenly spread. Where the ``target`` is no
-    file for onnxruntime, the runtime that it has runs the first samples, and the simulation alone is measured. Raises
-    ValidationError where the file does not load or run, or its outputs are not comparable.
+    file for onnxruntime, the runtime that it has runs the first samples, and the simulation alone is measured.
+    ``metrics`` see what is measured. Raises ValidationError where the file does not load or run, or its outputs are not
+    comparable.
     """
     judged, size = work.samples.judged, work.batch or BATCH_SIZE
+    observed = Observed(metrics, judged.labels)
     comparison = Comparison(
         original=reference.content(work.prepared.model),
         quantized=content if target.in_onnxruntime else None,
@@ -60,6 +66,7 @@ def evaluate(
         simulate=_simulator(work, calibrated, device),
         simulate_every=math.ceil(len(judged) / size / max(simulated_images // size, 1)),
         optimize=reference.optimize,
+        observe=observed if metrics else None,
     )
     if not target.in_onnxruntime:
         target.check_runs(content, next(iter(comparison.batches())))
@@ -72,7 +79,7 @@ def evaluate(
         reducible=bool(saturating_layers(work.plan)),
         progress=functools.partial(tell.images, "rerun"),
     )
-    return measured, parity
+    return measured, parity, observed.result()
 
 
 def time_beside(work: Work, content: bytes, reference: Reference, *, target: Target) -> LatencyPair | None:

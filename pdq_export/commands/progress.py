@@ -2,21 +2,23 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from pdq_export.calibrate import BlockProgress
+if TYPE_CHECKING:  # it comes with torch, which not every command needs
+    from pdq_export.calibrate import BlockProgress
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Progress:
     """Where a command is.
 
-    ``stage``: load, plan, read, check, calibrate, export, validate or rerun; ``block`` once one is calibrated.
+    ``stage``: load, plan, read, check, calibrate, export, validate, rerun or time; ``block`` once one is calibrated.
     ``images``: how many of the ``total`` are done, once there are any; rerun, which compares ways of running the file,
     may go over a few of them first.
     """
 
     stage: str
-    block: BlockProgress | None = None
+    block: "BlockProgress | None" = None
     images: int | None = None
     total: int | None = None
 
@@ -34,7 +36,7 @@ class Tell:
         """A stage begins."""
         self._tell(Progress(stage=stage))
 
-    def block(self, at: BlockProgress) -> None:
+    def block(self, at: "BlockProgress") -> None:
         """Calibration is there."""
         self._tell(Progress(stage="calibrate", block=at))
 

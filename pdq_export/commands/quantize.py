@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from pdq_export.calibrate.memory import trim_heap
 from pdq_export.calibrate.precision import settled_torch
 from pdq_export.commands.dry_run import dry_run
 from pdq_export.commands.evaluate import evaluate, time_beside
+from pdq_export.commands.judging import Metrics, Observed, batch_slices, side_contents
 from pdq_export.commands.keeping import describe_run, kept_blocks
 from pdq_export.commands.making import Making
 from pdq_export.commands.progress import Progress, ProgressCallback, Tell
@@ -29,12 +30,14 @@ from pdq_export.exhaustion import tells_of_memory
 from pdq_export.export import MIN_OPSET
 from pdq_export.fidelity import Fidelity, as_seen
 from pdq_export.files import Draft
+from pdq_export.gates import check_outputs
 from pdq_export.graph.edit import with_constants
 from pdq_export.graph.lookup import opset_version
 from pdq_export.graph.save import in_order, model_files
 from pdq_export.report import ModelInfo, Report, tell_verdict
 from pdq_export.spec import Plan, QuantizedTensors
 from pdq_export.targets import find_target
+from pdq_export.validate import BATCH_SIZE, Batch, Session
 from pdq_export.work import (
     Model,
     PlannedModel,
@@ -77,6 +80,7 @@ def quantize(
     labels: Any = None,
     config: Config | str | Path | None = None,
     options: Mapping[str, Any] | None = None,
+    metrics: Metrics = (),
     progress: ProgressCallback | None = None,
     **fields: Any,
 ) -> Result:
@@ -96,7 +100,8 @@ def quantize(
     ``config``: options, as a `Config` or the path of a TOML file; those given here as ``fields`` win over it. All of
     them are below. ``options``: those of `CalibrationOptions`, which can be given as ``fields`` as well; they win over
     method, preset and what the graph suggests. ``layer_bits`` may be {REGEX: W/A}, bits `BitWidths`, ``max_memory`` a
-    number of bytes.
+    number of bytes. ``metrics``: functions of outputs and labels beside those that ``metric`` names, as
+    `validate_models` takes them; gates are judged on ``eval``, and one that fails is in the report and raises nothing.
 
     ``output`` and ``report`` are written together at the very end. Before validation the model is kept on the disk
     beside ``output``; an error or Ctrl-C from then on says where. ``progress`` is called with a `Progress`. Raises
@@ -104,7 +109,15 @@ def quantize(
     ValidationError where onnxruntime computes something else than what was calibrated.
     """
     request = Request.of(
-        model, config, fields, example_input=example_input, calib=calib, eval=eval, labels=labels, options=options
+        model,
+        config,
+        fields,
+        example_input=example_input,
+        calib=calib,
+        eval=eval,
+        labels=labels,
+        options=options,
+        metrics=metrics,
     )
     with contextlib.ExitStack() as until_end:
         return _run(request, Tell(progress), until_end)
@@ -130,6 +143,7 @@ def _run(request: Request, tell: Tell, until_end: contextlib.ExitStack) -> Resul
     tell.stage("check")
     fidelity = work.fidelity(session)
     _check(work, fidelity, asked.target)
+    _check_gates(request, work, fidelity)
     del session
     trim_heap()  # of large models several copies were made so far
     tell.stage("calibrate")
@@ -146,7 +160,7 @@ def _run(request: Request, tell: Tell, until_end: contextlib.ExitStack) -> Resul
     with Draft() as draft:
         own, files = _keep(draft, quantized, asked)
         content, target = quantized.SerializeToString(deterministic=True), find_target(asked.target)
-        measured, parity = evaluate(
+        measured, parity, metric_values = evaluate(
             work,
             calibrated,
             content,
@@ -154,6 +168,7 @@ def _run(request: Request, tell: Tell, until_end: contextlib.ExitStack) -> Resul
             target=target,
             device=request.device,
             simulated_images=request.config.run.simulated_images,
+            metrics=request.metrics,
             tell=tell,
         )
         changed = {"opset": opset_version(quantized), "equalized_tensors": list(equalized)}
@@ -165,8 +180,9 @@ def _run(request: Request, tell: Tell, until_end: contextlib.ExitStack) -> Resul
             saturated_layers=parity.saturated,
             latency=time_beside(work, content, reference, target=target),
             settings=changed,
-        )
-        files += _keep_report(draft, report, asked)
+            metrics=metric_values,
+        ).judged(request.limits)
+        files += _keep_beside(draft, report, request.config)
         tell_verdict(report, parity, samples.judged.source)
         draft.place(overwrite=asked.overwrite)
     return Result(model=quantized, plan=work.plan, tensors=calibrated.tensors, report=report, files=tuple(files))
@@ -179,6 +195,23 @@ def _check(work: Work, fidelity: Fidelity, target: str) -> None:
     fidelity.check_network(work.network, work.prepared, work.core.model)
     tell_tail(work)
     dry_run(work.prepared, work.plan, target, inputs=fidelity.probe)
+
+
+def _check_gates(request: Request, work: Work, fidelity: Fidelity) -> None:
+    """Refuse gates that there is nothing to judge by, and metrics that fail, before anybody waits for calibration."""
+    judged, size = work.samples.judged, work.batch or BATCH_SIZE
+    request.limits.check_labels(judged.source, labelled=judged.labels is not None)
+    check_outputs(request.limits, {name: fidelity.outputs[name] for name in work.compared})
+    if not request.metrics:
+        return
+    reference = fidelity.reference()
+    session = Session(reference.content(work.prepared.model), optimize=reference.optimize)
+    observed = Observed(request.metrics, judged.labels)
+    batches: Iterator[Batch] = judged.batches(size)
+    for samples, batch in zip(batch_slices(len(judged), size), batches, strict=True):
+        outputs = session.run_by_name(batch)
+        observed(outputs, outputs, samples)
+    request.limits.check_metrics(value.name for value in observed.result())
 
 
 def _equalize(
@@ -247,9 +280,9 @@ def _keep(draft: Draft, quantized: onnx.ModelProto, asked: FileSection) -> tuple
     return ModelInfo.of(Path(asked.output).name, *written.values()), list(written)
 
 
-def _keep_report(draft: Draft, report: Report, asked: FileSection) -> list[Path]:
-    """Have the report safe on the disk, where one is asked for, and where it will be."""
-    if asked.report is None:
-        return []
-    draft.add({Path(asked.report): report.to_json().encode()})
-    return [Path(asked.report)]
+def _keep_beside(draft: Draft, report: Report, config: Config) -> list[Path]:
+    """Have the report, in every form that is asked for, safe on the disk, and where it will be."""
+    contents = side_contents(config, report)
+    if contents:
+        draft.add(contents)
+    return list(contents)

@@ -9,21 +9,29 @@ import torch
 
 from pdq_export.calibrate.device import choose_device
 from pdq_export.calibrate.memory import parse_size
+from pdq_export.commands.judging import Metrics, check_side_files, find_metrics, side_files
 from pdq_export.commands.settle import Given, choose, plan_options, settle, with_method
 from pdq_export.config.config import Config
 from pdq_export.config.method import CalibrationOptions
 from pdq_export.config.option import QUANTIZE
 from pdq_export.data import DataSource, check_exists, names_function
-from pdq_export.errors import DataError
-from pdq_export.graph.save import check_output
+from pdq_export.errors import DataError, OptionError
+from pdq_export.gates import Limits, flag, parse_limits
+from pdq_export.graph.load import external_files
+from pdq_export.graph.save import check_output, data_path
 from pdq_export.plan import PlanOptions
 from pdq_export.runs import check_root
+from pdq_export.targets import find_target
+from pdq_export.validate import Metric
 from pdq_export.work import Model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-    """``calib`` and ``eval``: the data themselves, or their paths as ``config`` has them; ``labels``: of the latter."""
+    """``calib`` and ``eval``: the data themselves, or their paths as ``config`` has them; ``labels``: of the latter.
+
+    ``limits``: of the gates.
+    """
 
     model: Model
     example_input: Any
@@ -34,6 +42,8 @@ class Request:
     planning: PlanOptions
     device: torch.device
     max_memory: int | None
+    limits: Limits
+    metrics: tuple[Metric, ...]
 
     @classmethod
     def of(
@@ -47,6 +57,7 @@ class Request:
         eval: DataSource | None,
         labels: Any,
         options: Mapping[str, Any] | None,
+        metrics: Metrics = (),
     ) -> Self:
         """From the arguments of `quantize`; data given as paths, or in ``config``, become part of the configuration.
 
@@ -58,16 +69,22 @@ class Request:
         if calib is None:
             raise DataError("no calibration data: give calib, as data or as a path, here or in the configuration")
         size = settled.run.max_memory
+        eval = settled.data.eval if eval is None else eval
+        named = find_metrics(settled.gates, metrics)
+        limits = parse_limits(settled.gates, metrics=len(named))
+        _check_gates(limits, settled, judged=eval is not None)
         request = cls(
             model=model,
             example_input=example_input,
             calib=calib,
-            eval=settled.data.eval if eval is None else eval,
+            eval=eval,
             labels=labels,
             config=settled,
             planning=plan_options(settled, choose(settled)),
             device=choose_device(settled.run.device),
             max_memory=None if size is None else parse_size(size),
+            limits=limits,
+            metrics=named,
         )
         check_exists(request.calib)
         check_exists(request.eval)
@@ -78,8 +95,9 @@ class Request:
         file, work_dir = self.config.file, self.config.run.work_dir
         if work_dir is not None:
             check_root(Path(work_dir))
-        if file.output is None and file.report is None:
+        if file.output is None and not side_files(self.config):
             return
+        self._check_side_files()
         check_output(
             file.output,
             overwrite=file.overwrite,
@@ -91,9 +109,36 @@ class Request:
             report=file.report,
         )
 
+    def _check_side_files(self) -> None:
+        output, gates = self.config.file.output, self.config.gates
+        if gates.junit is None and gates.markdown is None:
+            return  # `check_output` checks the report
+        read = [path for path in (self.model, self.calib, self.eval) if isinstance(path, str | Path)]
+        others = [] if output is None else [Path(output), data_path(output)]
+        if isinstance(self.model, str | Path):
+            read += external_files(self.model)
+        check_side_files(self.config, others=others, inputs=read)
+
     def options(self, family: str) -> CalibrationOptions:
         """The numbers of the method for a network of this family."""
         return choose(self.config, family=family)
+
+
+def _check_gates(limits: Limits, config: Config, *, judged: bool) -> None:
+    """Raise OptionError for gates that say nothing of the file; ``judged``: whether there are images to judge on."""
+    target = config.file.target
+    if limits.of_accuracy and not judged:
+        raise OptionError(
+            f"{flag(limits.of_accuracy[0])}: there are no evaluation images, and on those of calibration a file looks "
+            "better than it is; expected --eval PATH, with images that are not among those of --calib"
+        )
+    if not find_target(target).in_onnxruntime:
+        for option in ("max_latency_ratio", "no_float_layers"):
+            if option in limits.asked:
+                raise OptionError(
+                    f"{flag(option)}: files for --target {target} do not run in onnxruntime; expected a gate of "
+                    "accuracy or size, or another target"
+                )
 
 
 def _path(data: DataSource) -> str | Path | None:

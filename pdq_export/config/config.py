@@ -13,27 +13,23 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from pdq_export.config.adapt import path, texts
+from pdq_export.config.gates import JUDGED, GatesSection
 from pdq_export.config.method import FAMILIES, METHODS, PRESETS, CalibrationOptions
 from pdq_export.config.option import INSPECT, QUANTIZE, Option, did_you_mean, find_options, option, shown
 from pdq_export.errors import OptionError
 
 WEIGHTS = ("asymmetric", "symmetric")
 _BOTH = (QUANTIZE, INSPECT)
+
 _WIDTHS = "W/A, weight and activation bits, for example 4/4"
-
-
-def _texts(value: Any) -> Any:
-    """One text, or several in a list, as a tuple of them."""
-    if isinstance(value, str):
-        return (value,)
-    return tuple(value) if isinstance(value, Iterable) else value
 
 
 def _rules(value: Any) -> Any:
     """Rules for layers: {REGEX: W/A}, one text REGEX=W/A, or several of them."""
     if isinstance(value, Mapping):
         return tuple(f"{pattern}={_widths(bits)}" for pattern, bits in value.items())
-    return _texts(value)
+    return texts(value)
 
 
 def _widths(value: Any) -> Any:
@@ -41,10 +37,6 @@ def _widths(value: Any) -> Any:
     if isinstance(value, tuple | list) and len(value) == 2 and all(type(bits) is int for bits in value):
         return "/".join(map(str, value))
     return str(value) if hasattr(value, "weight") and hasattr(value, "activation") else value
-
-
-def _path(value: Any) -> Any:
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _plain_path(value: Any) -> Any:
@@ -91,7 +83,7 @@ class PlanSection:
         more="see [below](#single-layers-and-a-look-before)",
         metavar="REGEX",
         expects="a list of regular expressions",
-        adapt=_texts,
+        adapt=texts,
         commands=_BOTH,
     )
     exclude_op: tuple[str, ...] = option(
@@ -99,7 +91,7 @@ class PlanSection:
         "Leave all nodes of an operator in float, for example Add",
         metavar="TYPE",
         expects="a list of operators",
-        adapt=_texts,
+        adapt=texts,
         commands=_BOTH,
     )
     weights: str | None = option(
@@ -156,7 +148,7 @@ class FileSection:
         unset="./MODEL-w4a4.onnx, or -w4a4-TARGET",
         short="-o",
         recorded=False,
-        adapt=_path,
+        adapt=path,
     )
     report: str | None = option(
         None,
@@ -167,9 +159,12 @@ class FileSection:
         writes=True,
         unset="none",
         recorded=False,
-        adapt=_path,
+        adapt=path,
+        commands=JUDGED,
     )
-    overwrite: bool = option(False, "Replace the output and the report where they exist", recorded=False)
+    overwrite: bool = option(
+        False, "Replace the output and the report where they exist", recorded=False, commands=JUDGED
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -243,7 +238,7 @@ class DataSection:
         is_path=True,
         unset="calib_data/eval.*, where --calib is not given; else the calibration images",
         recorded=False,
-        adapt=_path,
+        adapt=path,
     )
 
 
@@ -288,7 +283,7 @@ class RunSection:
         expects="the name of a folder",
         is_path=True,
         recorded=False,
-        adapt=_path,
+        adapt=path,
     )
     resume: bool = option(
         False,
@@ -309,6 +304,7 @@ class Config:
     calibration: MethodSection = dataclasses.field(default_factory=CalibrationSection)
     data: DataSection = dataclasses.field(default_factory=DataSection)
     run: RunSection = dataclasses.field(default_factory=RunSection)
+    gates: GatesSection = dataclasses.field(default_factory=GatesSection)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

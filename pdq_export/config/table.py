@@ -13,10 +13,11 @@ _MARKED = re.compile(r"(<!-- table of (?P<name>[\w -]+): [^>]*-->\n).*?(<!-- end
 
 
 def tables(config: type = Config) -> Mapping[str, str]:
-    """The tables by name: of the options that have a flag, and of those that are set by ``--set``."""
+    """The tables by name: of the options that have a flag, gates apart, and of those that are set by ``--set``."""
     options = options_of(config).values()
     return {
-        "options": _table("option", (one for one in options if one.declared.flag)),
+        "options": _table("option", (one for one in options if one.declared.flag and one.path[:1] != ("gates",))),
+        "gates": _table("option", (one for one in options if one.path[:1] == ("gates",))),
         "numbers of the method": _table("name", (one for one in options if not one.declared.flag)),
     }
 

@@ -1,5 +1,7 @@
 """What a run did and how good its result is, as frozen dataclasses and as JSON.
 
+`quantize` and `validate` write the same; what only one of them knows is empty, or null, in the other's.
+
 Schema, version 1 (null stands for "not measured", for sqnr_db for "no difference")::
 
     schema_version  1
@@ -12,16 +14,20 @@ Schema, version 1 (null stands for "not measured", for sqnr_db for "no differenc
                                             versions}; calibration_outliers: positions
                                             of calibration images that were left out;
                                             evaluation_images_seen_in_calibration: how many, and
-                                            evaluated_on_calibration_images: whether all
+                                            evaluated_on_calibration_images: whether all; of `validate`: {command:
+                                            "validate", evaluation, batch_size, renamed: {name: the quantized file's},
+                                            confidence}
     images          number of evaluated images
                     (a file that onnxruntime cannot run, since its target is another runtime, is not measured: its
                     accuracy, quantized_float, quantized_simulated, deviation and kernels are null, parts is empty, and
                     images are those that the simulation saw)
     accuracy        {float, quantized, simulated, float_where_simulated}, each {images, top1, top5} of the first output;
-                    null without labels; the last two are of the images that the simulation saw
-    outputs         one per graph output: {name, quantized_float, quantized_simulated, simulated_float, deviation},
-                    each of the three {images, argmax_agreement, chance_agreement, sqnr_db, relative_error,
-                    median_relative_error, max_relative_error}, see Agreement;
+                    null without labels; the last two are of the images that the simulation saw; changes: {images,
+                    lost, gained}, of images where top-1 of FP32 and of the quantized model differ
+    outputs         one per graph output: {name, quantized_float, quantized_simulated, simulated_float, deviation,
+                    quantized_name}, each of the three {images, argmax_agreement, chance_agreement, sqnr_db,
+                    relative_error, median_relative_error, max_relative_error, counted, positions, argmax_error,
+                    sqnr_error_db}, see Agreement; quantized_name: null where it is the same;
                     deviation: of onnxruntime from the simulation, as `pdq_export.validate.deviation` measures it;
                     where nodes behind the quantized part stay as they are (see floating), the tensors that they
                     read stand for the outputs that they compute
@@ -33,7 +39,7 @@ Schema, version 1 (null stands for "not measured", for sqnr_db for "no differenc
     latency         {batch, threads, float_ms, quantized_ms, ratio, clips, clip_ratio, note}, see LatencyPair: what
                                             onnxruntime takes for a batch in the user's model and in the quantized one,
                                             here; each ratio {median, low, high}; note: what is lost, and what to do;
-                                            null where the file is for another runtime
+                                            null where the file is for another runtime, or was not timed
     min_onnxruntime version                 the lowest onnxruntime that computes what the quantized file says, as
                                             measured; null where the file is for other runtimes
     layers          [{...}]                 one per weighted layer: {node, op_type, weight_shape,
@@ -44,20 +50,26 @@ Schema, version 1 (null stands for "not measured", for sqnr_db for "no differenc
                                             and scores; name: the part as a slice of the output
     predictions     {output: [tensor]}      where the prediction difference of an output was measured: its scores, or
                                             the last tensors before it that can be differentiated
+    uncompared      {output: reason}        outputs that cannot be compared with FP32's
+    metrics         [{name, float_value, quantized_value}]  numbers of --metric
+    gates           [{option, value, limit, unit, error, p_value, passed, told}]  see `pdq_export.gates.Gate`
 """
 
 import dataclasses
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Self
 
 import pdq_export
+from pdq_export.gates import Gate, Limits, judge
 from pdq_export.report.latency import latency_note
-from pdq_export.validate import Accuracy, KernelCount, LatencyPair, Measurements
+from pdq_export.validate import Accuracy, KernelCount, LatencyPair, Measurements, MetricValue, Top1Changes
 
 SCHEMA_VERSION = 1
+_PIECE = 2**24  # bytes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,10 +83,27 @@ class ModelInfo:
     @classmethod
     def of(cls, name: str, *contents: bytes) -> "ModelInfo":
         """From the bytes of the file, and of its external data where there is any."""
-        digest = hashlib.sha256()
-        for content in contents:
-            digest.update(content)
-        return cls(name=name, sha256=digest.hexdigest(), size=sum(len(content) for content in contents))
+        return cls._of(name, contents)
+
+    @classmethod
+    def of_files(cls, path: Path, *others: Path) -> "ModelInfo":
+        """From a file and those of its external data, read piece by piece. Raises OSError."""
+
+        def pieces() -> Iterator[bytes]:
+            for file in (path, *others):
+                with file.open("rb") as stream:
+                    while piece := stream.read(_PIECE):
+                        yield piece
+
+        return cls._of(path.name, pieces())
+
+    @classmethod
+    def _of(cls, name: str, pieces: Iterable[bytes]) -> "ModelInfo":
+        digest, size = hashlib.sha256(), 0
+        for piece in pieces:
+            digest.update(piece)
+            size += len(piece)
+        return cls(name=name, sha256=digest.hexdigest(), size=size)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,6 +119,8 @@ class Report(Measurements):
     layers: tuple[Mapping[str, Any], ...] = ()
     floating: tuple[Mapping[str, Any], ...] = ()
     predictions: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    metrics: tuple[MetricValue, ...] = ()
+    gates: tuple[Gate, ...] = ()
 
     @classmethod
     def of(cls, measured: Measurements, **run: Any) -> Self:
@@ -104,8 +135,26 @@ class Report(Measurements):
 
     @property
     def latency_note(self) -> str | None:
-        """Where bits cost time in onnxruntime and gain nothing, and what to do; None where they do not."""
-        return None if self.latency is None else latency_note(self.latency, self.settings)
+        """Where bits cost time in onnxruntime and gain nothing, and what to do; None where they do not.
+
+        Of a run whose options are known; those of a file that was only validated are not.
+        """
+        return (
+            None
+            if self.latency is None or self.settings.get("command") == "validate"
+            else latency_note(self.latency, self.settings)
+        )
+
+    @property
+    def failed_gates(self) -> tuple[Gate, ...]:
+        """The gates that failed."""
+        return tuple(gate for gate in self.gates if not gate.passed)
+
+    def judged(self, limits: Limits) -> Self:
+        """The same with the verdict of every gate that is asked for. Raises OptionError as `judge` does."""
+        ratio = None if self.latency is None else self.latency.ratio
+        gates = judge(limits, self, size_ratio=self.size_ratio, latency=ratio, metrics=self.metrics)
+        return dataclasses.replace(self, gates=gates)
 
     def to_dict(self) -> dict[str, Any]:
         """The report in plain types, as the schema has it."""
@@ -122,6 +171,7 @@ class Report(Measurements):
                 "quantized": _plain(self.quantized_accuracy),
                 "simulated": _plain(self.simulated_accuracy),
                 "float_where_simulated": _plain(self.float_where_simulated),
+                "changes": _plain(self.top1_changes),
             },
             "outputs": [dataclasses.asdict(output) for output in self.outputs],
             "kernels": None if self.kernels is None else _plain_kernels(self.kernels),
@@ -135,6 +185,9 @@ class Report(Measurements):
             "floating": [dict(node) for node in self.floating],
             "parts": [dataclasses.asdict(part) for part in self.parts],
             "predictions": {output: list(tensors) for output, tensors in self.predictions.items()},
+            "uncompared": dict(self.uncompared),
+            "metrics": [dataclasses.asdict(value) for value in self.metrics],
+            "gates": [dataclasses.asdict(gate) for gate in self.gates],
         }
 
     def to_json(self) -> str:
@@ -148,7 +201,7 @@ def versions() -> dict[str, str]:
     import onnxruntime
 
     found = {"pdq-export": pdq_export.__version__, "onnxruntime": str(onnxruntime.__version__)}
-    for package in ("numpy", "onnx", "torch"):
+    for package in ("numpy", "onnx", "scipy", "torch"):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -156,8 +209,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _plain(accuracy: Accuracy | None) -> dict[str, Any] | None:
-    return None if accuracy is None else dataclasses.asdict(accuracy)
+def _plain(measured: Accuracy | Top1Changes | None) -> dict[str, Any] | None:
+    return None if measured is None else dataclasses.asdict(measured)
 
 
 def _plain_kernels(kernels: KernelCount) -> dict[str, Any]:

@@ -2,15 +2,26 @@
 
 import onnx
 
-from pdq_export.validate.compare import Accuracy, AccuracyMeter, Agreement, AgreementMeter
+from pdq_export.validate.compare import Accuracy, AccuracyMeter, Agreement, AgreementMeter, Top1Changes
 from pdq_export.validate.deviation import DeviationMeter, Simulate
 from pdq_export.validate.latency import LatencyPair, Spread, Timing, measure_latency, time_sessions
-from pdq_export.validate.measure import BATCH_SIZE, Comparison, Measurements, OutputAgreement, validate
+from pdq_export.validate.measure import (
+    BATCH_SIZE,
+    Comparison,
+    Course,
+    Measurements,
+    OutputAgreement,
+    run_course,
+    validate,
+)
+from pdq_export.validate.metrics import Metric, MetricMeter, MetricValue, compare_metrics
+from pdq_export.validate.pair import Pair, open_pair
 from pdq_export.validate.parts import PartAgreement
 from pdq_export.validate.runtime import (
     Batch,
     KernelCount,
     Session,
+    Value,
     check_runs_quantized,
     count_kernels,
     kernels_saturate,
@@ -29,25 +40,35 @@ __all__ = [
     "AgreementMeter",
     "Batch",
     "Comparison",
+    "Course",
     "DeviationMeter",
     "KernelCount",
     "LatencyPair",
     "Measurements",
+    "Metric",
+    "MetricMeter",
+    "MetricValue",
     "OutputAgreement",
+    "Pair",
     "PartAgreement",
     "Session",
     "Simulate",
     "Spread",
     "Timing",
+    "Top1Changes",
+    "Value",
     "check_loads",
     "check_runs_quantized",
+    "compare_metrics",
     "count_kernels",
     "kernels_saturate",
     "measure_latency",
     "min_onnxruntime",
     "needed_config",
     "open_counted",
+    "open_pair",
     "open_session",
+    "run_course",
     "time_sessions",
     "validate",
     "with_outputs",

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +22,13 @@ class Agreement:
     """How close outputs are to reference outputs.
 
     ``argmax_agreement``: share of equal argmax over axis 1 of scores [N, K] or [N, K, H, W]; None for other shapes,
-    such as the boxes of a detector, and where K is 1. ``chance_agreement``: the share that there would be of argmaxes
-    as frequent as these, but drawn at random.
+    such as the boxes of a detector, and where K is 1. Of integers and booleans (``counted``), such as the index of a
+    class, it is the share of equal elements. ``positions``: how many were compared for it. ``chance_agreement``: the
+    share that there would be of argmaxes as frequent as these, but drawn at random.
     ``sqnr_db``: 10 log10(sum ref^2 / sum (ref - x)^2), None where they are equal. ``relative_error``:
     ||x - ref|| / ||ref|| over everything, which single images of large values may rule; of single images,
     ``max_relative_error`` is the largest one and ``median_relative_error`` the one that half of the images stay below.
+    ``argmax_error``, ``sqnr_error_db``: standard errors, from how the images differ; None of a single image.
     """
 
     images: int
@@ -35,6 +38,10 @@ class Agreement:
     relative_error: float
     median_relative_error: float
     max_relative_error: float
+    counted: bool = False
+    positions: int | None = None
+    argmax_error: float | None = None
+    sqnr_error_db: float | None = None
 
     @property
     def median_sqnr_db(self) -> float | None:
@@ -64,6 +71,28 @@ class Accuracy:
     top5: float | None
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Top1Changes:
+    """Labelled images whose top-1 differs: ``lost`` are those that FP32 has right and the other wrong, ``gained`` the
+    others.
+    """
+
+    images: int
+    lost: int
+    gained: int
+
+    @property
+    def drop(self) -> float:
+        """By how many points the accuracy falls; negative where it rises."""
+        return 100 * (self.lost - self.gained) / self.images
+
+    @property
+    def error(self) -> float:
+        """The standard error of `drop` in points: of a difference that is paired, image by image."""
+        changed, net = self.lost + self.gained, self.lost - self.gained
+        return 100 * math.sqrt(changed - net * net / self.images) / self.images
+
+
 class AgreementMeter:
     """Adds up an `Agreement` over batches; ``where`` says in errors what is compared.
 
@@ -73,8 +102,10 @@ class AgreementMeter:
     def __init__(self, where: str = "outputs", place: Place | None = None) -> None:
         self._where, self._place = where, place or Place(axis=0)
         self._images = self._positions = self._equal = 0
-        self._signal = self._noise = 0.0
-        self._relative: list[NDArray[np.float64]] = []
+        self._counted = False
+        self._signals: list[NDArray[np.float64]] = []  # sums of squares by image, and of the differences below
+        self._noises: list[NDArray[np.float64]] = []
+        self._equals: list[NDArray[np.float64]] = []  # shares of equal argmaxes by image
         self._classes = np.zeros((2, 0), np.int64)  # how often each is the largest, of reference and outputs
 
     def update(self, reference: Array, outputs: Array) -> None:
@@ -97,42 +128,72 @@ class AgreementMeter:
         rows = (reference, outputs)
         reference, outputs = (images_first(x, self._place) for x in rows)
         count = len(reference)
-        wide, error = reference.astype(np.float64), outputs.astype(np.float64) - reference
-        signal = np.square(wide).reshape(count, -1).sum(axis=1)
-        noise = np.square(error).reshape(count, -1).sum(axis=1)
-        relative = np.sqrt(noise[signal > 0] / signal[signal > 0])
+        wide = reference.astype(np.float64)
+        error = outputs.astype(np.float64) - wide
         self._images += count
-        self._signal += float(signal.sum())
-        self._noise += float(noise.sum())
-        self._relative.append(relative)
-        self._add_classes(*(rows if along_rows else (reference, outputs)), shapes=(2, 4) if along_rows else (2,))
+        self._signals.append(np.square(wide).reshape(count, -1).sum(axis=1))
+        self._noises.append(np.square(error).reshape(count, -1).sum(axis=1))
+        self._counted = reference.dtype.kind != "f"
+        if self._counted:
+            self._add_equal(reference == outputs)
+        else:
+            self._add_classes(*(rows if along_rows else (reference, outputs)), shapes=(2, 4) if along_rows else (2,))
 
     def _add_classes(self, reference: Array, outputs: Array, *, shapes: Sequence[int]) -> None:
         if reference.ndim not in shapes or reference.shape[1] < 2:
             return
-        largest = [x.argmax(axis=1).reshape(-1) for x in (reference, outputs)]
-        self._positions += largest[0].size
-        self._equal += int((largest[0] == largest[1]).sum())
-        counts = np.stack([np.bincount(x, minlength=reference.shape[1]) for x in largest])
+        largest = [x.argmax(axis=1) for x in (reference, outputs)]
+        equal = largest[0] == largest[1]
+        self._add_equal(images_first(equal, self._place) if self._place.axis == 0 else equal)
+        counts = np.stack([np.bincount(x.reshape(-1), minlength=reference.shape[1]) for x in largest])
         self._classes = counts if not self._classes.size else self._classes + counts
+
+    def _add_equal(self, equal: NDArray[np.bool_]) -> None:
+        """[N, ...], images first."""
+        if equal.size:
+            self._positions += equal.size
+            self._equal += int(equal.sum())
+            self._equals.append(equal.reshape(len(equal), -1).mean(axis=1))
 
     def result(self) -> Agreement:
         """The agreement over all batches so far."""
         tiny = np.finfo(np.float64).tiny
         shares = self._classes / max(self._positions, 1)
-        overall = math.sqrt(self._noise / max(self._signal, tiny))
-        relative = np.concatenate(self._relative) if self._images else np.zeros(0)
+        signals, noises, equals = (
+            np.concatenate(parts) if parts else np.zeros(0) for parts in (self._signals, self._noises, self._equals)
+        )
+        signal, noise = float(signals.sum()), float(noises.sum())
+        overall = math.sqrt(noise / max(signal, tiny))
+        relative = np.sqrt(noises[signals > 0] / signals[signals > 0])
         if not relative.size:  # no image has anything but zeros
             relative = np.array([overall])
         return Agreement(
             images=self._images,
             argmax_agreement=self._equal / self._positions if self._positions else None,
-            chance_agreement=float(shares.prod(axis=0).sum()) if self._positions else None,
-            sqnr_db=10 * (math.log10(max(self._signal, tiny)) - math.log10(self._noise)) if self._noise else None,
+            chance_agreement=float(shares.prod(axis=0).sum()) if self._classes.size else None,
+            sqnr_db=10 * (math.log10(max(signal, tiny)) - math.log10(noise)) if noise else None,
             relative_error=overall,
             median_relative_error=float(np.median(relative)),
             max_relative_error=float(relative.max()),
+            counted=self._counted,
+            positions=self._positions or None,
+            argmax_error=_standard_error(equals),
+            sqnr_error_db=_sqnr_error(signals, noises),
         )
+
+
+def _standard_error(values: NDArray[np.float64]) -> float | None:
+    """Of their mean."""
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
+
+
+def _sqnr_error(signals: NDArray[np.float64], noises: NDArray[np.float64]) -> float | None:
+    """The standard error in dB of the ratio of two sums over images, linearized."""
+    signal, noise, count = float(signals.sum()), float(noises.sum()), len(signals)
+    if count < 2 or not signal or not noise:
+        return None
+    spread = math.sqrt(count / (count - 1) * float(np.square(noises / noise - signals / signal).sum()))
+    return 10 / math.log(10) * spread
 
 
 class AccuracyMeter:
@@ -154,9 +215,7 @@ class AccuracyMeter:
                 f"labels span [{labels.min()}, {labels.max()}]; expected 0 to {self._classes - 1}, "
                 f"as the output has {self._classes} classes"
             )
-        own = np.take_along_axis(scores, labels[:, None], axis=1)
-        before = (scores > own) | ((scores == own) & (np.arange(self._classes) < labels[:, None]))
-        rank = np.where(np.isnan(own[:, 0]), self._classes, before.sum(axis=1))
+        rank = label_ranks(scores, labels)
         self._images += len(labels)
         self._top1 += int((rank == 0).sum())
         self._top5 += int((rank < 5).sum())
@@ -171,7 +230,40 @@ class AccuracyMeter:
         )
 
 
-def images_first(x: Array, place: Place) -> Array:
+class Top1Meter:
+    """Adds up `Top1Changes` over batches of class scores, whose labels an `AccuracyMeter` has checked."""
+
+    def __init__(self) -> None:
+        self._images = self._lost = self._gained = 0
+
+    def update(self, reference: Array, outputs: Array, labels: NDArray[np.integer]) -> None:
+        """Add one batch: scores [N, K] of both, labels [N]."""
+        scores = [class_scores(x) for x in (reference, outputs)]
+        before, after = (label_ranks(x, labels) == 0 for x in scores if x is not None)
+        self._images += len(labels)
+        self._lost += int((before & ~after).sum())
+        self._gained += int((after & ~before).sum())
+
+    def result(self) -> Top1Changes | None:
+        """What has changed over all batches so far; None where there was none."""
+        if not self._images:
+            return None
+        return Top1Changes(images=self._images, lost=self._lost, gained=self._gained)
+
+
+def label_ranks(scores: Array, labels: NDArray[np.integer]) -> NDArray[np.integer]:
+    """How many classes stand before the label, of each image: those that are larger, and equal ones of lower number.
+
+    Where the label's score is NaN, all.
+    """
+    classes = scores.shape[1]
+    own = np.take_along_axis(scores, labels[:, None], axis=1)
+    before = (scores > own) | ((scores == own) & (np.arange(classes) < labels[:, None]))
+    ranks: NDArray[np.integer] = np.where(np.isnan(own[:, 0]), classes, before.sum(axis=1))
+    return ranks
+
+
+def images_first(x: NDArray[Any], place: Place) -> NDArray[Any]:
     """[..., outer * N * inner, ...] as [N, ..., outer, inner, ...]; as it is where images have axis 0 alone."""
     if place == Place(axis=0):
         return x

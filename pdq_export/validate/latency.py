@@ -70,11 +70,13 @@ def measure_latency(
     *,
     threads: int = 1,
     optimize: bool = True,
+    inputs: Sequence[str] | None = None,
     seconds: float | None = None,
 ) -> LatencyPair:
     """Time a file beside the one that it was made of, and beside itself with 8-bit activations, on one batch.
 
-    ``optimize``: of the original, see `Comparison`. ``seconds``: about how long to measure, by default `SECONDS`.
+    ``optimize``: of the original, see `Comparison`. ``inputs``: the quantized file's, in the order of the original's,
+    by default its own. ``seconds``: about how long to measure, by default `SECONDS`.
     Raises ValidationError where a file does not load or run.
     """
     seconds = SECONDS if seconds is None else seconds
@@ -83,6 +85,8 @@ def measure_latency(
         Session(original, threads=threads, optimize=optimize),
         *(open_session(model, threads=threads) for model in (quantized, wide) if model is not None),
     ]
+    for session in sessions[1:]:
+        session.rename(inputs or session.inputs, {name: name for name in session.outputs})
     least = min(_LEAST, seconds / _MOST_ROUNDS)
     floating, low, *unclipped = time_sessions(sessions, batch, threads=threads, least=least, seconds=seconds)
     return LatencyPair(

@@ -9,7 +9,14 @@ from numpy.typing import NDArray
 
 from pdq_export.errors import ValidationError
 from pdq_export.spec import OutputPart, Place
-from pdq_export.validate.compare import Accuracy, AccuracyMeter, Agreement, AgreementMeter
+from pdq_export.validate.compare import (
+    Accuracy,
+    AccuracyMeter,
+    Agreement,
+    AgreementMeter,
+    Top1Changes,
+    Top1Meter,
+)
 from pdq_export.validate.deviation import DeviationMeter, Simulate
 from pdq_export.validate.parts import PartAgreement, PartMeters
 from pdq_export.validate.runtime import (
@@ -28,22 +35,23 @@ BATCH_SIZE = 16  # simulation and both sessions hold the activations of a batch
 _PAIRS = ("quantized_float", "quantized_simulated", "simulated_float")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """Two models that are run over the same samples, and the simulation of the second where there is one.
+# Is told of every batch: what the reference gave, what stands for the quantized model gave, and which samples they are.
+Observer = Callable[[Mapping[str, Array], Mapping[str, Array], slice], None]
 
-    ``original``, ``quantized``: the files' bytes; ``quantized`` is None where onnxruntime does not run it, and the
-    simulation stands for it, on the batches that it sees. ``batches`` gives the samples from the start, one batch at a
-    time; a tuple is one array for each input. ``labels``: [N], where the first output is one vector of class scores
-    per image.
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Course:
+    """What two models are run over, and what of their outputs is compared.
+
+    ``batches`` gives the samples from the start, one batch at a time; a tuple is one array for each input.
+    ``labels``: [N], where the first output is one vector of class scores per image.
     ``compared``: names of tensors, inner ones among them; by default all outputs. ``parts``: of outputs, compared one
     by one too. ``places``: where images lie in outputs in which they do not have axis 0 for themselves.
     ``simulate`` computes the compared tensors of one batch; it sees the first and every ``simulate_every``-th one.
-    Without ``optimize`` onnxruntime runs the original as it is written.
+    ``observe``: an `Observer`. Unless it is ``strict``, an output whose shape differs between the models is left out,
+    and `Measurements` say so.
     """
 
-    original: bytes
-    quantized: bytes | None
     batches: Callable[[], Iterable[Batch]]
     labels: NDArray[np.integer] | None = None
     compared: Sequence[str] = ()
@@ -51,7 +59,8 @@ class Comparison:
     places: Mapping[str, Place] = dataclasses.field(default_factory=dict)
     simulate: Simulate | None = None
     simulate_every: int = 1
-    optimize: bool = True
+    observe: Observer | None = None
+    strict: bool = True
 
     def simulated_batches(self) -> Iterable[Batch]:
         """The batches that the simulation sees."""
@@ -59,10 +68,25 @@ class Comparison:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Comparison(Course):
+    """Two models that are run over the same samples, and the simulation of the second where there is one.
+
+    ``original``, ``quantized``: the files' bytes; ``quantized`` is None where onnxruntime does not run it, and the
+    simulation stands for it, on the batches that it sees. Without ``optimize`` onnxruntime runs the original as it is
+    written.
+    """
+
+    original: bytes
+    quantized: bytes | None
+    optimize: bool = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class OutputAgreement:
     """How the quantized model, its simulation and FP32 agree in one output; None where one of them was not run.
 
-    ``deviation``: of the quantized model from the simulation, see `pdq_export.validate.deviation`.
+    ``deviation``: of the quantized model from the simulation, see `pdq_export.validate.deviation`. ``quantized_name``:
+    what the quantized model calls it, where that is another name.
     """
 
     name: str
@@ -70,6 +94,7 @@ class OutputAgreement:
     quantized_simulated: Agreement | None
     simulated_float: Agreement | None
     deviation: float | None = None
+    quantized_name: str | None = None
 
     @property
     def against_float(self) -> Agreement:
@@ -85,7 +110,9 @@ class Measurements:
 
     Accuracies are None without labels, those of the simulation also where it has no scores. ``images``: those that the
     file was run on, or the simulation where the file was not; then its accuracy and kernels are None.
-    ``float_where_simulated``: of FP32 on the images that the simulation saw. ``session_config``: without which
+    ``float_where_simulated``: of FP32 on the images that the simulation saw. ``top1_changes``: from FP32 to the file,
+    or to the simulation where the file was not run. ``uncompared``: outputs that cannot be, with the reason.
+    ``session_config``: without which
     onnxruntime does not load the quantized file. ``min_onnxruntime``: the lowest version that it names for itself.
     """
 
@@ -94,11 +121,13 @@ class Measurements:
     quantized_accuracy: Accuracy | None
     simulated_accuracy: Accuracy | None
     float_where_simulated: Accuracy | None = None
+    top1_changes: Top1Changes | None = None
     outputs: tuple[OutputAgreement, ...]
     parts: tuple[PartAgreement, ...] = ()
     kernels: KernelCount | None
     session_config: Mapping[str, str] = dataclasses.field(default_factory=dict)
     min_onnxruntime: str | None = None
+    uncompared: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def validate(comparison: Comparison, *, progress: Callable[[int], None] | None = None) -> Measurements:
@@ -113,12 +142,31 @@ def validate(comparison: Comparison, *, progress: Callable[[int], None] | None =
         with_outputs(comparison.original, comparison.compared), config=None, optimize=comparison.optimize
     )
     session, kernels = _open_quantized(comparison)
+    measured = run_course(comparison, reference, session, kernels, progress=progress)
+    if session is None or comparison.quantized is None:
+        return measured
+    lowest = min_onnxruntime(comparison.quantized)
+    return dataclasses.replace(measured, session_config=session.config, min_onnxruntime=lowest)
+
+
+def run_course(
+    course: Course,
+    reference: Session,
+    session: Session | None,
+    kernels: KernelCount | None,
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> Measurements:
+    """What `validate` does, with the sessions of both models; without that of the second, its simulation is measured.
+
+    ``kernels``: of the second.
+    """
     outputs = reference.outputs if session is None else session.outputs
-    meters = _Meters(tuple(comparison.compared) or outputs, outputs[0], comparison)
-    for number, batch in enumerate(comparison.batches()):
+    meters = _Meters(tuple(course.compared) or outputs, outputs[0], course, runs=session is not None)
+    for number, batch in enumerate(course.batches()):
         simulated = None
-        if comparison.simulate is not None and number % comparison.simulate_every == 0:
-            simulated = [np.asarray(output) for output in comparison.simulate(batch)]
+        if course.simulate is not None and number % course.simulate_every == 0:
+            simulated = [np.asarray(output) for output in course.simulate(batch)]
         if session is None and simulated is None:
             meters.skip(batch_size(batch))
         else:
@@ -126,11 +174,7 @@ def validate(comparison: Comparison, *, progress: Callable[[int], None] | None =
             meters.update(batch_size(batch), reference.run_by_name(batch), quantized, simulated)
         if progress is not None:
             progress(meters.seen)
-    measured = meters.result(kernels)
-    if session is None or comparison.quantized is None:
-        return measured
-    lowest = min_onnxruntime(comparison.quantized)
-    return dataclasses.replace(measured, session_config=session.config, min_onnxruntime=lowest)
+    return meters.result(kernels)
 
 
 def _open_quantized(comparison: Comparison) -> tuple[Session, KernelCount] | tuple[None, None]:
@@ -151,17 +195,20 @@ class _Meters:
     ``images``: how many were compared; ``seen``: with those that were skipped.
     """
 
-    def __init__(self, names: Sequence[str], scores: str, comparison: Comparison) -> None:
+    def __init__(self, names: Sequence[str], scores: str, course: Course, *, runs: bool) -> None:
         self.images = self.seen = 0
-        self._names, self._scores, self._labels = names, scores, comparison.labels
-        self._simulated, self._run = comparison.simulate is not None, comparison.quantized is not None
-        places = comparison.places
+        self._names, self._scores, self._labels = names, scores, course.labels
+        self._simulated, self._run, self._strict = course.simulate is not None, runs, course.strict
+        self._observe = course.observe or (lambda *_: None)
+        self._uncompared: dict[str, str] = {}
+        places = course.places
         self._agreements = [
             {pair: AgreementMeter(f"output {name!r}", places.get(name)) for pair in _PAIRS} for name in names
         ]
         self._deviations = [DeviationMeter() for _ in names]
         self._accuracies = [AccuracyMeter() for _ in range(4)]
-        self._parts = PartMeters(comparison.parts, names, places)
+        self._changes = Top1Meter()
+        self._parts = PartMeters(course.parts, names, places)
 
     def skip(self, size: int) -> None:
         self.seen += size
@@ -178,24 +225,47 @@ class _Meters:
             raise ValidationError(f"the models and the simulation have unequal outputs; expected {list(self._names)}")
         by_name = dict(zip(self._names, simulated or (), strict=simulated is not None))
         for name, meters, deviation in zip(self._names, self._agreements, self._deviations, strict=True):
-            if quantized is not None:
+            if quantized is not None and self._fits(name, reference[name], quantized[name]):
                 meters["quantized_float"].update(reference[name], quantized[name])
             if simulated is not None:
                 meters["simulated_float"].update(reference[name], by_name[name])
             if quantized is not None and simulated is not None:
                 meters["quantized_simulated"].update(by_name[name], quantized[name])
                 deviation.update(by_name[name], quantized[name])
+        samples = slice(self.seen, self.seen + size)
         if self._labels is not None:
-            labels = self._labels[self.seen : self.seen + size]
-            where_simulated = reference if self._scores in by_name else {}
-            given = (reference, quantized or {}, by_name, where_simulated)
-            for meter, outputs in zip(self._accuracies, given, strict=True):
-                if self._scores in outputs:
-                    meter.update(outputs[self._scores], labels)
+            self._add_labels(self._labels[samples], reference, quantized, by_name)
         if quantized is not None:
             self._parts.update(reference, quantized)
+        self._observe(reference, by_name if quantized is None else quantized, samples)
         self.images += size
         self.seen += size
+
+    def _fits(self, name: str, reference: Array, quantized: Array) -> bool:
+        """Whether an output can be compared; once it could not, it is no more."""
+        if name in self._uncompared:
+            return False
+        if self._strict or reference.shape == quantized.shape:
+            return True
+        shapes = f"{list(quantized.shape)}, FP32's {list(reference.shape)}"
+        self._uncompared[name] = f"its shape is {shapes}, on samples {self.seen} and following"
+        return False
+
+    def _add_labels(
+        self,
+        labels: NDArray[np.integer],
+        reference: Mapping[str, Array],
+        quantized: Mapping[str, Array] | None,
+        simulated: Mapping[str, Array],
+    ) -> None:
+        where_simulated = reference if self._scores in simulated else {}
+        given = (reference, quantized or {}, simulated, where_simulated)
+        for meter, outputs in zip(self._accuracies, given, strict=True):
+            if self._scores in outputs:
+                meter.update(outputs[self._scores], labels)
+        judged = simulated if quantized is None else quantized
+        if self._scores in reference and self._scores in judged:
+            self._changes.update(reference[self._scores], judged[self._scores], labels)
 
     def result(self, kernels: KernelCount | None) -> Measurements:
         """Raises ValidationError where there was no image, or not one for every label."""
@@ -213,9 +283,11 @@ class _Meters:
             quantized_accuracy=quantized if self._run else None,
             simulated_accuracy=simulated if has_scores else None,
             float_where_simulated=where_simulated if has_scores else None,
+            top1_changes=self._changes.result(),
             outputs=self._outputs(),
             parts=self._parts.result() if self._run else (),
             kernels=kernels,
+            uncompared=dict(self._uncompared),
         )
 
     def _outputs(self) -> tuple[OutputAgreement, ...]:
@@ -228,4 +300,5 @@ class _Meters:
                 deviation=deviation.result() if self._run and self._simulated else None,
             )
             for name, meters, deviation in zip(self._names, self._agreements, self._deviations, strict=True)
+            if name not in self._uncompared
         )

@@ -26,7 +26,14 @@ Batch = NDArray[np.float32] | tuple[NDArray[np.float32], ...]
 
 PROVIDERS = ["CPUExecutionProvider"]
 _FATAL_ONLY = 4
-_FLOATS: dict[str, type[np.floating[Any]]] = {"tensor(float16)": np.float16, "tensor(double)": np.float64}
+_NUMBERS: Mapping[str, type[np.generic]] = {
+    "tensor(float16)": np.float16,
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(bool)": np.bool_,
+    **{f"tensor({t.__name__})": t for t in (np.int8, np.int16, np.int32, np.int64)},
+    **{f"tensor({t.__name__})": t for t in (np.uint8, np.uint16, np.uint32, np.uint64)},
+}
 _LONGEST_MESSAGE = 400
 
 # onnxruntime's QDQ fusions know types below 8 bits only in part and leave invalid graphs; without them it runs in
@@ -60,13 +67,34 @@ class KernelCount:
         return tuple(node for node in nodes if node not in self.floating_nodes)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Value:
+    """An input or output as onnxruntime tells it: ``kind`` is its type, such as tensor(float).
+
+    ``shape``: None where its rank is unknown or 0, with None for axes that are free.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int | None, ...] | None
+
+    @property
+    def dtype(self) -> np.dtype[Any] | None:
+        """The type of its numbers, None where numpy has none for it, or where it is no tensor."""
+        return np.dtype(_NUMBERS[self.kind]) if self.kind in _NUMBERS else None
+
+    def __str__(self) -> str:
+        shape = "" if self.shape is None else " " + " x ".join("?" if d is None else str(d) for d in self.shape)
+        return f"{self.name!r} ({self.kind}{shape})"
+
+
 class Session:
     """A model in onnxruntime on the CPU, with default session options and ``config``; idle threads do not spin.
 
     ``model``: bytes or a path. ``config``: see `needed_config`. ``threads``: of one operator; None lets onnxruntime
     choose. Without ``optimize`` the graph is run as it is written; ``optimized_path``: where the graph that is run is
     written as well. ``outputs``: the graph's, those that are tensors. Raises ValidationError where onnxruntime refuses
-    the model.
+    the model. ``takes``, ``gives``: its inputs and outputs as the file has them.
     """
 
     def __init__(
@@ -85,23 +113,27 @@ class Session:
             options.optimized_model_filepath = optimized_path
         self.config = dict(config or {})
         self._session = _load(model, options)
-        values = self._session.get_inputs()
-        self.inputs = tuple(value.name for value in values)
-        self._dtypes = [_FLOATS.get(value.type, np.float32) for value in values]
-        outputs = self._session.get_outputs()
-        self.outputs = tuple(output.name for output in outputs if output.type.startswith("tensor("))
+        self.takes, self.gives = (
+            tuple(map(_value, values)) for values in (self._session.get_inputs(), self._session.get_outputs())
+        )
+        self.inputs = tuple(value.name for value in self.takes)
+        self.outputs = self._fetched = tuple(v.name for v in self.gives if v.kind.startswith("tensor("))
+
+    def rename(self, inputs: Iterable[str], outputs: Mapping[str, str]) -> None:
+        """Take batches in this order of ``inputs``, and give those ``outputs`` alone, under the names that they get."""
+        self.inputs = tuple(inputs)
+        self.outputs, self._fetched = tuple(outputs.values()), tuple(outputs)
 
     def run(self, batch: Batch) -> list[NDArray[np.float32]]:
-        """All outputs for one batch, given in the inputs' float types; a tuple is one array for each input.
+        """All outputs for one batch, given in the inputs' types; a tuple is one array for each input.
 
-        Raises ValidationError where onnxruntime fails on it.
+        Raises ValidationError where onnxruntime fails on it, and for numbers that an input of integers does not take.
         """
         arrays = batch if isinstance(batch, tuple) else (batch,)
-        with np.errstate(over="ignore"):  # what leaves float16 is infinite
-            typed = [array.astype(dtype, copy=False) for array, dtype in zip(arrays, self._dtypes, strict=True)]
-        feed = dict(zip(self.inputs, typed, strict=True))
+        by_name = {value.name: value for value in self.takes}
+        feed = {name: _typed(array, by_name[name]) for name, array in zip(self.inputs, arrays, strict=True)}
         try:
-            results = self._session.run(self.outputs, feed)[: len(self.outputs)]  # all, where none is asked for
+            results = self._session.run(self._fetched, feed)[: len(self._fetched)]  # all, where none is asked for
             return [np.asarray(output) for output in results]
         except Exception as error:  # onnxruntime's errors share no base class
             shapes = ", ".join(str(list(array.shape)) for array in arrays)
@@ -114,6 +146,23 @@ class Session:
     def run_batches(self, batches: Iterable[Batch]) -> Iterator[list[NDArray[np.float32]]]:
         """All outputs for each batch, one batch at a time."""
         return (self.run(batch) for batch in batches)
+
+
+def _value(given: Any) -> Value:
+    shape = tuple(size if isinstance(size, int) else None for size in given.shape) if given.shape else None
+    return Value(name=given.name, kind=given.type, shape=shape)
+
+
+def _typed(array: NDArray[np.float32], value: Value) -> NDArray[Any]:
+    dtype = value.dtype or np.dtype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # what leaves float16 is infinite
+        typed = array.astype(dtype, copy=False)
+        if dtype.kind != "f" and not np.array_equal(typed.astype(np.float64), array):
+            raise ValidationError(
+                f"input {value}: the data have {array.min():g} to {array.max():g}, and numbers that {dtype} does not "
+                "hold; expected whole numbers in its range; store the data as the model wants them, as float32"
+            )
+    return typed
 
 
 def batch_size(batch: Batch) -> int:

@@ -71,6 +71,10 @@ def test_defaults(run: Run, pipeline: FakePipeline, folder: Path) -> None:
         "work_dir": None,
         "resume": False,
         "simulated_images": 1024,
+        **dict.fromkeys(("metric", "min_metric", "max_metric", "max_metric_drop", "max_metric_rise"), ()),
+        **dict.fromkeys(("max_drop", "min_agreement", "min_sqnr", "max_size_ratio", "max_latency_ratio")),
+        **dict.fromkeys(("confidence", "junit", "markdown")),
+        "no_float_layers": False,
     }
     assert (folder / "model-w4a4.onnx").exists()
     assert "wrote model-w4a4.onnx" in result.stdout

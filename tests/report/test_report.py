@@ -43,6 +43,9 @@ def test_json_follows_the_schema():
         "floating",
         "parts",
         "predictions",
+        "uncompared",
+        "metrics",
+        "gates",
     ]
     assert read == report.to_dict()
     assert read["schema_version"] == 1
@@ -57,6 +60,10 @@ def test_json_follows_the_schema():
         "relative_error",
         "median_relative_error",
         "max_relative_error",
+        "counted",
+        "positions",
+        "argmax_error",
+        "sqnr_error_db",
     }
     assert read["kernels"] == {
         "integer": {},

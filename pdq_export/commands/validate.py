@@ -1,0 +1,256 @@
+"""`validate`: any quantized ONNX file beside the FP32 file that it was made of, with gates."""
+
+import dataclasses
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from pdq_export.commands.judging import Metrics, Observed, check_side_files, find_metrics, side_contents
+from pdq_export.commands.progress import ProgressCallback, Tell
+from pdq_export.commands.settle import settle
+from pdq_export.config.config import Config
+from pdq_export.config.option import VALIDATE
+from pdq_export.config.signature import takes_options
+from pdq_export.data import Data, DataSource, InputSpec, check_exists, read_data
+from pdq_export.errors import DataError, ModelError, OptionError, ValidationError
+from pdq_export.exhaustion import tells_of_memory
+from pdq_export.files import write_together
+from pdq_export.gates import Limits, check_outputs, parse_limits
+from pdq_export.graph.batch_axis import follow
+from pdq_export.graph.load import external_files, in_memory, read_structure
+from pdq_export.graph.lookup import GraphIndex
+from pdq_export.graph.passes import tidy
+from pdq_export.report import ModelInfo, Report
+from pdq_export.signature import check_labels
+from pdq_export.spec import Place
+from pdq_export.validate import (
+    BATCH_SIZE,
+    Batch,
+    Course,
+    LatencyPair,
+    Metric,
+    Pair,
+    measure_latency,
+    min_onnxruntime,
+    open_pair,
+    run_course,
+)
+from pdq_export.validate.compare import class_scores
+
+logger = logging.getLogger(__name__)
+
+Model = str | Path | onnx.ModelProto
+
+
+@tells_of_memory(calibrates=False)
+@takes_options(VALIDATE)
+def validate_models(
+    model: Model,
+    quantized: Model,
+    *,
+    data: DataSource,
+    metrics: Metrics = (),
+    batch_size: int | None = None,
+    config: Config | str | Path | None = None,
+    progress: ProgressCallback | None = None,
+    **fields: Any,
+) -> Report:
+    """Run a quantized ONNX file beside the FP32 file that it was made of, whoever made them, and judge it by gates.
+
+    Inputs and outputs are matched by name, or by position where names differ and shapes fit. ``data``: as ``eval`` of
+    `quantize`; labels are classes, for the first output. ``metrics``: functions that are called with (outputs, labels)
+    once for each file, see `pdq_export.validate.metrics.Metric`, beside those that ``metric`` names. ``batch_size``: of
+    the samples, by default 16, or what the files fix.
+
+    The report has the figures, and in ``gates`` the verdicts; a gate that fails raises nothing. With ``config`` options
+    come from a `Config` or the path of a TOML file; ``fields`` win over it. ``report``, ``junit`` and ``markdown`` are
+    written together at the very end. Raises PdqError for anything that can be wrong with files, data, options or
+    metrics, before anything is written.
+    """
+    tell = Tell(progress)
+    settled = settle(config, fields, command=VALIDATE)
+    named = find_metrics(settled.gates, metrics)
+    limits = parse_limits(settled.gates, metrics=len(named))
+    check_exists(data)
+    read = [path for path in (model, quantized, data) if isinstance(path, str | Path)]
+    tell.stage("load")
+    files = [_File.of(given, which) for given, which in ((model, "model"), (quantized, "quantized"))]
+    check_side_files(settled, inputs=[*read, *(path for file in files for path in file.external)])
+    pair = open_pair(*(file.content for file in files))
+    tell.stage("read")
+    size = _choose_batch(pair, batch_size)
+    samples = _read(data, pair, size, tell)
+    limits.check_labels(str(samples), labelled=samples.labels is not None)
+    run = _Run(pair=pair, samples=samples, size=size, limits=limits, metrics=named)
+    measured, metric_values = run.measure(files[0].structure, tell)
+    tell.stage("time")
+    latency = run.time(*(file.content for file in files))
+    report = Report.of(
+        dataclasses.replace(measured, min_onnxruntime=min_onnxruntime(files[1].content)),
+        model=files[0].info(),
+        quantized=files[1].info(),
+        latency=latency,
+        metrics=metric_values,
+        settings={
+            "command": "validate",
+            "evaluation": str(samples),
+            "batch_size": size,
+            "renamed": dict(pair.renamed),
+            "confidence": settled.gates.confidence,
+        },
+    )
+    report = report.judged(limits)
+    if contents := side_contents(settled, report):
+        write_together(contents, overwrite=settled.file.overwrite)
+    return report
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _File:
+    """A model as it is given: ``content`` for onnxruntime, a path or bytes; ``structure``: without external data."""
+
+    content: bytes | Path
+    structure: onnx.ModelProto
+    external: tuple[Path, ...]
+
+    @classmethod
+    def of(cls, given: Model, which: str) -> "_File":
+        if isinstance(given, str | Path):
+            path = Path(given)
+            return cls(content=path, structure=read_structure(path), external=tuple(external_files(path)))
+        model = in_memory(given)
+        if not model.graph.node:
+            raise ModelError(f"{which}: its graph has no nodes; expected a network")
+        return cls(content=model.SerializeToString(), structure=model, external=())
+
+    def info(self) -> ModelInfo:
+        """What is said of it."""
+        if isinstance(self.content, bytes):
+            return ModelInfo.of("", self.content)
+        try:
+            return ModelInfo.of_files(self.content, *self.external)
+        except OSError as error:
+            raise ModelError(f"{self.content}: cannot be read: {error.strerror or error}") from error
+
+
+def _choose_batch(pair: Pair, asked: int | None) -> int:
+    """Samples in a batch. Raises OptionError for a wrong number, or another than the files fix."""
+    if asked is not None and (type(asked) is not int or asked < 1):
+        raise OptionError(f"--batch-size {asked!r}: expected a whole number, 1 or more")
+    if pair.batch is not None and asked not in (None, pair.batch):
+        raise OptionError(
+            f"--batch-size {asked}: the files fix it to {pair.batch}; expected {pair.batch}; leave it out, or export "
+            "them with a dynamic batch axis"
+        )
+    return pair.batch or asked or BATCH_SIZE
+
+
+def _read(data: DataSource, pair: Pair, size: int, tell: Tell) -> Data:
+    """The samples, in whole batches where the files fix their size."""
+    specs = [InputSpec(name=value.name, shape=value.shape or ()) for value in pair.inputs]
+    samples = read_data(data, specs, told=lambda done, total: tell.images("read", done, total))
+    if pair.batch is None or not (left_over := len(samples) % size):
+        return samples
+    if left_over == len(samples):
+        raise DataError(f"{samples.source}: {len(samples)} samples; expected at least {size}, the files' batch size")
+    logger.warning("the files' batch size is %d: the last %d samples are left out", size, left_over)
+    return samples.head(len(samples) - left_over)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Run:
+    """Two files over the samples, ``size`` at a time."""
+
+    pair: Pair
+    samples: Data
+    size: int
+    limits: Limits
+    metrics: Sequence[Metric]
+
+    def first(self) -> Batch:
+        """The first batch."""
+        return _first(self.samples, self.size)
+
+    def measure(self, structure: onnx.ModelProto, tell: Tell) -> tuple[Any, Any]:
+        """What the files compute, and what the metrics say of it; ``structure``: of the first."""
+        pair, samples = self.pair, self.samples
+        outputs = pair.original.run_by_name(self.first())
+        check_outputs(self.limits, outputs)
+        observed = Observed(self.metrics, samples.labels)
+        course = Course(
+            batches=lambda: samples.batches(self.size),
+            labels=self._labels(outputs),
+            places=_places(structure, outputs, min(self.size, len(samples))),
+            observe=observed if self.metrics else None,
+            strict=False,
+        )
+        told = lambda done: tell.images("validate", done, len(samples))  # noqa: E731
+        measured = run_course(course, pair.original, pair.quantized, pair.kernels, progress=told)
+        named = [
+            dataclasses.replace(output, quantized_name=pair.renamed.get(output.name)) for output in measured.outputs
+        ]
+        uncompared = {**pair.uncompared, **measured.uncompared}
+        for name, reason in uncompared.items():
+            logger.warning("output %r is not compared: %s", name, reason)
+        return (
+            dataclasses.replace(
+                measured, outputs=tuple(named), uncompared=uncompared, session_config=pair.quantized.config
+            ),
+            observed.result(),
+        )
+
+    def _labels(self, outputs: Mapping[str, NDArray[Any]]) -> NDArray[np.integer] | None:
+        """Those that top-1 is computed of: none where metrics take them and the first output has no class scores."""
+        name, first = next(iter(outputs.items()))
+        if self.samples.labels is None:
+            return None
+        if self.metrics and self.limits.section.max_drop is None and class_scores(first) is None:
+            return None
+        check_labels(name, first, self.samples)
+        return self.samples.labels
+
+    def time(self, *contents: bytes | Path) -> LatencyPair | None:
+        """Both on one sample, or the batch that they fix, on one thread; None, with a warning, where one fails."""
+        batch = _first(self.samples, self.pair.batch or 1)
+        try:
+            return measure_latency(contents[0], contents[1], batch, inputs=self.pair.quantized.inputs)
+        except ValidationError as error:  # it runs on larger ones
+            logger.warning("latency is not measured: %s", error)
+            return None
+
+
+def _first(samples: Data, size: int) -> Batch:
+    batches: Iterator[Batch] = samples.batches(size)
+    return next(batches)
+
+
+def _places(structure: onnx.ModelProto, outputs: Mapping[str, NDArray[Any]], count: int) -> dict[str, Place]:
+    """Where images lie in outputs in which they do not have axis 0 for themselves, as far as shapes tell it."""
+    if count > 1 and all(array.shape[:1] == (count,) for array in outputs.values()):
+        return {}
+    model = onnx.ModelProto()
+    model.CopyFrom(structure)
+    initialized = {tensor.name for tensor in model.graph.initializer}
+    for value in model.graph.input:
+        if value.name not in initialized and value.type.tensor_type.shape.dim:
+            value.type.tensor_type.shape.dim[0].dim_value = count
+    for value in model.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    try:
+        places = follow(GraphIndex(tidy.infer_shapes(model)), count).places
+    except ModelError:
+        return {}
+    return {
+        name: place
+        for name, array in outputs.items()
+        if (place := places.get(name)) is not None and place != Place(axis=0) and _holds(place, array, count)
+    }
+
+
+def _holds(place: Place, array: NDArray[Any], count: int) -> bool:
+    return place.axis < array.ndim and array.shape[place.axis] == place.outer * count * place.inner

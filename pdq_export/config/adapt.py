@@ -1,0 +1,16 @@
+"""What Python callers may give for options, brought to the types of the fields."""
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+
+def texts(value: Any) -> Any:
+    """One text, or several in a list, as a tuple of them."""
+    if isinstance(value, str):
+        return (value,)
+    return tuple(value) if isinstance(value, Iterable) else value
+
+
+def path(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value

@@ -1,0 +1,43 @@
+"""A report as Markdown, for the summary of a CI job."""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+from pdq_export.errors import printable
+from pdq_export.report.report import Report
+from pdq_export.report.table import report_rows
+
+_MEANT = re.compile(r"([\\`*_\[\]#|<>&~$])")
+
+
+def to_markdown(report: Report) -> str:
+    """The verdict, the gates, and the figures in a table; names out of files are shown as they are."""
+    return "\n".join(_lines(report)) + "\n"
+
+
+def _lines(report: Report) -> Iterator[str]:
+    failed = len(report.failed_gates)
+    verdict = "" if not report.gates else f": {failed} of {len(report.gates)} gates failed" if failed else ": passed"
+    yield f"### {_escaped(report.quantized.name or 'quantized model')}{verdict}"
+    yield ""
+    if report.gates:
+        rows = [("✅" if gate.passed else "❌", gate.asked, gate.told) for gate in report.gates]
+        yield from _table(("", "gate", "found"), rows)
+        yield ""
+    evaluation = report.settings.get("evaluation", "")
+    yield f"{report.images:,} images{_escaped(f' of {evaluation}') if evaluation else ''}"
+    yield ""
+    yield from _table(("", "FP32", "quantized", "difference"), report_rows(report))
+    yield ""
+    yield ", ".join(f"{name} {version}" for name, version in report.versions.items())
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    yield f"| {' | '.join(head)} |"
+    yield f"|{'---|' * len(head)}"
+    for row in rows:
+        yield f"| {' | '.join(map(_escaped, row))} |"
+
+
+def _escaped(text: str) -> str:
+    return _MEANT.sub(r"\\\1", printable(text))
