@@ -9,11 +9,11 @@ import torch
 
 from pdq_export.calibrate.device import choose_device
 from pdq_export.calibrate.memory import parse_size
-from pdq_export.commands.settle import Given, choose, plan_options, settle, with_method
+from pdq_export.commands.settle import Given, asked_preprocess, choose, plan_options, settle, with_method
 from pdq_export.config.config import Config
 from pdq_export.config.method import CalibrationOptions
 from pdq_export.config.option import QUANTIZE
-from pdq_export.data import DataSource, check_exists, names_function
+from pdq_export.data import DataSource, Preprocess, check_exists, names_function
 from pdq_export.errors import DataError
 from pdq_export.graph.save import check_output
 from pdq_export.plan import PlanOptions
@@ -30,6 +30,7 @@ class Request:
     calib: DataSource
     eval: DataSource | None
     labels: Any
+    preprocess: Preprocess
     config: Config
     planning: PlanOptions
     device: torch.device
@@ -64,6 +65,7 @@ class Request:
             calib=calib,
             eval=settled.data.eval if eval is None else eval,
             labels=labels,
+            preprocess=asked_preprocess(settled),
             config=settled,
             planning=plan_options(settled, choose(settled)),
             device=choose_device(settled.run.device),

@@ -70,6 +70,8 @@ def test_defaults(run: Run, pipeline: FakePipeline, folder: Path) -> None:
         "work_dir": None,
         "resume": False,
         "simulated_images": 1024,
+        **dict.fromkeys(["mean", "std", "pixel_range", "channel_order", "layout", "interpolation"]),
+        **dict.fromkeys(["resize", "crop", "crop_fraction", "letterbox", "padding"]),
     }
     assert (folder / "model-w4a4.onnx").exists()
     assert "wrote model-w4a4.onnx" in result.stdout
