@@ -137,7 +137,15 @@ def _run(request: Request, tell: Tell, until_end: contextlib.ExitStack) -> Resul
     network = import_planned(planned)
     tell.stage("read")
     told = functools.partial(tell.images, "read")
-    samples = read_samples(request.calib, request.eval, inputs, chosen.samples, told=told, labels=request.labels)
+    samples = read_samples(
+        request.calib,
+        request.eval,
+        inputs,
+        chosen.samples,
+        told=told,
+        labels=request.labels,
+        preprocess=request.preprocess,
+    )
     work = begin_work(planned, network, samples)
     del planned, network
     tell.stage("check")

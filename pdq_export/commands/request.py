@@ -10,11 +10,11 @@ import torch
 from pdq_export.calibrate.device import choose_device
 from pdq_export.calibrate.memory import parse_size
 from pdq_export.commands.judging import Metrics, check_side_files, find_metrics, side_files
-from pdq_export.commands.settle import Given, choose, plan_options, settle, with_method
+from pdq_export.commands.settle import Given, asked_preprocess, choose, plan_options, settle, with_method
 from pdq_export.config.config import Config
 from pdq_export.config.method import CalibrationOptions
 from pdq_export.config.option import QUANTIZE
-from pdq_export.data import DataSource, check_exists, names_function
+from pdq_export.data import DataSource, Preprocess, check_exists, names_function
 from pdq_export.errors import DataError, OptionError
 from pdq_export.gates import Limits, flag, parse_limits
 from pdq_export.graph.load import external_files
@@ -38,6 +38,7 @@ class Request:
     calib: DataSource
     eval: DataSource | None
     labels: Any
+    preprocess: Preprocess
     config: Config
     planning: PlanOptions
     device: torch.device
@@ -79,6 +80,7 @@ class Request:
             calib=calib,
             eval=eval,
             labels=labels,
+            preprocess=asked_preprocess(settled),
             config=settled,
             planning=plan_options(settled, choose(settled)),
             device=choose_device(settled.run.device),

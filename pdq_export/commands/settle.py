@@ -7,6 +7,7 @@ from typing import Any
 from pdq_export.config.config import Config, check_name, make_config, overrides
 from pdq_export.config.method import CalibrationOptions, choose_options
 from pdq_export.config.toml import read_toml
+from pdq_export.data import Preprocess
 from pdq_export.errors import OptionError
 from pdq_export.plan.rules import PlanOptions
 from pdq_export.targets import find_target
@@ -53,6 +54,11 @@ def plan_options(config: Config, chosen: CalibrationOptions) -> PlanOptions:
     """What is asked of the plan, with what the target decides. Raises OptionError."""
     asked = PlanOptions(section=config.plan, per_layer=chosen.per_layer)
     return find_target(config.file.target).settle(asked)
+
+
+def asked_preprocess(config: Config) -> Preprocess:
+    """What the options say of images. Raises DataError for what contradicts itself."""
+    return Preprocess.of(vars(config.preprocess), "preprocessing")
 
 
 def with_method(fields: Mapping[str, Any], options: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -48,6 +48,28 @@ def _size(value: Any) -> Any:
     return str(value) if type(value) is int else value
 
 
+def _numbers(value: Any) -> Any:
+    """Numbers as one text: 0.5,0.25."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, tuple | list) and all(type(item) in (int, float) for item in value):
+        return ",".join(map(str, value))
+    return value
+
+
+def _area(value: Any) -> Any:
+    """A side, or height and width, as text: 256, 256x224."""
+    if isinstance(value, tuple | list) and len(value) == 2 and all(type(side) is int for side in value):
+        return "x".join(map(str, value))
+    return str(value) if type(value) is int else value
+
+
+_NUMBER = r"\s*-?\d{1,20}(\.\d{1,20})?(e-?\d{1,3})?\s*"
+_NUMBERS = rf"{_NUMBER}(,{_NUMBER}){{0,15}}"
+_AREA = r"[1-9]\d{0,4}(x[1-9]\d{0,4})?"
+_IN_FILE = "preprocess.toml's"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlanSection:
     """What is quantized to how many bits."""
@@ -243,6 +265,86 @@ class DataSection:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class PreprocessSection:
+    """How images become inputs. What is given here wins over the preprocess.toml of a folder."""
+
+    mean: str | None = option(
+        None,
+        "Mean of each channel, in the model's order, of images in folders and of uint8 arrays",
+        metavar="X,X,X",
+        expects="numbers, one for each channel, for example 0.485,0.456,0.406",
+        pattern=_NUMBERS,
+        adapt=_numbers,
+        unset=f"{_IN_FILE}, or 0",
+    )
+    std: str | None = option(
+        None,
+        "Standard deviation of each channel, like --mean",
+        metavar="X,X,X",
+        expects="numbers, one for each channel, for example 0.229,0.224,0.225",
+        pattern=_NUMBERS,
+        adapt=_numbers,
+        unset=f"{_IN_FILE}, or 1",
+    )
+    pixel_range: str | None = option(
+        None,
+        "Range of pixels from which the mean is taken, and in which the model takes them without one",
+        choices=("0..1", "0..255"),
+        unset=f"{_IN_FILE}, or 0..1",
+    )
+    channel_order: str | None = option(
+        None, "Order of channels that the model takes", choices=("RGB", "BGR"), unset=f"{_IN_FILE}, or RGB"
+    )
+    layout: str | None = option(
+        None,
+        "Axes of the model's input",
+        choices=("NCHW", "NHWC"),
+        unset=f"{_IN_FILE}, or what the model's shape looks like",
+    )
+    resize: str | None = option(
+        None,
+        "Resize images of folders: the shorter side, or exactly HxW",
+        metavar="N|HxW",
+        expects="the shorter side, or HEIGHTxWIDTH, in pixels",
+        pattern=_AREA,
+        adapt=_area,
+        unset=f"{_IN_FILE}, or none",
+    )
+    crop: str | None = option(
+        None,
+        "Crop images of folders around their centre",
+        metavar="N|HxW",
+        expects="the side of a square, or HEIGHTxWIDTH, in pixels",
+        pattern=_AREA,
+        adapt=_area,
+        unset=f"{_IN_FILE}, or none",
+    )
+    crop_fraction: float | None = option(
+        None,
+        "Crop that share of images: their shorter side first becomes that of the crop, or of the model, divided by it",
+        least=0.01,
+        most=1,
+        unset=f"{_IN_FILE}, or none",
+    )
+    letterbox: str | None = option(
+        None,
+        "Fit images of folders into HxW as a whole, with a margin around them",
+        metavar="N|HxW",
+        expects="the side of a square, or HEIGHTxWIDTH, in pixels",
+        pattern=_AREA,
+        adapt=_area,
+        unset=f"{_IN_FILE}, or none",
+    )
+    padding: int | None = option(None, "Grey of that margin", least=0, most=255, unset=f"{_IN_FILE}, or 114")
+    interpolation: str | None = option(
+        None,
+        "Filter of resizing, Pillow's",
+        choices=("nearest", "bilinear", "bicubic", "lanczos", "box"),
+        unset=f"{_IN_FILE}, or bilinear",
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RunSection:
     """How the run goes about it. Only the device can change what is written, which names the one that was used."""
 
@@ -303,6 +405,7 @@ class Config:
     file: FileSection = dataclasses.field(default_factory=FileSection)
     calibration: MethodSection = dataclasses.field(default_factory=CalibrationSection)
     data: DataSection = dataclasses.field(default_factory=DataSection)
+    preprocess: PreprocessSection = dataclasses.field(default_factory=PreprocessSection)
     run: RunSection = dataclasses.field(default_factory=RunSection)
     gates: GatesSection = dataclasses.field(default_factory=GatesSection)
 

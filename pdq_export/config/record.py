@@ -19,7 +19,7 @@ from pdq_export.errors import ModelError, OptionError, PdqError
 
 ASKED, SETTLED, MADE_BY = "pdq_export.config", "pdq_export.options", "pdq_export.made_by"
 _VERSION = "pdq_export.version"
-_NOT_SETTLED = ("data", "run")  # sections that the settled options leave out: paths, and how the run goes about it
+_NOT_SETTLED = ("data", "preprocess", "run")  # sections that are about data, and how the run goes about it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from pdq_export.data.input_spec import InputSpec
 from pdq_export.data.load import DataSource, check_exists, check_form, find_default, load_images, load_inputs, read_data
 from pdq_export.data.outliers import find_outliers
 from pdq_export.data.overlap import all_equal, count_shared, count_shared_digests, image_digests
+from pdq_export.data.preprocess import Preprocess
 from pdq_export.data.samples import Data, Samples, read_samples
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "ImageSet",
     "InputSet",
     "InputSpec",
+    "Preprocess",
     "Samples",
     "all_equal",
     "check_exists",

@@ -23,6 +23,7 @@ from pdq_export.data.checks import MAX_BYTES, check_bytes, check_labels, check_s
 from pdq_export.data.image_set import ImageSet
 from pdq_export.data.input_set import InputSet, check_names
 from pdq_export.data.input_spec import InputSpec, format_shape
+from pdq_export.data.preprocess import Preprocess
 from pdq_export.errors import DataError
 
 _DAMAGED = (
@@ -42,10 +43,12 @@ _BLOCK = 2**24
 LONGEST_LABELS = 2**24
 
 
-def load_npz(path: Path, *, expected: InputSpec | None, limit: int | None) -> ImageSet:
+def load_npz(
+    path: Path, *, expected: InputSpec | None, limit: int | None, preprocess: Preprocess | None = None
+) -> ImageSet:
     """Images from ``images`` or the array of the input's name.
 
-    ``mean``, ``std`` and ``labels`` are read if the archive has them.
+    ``mean``, ``std`` and ``labels`` are read if the archive has them; those of ``preprocess`` win.
     """
     where = str(path)
     with _damage_is_an_error(where), zipfile.ZipFile(path) as archive:
@@ -62,7 +65,11 @@ def load_npz(path: Path, *, expected: InputSpec | None, limit: int | None) -> Im
         labels = _read_small(archive, where, "labels", count) if "labels" in names else None
     if labels is not None:
         labels = check_labels(where, labels, count)[: len(images)]
-    return ImageSet.from_array(images, labels=labels, mean=mean, std=std, source=where, expected=expected)
+    given = preprocess or Preprocess()
+    statistics = {"mean": mean, "std": std, **given.of_bytes(images.dtype, where)}
+    return ImageSet.from_array(
+        images, labels=labels, source=where, expected=expected, layout=given.layout, **statistics
+    )
 
 
 def load_npz_inputs(path: Path, *, expected: Sequence[InputSpec], limit: int | None) -> InputSet:
@@ -83,22 +90,26 @@ def load_npz_inputs(path: Path, *, expected: Sequence[InputSpec], limit: int | N
     return InputSet.from_arrays(arrays, labels=labels, source=where, expected=expected, limit=limit, lengths=lengths)
 
 
-def load_npy(path: Path, *, expected: InputSpec | None, limit: int | None) -> ImageSet:
-    """Images from one float32 array."""
+def load_npy(
+    path: Path, *, expected: InputSpec | None, limit: int | None, preprocess: Preprocess | None = None
+) -> ImageSet:
+    """Images from one array: float32, or uint8 with the mean and std of ``preprocess``."""
     where = str(path)
     with _damage_is_an_error(where), path.open("rb") as file:
         header = _read_header(file, where)
-        if header.dtype == np.uint8:
+        statistics = (preprocess or Preprocess()).of_bytes(header.dtype, where)
+        if header.dtype == np.uint8 and not statistics:
             raise DataError(
-                f"{where}: images are uint8, and an .npy has no place for mean and std; store float32 images, or an "
-                ".npz with arrays images, mean and std"
+                f"{where}: images are uint8, and an .npy has no place for mean and std; give --mean and --std, or "
+                "store float32 images, or an .npz with arrays images, mean and std"
             )
         declared, available = header.nbytes, path.stat().st_size - file.tell()
         _check_images(where, header, expected, limit)
         if declared > available:
             raise DataError(f"{where}: cut off: {available:,} of {declared:,} bytes; write or copy it again")
         images = _read_head(file, where, header, limit)
-    return ImageSet.from_array(images, source=where, expected=expected)
+    layout = None if preprocess is None else preprocess.layout
+    return ImageSet.from_array(images, source=where, expected=expected, layout=layout, **statistics)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -28,13 +28,16 @@ def check_shape(where: str, shape: tuple[int, ...], expected: InputSpec | None) 
     if expected is None:
         return
     expected.check_supported(where)
-    if _fits(shape[1:], expected.chw):
+    if _fits(shape[1:], expected.shape[1:]):
         return
+    axes = "H x W x C" if expected.layout == "NHWC" else "C x H x W"
     remedy = "resize the images, or give those that the model was trained on"
-    if _fits((shape[3], shape[1], shape[2]), expected.chw):
+    if expected.layout == "NHWC" and _fits((shape[2], shape[3], shape[1]), expected.shape[1:]):
+        remedy = "they look like N x C x H x W; store images.transpose(0, 2, 3, 1)"
+    if expected.layout == "NCHW" and _fits((shape[3], shape[1], shape[2]), expected.shape[1:]):
         remedy = "they look like N x H x W x C; store images.transpose(0, 3, 1, 2)"
     found = format_shape(shape[1:])
-    raise DataError(f"{where}: images are {found} (C x H x W), but the model's {expected} takes others; {remedy}")
+    raise DataError(f"{where}: images are {found} ({axes}), but the model's {expected} takes others; {remedy}")
 
 
 def _fits(found: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
@@ -86,7 +89,7 @@ def check_statistics(where: str, mean: Any, std: Any, channels: int) -> tuple[ND
         if not np.isfinite(array).all() or np.abs(array).max() > _UNIT_RANGE:
             raise DataError(
                 f"{where}: {name} = {array.tolist()}; expected values for pixels scaled to 0..1: divide those for "
-                "0..255 by 255"
+                "0..255 by 255, or give pixel_range 0..255 with them"
             )
         checked.append(array)
     if (checked[1] <= 0).any():

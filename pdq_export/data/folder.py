@@ -1,10 +1,16 @@
-"""Images from a folder of files, in the order of their names."""
+"""Images from a folder of files, in the order of their names; those of subfolders are of one class each.
+
+What takes little memory is decoded once and held. Of a large folder every file is decoded once to see what is wrong
+with it, and again whenever it is needed.
+"""
 
 import collections
 import dataclasses
+import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,27 +18,72 @@ from PIL import Image
 
 from pdq_export.data import labels as labels_csv
 from pdq_export.data import preprocess as preprocess_toml
-from pdq_export.data.checks import check_bytes
 from pdq_export.data.decode import BROKEN, TURNED, decode, reason
-from pdq_export.data.image_set import ImageSet
+from pdq_export.data.image_set import ImageSet, Pixels
 from pdq_export.data.input_spec import InputSpec
+from pdq_export.data.listing import list_images
 from pdq_export.data.preprocess import Preprocess
 from pdq_export.errors import DataError, first_few
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 _MODES = {1: "L", 3: "RGB"}
 _NAMED = 3  # files that are skipped with a message each
+HELD = 256 * 2**20  # bytes of pixels that are held in memory
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Task:
-    """How each file of the folder becomes an array (C, H, W)."""
+    """How each file of the folder becomes an array (C, H, W), or (H, W, C)."""
 
     mode: str
     preprocess: Preprocess
     expected: InputSpec | None
+    layout: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Files:
+    """Images that are decoded when they are asked for; ``one``: the shape of each; ``digests``: of their pixels."""
+
+    folder: Path
+    names: tuple[str, ...]
+    digests: tuple[bytes, ...]
+    one: tuple[int, ...]
+    task: _Task
+
+    dtype = np.dtype(np.uint8)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return len(self.names), *self.one
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, rows: slice) -> NDArray[np.uint8]:
+        """Decode these images. Raises DataError where a file is not what it was."""
+        chosen = self.select(rows)
+        pixels = np.empty(chosen.shape, np.uint8)
+        for number, (name, digest) in enumerate(zip(chosen.names, chosen.digests, strict=True)):
+            path = self.folder / name
+            try:
+                array = _to_array(path, decode(path, self.task.mode).image, self.task)
+            except BROKEN as error:
+                raise DataError(f"{path}: could be read before, but no more: {reason(error)}; start again") from error
+            if _digest(array) != digest:
+                raise DataError(f"{path}: has changed since it was read first; start again, and leave the folder alone")
+            pixels[number] = array
+        return pixels
+
+    def select(self, rows: slice | Sequence[int]) -> Self:
+        """Some of the files."""
+        chosen = range(len(self))[rows] if isinstance(rows, slice) else rows
+        return dataclasses.replace(
+            self,
+            names=tuple(self.names[number] for number in chosen),
+            digests=tuple(self.digests[number] for number in chosen),
+        )
 
 
 def load_folder(
@@ -41,57 +92,53 @@ def load_folder(
     expected: InputSpec | None,
     limit: int | None,
     told: Callable[[int, int], None] = lambda *_: None,
+    preprocess: Preprocess | None = None,
 ) -> ImageSet:
     """Decode the first ``limit`` images of a folder to uint8; damaged files are named and skipped.
 
-    Without ``resize`` or ``crop`` in preprocess.toml every image must have the size of the model's input, or of the
-    first image if that is dynamic. ``told`` is called with the number of decoded images and the largest number there
-    can be. Raises DataError.
+    Without ``resize``, ``crop`` or ``letterbox`` every image must have the size of the model's input, or of the first
+    image if that is dynamic. ``preprocess`` wins over what preprocess.toml says. ``told`` is called with the number of
+    decoded images and the largest number there can be. Raises DataError.
     """
     where = str(folder)
-    names = _list_images(folder)
-    preprocess = _preprocess(folder)
-    channels = _channels(where, expected, preprocess)
+    listing = list_images(folder)
+    preprocess = _preprocess(folder, preprocess or Preprocess())
+    layout = preprocess.layout or ("NCHW" if expected is None else expected.layout)
+    channels = _channels(where, expected, preprocess, layout)
     mean, std = preprocess.statistics(str(folder / preprocess_toml.FILE_NAME), channels)
-    csv_file = folder / labels_csv.FILE_NAME
-    labels = labels_csv.read_labels(csv_file, names) if csv_file.exists() else None
-    task = _Task(mode=_MODES[channels], preprocess=preprocess, expected=expected)
-    pixels, used = _decode_all(folder, names, task, limit, told)
+    csv_file, labels, classes = folder / labels_csv.FILE_NAME, listing.labels, listing.classes
+    if csv_file.exists():
+        labels, classes = labels_csv.read_labels(csv_file, listing.names), None
+    task = _Task(mode=_MODES[channels], preprocess=preprocess, expected=expected, layout=layout)
+    pixels, used = _decode_all(folder, listing.names, task, limit, told)
     return ImageSet(
         pixels=pixels,
         mean=mean,
         std=std,
         labels=None if labels is None else np.array([labels[name] for name in used], dtype=np.int64),
         source=where,
+        layout=layout,
+        classes=classes,
     )
 
 
-def _list_images(folder: Path) -> list[str]:
-    entries = sorted(folder.iterdir(), key=lambda path: path.name)
-    names = [path.name for path in entries if path.suffix.lower() in SUFFIXES and path.is_file()]
-    if not names:
-        folders = sum(path.is_dir() for path in entries)
-        found = f"but {len(entries) - folders} other files and {folders} folders" if entries else "it is empty"
-        raise DataError(f"{folder}: no images, {found}; expected {', '.join(SUFFIXES)} directly in the folder")
-    return names
-
-
-def _preprocess(folder: Path) -> Preprocess:
+def _preprocess(folder: Path, given: Preprocess) -> Preprocess:
     file = folder / preprocess_toml.FILE_NAME
-    preprocess = preprocess_toml.read_preprocess(file) if file.exists() else Preprocess()
-    if preprocess.mean is None:
+    stored = preprocess_toml.read_preprocess(file) if file.exists() else Preprocess()
+    preprocess = given.over(stored, f"{file} with what is given for it" if file.exists() else str(folder))
+    if preprocess.mean is None and preprocess.pixel_range is None:
         logger.warning(
-            "%s: no mean and std (they would stand in %s): pixels are scaled to 0..1; unless the model takes those, "
-            "set both",
+            "%s: no mean and std (they would stand in %s): pixels are scaled to 0..1; unless the model "
+            "takes those, set both",
             folder,
             preprocess_toml.FILE_NAME,
         )
     return preprocess
 
 
-def _channels(where: str, expected: InputSpec | None, preprocess: Preprocess) -> int:
+def _channels(where: str, expected: InputSpec | None, preprocess: Preprocess, layout: str) -> int:
     """1 or 3: the model's, or as many as there are means where the model leaves it open."""
-    channels = None if expected is None else expected.chw[0]
+    channels = None if expected is None else expected.channels(layout)
     if channels is None:
         channels = 3 if preprocess.mean is None else len(preprocess.mean)
         asked = f"{preprocess_toml.FILE_NAME} has {channels} means"
@@ -103,11 +150,13 @@ def _channels(where: str, expected: InputSpec | None, preprocess: Preprocess) ->
 
 
 def _decode_all(
-    folder: Path, names: list[str], task: _Task, limit: int | None, told: Callable[[int, int], None]
-) -> tuple[NDArray[np.uint8], list[str]]:
-    """The first ``limit`` images that can be decoded, (N, C, H, W), and their names."""
+    folder: Path, names: Sequence[str], task: _Task, limit: int | None, told: Callable[[int, int], None]
+) -> tuple[Pixels, list[str]]:
+    """The first ``limit`` images that can be decoded, and their names; held in memory where they take little."""
     count = len(names) if limit is None else min(limit, len(names))
-    pixels: NDArray[np.uint8] | None = None
+    held: NDArray[np.uint8] | None = None
+    one: tuple[int, ...] | None = None
+    digests: list[bytes] = []
     used: list[str] = []
     skipped = 0
     notes: dict[str, list[str]] = collections.defaultdict(list)
@@ -122,19 +171,28 @@ def _decode_all(
             skipped += 1
             continue
         array = _to_array(folder / name, decoded.image, task)
-        if pixels is None:
-            check_bytes(str(folder), (count, *array.shape), 1)
-            pixels = np.empty((count, *array.shape), dtype=np.uint8)
-        _check_size(folder / name, array.shape, pixels.shape[1:], "the first image is")
-        pixels[len(used)] = array
+        if one is None:
+            one = array.shape
+            held = np.empty((count, *one), dtype=np.uint8) if count * array.nbytes <= HELD else None
+        _check_size(folder / name, array.shape, one, task, "the first image is")
+        if held is None:
+            digests.append(_digest(array))
+        else:
+            held[len(used)] = array
         used.append(name)
         told(len(used), count)
         for note in decoded.notes:
             notes[note].append(name)
     _tell(folder, skipped, len(used), notes)
-    if pixels is None:
+    if one is None:
         raise DataError(f"{folder}: none of {len(names)} images can be decoded; see the warnings above")
-    return pixels[: len(used)], used
+    if held is not None:
+        return held[: len(used)], used
+    return _Files(folder=folder, names=tuple(used), digests=tuple(digests), one=one, task=task), used
+
+
+def _digest(array: NDArray[Any]) -> bytes:
+    return hashlib.sha256(array.data).digest()
 
 
 def _tell(folder: Path, skipped: int, used: int, notes: Mapping[str, Sequence[str]]) -> None:
@@ -147,28 +205,32 @@ def _tell(folder: Path, skipped: int, used: int, notes: Mapping[str, Sequence[st
 
 
 def _to_array(path: Path, image: Image.Image, task: _Task) -> NDArray[np.uint8]:
-    """Resize, crop, and move the channels to the front; the size must be the model's."""
+    """Bring the image to the model's size, channels and layout; the size must be the model's."""
     before = (image.height, image.width)
+    size = (None, None) if task.expected is None else task.expected.size(task.layout)
     try:
-        image = task.preprocess.apply(image)
+        image = task.preprocess.apply(image, size)
     except ValueError as error:
         raise DataError(f"{path}: {error}") from error
-    array = np.asarray(image, dtype=np.uint8)
-    array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+    array = task.preprocess.to_array(image, task.layout)
     if task.expected is not None:
-        _, height, width = task.expected.chw
-        wanted = (array.shape[0], height or array.shape[1], width or array.shape[2])
+        wanted = (size[0] or image.height, size[1] or image.width)
         what = f"the model's {task.expected} takes"
         if task.preprocess.changes_size:
             what = f"(from {before[0]} x {before[1]}) {what}"
-        _check_size(path, array.shape, wanted, what)
+        _check(path, (image.height, image.width), wanted, what)
     return array
 
 
-def _check_size(path: Path, found: tuple[int, ...], wanted: tuple[int, ...], what: str) -> None:
+def _check_size(path: Path, found: tuple[int, ...], wanted: tuple[int, ...], task: _Task, what: str) -> None:
+    axes = slice(0, 2) if task.layout == "NHWC" else slice(1, 3)
+    _check(path, found[axes], wanted[axes], what)
+
+
+def _check(path: Path, found: tuple[int, ...], wanted: tuple[int, ...], what: str) -> None:
     if found != wanted:
-        (height, width), (want_height, want_width) = found[1:], wanted[1:]
+        (height, width), (want_height, want_width) = found, wanted
         raise DataError(
             f"{path}: {height} x {width} (H x W), but {what} {want_height} x {want_width}; set resize or crop in "
-            f"{path.parent / preprocess_toml.FILE_NAME}, for example resize = [{want_height}, {want_width}]"
+            f"{preprocess_toml.FILE_NAME} of the folder, for example resize = [{want_height}, {want_width}]"
         )

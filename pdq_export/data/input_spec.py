@@ -30,10 +30,19 @@ class InputSpec:
         return len(self.shape) == 4 and self.dtype == "float32"
 
     @property
-    def chw(self) -> tuple[int | None, int | None, int | None]:
-        """Channels, height and width; None where dynamic."""
-        _, channels, height, width = self.shape
-        return channels, height, width
+    def layout(self) -> str:
+        """NHWC where the last axis alone looks like the channels of an image, else NCHW."""
+        _, first, _, last = self.shape
+        return "NHWC" if last in (1, 3) and first not in (1, 3) else "NCHW"
+
+    def channels(self, layout: str) -> int | None:
+        """How many there are; None where dynamic."""
+        return self.shape[3 if layout == "NHWC" else 1]
+
+    def size(self, layout: str) -> tuple[int | None, int | None]:
+        """Height and width; None where dynamic."""
+        height, width = self.shape[1:3] if layout == "NHWC" else self.shape[2:4]
+        return height, width
 
 
 def format_shape(shape: tuple[int | None, ...]) -> str:

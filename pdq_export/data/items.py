@@ -12,6 +12,7 @@ from pdq_export.data.checks import MAX_BYTES, check_shape
 from pdq_export.data.image_set import ImageSet
 from pdq_export.data.input_set import InputSet, check_names
 from pdq_export.data.input_spec import InputSpec, format_shape
+from pdq_export.data.preprocess import Preprocess
 from pdq_export.errors import DataError
 
 TAKEN = (
@@ -51,15 +52,20 @@ def is_iterable(source: object) -> bool:
 
 
 def read_items(
-    source: Any, expected: Sequence[InputSpec], *, where: str, limit: int | None = None
+    source: Any,
+    expected: Sequence[InputSpec],
+    *,
+    where: str,
+    limit: int | None = None,
+    preprocess: Preprocess | None = None,
 ) -> ImageSet | InputSet:
     """The first ``limit`` samples of an iterable, which is gone through once and no further than that.
 
     An item is one sample or a batch of them, by its rank: an array or tensor, or a dict of them by input name, alone
     or in a pair with its labels; a dict may hold ``labels`` itself. Raises DataError, with the number of the item, for
-    what does not fit, and where the iterable raises.
+    what does not fit, and where the iterable raises. ``preprocess``: has mean and std of images of bytes.
     """
-    collected = _Collected(where, expected)
+    collected = _Collected(where, expected, preprocess or Preprocess())
     for number, item in enumerate(_items(source, where)):
         collected.add(item, number)
         if limit is not None and collected.count >= limit:
@@ -109,8 +115,9 @@ class _told_as_ours:  # noqa: N801  (a context, not contextlib's: that would hid
 class _Collected:
     """Rows of all inputs, and labels, item by item."""
 
-    def __init__(self, where: str, expected: Sequence[InputSpec]) -> None:
+    def __init__(self, where: str, expected: Sequence[InputSpec], preprocess: Preprocess) -> None:
         self.count = 0
+        self._preprocess = preprocess
         self._where, self._expected = where, expected
         self._rows: list[tuple[NDArray[Any], ...]] = []
         self._labels: list[NDArray[Any] | None] = []
@@ -118,9 +125,12 @@ class _Collected:
 
     def add(self, item: Any, number: int) -> None:
         where = f"{self._where}: item {number}"
-        rows, labels = _read_item(item, where, self._expected)
+        bytes_too = bool(self._preprocess.of_bytes(np.dtype(np.uint8), where))
+        rows, labels = _read_item(item, where, self._expected, bytes_too=bytes_too)
         if self._rows:
             _check_alike(where, [x.shape[1:] for x in rows], [x.shape[1:] for x in self._rows[0]])
+            if any(x.dtype != before.dtype for x, before in zip(rows, self._rows[0], strict=True)):
+                raise DataError(f"{where}: {rows[0].dtype}, but the items before are {self._rows[0][0].dtype}")
             if (labels is None) != (self._labels[0] is None):
                 raise DataError(f"{where}: {'no label' if labels is None else 'a label'}, unlike the items before it")
         self._rows.append(rows)
@@ -145,13 +155,21 @@ class _Collected:
         self._rows.clear()
         first, *others = self._expected
         if first.takes_images and not others:
-            return ImageSet.from_array(arrays[0], labels=labels, source=self._where, expected=first, limit=limit)
+            return ImageSet.from_array(
+                arrays[0],
+                labels=labels,
+                source=self._where,
+                expected=first,
+                limit=limit,
+                layout=self._preprocess.layout,
+                **self._preprocess.of_bytes(arrays[0].dtype, self._where),
+            )
         named = dict(zip((spec.name for spec in self._expected), arrays, strict=True))
         return InputSet.from_arrays(named, labels=labels, source=self._where, expected=self._expected, limit=limit)
 
 
 def _read_item(
-    item: Any, where: str, expected: Sequence[InputSpec]
+    item: Any, where: str, expected: Sequence[InputSpec], *, bytes_too: bool
 ) -> tuple[tuple[NDArray[Any], ...], NDArray[Any] | None]:
     """One array [n, ...] for each input, and labels [n] where there are any."""
     label: Any = None
@@ -167,23 +185,24 @@ def _read_item(
     else:
         names = ", ".join(repr(spec.name) for spec in expected)
         raise DataError(f"{where}: {_kind(item)}; expected a dict of arrays by input name: {names}")
-    rows = tuple(_read_rows(named[spec.name], where, spec) for spec in expected)
+    bytes_too = bytes_too and len(expected) == 1 and expected[0].takes_images
+    rows = tuple(_read_rows(named[spec.name], where, spec, bytes_too=bytes_too) for spec in expected)
     sizes = {len(x) for x in rows}
     if len(sizes) > 1:
         raise DataError(f"{where}: inputs of {' and '.join(map(str, sorted(sizes)))} samples; expected as many of each")
     return rows, None if label is None else _read_labels(label, where, len(rows[0]))
 
 
-def _read_rows(value: Any, where: str, spec: InputSpec) -> NDArray[Any]:
+def _read_rows(value: Any, where: str, spec: InputSpec, *, bytes_too: bool) -> NDArray[Any]:
     """Samples [n, ...] of one input; one that stands alone gets an axis in front."""
     array, rank = as_array(value, where), len(spec.shape)
     if array is None:
         images = "; turn images into arrays, as torchvision's ToTensor does" if hasattr(value, "getbands") else ""
         raise DataError(f"{where}: {_kind(value)}; expected an array or tensor for the model's {spec}{images}")
     rows = array[None] if array.ndim == rank - 1 else array
-    if rows.dtype != np.float32:
+    if rows.dtype != np.float32 and not (bytes_too and rows.dtype == np.uint8):
         remedy = (
-            "normalize them as in training, or give ImageSet.from_array(images, mean=..., std=...)"
+            "normalize them as in training, give mean and std, or ImageSet.from_array(images, mean=..., std=...)"
             if rows.dtype == np.uint8
             else "convert them to float32"
         )

@@ -17,6 +17,7 @@ from pdq_export.data.image_set import ImageSet
 from pdq_export.data.input_set import InputSet
 from pdq_export.data.input_spec import InputSpec
 from pdq_export.data.items import TAKEN, DataReader, as_array, is_iterable, read_items
+from pdq_export.data.preprocess import FILE_NAME, Preprocess
 from pdq_export.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -33,17 +34,19 @@ def load_images(
     expected: InputSpec | None = None,
     limit: int | None = None,
     told: Callable[[int, int], None] = lambda *_: None,
+    preprocess: Preprocess | None = None,
 ) -> ImageSet:
     """Load images from an .npz, an .npy or a folder of image files.
 
     - ``.npz``: ``images``, or an array of the input's name, (N, C, H, W), float32 as they are, or uint8 with ``mean``
       and ``std`` [C] in units of 0..1: x = (images / 255 - mean) / std; optionally ``labels`` (N,).
     - ``.npy``: float32 (N, C, H, W).
-    - folder: .jpg, .jpeg, .png, .bmp, .webp in sorted order, with optional ``preprocess.toml`` and ``labels.csv``.
+    - folder: .jpg, .jpeg, .png, .bmp, .webp in sorted order, with optional ``preprocess.toml`` and ``labels.csv``; or
+      one subfolder for each class.
 
     ``expected`` is the model's input; C, H and W must fit it. With ``limit`` only the first images are read, all of
-    them where there are fewer. ``told``: of how many images of a folder are read, and of how many at most. Raises
-    DataError.
+    them where there are fewer. ``told``: of how many images of a folder are read, and of how many at most.
+    ``preprocess``: wins over that of the folder; ``mean`` and ``std`` go with uint8 images, too. Raises DataError.
     """
     path = Path(path)
     if limit is not None and limit < 1:
@@ -51,7 +54,7 @@ def load_images(
     if expected is not None:
         expected.check_supported(str(path))
     try:
-        images = _load(path, expected, limit, told)
+        images = _load(path, expected, limit, told, preprocess or Preprocess())
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     if limit is not None and len(images) < limit:
@@ -116,14 +119,15 @@ def read_data(
     limit: int | None = None,
     labels: Any = None,
     told: Callable[[int, int], None] = lambda *_: None,
+    preprocess: Preprocess | None = None,
 ) -> ImageSet | InputSet:
     """Whatever users give as calibration or evaluation data, checked against the model's inputs.
 
     One input that takes images: a path for `load_images`, an array or tensor, or an `ImageSet`. Anything else: a path
     for `load_inputs`, a mapping of arrays by input name, an `InputSet`, or one array for one input. For both: data in
     a pair with their labels, what `read_items` takes, and ``module:function``, which returns any of these. ``labels``:
-    of all samples that there are, where the data have none of their own. ``told``: as in `load_images`. Raises
-    DataError.
+    of all samples that there are, where the data have none of their own. ``told`` and ``preprocess``: as in
+    `load_images`. Raises DataError.
     """
     where = ""
     if isinstance(source, str) and names_function(source):
@@ -131,52 +135,77 @@ def read_data(
     if (pair := _labelled_pair(source, expected)) is not None:
         _check_unlabelled(where or "data", labels, has_labels=True)
         source, labels = pair
-    data = _read(source, expected, where, limit, labels, told)
+    asked = _Asked(where=where, limit=limit, labels=labels, told=told, preprocess=preprocess or Preprocess())
+    data = _read(source, expected, asked)
     if labels is None or (isinstance(source, np.ndarray | Mapping) or as_array(source, where) is not None):
         return data
     return _with_labels(data, labels, limit)
 
 
-def _read(
-    source: Any,
-    expected: Sequence[InputSpec],
-    where: str,
-    limit: int | None,
-    labels: Any,
-    told: Callable[[int, int], None],
-) -> ImageSet | InputSet:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """What `read_data` was asked for; ``where``: the function that has given the data, or nothing."""
+
+    where: str
+    limit: int | None
+    labels: Any
+    told: Callable[[int, int], None]
+    preprocess: Preprocess
+
+
+def _read(source: Any, expected: Sequence[InputSpec], asked: _Asked) -> ImageSet | InputSet:
     first, *others = expected
-    image = first.takes_images and not others
+    image, where, limit = first.takes_images and not others, asked.where, asked.limit
     if isinstance(source, str | Path):
         if image:
-            return load_images(source, expected=first, limit=limit, told=told)
+            return load_images(source, expected=first, limit=limit, told=asked.told, preprocess=asked.preprocess)
         return load_inputs(source, expected=expected, limit=limit)
+    _check_no_files(where or "data in memory", asked.preprocess)
     if isinstance(source, ImageSet) and image:
         return source.check(first) if limit is None else source.check(first).head(limit)
     if isinstance(source, InputSet) and not image:
         return source.check(expected) if limit is None else source.check(expected).head(limit)
     if not isinstance(source, ImageSet | InputSet):
-        array, labels = as_array(source, where or "data"), _labels(labels, where)
+        array = as_array(source, where or "data")
+        asked = dataclasses.replace(asked, labels=_labels(asked.labels, where))
         if array is not None and image:
-            return ImageSet.from_array(array, labels=labels, source=where or "array", expected=first, limit=limit)
+            return _read_images(array, first, where or "array", asked)
         if array is not None and not others:
             source = {first.name: array}
         if isinstance(source, Mapping):
-            return _read_mapping(source, expected, where or "arrays", limit, labels)
+            arrays = {name: x for name, value in source.items() if (x := as_array(value, where)) is not None}
+            if image and first.name in arrays:
+                return _read_images(arrays[first.name], first, where or "arrays", asked)
+            return InputSet.from_arrays(
+                arrays, labels=asked.labels, source=where or "arrays", expected=expected, limit=limit
+            )
         if array is None and is_iterable(source):
-            return read_items(source, expected, where=where or type(source).__name__, limit=limit)
+            kind = where or type(source).__name__
+            return read_items(source, expected, where=kind, limit=limit, preprocess=asked.preprocess)
     of_inputs = "" if image else f"; the model's inputs are {_names(expected)}"
     raise DataError(f"{where or 'data'}: {type(source).__name__} given; expected {TAKEN}{of_inputs}")
 
 
-def _read_mapping(
-    source: Mapping[str, Any], expected: Sequence[InputSpec], where: str, limit: int | None, labels: Any
-) -> ImageSet | InputSet:
-    arrays = {name: array for name, value in source.items() if (array := as_array(value, where)) is not None}
-    first, *others = expected
-    if not others and first.takes_images and first.name in arrays:
-        return ImageSet.from_array(arrays[first.name], labels=labels, source=where, expected=first, limit=limit)
-    return InputSet.from_arrays(arrays, labels=labels, source=where, expected=expected, limit=limit)
+def _read_images(array: NDArray[Any], expected: InputSpec, where: str, asked: _Asked) -> ImageSet:
+    return ImageSet.from_array(
+        array,
+        labels=asked.labels,
+        source=where,
+        expected=expected,
+        limit=asked.limit,
+        layout=asked.preprocess.layout,
+        **asked.preprocess.of_bytes(array.dtype, where),
+    )
+
+
+def _check_no_files(where: str, preprocess: Preprocess) -> None:
+    """Raise DataError for what can only be done to image files, where there are none."""
+    if found := preprocess.of_files():
+        flag = f"--{found[0].replace('_', '-')}"
+        raise DataError(
+            f"{where}: {flag} is given, and is for folders of images alone; do it before the images are stored or "
+            f"given; where other data of this run are a folder, set {found[0]} in its {FILE_NAME} instead"
+        )
 
 
 def _labelled_pair(source: Any, expected: Sequence[InputSpec]) -> tuple[Any, Any] | None:
@@ -225,11 +254,18 @@ def _names(expected: Sequence[InputSpec]) -> str:
     return ", ".join(repr(spec.name) for spec in expected)
 
 
-def _load(path: Path, expected: InputSpec | None, limit: int | None, told: Callable[[int, int], None]) -> ImageSet:
+def _load(
+    path: Path,
+    expected: InputSpec | None,
+    limit: int | None,
+    told: Callable[[int, int], None],
+    preprocess: Preprocess,
+) -> ImageSet:
     if path.is_dir():
-        return load_folder(path, expected=expected, limit=limit, told=told)
+        return load_folder(path, expected=expected, limit=limit, told=told, preprocess=preprocess)
     check_form(path)
-    return _ARCHIVES[path.suffix.lower()](path, expected=expected, limit=limit)
+    _check_no_files(str(path), preprocess)
+    return _ARCHIVES[path.suffix.lower()](path, expected=expected, limit=limit, preprocess=preprocess)
 
 
 def find_default(folder: str | Path) -> tuple[Path | None, Path | None]:

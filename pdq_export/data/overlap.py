@@ -5,7 +5,7 @@ import hashlib
 
 import numpy as np
 
-from pdq_export.data.image_set import ImageSet
+from pdq_export.data.image_set import ImageSet, Pixels
 from pdq_export.data.input_set import InputSet
 
 _BATCH = 64
@@ -18,7 +18,7 @@ def image_digests(*sets: ImageSet | InputSet) -> list[list[bytes]]:
     If all sets hold uint8 it is of these bytes, so that mean and std do not matter, else of what the model sees.
     """
     if all(isinstance(images, ImageSet) and images.pixels.dtype == np.uint8 for images in sets):
-        return [[_digest(image) for image in images.pixels] for images in sets if isinstance(images, ImageSet)]
+        return [_pixel_digests(images.pixels) for images in sets if isinstance(images, ImageSet)]
     return [[digest for batch in images.batches(_BATCH) for digest in _rows(batch)] for images in sets]
 
 
@@ -35,8 +35,10 @@ def all_equal(images: ImageSet | InputSet) -> bool:
 def count_shared(calibration: ImageSet | InputSet, evaluation: ImageSet | InputSet) -> int:
     """How many of the ``evaluation`` images are among those of ``calibration``, value for value.
 
-    An image is compared as a whole only if a small part of it is equal.
+    An image is compared as a whole only if a small part of it is equal, or if that takes no decoding.
     """
+    if isinstance(evaluation, ImageSet) and not isinstance(evaluation.pixels, np.ndarray):
+        return count_shared_digests(*image_digests(calibration, evaluation))
     seen, judged = image_digests(_parts(calibration), _parts(evaluation))
     known = set(seen)
     candidates = [number for number, digest in enumerate(judged) if digest in known]
@@ -53,11 +55,16 @@ def count_shared_digests(seen: list[bytes], judged: list[bytes]) -> int:
 def _parts(images: ImageSet | InputSet) -> ImageSet | InputSet:
     """Of every image the row in the middle; of other arrays as many values of the flattened sample."""
     if isinstance(images, ImageSet):
-        middle = images.pixels.shape[2] // 2
-        return dataclasses.replace(images, pixels=images.pixels[:, :, middle : middle + 1])
+        pixels, middle = images.pixels, images.pixels.shape[2] // 2
+        rows = (pixels[start : start + _BATCH] for start in range(0, len(pixels), _BATCH))
+        return dataclasses.replace(images, pixels=np.concatenate([x[:, :, middle : middle + 1] for x in rows]))
     flat = (array.reshape(len(array), -1) for array in images.arrays)
     middles = tuple(array[:, array.shape[1] // 2 :][:, :_PART] for array in flat)
     return dataclasses.replace(images, arrays=middles)
+
+
+def _pixel_digests(pixels: Pixels) -> list[bytes]:
+    return [_digest(image) for image in pixels] if isinstance(pixels, np.ndarray) else list(pixels.digests)
 
 
 def _rows(batch: np.ndarray | tuple[np.ndarray, ...]) -> list[bytes]:

@@ -11,6 +11,7 @@ from pdq_export.data.input_spec import InputSpec
 from pdq_export.data.load import DataSource, read_data
 from pdq_export.data.outliers import find_outliers
 from pdq_export.data.overlap import all_equal, count_shared
+from pdq_export.data.preprocess import Preprocess
 from pdq_export.errors import DataError, first_few
 
 logger = logging.getLogger(__name__)
@@ -48,15 +49,17 @@ def read_samples(
     limit: int,
     told: Callable[[int, int], None] = lambda *_: None,
     labels: Any = None,
+    preprocess: Preprocess | None = None,
 ) -> Samples:
     """At most ``limit`` samples to calibrate on, and those to judge on, in whole batches: ``eval``, or else the same.
 
     Warns of samples that are all the same, left over, or in both, and of single ones far out of the others' range,
     which calibration does not see. ``told``: of how many images of a folder are read, one folder after the other.
-    ``labels``: of the samples that are judged on.
+    ``labels``: of the samples that are judged on. ``preprocess``: as in `read_data`, of both.
     """
-    calibration = read_data(calib, specs, limit=limit, labels=labels if eval is None else None, told=told)
-    judged = calibration if eval is None else read_data(eval, specs, labels=labels, told=told)
+    of_calibration = labels if eval is None else None
+    calibration = read_data(calib, specs, limit=limit, labels=of_calibration, told=told, preprocess=preprocess)
+    judged = calibration if eval is None else read_data(eval, specs, labels=labels, told=told, preprocess=preprocess)
     judged = _whole_batches(judged, specs[0].shape[0] or 1)
     if all_equal(calibration):
         logger.warning("%s: all %d images are the same; expected different ones", calibration.source, len(calibration))

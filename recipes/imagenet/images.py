@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pdq_export.data import ImageSet
-from pdq_export.data.folder import SUFFIXES
+from pdq_export.data.listing import SUFFIXES
 from pdq_export.data.preprocess import Preprocess
 from pdq_export.errors import DataError
 

@@ -75,6 +75,8 @@ def test_defaults(run: Run, pipeline: FakePipeline, folder: Path) -> None:
         **dict.fromkeys(("max_drop", "min_agreement", "min_sqnr", "max_size_ratio", "max_latency_ratio")),
         **dict.fromkeys(("confidence", "junit", "markdown")),
         "no_float_layers": False,
+        **dict.fromkeys(["mean", "std", "pixel_range", "channel_order", "layout", "interpolation"]),
+        **dict.fromkeys(["resize", "crop", "crop_fraction", "letterbox", "padding"]),
     }
     assert (folder / "model-w4a4.onnx").exists()
     assert "wrote model-w4a4.onnx" in result.stdout

@@ -180,6 +180,7 @@ REFUSED = {
     "no array": (lambda: [("x", 1)], r"item 0: str; expected an array or tensor"),
     "triples": (lambda: [(X[0], 1, 2)], r"item 0: tuple of 3; expected an array or tensor"),
     "another name": (lambda: [{"x": X[0]}], r"item 0: holds 'x'; expected an array for the model's input 'image'"),
+    "bytes among floats": (lambda: [X[0], (X[0] > 0).astype(np.uint8)], r"item 1: uint8 of shape"),
     "half labelled": (lambda: [(X[0], 1), X[1]], r"item 1: no label, unlike the items before it"),
     "one-hot": (lambda: [(X[:4], np.eye(4))], r"item 0: labels of shape 4 x 4 for 4 samples; expected one for each"),
     "text labels": (lambda: [(X[0], "cat")], r"item 0: label is str; expected the index of a class"),
