@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -220,7 +220,9 @@ def test_files_that_onnxruntime_does_not_run_are_inspected_written_and_measured_
     found = result.report.to_dict()
     assert (found["kernels"], found["min_onnxruntime"], found["session_config"], found["parts"]) == (None, None, {}, [])
     (output,) = found["outputs"]
-    assert [name for name in output if output[name] is None] == ["quantized_float", "quantized_simulated", "deviation"]
+    assert [name for name in output if output[name] is None] == [
+        *("quantized_float", "quantized_simulated", "deviation", "quantized_name"),
+    ]
     assert output["simulated_float"]["images"] == found["images"] == 24  # of three batches the first and the last
     assert found["accuracy"]["quantized"] is None
     rows = {row[0] for row in report_rows(result.report)}
@@ -233,6 +235,31 @@ def test_files_that_onnxruntime_does_not_run_are_inspected_written_and_measured_
         result.report.simulated_accuracy,
     )
     assert same.outputs[0].simulated_float == result.report.outputs[0].simulated_float
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_gates_of_files_that_onnxruntime_does_not_run_judge_their_simulation() -> None:
+    pixels = np.random.default_rng(1).normal(size=(40, 3, 8, 8)).astype(np.float32)
+    judged = pdq_export.ImageSet(pixels=pixels, labels=np.arange(40) % 5, source="toys")
+
+    def seen(outputs: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, float]:
+        (scores,) = outputs.values()
+        return {"images": len(scores), "right": float((scores.argmax(1) == labels).mean())}
+
+    report = pdq_export.quantize(
+        model(), calib=images(), eval=judged, simulated_images=32, metrics=[seen], max_drop=100, min_agreement=0, **FAST
+    ).report
+    assert [gate.passed for gate in report.gates] == [True, True]
+    assert report.top1_changes is not None
+    assert report.top1_changes.images == report.images == 24
+    number, right = report.metrics
+    assert (number.float_value, number.quantized_value) == (24, 24)
+    assert report.simulated_accuracy is not None
+    assert report.float_accuracy is not None
+    assert (right.float_value, right.quantized_value) == (report.float_accuracy.top1, report.simulated_accuracy.top1)
+    for gate in ({"no_float_layers": True}, {"max_latency_ratio": 2}):
+        with pytest.raises(OptionError, match="files for --target plain do not run in onnxruntime"):
+            pdq_export.quantize(model(), calib=images(), **gate, **FAST)
 
 
 def _written(runtime: OtherRuntime) -> onnx.ModelProto:

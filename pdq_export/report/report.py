@@ -22,8 +22,9 @@ Schema, version 1 (null stands for "not measured", for sqnr_db for "no differenc
                     accuracy, quantized_float, quantized_simulated, deviation and kernels are null, parts is empty, and
                     images are those that the simulation saw)
     accuracy        {float, quantized, simulated, float_where_simulated}, each {images, top1, top5} of the first output;
-                    null without labels; the last two are of the images that the simulation saw; changes: {images,
-                    lost, gained}, of images where top-1 of FP32 and of the quantized model differ
+                    null without labels; the last two are of the images that the simulation saw
+    top1_changes    {images, lost, gained}  of images where top-1 of FP32 and of the quantized model differ: lost are
+                                            those that FP32 has right; null without labels
     outputs         one per graph output: {name, quantized_float, quantized_simulated, simulated_float, deviation,
                     quantized_name}, each of the three {images, argmax_agreement, chance_agreement, sqnr_db,
                     relative_error, median_relative_error, max_relative_error, counted, positions, argmax_error,
@@ -171,8 +172,8 @@ class Report(Measurements):
                 "quantized": _plain(self.quantized_accuracy),
                 "simulated": _plain(self.simulated_accuracy),
                 "float_where_simulated": _plain(self.float_where_simulated),
-                "changes": _plain(self.top1_changes),
             },
+            "top1_changes": _plain(self.top1_changes),
             "outputs": [dataclasses.asdict(output) for output in self.outputs],
             "kernels": None if self.kernels is None else _plain_kernels(self.kernels),
             "saturated_layers": list(self.saturated_layers),

@@ -188,7 +188,7 @@ def test_everything_is_in_the_report(original: Path, tmp_path: Path) -> None:
     assert written == json.loads(report.to_json())
     assert written["gates"][0]["option"] == "--max-drop"
     assert written["latency"]["batch"] == 1
-    assert written["accuracy"]["changes"]["images"] == 50
+    assert written["top1_changes"]["images"] == 50
     assert written["settings"]["batch_size"] == 16
     assert "--max-drop" in files["junit"].read_text()
     assert "--max-drop 100" in files["markdown"].read_text()

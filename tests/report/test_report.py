@@ -33,6 +33,7 @@ def test_json_follows_the_schema():
         "settings",
         "images",
         "accuracy",
+        "top1_changes",
         "outputs",
         "kernels",
         "saturated_layers",
