@@ -39,6 +39,8 @@ _NARROW: Mapping[int, tuple[Version, Version]] = {
     TensorProto.INT2: _TWO,
     TensorProto.UINT2: _TWO,
 }
+# By their bits, weights in types of their own that a Cast makes INT8.
+TYPED_SINCE: Mapping[int, Version] = {4: _FOUR[1], 2: _TWO[1]}
 # Up to 1.30 the memory of a 4-bit tensor is used again for one of 8 bits: wrong values, or a crash.
 _NARROW_ACTIVATIONS: Version = (1, 31)
 # Before, onnxruntime divides by the wrong number where an average counts its padding: below opset 19 in the windows
@@ -63,6 +65,17 @@ def newest_opset(version: Version) -> int | None:
     if version >= _NEWER:
         return None
     return max(opset for since, opset in _OPSETS.items() if since <= version)
+
+
+def check_opset(opset: int, runtime: str) -> None:
+    """Raise OptionError for a model whose opset ``runtime`` does not know."""
+    known = newest_opset(parse_version(runtime))
+    if known is not None and opset > known:
+        needed = shown(_of_opset(opset, OLDEST).version)
+        raise OptionError(
+            f"--runtime {runtime}: the model's own opset is {opset}, which needs onnxruntime {needed}; expected what "
+            f"{runtime} runs; export the model with opset {known}, or give --runtime {needed}"
+        )
 
 
 def moves_integers(op_type: str, version: Version) -> bool:
@@ -100,12 +113,11 @@ def check_runtime(model: onnx.ModelProto, runtime: str) -> None:
 
 def _greatest(model: onnx.ModelProto, runtime: Version) -> Need:
     """Of several of one version the first: the opset is the last, since types bring theirs along."""
-    needs = (*_of_averages(model), *_of_types(model.graph), _of_opset(model, runtime))
+    needs = (*_of_averages(model), *_of_types(model.graph), _of_opset(opset_version(model), runtime))
     return max(needs, key=lambda need: need.version)
 
 
-def _of_opset(model: onnx.ModelProto, runtime: Version) -> Need:
-    opset = opset_version(model)
+def _of_opset(opset: int, runtime: Version) -> Need:
     version = next((since for since, newest in _OPSETS.items() if opset <= newest), _NEWER)
     return Need(version=version, what=f"opset {opset}", remedy=f"export the model with opset {newest_opset(runtime)}")
 
