@@ -101,6 +101,7 @@ class Target:
         own_opset: int | None = None,
         max_opset: int | None = None,
         packing: Packing = Packing.BYTES,
+        runtime: str | None = None,
     ) -> onnx.ModelProto:
         """Write the quantized model; arguments, errors and result as in `pdq_export.export.export_model`."""
         return export_model(
@@ -113,6 +114,7 @@ class Target:
             own_opset=own_opset,
             max_opset=max_opset,
             packing=packing,
+            runtime=runtime,
         )
 
     def _checked(self, planned: Planned) -> Planned:

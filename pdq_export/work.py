@@ -16,6 +16,7 @@ from pdq_export.config.config import FileSection
 from pdq_export.data import InputSpec, Samples
 from pdq_export.errors import ModelError, OptionError, first_few
 from pdq_export.export.loading import Loading, choose_loading
+from pdq_export.export.runtimes import check_opset
 from pdq_export.fidelity import BATCHES, Fidelity, Probe, UserFile, as_seen, open_file
 from pdq_export.frontend import check_batch, check_runs, find_batch_blockers, find_unsupported, import_network
 from pdq_export.graph.load import check_model, load_model
@@ -151,6 +152,8 @@ def prepare_and_plan(
             f"--opset {opset}: the model's own opset is {own} already; expected {own} or more; export the model with "
             f"opset {opset}"
         )
+    if runtime is not None:
+        check_opset(own, runtime)
     loading = choose_loading(planned.index, planned.plan, runtime=runtime, max_opset=opset)
     needed = chosen.required_opset(planned.plan, loading.max_opset, loading.packing)
     if needed > own:

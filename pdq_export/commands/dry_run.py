@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from pdq_export.errors import ValidationError
 from pdq_export.export.loading import Loading
-from pdq_export.export.runtimes import check_runtime
 from pdq_export.graph.lookup import GraphIndex
 from pdq_export.graph.noise import noise
 from pdq_export.graph.prepare import PreparedModel
@@ -53,9 +52,7 @@ def dry_run(
     tensors = {name: _placeholder(index, point, generator) for name, point in plan.points.items()}
     chosen = find_target(target)
     packing = (loading or Loading()).packing
-    exported = chosen.export(prepared.model, plan, tensors, metadata=metadata or {}, packing=packing)
-    if runtime is not None:
-        check_runtime(exported, runtime)
+    exported = chosen.export(prepared.model, plan, tensors, metadata=metadata or {}, packing=packing, runtime=runtime)
     content = exported.SerializeToString(deterministic=True)
     given = inputs if inputs is not None else _noise_that_runs(prepared, generator)
     try:

@@ -283,8 +283,9 @@ def _export(work: Work, calibrated: Calibrated, config: Config, metadata: Mappin
         calibrated.tensors,
         metadata=metadata,
         own_opset=max(work.original.opset, MIN_OPSET),
-        max_opset=work.loading.max_opset,
+        max_opset=config.file.opset,
         packing=work.loading.packing,
+        runtime=config.file.runtime,
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from pdq_export.export.layouts import Packing
 from pdq_export.export.packing import WIDTHS, Packable, choose_widths
-from pdq_export.export.runtimes import OLDEST, TYPED_SINCE, Version, check_opset, newest_opset, parse_version, shown
+from pdq_export.export.runtimes import OLDEST, TYPED_SINCE, Version, newest_opset, parse_version, shown
 from pdq_export.export.storage import UINT2_OPSET, storage_bits
 from pdq_export.graph.lookup import GraphIndex
 from pdq_export.spec import Plan, Point, Role
@@ -56,12 +56,10 @@ def choose_loading(index: GraphIndex, plan: Plan, *, runtime: str | None, max_op
     """How the weights of ``plan`` are packed in a file of at most ``max_opset``.
 
     ``runtime``: the version of onnxruntime that has to load it, which gets what takes the least memory there; without
-    one every version has to, but for `PORTABLE_LIMIT`. ``index``: of the prepared model. Raises OptionError for a model
-    whose opset ``runtime`` does not know.
+    one every version has to, but for `PORTABLE_LIMIT`. ``index``: of the prepared model.
     """
     known = OLDEST if runtime is None else parse_version(runtime)
     if runtime is not None:
-        check_opset(index.opset, runtime)
         max_opset = min(filter(None, (max_opset, newest_opset(known))), default=None)
     weights = [packable(index, point) for point in plan.points.values() if point.role is Role.WEIGHT]
     portable, typed = (unpacking_bytes(weights, packing, max_opset) for packing in (Packing.BYTES, Packing.TYPES))
