@@ -41,6 +41,7 @@ _OPTIONS = options_of()
 @click.option("--target", required=True, metavar="ort|native|qcdq", help="The layout to write.")
 @click_option(_OPTIONS["output"], default="./QUANT-TARGET.onnx")
 @click_option(_OPTIONS["overwrite"], help="Replace the output where it exists")
+@click_option(_OPTIONS["runtime"], default="as quantize would have written")
 @click_option(_OPTIONS["opset"], default="as quantize would have written")
 @click_option(_OPTIONS["external_data"])
 def convert(
@@ -50,6 +51,7 @@ def convert(
     target: str,
     output: Path | None,
     overwrite: bool | None,
+    runtime: str | None,
     opset: int | None,
     external_data: bool | None,
 ) -> Outcome:
@@ -67,7 +69,7 @@ def convert(
         output = output or Path(f"{model.stem}-{target}.onnx")
         overwrite, external_data = bool(overwrite), bool(external_data)
         check_output(output, overwrite=overwrite, model=model, external=external_data)
-        converted = run(model, target, opset=opset)
+        converted = run(model, target, opset=opset, runtime=runtime)
         written = save_model(output, converted, external=external_data, overwrite=overwrite)
         found = _describe(converted, target, written)
     return Outcome(text=_lines(found), to_json=lambda: json.dumps(found, indent=2) + "\n")

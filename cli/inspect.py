@@ -20,6 +20,7 @@ from .paths import ModelPath
 
 if TYPE_CHECKING:
     from pdq_export.commands.inspect import Inspection, TensorInfo
+    from pdq_export.export.loading import Loading
     from pdq_export.plan.summary import LayerSummary
 
 
@@ -126,5 +127,15 @@ def _end(found: "Inspection") -> Iterable[str]:
         ratio = found.quantized_size / max(found.model.size, 1)
         asked = f"target {found.settings['target']}, opset {found.settings['opset']}"
         yield f"expected size at {found.settings['bits']}: {after} of {before}, × {ratio:.3f} ({asked})"
+    if found.min_onnxruntime is not None:
+        yield f"lowest version of onnxruntime: {found.min_onnxruntime}{_unpacking(found.loading)}"
+    if found.loading is not None and found.loading.note:
+        yield found.loading.note
     for what, messages in (("not supported", found.unsupported), ("problem", found.problems)):
         yield from (f"{what}: {' '.join(message.split())}" for message in messages)
+
+
+def _unpacking(loading: "Loading | None") -> str:
+    if loading is None or not loading.unpacking:
+        return ""
+    return f"; it unpacks the weights when it loads the file, with {loading.unpacking / 1e6:,.1f} MB at the peak"

@@ -8,7 +8,8 @@ import warnings
 from rich.console import Console
 
 NOTES = logging.getLogger("pdq_export.cli")
-_ASKED_FOR = "pdq_export.commands.keeping"  # what --resume has found is no detail
+# What --resume has found, and which onnxruntime a file needs, is no detail.
+_TOLD = ("pdq_export.commands.keeping", "pdq_export.commands.dry_run")
 
 
 class ConsoleHandler(logging.Handler):
@@ -36,7 +37,8 @@ def set_up_logging(console: Console, *, quiet: bool, verbose: bool) -> None:
     library.propagate = False
     library.setLevel(logging.DEBUG if verbose else logging.WARNING)
     NOTES.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
-    logging.getLogger(_ASKED_FOR).setLevel(NOTES.level)
+    for name in _TOLD:
+        logging.getLogger(name).setLevel(NOTES.level)
     # Warnings of the libraries below are about their own use of one another; a user cannot act on them.
     logging.captureWarnings(True)
     python_warnings = logging.getLogger("py.warnings")

@@ -65,6 +65,15 @@ class Target:
             )
         return options
 
+    def check_runtime(self, runtime: str | None) -> None:
+        """Raise OptionError for the version of an onnxruntime where files are for another runtime."""
+        if runtime is not None and not self.layout.for_onnxruntime:
+            others = ", ".join(other.name for other in _TARGETS.values() if other.layout.for_onnxruntime)
+            raise OptionError(
+                f"--runtime {runtime}: is a version of onnxruntime, and --target {self.name} is for another runtime; "
+                f"leave the option out, or choose another --target: {others}"
+            )
+
     def plan(
         self, model: onnx.ModelProto | GraphIndex, options: PlanOptions, unsupported: Mapping[str, str] | None = None
     ) -> Planned:
@@ -92,6 +101,7 @@ class Target:
         own_opset: int | None = None,
         max_opset: int | None = None,
         packing: Packing = Packing.BYTES,
+        runtime: str | None = None,
     ) -> onnx.ModelProto:
         """Write the quantized model; arguments, errors and result as in `pdq_export.export.export_model`."""
         return export_model(
@@ -104,6 +114,7 @@ class Target:
             own_opset=own_opset,
             max_opset=max_opset,
             packing=packing,
+            runtime=runtime,
         )
 
     def _checked(self, planned: Planned) -> Planned:

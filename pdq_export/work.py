@@ -12,8 +12,11 @@ import torch
 from torch import fx, nn
 
 from pdq_export.calibrate.equalization import channel_factors
+from pdq_export.config.config import FileSection
 from pdq_export.data import InputSpec, Samples
 from pdq_export.errors import ModelError, OptionError, first_few
+from pdq_export.export.loading import Loading, choose_loading
+from pdq_export.export.runtimes import check_opset
 from pdq_export.fidelity import BATCHES, Fidelity, Probe, UserFile, as_seen, open_file
 from pdq_export.frontend import check_batch, check_runs, find_batch_blockers, find_unsupported, import_network
 from pdq_export.graph.load import check_model, load_model
@@ -39,21 +42,24 @@ Model = str | Path | onnx.ModelProto | nn.Module
 class PlannedModel:
     """A user's file and what is planned for it, before there are samples.
 
-    ``original``: the file. ``prepared``: the whole model, tail included, with its index. ``family``: which of the
-    paper's networks it is like.
+    ``original``: the file. ``prepared``: the whole model, tail included, with its index. ``loading``: how its weights
+    are packed. ``family``: which of the paper's networks it is like.
     """
 
     original: UserFile
     prepared: PreparedModel
     plan: Plan
+    loading: Loading
     family: str
 
     @classmethod
-    def of(cls, original: UserFile, options: PlanOptions, *, target: str, opset: int | None) -> Self:
-        """Prepare and plan the file's model. Raises ModelError, OptionError."""
-        prepared, plan = prepare_and_plan(original.parse(), options, target=target, opset=opset)
+    def of(cls, original: UserFile, options: PlanOptions, asked: FileSection) -> Self:
+        """Prepare and plan the file's model; ``asked``: what is to be written. Raises ModelError, OptionError."""
+        prepared, plan, loading = prepare_and_plan(
+            original.parse(), options, target=asked.target, opset=asked.opset, runtime=asked.runtime
+        )
         family = network_family(prepared.index, (*plan.layers, *plan.excluded))
-        return cls(original=original, prepared=prepared, plan=plan, family=family)
+        return cls(original=original, prepared=prepared, plan=plan, loading=loading, family=family)
 
     @property
     def info(self) -> ModelInfo:
@@ -131,8 +137,8 @@ def open_model(model: Model, example_input: Any = None, *, opset: int | None = N
 
 
 def prepare_and_plan(
-    model: onnx.ModelProto, options: PlanOptions, *, target: str, opset: int | None
-) -> tuple[PreparedModel, Plan]:
+    model: onnx.ModelProto, options: PlanOptions, *, target: str, opset: int | None = None, runtime: str | None = None
+) -> tuple[PreparedModel, Plan, Loading]:
     """Prepare the model at the opset that the layout needs for what is planned, and plan it for the target.
 
     Raises ModelError or OptionError where that cannot be done as asked.
@@ -140,12 +146,16 @@ def prepare_and_plan(
     chosen = find_target(target)
     prepared = _separated(prepare(model))
     planned = _plan(prepared, options, chosen)
-    needed, own = chosen.required_opset(planned.plan, opset), planned.index.opset
+    own = planned.index.opset
     if opset is not None and own > opset:
         raise OptionError(
             f"--opset {opset}: the model's own opset is {own} already; expected {own} or more; export the model with "
             f"opset {opset}"
         )
+    if runtime is not None:
+        check_opset(own, runtime)
+    loading = choose_loading(planned.index, planned.plan, runtime=runtime, max_opset=opset)
+    needed = chosen.required_opset(planned.plan, loading.max_opset, loading.packing)
     if needed > own:
         prepared = at_opset(prepared, needed)
         planned = _plan(prepared, options, chosen)
@@ -153,7 +163,7 @@ def prepare_and_plan(
         logger.log(level, text)
     if planned.model is not prepared.model:  # nodes were added
         prepared = dataclasses.replace(prepared, model=planned.model)
-    return prepared, planned.plan
+    return prepared, planned.plan, loading
 
 
 def _plan(prepared: PreparedModel, options: PlanOptions, target: Target) -> Planned:

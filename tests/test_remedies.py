@@ -28,6 +28,7 @@ from .onnx_text import fill, name_nodes, parse
 
 SHAPES = {"w": (4, 3, 3, 3), "v": (5, 4), "u": (4, 4, 1, 1), "e": (10, 4), "s": (4, 4)}
 HEAD = "c = Conv(image, w) r = Relu(c) "
+AVERAGE = HEAD + "z = AveragePool<kernel_shape = [3, 3], pads = [1, 1, 1, 1], ceil_mode = 1, count_include_pad = 1>(r) "
 END = "p = GlobalAveragePool(z) f = Flatten(p) y = Gemm<transB = 1>(f, v)"
 
 
@@ -210,6 +211,51 @@ CASES = {
         mend=lambda model, _: onnx.version_converter.convert_version(model, 15),
         options={"opset": 15, "bits": "8/8"},
     ),
+    "an opset that a runtime does not know": Case(
+        broken=lambda: make(HEAD + "z = Relu(r)" + END, opset=20),
+        message=["--runtime 1.15: the model's own opset is 20", "export the model with opset 18"],
+        before={"runtime": "1.15"},
+        mend=lambda model, _: _with_opset(model, 18),
+        options={"runtime": "1.15"},
+    ),
+    "an opset that a runtime does not know, and another runtime": Case(
+        broken=lambda: make(HEAD + "z = Relu(r)" + END, opset=20),
+        message=["or give --runtime 1.17"],
+        before={"runtime": "1.15"},
+        options={"runtime": "1.17"},
+    ),
+    "an average that a runtime computes wrongly": Case(
+        broken=lambda: make(AVERAGE + END),
+        message=["--runtime 1.15: node 'z' (AveragePool), which counts padding,", "export it with ceil_mode=0"],
+        before={"runtime": "1.15"},
+        mend=lambda model, _: _without_attribute(model, "ceil_mode"),
+        options={"runtime": "1.15"},
+    ),
+    "an average that a runtime computes wrongly, at another opset": Case(
+        broken=lambda: make(AVERAGE.replace("ceil_mode = 1, ", "") + END, opset=19),
+        message=["node 'z' (AveragePool), which counts padding,", "export the model with opset 18"],
+        before={"runtime": "1.16"},
+        mend=lambda model, _: _with_opset(model, 18),
+        options={"runtime": "1.16"},
+    ),
+    "a layout that a runtime does not know": Case(
+        broken=lambda: make(HEAD + "z = Conv(r, u) " + END),
+        message=["of UINT4 needs onnxruntime 1.31", "write it with --target ort"],
+        before={"runtime": "1.23", "target": "native", "first_last": "4/4"},
+        options={"runtime": "1.23", "target": "ort", "first_last": "4/4"},
+    ),
+    "a version of onnxruntime for another runtime": Case(
+        broken=lambda: make(HEAD + "z = Relu(r)" + END),
+        message=["--target tensorrt is for another runtime; leave the option out"],
+        before={"runtime": "1.23", "target": "tensorrt", "bits": "8/8"},
+        options={"target": "tensorrt", "bits": "8/8"},
+    ),
+    "a version of onnxruntime that was never tried": Case(
+        broken=lambda: make(HEAD + "z = Relu(r)" + END),
+        message=["--runtime '1.14': expected a version of onnxruntime as text, 1.15 or newer, such as 1.23"],
+        before={"runtime": "1.14"},
+        options={"runtime": "1.15"},
+    ),
     "Hardmax of an old opset": Case(
         broken=lambda: make(HEAD + "z = Relu(r)" + END.replace("y =", "h =") + " y = Hardmax<axis = 1>(h)", opset=11),
         message=["opset 11 cannot be converted to 13", "export the model with opset 13"],
@@ -227,6 +273,14 @@ CASES = {
         mend=lambda *_: _optimized("ORT_ENABLE_BASIC"),
     ),
 }
+
+
+def _without_attribute(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    for node in model.graph.node:
+        kept = [attribute for attribute in node.attribute if attribute.name != name]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+    return model
 
 
 def _with_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:

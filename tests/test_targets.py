@@ -122,7 +122,7 @@ def runtime(registry: None) -> Runtime:
 
 def test_a_new_target_is_planned_and_dry_run_as_it_asks(runtime: Runtime) -> None:
     options = find_target("toy").settle(PlanOptions.of("4/4"))
-    prepared, plan = prepare_and_plan(model(), options, target="toy", opset=None)
+    prepared, plan, _ = prepare_and_plan(model(), options, target="toy")
     assert {name: plan.points[name].bits for name in WEIGHTS} == {"w1": 8, "w2": 8, "w3": 4, "w4": 8}
     assert all(plan.points[name].symmetric for name in WEIGHTS)
     assert not plan.integer_bias

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from pdq_export.config.config import make_config
 from pdq_export.config.record import retargeted
 from pdq_export.errors import ExportError, ModelError, OptionError, ValidationError
 from pdq_export.exhaustion import tells_of_memory
@@ -13,6 +14,8 @@ from pdq_export.export import assemble, read_blueprint
 from pdq_export.export.blueprint import DAMAGED, Blueprint, fill_missing, renew_blueprint
 from pdq_export.export.blueprint import KEY as BLUEPRINT_KEY
 from pdq_export.export.layouts import FORM, Quantized
+from pdq_export.export.loading import choose_loading
+from pdq_export.export.runtimes import check_runtime
 from pdq_export.graph.external import all_tensors
 from pdq_export.graph.load import in_memory, read_model
 from pdq_export.graph.lookup import GraphIndex, opset_version
@@ -25,16 +28,19 @@ from pdq_export.validate import Session, check_loads
 
 
 @tells_of_memory(calibrates=False)
-def convert(model: str | Path | onnx.ModelProto, target: str, *, opset: int | None = None) -> onnx.ModelProto:
+def convert(
+    model: str | Path | onnx.ModelProto, target: str, *, opset: int | None = None, runtime: str | None = None
+) -> onnx.ModelProto:
     """Write a file that `pdq_export.quantize` wrote for ort, native or qcdq in another of these layouts.
 
-    ``opset``: as in `quantize`, the newest to write; by default what was given there. Its graph is what
+    ``opset`` and ``runtime``: as in `quantize`; by default what was given there. Its graph is what
     quantizing for ``target`` would have written, and converting it back gives the first file again, byte for byte. Both
     are run on a random input, without optimizations, where onnxruntime runs the files of both targets. Raises
     ModelError for a file that pdq-export did not write or that was changed since, OptionError for tensorrt, whose
-    calibration is another one, and for an opset that cannot be had, ValidationError where outputs differ.
+    calibration is another one, and for an opset or a runtime that cannot be had, ValidationError where outputs differ.
     """
     check_target(target)
+    find_target(target).check_runtime(make_config({"runtime": runtime}).file.runtime)
     file = read_model(model) if isinstance(model, str | Path) else in_memory(model)
     where = "model" if isinstance(model, onnx.ModelProto) else str(model)
     _check_sizes(file, where)
@@ -47,10 +53,10 @@ def convert(model: str | Path | onnx.ModelProto, target: str, *, opset: int | No
         )
     blueprint = read_blueprint(file, where)
     _check_unchanged(file, blueprint, written_for or "ort", where)
-    blueprint = dataclasses.replace(blueprint, quantized=dataclasses.replace(blueprint.quantized, form=FORM))
-    wanted = _choose_opset(blueprint, target, opset)
-    renewed = {**properties, BLUEPRINT_KEY: renew_blueprint(properties[BLUEPRINT_KEY])}
-    metadata = retargeted(renewed, target=target, opset=opset)
+    blueprint, newest = _as_asked(blueprint, opset, runtime)
+    wanted = _choose_opset(blueprint, target, newest)
+    renewed = {**properties, BLUEPRINT_KEY: renew_blueprint(properties[BLUEPRINT_KEY], blueprint)}
+    metadata = retargeted(renewed, target=target, opset=opset, runtime=runtime)
     try:
         converted = _write(blueprint.quantized, target, wanted, metadata)
     except ExportError as error:
@@ -63,6 +69,8 @@ def convert(model: str | Path | onnx.ModelProto, target: str, *, opset: int | No
                 f"expected {here}; quantize the float model with --target {target} --opset {opset}"
             ) from error
         converted = _write(blueprint.quantized, target, here, metadata)
+    if runtime is not None:
+        check_runtime(converted, runtime)
     _check_equal(file, converted, find_target(written_for or "ort"), find_target(target))
     return converted
 
@@ -80,10 +88,23 @@ def _convertible() -> list[str]:
     return [name for name in target_names() if find_target(name).convertible]
 
 
-def _choose_opset(blueprint: Blueprint, target: str, opset: int | None) -> int:
-    cap = blueprint.max_opset if opset is None else opset
-    needed = find_target(target).required_opset(blueprint.quantized.plan, cap, blueprint.quantized.packing)
-    return max(needed, min(blueprint.own_opset, cap or blueprint.own_opset))
+def _as_asked(blueprint: Blueprint, opset: int | None, runtime: str | None) -> tuple[Blueprint, int | None]:
+    """The blueprint in the present form and for the runtime that is asked for, and the newest opset to write.
+
+    How weights are packed stays as it is, but where another runtime is asked for or the form is older.
+    """
+    quantized, keeps = blueprint.quantized, runtime is None and blueprint.quantized.form == FORM
+    runtime = runtime or blueprint.runtime
+    opset = blueprint.max_opset if opset is None else opset
+    chosen = choose_loading(quantized.index, quantized.plan, runtime=runtime, max_opset=opset)
+    packing = quantized.packing if keeps else chosen.packing
+    quantized = dataclasses.replace(quantized, form=FORM, packing=packing)
+    return dataclasses.replace(blueprint, quantized=quantized, runtime=runtime), chosen.max_opset
+
+
+def _choose_opset(blueprint: Blueprint, target: str, newest: int | None) -> int:
+    needed = find_target(target).required_opset(blueprint.quantized.plan, newest, blueprint.quantized.packing)
+    return max(needed, min(blueprint.own_opset, newest or blueprint.own_opset))
 
 
 def _write(quantized: Quantized, target: str, opset: int, metadata: dict[str, str]) -> onnx.ModelProto:

@@ -1,6 +1,7 @@
 """A file as it would be written, with placeholders: whether it can be, runs, and how large it is."""
 
 import dataclasses
+import logging
 import re
 from collections.abc import Mapping, Sequence
 
@@ -9,6 +10,7 @@ import onnx
 from numpy.typing import NDArray
 
 from pdq_export.errors import ValidationError
+from pdq_export.export.loading import Loading
 from pdq_export.graph.lookup import GraphIndex
 from pdq_export.graph.noise import noise
 from pdq_export.graph.prepare import PreparedModel
@@ -16,6 +18,8 @@ from pdq_export.plan.nodes import is_nonnegative
 from pdq_export.spec import Plan, Point, QuantizedTensor, Role
 from pdq_export.targets import find_target
 from pdq_export.validate import Session
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,19 +35,24 @@ def dry_run(
     plan: Plan,
     target: str,
     *,
+    loading: Loading | None = None,
+    runtime: str | None = None,
     metadata: Mapping[str, str] | None = None,
     inputs: Sequence[NDArray[np.float32]] | None = None,
 ) -> Placeholders:
     """Export and run with placeholders, so that nobody waits for a calibration that cannot be written or run.
 
+    ``loading``: how weights are packed. ``runtime``: the version of onnxruntime that has to load the file.
     ``inputs``: one array for each input; without them noise of the inputs' shapes, where the float model runs on that.
     Scales and zero points are as many-digited and as varied as learned ones: the file is as large as the real one.
-    Raises ValidationError, naming the node to leave in float where onnxruntime does.
+    Raises ValidationError, naming the node to leave in float where onnxruntime does, and OptionError, naming what needs
+    a newer onnxruntime than ``runtime``.
     """
     index, generator = prepared.index, np.random.default_rng(0)
     tensors = {name: _placeholder(index, point, generator) for name, point in plan.points.items()}
     chosen = find_target(target)
-    exported = chosen.export(prepared.model, plan, tensors, metadata=metadata or {})
+    packing = (loading or Loading()).packing
+    exported = chosen.export(prepared.model, plan, tensors, metadata=metadata or {}, packing=packing, runtime=runtime)
     content = exported.SerializeToString(deterministic=True)
     given = inputs if inputs is not None else _noise_that_runs(prepared, generator)
     try:
@@ -51,6 +60,12 @@ def dry_run(
     except ValidationError as error:
         raise _with_remedy(error, index) from error
     return Placeholders(model=exported, content=content)
+
+
+def tell_loading(loading: Loading, target: str) -> None:
+    """Say which onnxruntime a file needs that is written for newer ones though nobody asked for it."""
+    if loading.note and find_target(target).layout.packs:
+        logger.info("%s", loading.note)
 
 
 def _noise_that_runs(prepared: PreparedModel, generator: np.random.Generator) -> tuple[NDArray[np.float32], ...] | None:

@@ -17,6 +17,9 @@ JSON schema of `Inspection.to_dict`, version 2 (null stands for "not known")::
     tensors           [{tensor, role, bits}]  activations and carriers: what is quantized besides weights
     floating          [{node, op_type, reason}]  what computes in float in onnxruntime with target ort; with tensorrt
                       only what is excluded or cannot be calibrated, since TensorRT's builder decides on the rest
+    min_onnxruntime   the lowest onnxruntime that runs the file; null where it cannot be written, or for other runtimes
+    loading           {unpacking, portable}  bytes that unpacking its weights takes at the peak of loading, as it would
+                      be written and in the form that every onnxruntime loads; null where the target does not pack them
     size              {float, quantized, ratio} in bytes, quantized to about a percent; null where it cannot be written
     kernels           {integer: {op_type: count}, floating: {op_type: count}} of layers, as onnxruntime chooses them;
                       null where the target is another runtime
@@ -35,12 +38,13 @@ from pdq_export.calibrate.precision import settled_torch
 from pdq_export.commands.dry_run import dry_run
 from pdq_export.commands.making import file_metadata, made_by, settings
 from pdq_export.commands.settle import choose, plan_options, settle
-from pdq_export.config.config import Config, options_of
+from pdq_export.config.config import Config, FileSection, options_of
 from pdq_export.config.method import FAMILIES
 from pdq_export.config.option import INSPECT
 from pdq_export.config.signature import takes_options
 from pdq_export.errors import ModelError, PdqError, ValidationError
 from pdq_export.exhaustion import tells_of_memory
+from pdq_export.export.loading import Loading
 from pdq_export.fidelity import UserFile, check_on_noise, open_file
 from pdq_export.frontend import check_batch, find_unsupported, import_model
 from pdq_export.graph.lookup import Dimension, GraphIndex, opset_version
@@ -52,7 +56,7 @@ from pdq_export.report import ModelInfo
 from pdq_export.signature import input_specs
 from pdq_export.spec import Plan, Role
 from pdq_export.targets import find_target
-from pdq_export.validate import KernelCount, Session, open_counted
+from pdq_export.validate import KernelCount, Session, min_onnxruntime, open_counted
 from pdq_export.validate.equivalence import FLOAT32
 from pdq_export.work import Model, PlannedModel, read_any
 
@@ -83,6 +87,8 @@ class Inspection:
     layers: tuple[LayerSummary, ...]
     plan: Plan
     floating: tuple[FloatNode, ...]
+    loading: Loading | None
+    min_onnxruntime: str | None
     quantized_size: int | None
     kernels: KernelCount | None
     saturating: tuple[str, ...]
@@ -127,6 +133,8 @@ class Inspection:
                 if point.role is not Role.WEIGHT
             ],
             "floating": [dataclasses.asdict(node) for node in self.floating],
+            "min_onnxruntime": self.min_onnxruntime,
+            "loading": None if self.loading is None else self.loading.to_dict(),
             "size": size,
             "kernels": kernels,
             "saturating": list(self.saturating),
@@ -158,12 +166,12 @@ def inspect_model(
     target = settled.file.target
     options = plan_options(settled, choose(settled))
     file, session = _open(model, example_input, settled.file.opset)
-    planned = PlannedModel.of(file, options, target=target, opset=settled.file.opset)
+    planned = PlannedModel.of(file, options, settled.file)
     family = planned.family
     info = planned.info
     told = settings(settled, options, choose(settled, family=family), family)
     made = made_by(info, dict.fromkeys(planned.index.inputs, info.sha256), "cpu")  # as long as that of a file
-    trial = _try(planned, session, target, file_metadata(settled, told, made))
+    trial = _try(planned, session, settled.file, file_metadata(settled, told, made))
     index, plan, original = planned.index, planned.plan, GraphIndex(file.parse())
     statistics, layers = planned.prepared.statistics, (*plan.layers, *plan.excluded)
     return Inspection(
@@ -181,6 +189,8 @@ def inspect_model(
         layers=summarize_layers(index, plan),
         plan=plan,
         floating=find_target(target).find_floating(index, plan),
+        loading=planned.loading if find_target(target).layout.packs else None,
+        min_onnxruntime=trial.min_onnxruntime,
         quantized_size=trial.quantized_size,
         kernels=trial.kernels,
         saturating=() if trial.kernels is None else trial.kernels.as_integers(saturating_layers(plan)),
@@ -206,15 +216,16 @@ class _Trial:
 
     unsupported: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
+    min_onnxruntime: str | None = None
     quantized_size: int | None = None
     kernels: KernelCount | None = None
 
 
-def _try(planned: PlannedModel, session: Session | str, target: str, metadata: Mapping[str, str]) -> _Trial:
+def _try(planned: PlannedModel, session: Session | str, asked: FileSection, metadata: Mapping[str, str]) -> _Trial:
     """``session``: of the user's file, or why there is none."""
     unsupported: tuple[str, ...] = ()
     problems = [session] if isinstance(session, str) else []
-    size = kernels = None
+    size = kernels = lowest = None
     try:
         core = planned.core.model
         freed = free_batch.run(core)
@@ -231,13 +242,24 @@ def _try(planned: PlannedModel, session: Session | str, target: str, metadata: M
     except ModelError as error:
         problems.append(str(error))
     try:
-        file = dry_run(planned.prepared, planned.plan, target, metadata=metadata)
-        size = len(file.content)
-        if find_target(target).in_onnxruntime:
+        file = dry_run(
+            *(planned.prepared, planned.plan, asked.target),
+            loading=planned.loading,
+            runtime=asked.runtime,
+            metadata=metadata,
+        )
+        size, lowest = len(file.content), min_onnxruntime(file.content)
+        if find_target(asked.target).in_onnxruntime:
             _, kernels = open_counted(file.content)
     except PdqError as error:
         problems.append(str(error))
-    return _Trial(unsupported=unsupported, problems=tuple(problems), quantized_size=size, kernels=kernels)
+    return _Trial(
+        unsupported=unsupported,
+        problems=tuple(problems),
+        min_onnxruntime=lowest,
+        quantized_size=size,
+        kernels=kernels,
+    )
 
 
 def _tensor(index: GraphIndex, name: str) -> TensorInfo:

@@ -14,7 +14,7 @@ import torch
 from pdq_export.calibrate import Calibrated, calibrate
 from pdq_export.calibrate.memory import trim_heap
 from pdq_export.calibrate.precision import settled_torch
-from pdq_export.commands.dry_run import dry_run
+from pdq_export.commands.dry_run import dry_run, tell_loading
 from pdq_export.commands.evaluate import evaluate, time_beside
 from pdq_export.commands.judging import Metrics, Observed, batch_slices, side_contents
 from pdq_export.commands.keeping import describe_run, kept_blocks
@@ -132,7 +132,7 @@ def _run(request: Request, tell: Tell, until_end: contextlib.ExitStack) -> Resul
     asked = request.config.file
     file, session = open_model(request.model, request.example_input, opset=asked.opset)
     tell.stage("plan")
-    planned = PlannedModel.of(file, request.planning, target=asked.target, opset=asked.opset)
+    planned = PlannedModel.of(file, request.planning, asked)
     chosen, inputs = request.options(planned.family), planned.inputs
     network = import_planned(planned)
     tell.stage("read")
@@ -150,7 +150,7 @@ def _run(request: Request, tell: Tell, until_end: contextlib.ExitStack) -> Resul
     del planned, network
     tell.stage("check")
     fidelity = work.fidelity(session)
-    _check(work, fidelity, asked.target)
+    _check(work, fidelity, asked)
     _check_gates(request, work, fidelity)
     del session
     trim_heap()  # of large models several copies were made so far
@@ -180,6 +180,8 @@ def _run(request: Request, tell: Tell, until_end: contextlib.ExitStack) -> Resul
             tell=tell,
         )
         changed = {"opset": opset_version(quantized), "equalized_tensors": list(equalized)}
+        if find_target(asked.target).layout.packs:
+            changed["loading"] = work.loading.to_dict()
         report = making.report(
             measured,
             work,
@@ -196,13 +198,14 @@ def _run(request: Request, tell: Tell, until_end: contextlib.ExitStack) -> Resul
     return Result(model=quantized, plan=work.plan, tensors=calibrated.tensors, report=report, files=tuple(files))
 
 
-def _check(work: Work, fidelity: Fidelity, target: str) -> None:
+def _check(work: Work, fidelity: Fidelity, asked: FileSection) -> None:
     """Refuse what would not compute what the file does, and what could not be written or run in the end."""
     fidelity.check_finite()
     fidelity.check_model(work.prepared.model)
     fidelity.check_network(work.network, work.prepared, work.core.model)
     tell_tail(work)
-    dry_run(work.prepared, work.plan, target, inputs=fidelity.probe)
+    dry_run(work.prepared, work.plan, asked.target, loading=work.loading, runtime=asked.runtime, inputs=fidelity.probe)
+    tell_loading(work.loading, asked.target)
 
 
 def _check_gates(request: Request, work: Work, fidelity: Fidelity) -> None:
@@ -251,7 +254,12 @@ def _calibrate(
         plan=work.plan,
         inputs=inputs,
         options=chosen,
-        asked={**vars(request.planning.section), "target": asked.target, "opset": asked.opset},
+        asked={
+            **vars(request.planning.section),
+            "target": asked.target,
+            "opset": asked.opset,
+            "runtime": asked.runtime,
+        },
         device=request.device,
     )
     kept = kept_blocks(run, work.prepared, work_dir=how.work_dir, resume=how.resume)
@@ -276,6 +284,8 @@ def _export(work: Work, calibrated: Calibrated, config: Config, metadata: Mappin
         metadata=metadata,
         own_opset=max(work.original.opset, MIN_OPSET),
         max_opset=config.file.opset,
+        packing=work.loading.packing,
+        runtime=config.file.runtime,
     )
 
 

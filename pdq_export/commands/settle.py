@@ -42,6 +42,7 @@ def settle(config: Given, fields: Mapping[str, Any], *, command: str = "") -> Co
 def check(config: Config) -> None:
     """Raise OptionError for what options say that is wrong, alone or together, whatever the model is."""
     plan_options(config, choose(config))
+    find_target(config.file.target).check_runtime(config.file.runtime)
 
 
 def choose(config: Config, **family: str) -> CalibrationOptions:

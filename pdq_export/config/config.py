@@ -150,11 +150,20 @@ class FileSection:
         choices=("ort", "native", "qcdq", "tensorrt"),
         commands=_BOTH,
     )
+    runtime: str | None = option(
+        None,
+        "The oldest onnxruntime that has to load the file, which gets the form that takes the least memory there",
+        more="what cannot be had in it is refused before calibration; see [Targets](#targets)",
+        metavar="VERSION",
+        expects="a version of onnxruntime as text, 1.15 or newer, such as 1.23",
+        pattern=r"(1\.(1[5-9]|[2-9]\d|[1-9]\d\d)|([2-9]|[1-9]\d)\.\d{1,3})(\.\d{1,5})?",
+        unset="1.15, or as few newer as keep loading within 64 MB more",
+        commands=_BOTH,
+    )
     opset: int | None = option(
         None,
-        "Write no newer opset than N, for older runtimes",
-        more="21 stores 2-bit weights in UINT4, below 21 weights are stored in INT8; the file's metadata has N, the "
-        "report the opset that was written",
+        "Write no newer opset than N, for tools that know no newer one; for onnxruntime say --runtime",
+        more="the file's metadata has N, the report the opset that was written",
         least=13,
         unset="what the layout needs",
         commands=_BOTH,

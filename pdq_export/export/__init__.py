@@ -17,7 +17,7 @@ from pdq_export.export.blueprint import Blueprint, describe_blueprint, read_blue
 from pdq_export.export.constants import settle_constants
 from pdq_export.export.layouts import Layout, Packing, Quantized
 from pdq_export.export.runtimes import KEY as RUNTIME_KEY
-from pdq_export.export.runtimes import min_onnxruntime
+from pdq_export.export.runtimes import check_runtime, min_onnxruntime
 from pdq_export.export.storage import NARROW, storage_opset
 from pdq_export.graph.lookup import GraphIndex, opset_version
 from pdq_export.graph.scopes import without_metadata
@@ -69,14 +69,16 @@ def export_model(
     own_opset: int | None = None,
     max_opset: int | None = None,
     packing: Packing = Packing.BYTES,
+    runtime: str | None = None,
 ) -> onnx.ModelProto:
     """Write the quantized model; ``model`` is left as it is and equal arguments give equal bytes.
 
     ``model``: prepared, at the opset that `required_opset` names. ``tensors``: one for each of the plan's
     points. ``metadata``: added to the model's own; where the file is to be ``convertible``, with what
     `pdq_export.commands.convert` needs: to that end ``own_opset``, of the model as it came, and ``max_opset``, as for
-    `required_opset`, are written down. ``packing``: of the weights of ort. Raises ExportError, naming the tensor, for
-    whatever cannot be laid out.
+    `required_opset`, and ``runtime`` are written down. ``packing``: of the weights of ort. ``runtime``: the version of
+    onnxruntime that has to load the file. Raises ExportError, naming the tensor, for whatever cannot be laid out, and
+    OptionError for what needs a newer ``runtime``.
     """
     opset = opset_version(model)
     if opset < MIN_OPSET:
@@ -85,9 +87,12 @@ def export_model(
     quantized = dataclasses.replace(settle(model, plan, tensors), packing=packing)
     graph = layout.write(quantized)
     if convertible:
-        blueprint = Blueprint(quantized=quantized, own_opset=own_opset or opset, max_opset=max_opset)
+        blueprint = Blueprint(quantized=quantized, own_opset=own_opset or opset, max_opset=max_opset, runtime=runtime)
         metadata = {**metadata, BLUEPRINT_KEY: describe_blueprint(blueprint, graph)}
-    return assemble(model, graph, layout=layout, metadata=metadata)
+    written = assemble(model, graph, layout=layout, metadata=metadata)
+    if runtime is not None:
+        check_runtime(written, runtime)
+    return written
 
 
 def assemble(

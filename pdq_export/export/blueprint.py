@@ -39,11 +39,12 @@ DAMAGED = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Blueprint:
-    """What `read_blueprint` finds: what was quantized, and the opsets of the user's model and of --opset."""
+    """What `read_blueprint` finds: what was quantized, the opset of the user's model, and --opset and --runtime."""
 
     quantized: Quantized
     own_opset: int
     max_opset: int | None
+    runtime: str | None = None
 
 
 def describe_blueprint(blueprint: Blueprint, written: GraphProto) -> str:
@@ -75,15 +76,20 @@ def describe_blueprint(blueprint: Blueprint, written: GraphProto) -> str:
             if constants.weight.zero_point.any()
         },
         packing=blueprint.quantized.packing,
+        runtime=blueprint.runtime,
     )
     return _pack(skeleton, stored)
 
 
-def renew_blueprint(text: str) -> str:
-    """The text of `describe_blueprint` for a graph of the present form, from that of whichever form."""
+def renew_blueprint(text: str, blueprint: Blueprint) -> str:
+    """The text of `describe_blueprint` for a graph of the present form, from that of whichever form.
+
+    ``blueprint``: has the packing and --runtime of that graph.
+    """
     skeleton = _unpack(text)
     stored = read_plan(_stored(skeleton))
-    return text if stored.version == FORM else _pack(skeleton, dataclasses.replace(stored, version=FORM))
+    renewed = dataclasses.replace(stored, version=FORM, packing=blueprint.quantized.packing, runtime=blueprint.runtime)
+    return text if stored == renewed else _pack(skeleton, renewed)
 
 
 def _numbers(zero_point: NDArray[np.int16]) -> int | tuple[int, ...]:
@@ -211,6 +217,7 @@ def _join(file: onnx.ModelProto, skeleton: onnx.ModelProto, stored: StoredPlan) 
         ),
         own_opset=stored.opsets[0],
         max_opset=stored.opsets[1],
+        runtime=stored.runtime,
     )
 
 

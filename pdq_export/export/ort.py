@@ -17,6 +17,7 @@ from pdq_export.export.constants import Weight
 from pdq_export.export.layers import typed_integers, unpacked_weight
 from pdq_export.export.layouts import Layout, Packing, Quantized
 from pdq_export.export.qdq import QdqGraph
+from pdq_export.export.runtimes import OLDEST, moves_integers
 from pdq_export.export.storage import storage_bits
 from pdq_export.export.unpacking import Unpacking
 from pdq_export.export.writer import GraphWriter
@@ -66,7 +67,9 @@ class _OrtGraph(QdqGraph):
         return Unpacking(self.out, [w for w in weights if self.form > 3 and self._typed_bits(w) == 8])
 
     def moves_integers(self, node: NodeProto) -> bool:
-        return operators.get(node.op_type).moves
+        """Only what every onnxruntime moves; between two pairs, its floats become the same integers again."""
+        moves = operators.get(node.op_type).moves
+        return moves and (self.form < 4 or moves_integers(node.op_type, OLDEST))
 
     def _copy(self, node: NodeProto) -> None:
         """A HardSigmoid that maps integers to themselves, clipped, is written as that Clip."""

@@ -7,6 +7,7 @@ from typing import Annotated
 from annotated_types import Interval
 
 from pdq_export.export.layouts import FORM, OLDEST_FORM, Packing
+from pdq_export.export.runtimes import parse_version
 from pdq_export.spec import Axis, Bits, BitWidths, Plan, Point, Positive, Role
 from pdq_export.spec.plain import from_text, parse_json, shown, to_text, unique
 
@@ -33,7 +34,8 @@ class StoredPlan:
     ``version``: of the graph, see `layouts.FORM`. ``opsets``: the user's model's own, and the newest to write.
     ``unquantized``: by node, the tensors that it reads as they are before quantization. ``activations``: scale and
     zero_point. ``zero_points``: those of weights, one or one a channel; what is not in it has 0. ``packing``: of the
-    weights of ort. Raises ValueError where these do not fit one another.
+    weights of ort. ``runtime``: the version of onnxruntime that was asked for. Raises ValueError where these do not fit
+    one another.
     """
 
     version: int
@@ -49,9 +51,12 @@ class StoredPlan:
     activations: Mapping[str, tuple[Positive, int]]
     zero_points: Mapping[str, int | tuple[int, ...]]
     packing: Packing = Packing.BYTES
+    runtime: str | None = None
 
     def __post_init__(self) -> None:
         BitWidths.parse(self.bits, option="bits")
+        if self.runtime is not None:
+            parse_version(self.runtime)
         points = self.plan_points()
         for name, (_, zero_point) in self.activations.items():
             _check_zero_points(name, (zero_point,), points)
@@ -67,6 +72,7 @@ class StoredPlan:
         activations: Mapping[str, tuple[float, int]],
         zero_points: Mapping[str, int | tuple[int, ...]],
         packing: Packing,
+        runtime: str | None,
     ) -> "StoredPlan":
         """What is to be stored of ``plan``."""
         return cls(
@@ -83,6 +89,7 @@ class StoredPlan:
             activations=activations,
             zero_points=zero_points,
             packing=packing,
+            runtime=runtime,
         )
 
     def plan_points(self) -> dict[str, Point]:

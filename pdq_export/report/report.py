@@ -13,6 +13,8 @@ Schema, version 1 (null stands for "not measured", for sqnr_db for "no differenc
                                             made_by: {model, calibration: {input: SHA-256}, device, threads,
                                             versions}; calibration_outliers: positions
                                             of calibration images that were left out;
+                                            loading: {unpacking, portable}, bytes that unpacking weights takes at the
+                                            peak of loading, and would take in the form that every onnxruntime loads;
                                             evaluation_images_seen_in_calibration: how many, and
                                             evaluated_on_calibration_images: whether all; of `validate`: {command:
                                             "validate", evaluation, batch_size, renamed: {name: the quantized file's},

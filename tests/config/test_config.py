@@ -27,6 +27,7 @@ from pdq_export.config.method import CalibrationOptions
 from pdq_export.config.option import INSPECT, QUANTIZE, find_options, option
 from pdq_export.config.toml import read_toml, write_toml
 from pdq_export.errors import OptionError
+from pdq_export.export.runtimes import OLDEST, parse_version
 from pdq_export.spec import BitWidths
 from pdq_export.targets import target_names
 
@@ -140,11 +141,20 @@ def test_no_path_is_empty(name: str) -> None:
         ({"max_memory": "much"}, "--max-memory 'much': expected a size"),
         ({"max_memory": "0.0GB"}, "--max-memory '0.0GB': expected a size"),
         ({"opset": 12}, "--opset 12: expected 13 or more"),
+        *(
+            ({"runtime": wrong}, r"--runtime .*: expected a version of onnxruntime as text, 1\.15 or newer, such as")
+            for wrong in ("1.14", "1.9", "1.5", "0.15", "1", "1.23.x", "v1.23", "newest", "", "1.23.1.2", " 1.23", 1.23)
+        ),
     ],
 )
 def test_what_is_wrong_without_looking_at_anything(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         Config.of(**fields)
+
+
+@pytest.mark.parametrize("text", ["1.15", "1.15.1", "1.23.2", "1.31", "1.100", "2.0"])
+def test_versions_of_onnxruntime_are_those_that_exporting_reads(text: str) -> None:
+    assert parse_version(Config.of(runtime=text).file.runtime or "") >= OLDEST
 
 
 @pytest.mark.parametrize("text", ["4GB", "512 mb", "1.5GiB", "0.5k", "100", "7B"])
@@ -153,7 +163,7 @@ def test_sizes_are_those_that_calibration_reads(text: str) -> None:
 
 
 def test_a_command_takes_its_own_options_alone() -> None:
-    assert set(options_of(command=INSPECT)) == {*PlanSection.__dataclass_fields__, "target", "opset"}
+    assert set(options_of(command=INSPECT)) == {*PlanSection.__dataclass_fields__, "target", "runtime", "opset"}
     with pytest.raises(OptionError, match="'samples' is unknown"):
         make_config({"samples": 3}, command=INSPECT)
 

@@ -29,7 +29,7 @@ def model_of(body: str, *outputs: str, names: dict[str, str] | None = None) -> o
 
 
 def planned(model: onnx.ModelProto, *, opset: int | None = None, **options: object) -> Plan:
-    prepared, plan = prepare_and_plan(model, PlanOptions.of("8/8", **options), target="ort", opset=opset)  # type: ignore[arg-type]
+    prepared, plan, _ = prepare_and_plan(model, PlanOptions.of("8/8", **options), target="ort", opset=opset)  # type: ignore[arg-type]
     dry_run(prepared, plan, "ort")
     return plan
 
