@@ -187,6 +187,38 @@ def offset_bytes(weight: Packable, bits: int) -> int:
     return 0 if bits == 8 or not weight.shifted else weight.rows * next(b for b in (2, 4, 8) if b >= bits) // 8
 
 
+def loading_bytes(weight: Packable, bits: int) -> int:
+    """Bytes of all that is computed when a weight stored with ``bits`` bits is unpacked; runtimes keep it till the end.
+
+    The outputs of its own nodes, that is, without the tables of its width (`table_bytes`); 0 for INT8.
+    """
+    if bits == 8:
+        return 0
+    width = WIDTHS[bits]
+    blocks = weight.rows * -(-weight.length // width.granule)
+    indices = blocks * width.granule // width.group
+    indexed = 4 * indices  # bytes of an INT32 for each index
+    total = indexed  # the main plane
+    for plane in width.planes[1:]:
+        total += indexed * plane // 8 + 2 * indexed  # Cast, Gather and Add
+    if weight.shifted:
+        total += indexed * min(width.planes) // 8
+    values, filled = math.prod(weight.shape), indices * width.group
+    if weight.padded(width):
+        total += filled + values
+    return total + filled + values + (values if weight.transposed else 0)
+
+
+def table_bytes(bits: int, zero_points: int) -> int:
+    """Bytes of everything that is computed for the tables of a width, for so many zero points in use."""
+    width = WIDTHS[bits]
+    size = width.group << width.bits * width.group
+    digits = 4 * (2 * (size // width.group) + 2 * size)
+    planes = [16 * 256 * (8 // plane) for plane in width.planes[1:]]
+    of_zero = 8 * zero_points * 256 * 8 // min(width.planes) if len(width.planes) > 1 else 0
+    return digits + 5 * (zero_points << bits) + 2 * zero_points * size + sum(planes) + of_zero
+
+
 def choose_widths(weights: Sequence[Packable]) -> list[int]:
     """For each weight the number of bits, 8 for INT8, with which all of them take the fewest bytes in the file.
 

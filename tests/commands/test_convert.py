@@ -310,9 +310,10 @@ def test_damaged_descriptions_give_one_error(seed: int) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("written_for", TARGETS)
-def test_files_of_the_form_before_are_written_anew(written_for: str, target: str) -> None:
-    """Whose biases have no zero_point, and asymmetric weights theirs in qcdq: made by pdq-export of form 2, 3/4."""
-    path = Path(__file__).parent / "former" / f"form2-{written_for}.onnx"
+@pytest.mark.parametrize("form", [2, 3])
+def test_files_of_former_forms_are_written_anew(form: int, written_for: str, target: str) -> None:
+    """In form 2 biases have no zero_point, and in qcdq asymmetric weights theirs; in 3, ort has UINT2 and UINT4."""
+    path = Path(__file__).parent / "former" / f"form{form}-{written_for}.onnx"
     converted = convert(path, target)
     assert {entry.key: entry.value for entry in converted.metadata_props}["pdq_export.target"] == target
     assert {len(node.input) for node in converted.graph.node if node.op_type == "DequantizeLinear"} == {3}
@@ -320,8 +321,18 @@ def test_files_of_the_form_before_are_written_anew(written_for: str, target: str
     assert again.SerializeToString(deterministic=True) == converted.SerializeToString(deterministic=True)
 
 
-def test_a_changed_file_of_the_form_before_is_refused() -> None:
-    model = onnx.load(Path(__file__).parent / "former" / "form2-ort.onnx")
+def test_a_file_of_a_former_form_gets_the_opset_of_its_model_back() -> None:
+    """Which UINT2 had raised to 25."""
+    former = onnx.load(Path(__file__).parent / "former" / "form3-ort.onnx")
+    converted = convert(former, "ort")
+    assert [file.opset_import[0].version for file in (former, converted)] == [25, 17]
+    types = [{tensor.data_type for tensor in file.graph.initializer} for file in (former, converted)]
+    assert [TensorProto.UINT2 in found for found in types] == [True, False]
+
+
+@pytest.mark.parametrize("form", [2, 3])
+def test_a_changed_file_of_a_former_form_is_refused(form: int) -> None:
+    model = onnx.load(Path(__file__).parent / "former" / f"form{form}-ort.onnx")
     next(node for node in model.graph.node if node.op_type == "Clip").op_type = "Max"
     with pytest.raises(ModelError, match="not the one that its metadata describes"):
         convert(model, "native")

@@ -1,5 +1,7 @@
 """Graphs that unpack weights, run by onnxruntime node by node and folded, and read back."""
 
+import math
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -123,6 +125,24 @@ def test_nodes_of_a_weight(bits, kind, operators):
     assert found[-len(operators) - 2 :] == [*operators, "DequantizeLinear", "Identity"]
     packable = unpacking.Packable.of((32, 32, 3, 3), 0, bits, weights[0].zero_point)
     assert packing.unpacking_nodes(packable, bits) == len(operators)
+
+
+@pytest.mark.parametrize("kind", ["asymmetric", "symmetric"])
+@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_loading_takes_is_what_the_nodes_compute(shape, bits, kind, monkeypatch):
+    monkeypatch.setattr(unpacking, "choose_widths", lambda weights: [bits])
+    weight = weight_of("w", *SHAPES[shape], bits, symmetric=kind == "symmetric")
+    model, _ = written([weight])
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph.value_info
+    sizes = {
+        value.name: onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).itemsize
+        * math.prod(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+        for value in inferred
+    }
+    own = [name for name in sizes if name.startswith("w_") and name not in ("w_offset", "w_dequantized")]
+    packable = packing.Packable.of(weight.integers.shape, weight.point.axis, bits, weight.zero_point)
+    assert packing.loading_bytes(packable, bits) == sum(sizes[name] for name in own)
 
 
 def test_all_of_it_folds_into_the_weight(tmp_path):
