@@ -15,7 +15,7 @@ import pytest
 import calib_data
 import pdq_export
 from pdq_export import inspect_model
-from pdq_export.errors import OptionError
+from pdq_export.errors import ModelError, OptionError
 from pdq_export.export import Packing, read_blueprint
 from pdq_export.graph.load import load_model
 from pdq_export.validate import Session, min_onnxruntime
@@ -39,10 +39,6 @@ def quantize(model: Any = EMBEDDED, **fields: Any) -> pdq_export.Result:
 
 def content(model: onnx.ModelProto) -> bytes:
     return bytes(model.SerializeToString(deterministic=True))
-
-
-def operators(model: onnx.ModelProto) -> set[str]:
-    return {node.op_type for node in model.graph.node}
 
 
 def moving(opset: int = 17) -> onnx.ModelProto:
@@ -154,6 +150,22 @@ def test_integers_that_not_every_version_moves_are_moved_in_float() -> None:
     (output,) = result.report.outputs
     assert output.quantized_simulated is not None
     assert output.quantized_simulated.max_relative_error < 1e-5
+
+
+def test_an_opset_that_cannot_be_had_for_types_leaves_weights_in_bytes(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise ModelError("node 'n' (Old): opset 17 cannot be converted to 21")
+
+    monkeypatch.setattr("pdq_export.work.at_opset", fail)
+    found = inspect_model(EMBEDDED, bits="4/4", runtime="1.23")
+    assert (found.problems, found.settings["opset"], found.min_onnxruntime) == ((), 17, "1.15")
+    assert found.loading is not None
+    assert found.loading.unpacking == found.loading.portable
+    assert "weights are packed in bytes, which takes more memory to load: node 'n' (Old)" in caplog.text
+    with pytest.raises(ModelError, match="cannot be converted to 21"):
+        inspect_model(EMBEDDED, bits="4/4", target="native")
 
 
 WORKER = """
