@@ -183,11 +183,7 @@ print(onnxruntime.__version__)
 def test_a_version_loads_what_is_written_for_it(folder: str, bits: str, tmp_path: Path) -> None:
     version = next(Path(folder).glob("onnxruntime-*.dist-info")).name.split("-")[1].removesuffix(".dist")
     for name, model, x in (
-        (
-            "embedded",
-            load_model(EMBEDDED),
-            np.load(calib_data.path("calib.npz"))["images"][:4].astype(np.float32) / 255,
-        ),
+        ("embedded", load_model(EMBEDDED), np.random.default_rng(1).normal(size=(4, 1, 28, 28)).astype(np.float32)),
         ("moves", moving(), images(4)),
     ):
         fields = {} if name == "embedded" else {"calib": images()}
@@ -203,5 +199,7 @@ def test_a_version_loads_what_is_written_for_it(folder: str, bits: str, tmp_path
         )
         assert ran.returncode == 0, ran.stderr
         assert ran.stdout.strip() == version
-        expected = Session(content(written), optimize=False).run([x])[0]
-        np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected, rtol=1e-4, atol=1e-5)
+        (expected,) = Session(content(written), optimize=False).run(x)
+        # At 8/8 sums leave what float32 holds exactly, and integers differ by one now and then (README, "The layout").
+        most = np.abs(expected).max() * (0.02 if bits == "8/8" else 1e-5)
+        np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected, rtol=0, atol=most)
