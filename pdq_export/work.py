@@ -155,15 +155,33 @@ def prepare_and_plan(
     if runtime is not None:
         check_opset(own, runtime)
     loading = choose_loading(planned.index, planned.plan, runtime=runtime, max_opset=opset)
-    needed = chosen.required_opset(planned.plan, loading.max_opset, loading.packing)
-    if needed > own:
-        prepared = at_opset(prepared, needed)
+    raised, loading = _raised(prepared, planned.plan, loading, chosen)
+    if raised is not prepared:
+        prepared = raised
         planned = _plan(prepared, options, chosen)
     for level, text in planned.notes:
         logger.log(level, text)
     if planned.model is not prepared.model:  # nodes were added
         prepared = dataclasses.replace(prepared, model=planned.model)
     return prepared, planned.plan, loading
+
+
+def _raised(prepared: PreparedModel, plan: Plan, loading: Loading, target: Target) -> tuple[PreparedModel, Loading]:
+    """The model at the opset that the target wants; without one that is there for types alone, if it cannot be had.
+
+    Raises ModelError for another that cannot be had.
+    """
+    needed = target.required_opset(plan, loading.max_opset, loading.packing)
+    if needed <= prepared.index.opset:
+        return prepared, loading
+    try:
+        return at_opset(prepared, needed), loading
+    except ModelError as error:
+        portable = loading.in_bytes()
+        if not target.layout.packs or portable == loading:
+            raise
+        logger.warning("weights are packed in bytes, which takes more memory to load: %s", error)
+        return _raised(prepared, plan, portable, target)
 
 
 def _plan(prepared: PreparedModel, options: PlanOptions, target: Target) -> Planned:

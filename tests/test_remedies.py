@@ -238,6 +238,12 @@ CASES = {
         mend=lambda model, _: _with_opset(model, 18),
         options={"runtime": "1.16"},
     ),
+    "two pairs that a runtime makes one of": Case(
+        broken=lambda: make(HEAD + "z = Conv(r, u) " + END, outputs="float[N,4,6,6] c, float[N,K] y"),
+        message=["--runtime 1.18: node 'r' (Relu) between two pairs needs onnxruntime 1.19", "--exclude '^r$'"],
+        before={"runtime": "1.18"},
+        options={"runtime": "1.18", "exclude": "^r$"},
+    ),
     "a layout that a runtime does not know": Case(
         broken=lambda: make(HEAD + "z = Conv(r, u) " + END),
         message=["of UINT4 needs onnxruntime 1.31", "write it with --target ort"],

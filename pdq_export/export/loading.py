@@ -35,6 +35,10 @@ class Loading:
     runtime: Version = OLDEST
     asked: bool = False
 
+    def in_bytes(self) -> "Loading":
+        """The same with weights in bytes."""
+        return dataclasses.replace(self, packing=Packing.BYTES, unpacking=self.portable, runtime=OLDEST)
+
     def to_dict(self) -> dict[str, int]:
         """The bytes, in plain types."""
         return {"unpacking": self.unpacking, "portable": self.portable}

@@ -3,7 +3,9 @@
 Measured in onnxruntime itself: ``python -m benchmarks.integer_moves`` (operators on UINT8) and benchmarks/RESULTS.md.
 """
 
+import collections
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping, Sequence
 
 import onnx
@@ -46,6 +48,8 @@ _NARROW_ACTIVATIONS: Version = (1, 31)
 # Before, onnxruntime divides by the wrong number where an average counts its padding: below opset 19 in the windows
 # that ceil_mode adds, from it on in others as well.
 _COUNTED_PADDING: tuple[Version, Version] = ((1, 29), (1, 25))
+# Before, two pairs with nothing but a Relu or Clip in between become one: a rounding is left out.
+_PAIRS_IN_A_ROW: Version = (1, 19)
 _BYTES = (TensorProto.INT8, TensorProto.UINT8)
 
 
@@ -113,7 +117,12 @@ def check_runtime(model: onnx.ModelProto, runtime: str) -> None:
 
 def _greatest(model: onnx.ModelProto, runtime: Version) -> Need:
     """Of several of one version the first: the opset is the last, since types bring theirs along."""
-    needs = (*_of_averages(model), *_of_types(model.graph), _of_opset(opset_version(model), runtime))
+    needs = (
+        *_of_averages(model),
+        *_of_pairs(model.graph),
+        *_of_types(model.graph),
+        _of_opset(opset_version(model), runtime),
+    )
     return max(needs, key=lambda need: need.version)
 
 
@@ -135,6 +144,27 @@ def _of_averages(model: onnx.ModelProto) -> Iterator[Need]:
             yield Need(version=_COUNTED_PADDING[opset >= 19], what=what, remedy=remedy)
         elif pads and opset >= 19:
             yield Need(version=_COUNTED_PADDING[True], what=what, remedy="export the model with opset 18")
+
+
+def _of_pairs(graph: GraphProto) -> Iterator[Need]:
+    """What a Relu or Clip needs that alone reads what a pair gives, and is alone read by another pair."""
+    readers = collections.Counter(name for node in graph.node for name in node.input)
+    readers.update(value.name for value in graph.output)
+    producers = {node.output[0]: node for node in graph.node if readers[node.output[0]] == 1}
+
+    def before(node: NodeProto, *op_types: str) -> NodeProto | None:
+        found = producers.get(node.input[0])
+        return found if found is not None and found.op_type in op_types else None
+
+    for last in graph.node:
+        between = before(last, "Relu", "Clip") if last.op_type == "QuantizeLinear" else None
+        first = between and before(between, "DequantizeLinear")
+        if between is not None and first is not None and before(first, "QuantizeLinear"):
+            yield Need(
+                version=_PAIRS_IN_A_ROW,
+                what=f"{describe(between)} between two pairs",
+                remedy=f"leave it in float with --exclude '^{re.escape(between.name)}$'",
+            )
 
 
 def _of_types(graph: GraphProto) -> Iterator[Need]:

@@ -92,6 +92,34 @@ def test_averages_that_older_versions_compute_wrongly(opset: int, attributes: st
             check_runtime(model, "1.15.1")
 
 
+PAIRS = """<ir_version: 8, opset_import: ["": 13]> g (float[1,4,4,4] x) => (float[N,C,H,W] y OUTPUTS)
+<float s = {1.0}, float t = {2.0}, uint8 z = {0}, uint8 h = {15}>
+{ q = QuantizeLinear(x, s, z) INTEGERS d = DequantizeLinear(k, s, z) [act] r = OP(d)
+  p = QuantizeLinear(r, t, z) y = DequantizeLinear(p, t, z) READER }"""
+
+
+@pytest.mark.parametrize(
+    ("changes", "version"),
+    [
+        ({}, "1.19"),
+        ({"OP": "Clip"}, "1.19"),
+        ({"OP": "LeakyRelu"}, "1.15"),
+        ({"INTEGERS": "k = Clip(q, z, h)"}, "1.15"),
+        ({"READER": "u = Sigmoid(d)", "OUTPUTS": ", float[N,C,H,W] u"}, "1.15"),
+        ({"OUTPUTS": ", float[N,C,H,W] r"}, "1.15"),
+    ],
+)
+def test_pairs_in_a_row_that_older_versions_make_one_of(changes: dict[str, str], version: str) -> None:
+    text = PAIRS
+    for name, default in (("OP", "Relu"), ("INTEGERS", ""), ("READER", ""), ("OUTPUTS", "")):
+        text = text.replace(name, changes.get(name, default))
+    model = onnx.parser.parse_model(text if "INTEGERS" in changes else text.replace("(k, s, z)", "(q, s, z)"))
+    assert min_onnxruntime(model) == version
+    if version == "1.19":
+        with pytest.raises(OptionError, match=r"node 'act' .* leave it in float with --exclude '\^act\$', or give"):
+            check_runtime(model, "1.18")
+
+
 MOVED = """<ir_version: 8, opset_import: ["": 13]> g (float[1,4,4,4] x) => (float[N,C,H,W] y)
 <float s = {1.0}, uint8 z = {0}, int64[4] c = {1, 4, 4, 4}>
 { q = QuantizeLinear(x, s, z) r = Reshape(q, c) [move] m = OP<blocksize=2>(r) y = DequantizeLinear(m, s, z) }"""
