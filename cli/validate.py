@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 @click.argument("model", type=ModelPath(), metavar="FP32.onnx")
 @click.argument("quantized", type=ModelPath("a quantized model"), metavar="QUANT.onnx")
 @click.option(
-    "--data", required=True, metavar="PATH", help="Images: .npz, .npy or a folder, as --eval of quantize takes them."
+    "--data",
+    required=True,
+    metavar="PATH",
+    help="Images: .npz, .npy, a folder, or MODULE:FUNCTION, as --eval of quantize takes them.",
 )
 @click.option(
     "--batch-size",

@@ -131,7 +131,7 @@ def test_gates_of_a_file(place: Path) -> None:
     ("arguments", "message"),
     [
         (("--max-drop", "much"), "Invalid value for '--max-drop'"),
-        (("--metric", "own:wrong", "--min-metric", "wrong=1"), "own has no 'wrong'; it has right"),
+        (("--metric", "own:wrong", "--min-metric", "wrong=1"), "has no 'wrong'; expected MODULE:FUNCTION"),
         (("--metric", "own:right", "--min-metric", "rigth=1"), "no metric gives 'rigth'; expected one of right"),
         (("--min-metric", "right=1"), "--metric is not given"),
         (("--bits", "4/4"), "No such option"),
