@@ -22,7 +22,8 @@ from pdq_export.exhaustion import tells_of_memory
 from pdq_export.files import write_together
 from pdq_export.gates import Limits, check_outputs, parse_limits
 from pdq_export.graph.batch_axis import follow
-from pdq_export.graph.load import external_files, in_memory, read_structure
+from pdq_export.graph.external import external_locations
+from pdq_export.graph.load import in_memory, read_structure
 from pdq_export.graph.lookup import GraphIndex
 from pdq_export.graph.passes import tidy
 from pdq_export.report import ModelInfo, Report
@@ -123,7 +124,9 @@ class _File:
     def of(cls, given: Model, which: str) -> "_File":
         if isinstance(given, str | Path):
             path = Path(given)
-            return cls(content=path, structure=read_structure(path), external=tuple(external_files(path)))
+            structure = read_structure(path)
+            external = tuple(path.parent / location for location in external_locations(structure))
+            return cls(content=path, structure=structure, external=external)
         model = in_memory(given)
         if not model.graph.node:
             raise ModelError(f"{which}: its graph has no nodes; expected a network")

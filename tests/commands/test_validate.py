@@ -3,6 +3,8 @@
 import json
 import logging
 import math
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -234,6 +236,24 @@ def test_half_precision(tmp_path: Path) -> None:
     assert all(45 < (output.quantized_float.sqnr_db or 0) < 80 for output in report.outputs if output.quantized_float)
     twice = validate_models(half, half, data=X)
     assert [output.quantized_float.sqnr_db for output in twice.outputs if output.quantized_float] == [None, None]
+
+
+def test_pixels_may_be_integers() -> None:
+    """A model that scales its images itself, with a uint8 input, beside one that takes them as floats."""
+    text = NET.replace("a = Conv", "scaled = Cast<to = 1>(x) a = Conv").replace("(x, w, b)", "(scaled, w, b)")
+    pixels = RNG.integers(0, 256, X.shape).astype(np.float32)
+    own = parse(text.replace("float[N,3,6,6] x", "uint8[N,3,6,6] x"), **WEIGHTS)
+    (scores, _) = validate_models(net(), own, data=pixels).outputs
+    assert scores.quantized_float is not None
+    assert scores.quantized_float.sqnr_db is None
+    with pytest.raises(ValidationError, match=r"input 'x' \(tensor\(uint8\) .* numbers that uint8 does not hold"):
+        validate_models(net(), own, data=X)
+
+
+def test_it_needs_no_torch() -> None:
+    """Which takes seconds to import."""
+    code = "import sys, pdq_export.commands.validate; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_a_fixed_batch_takes_whole_batches(caplog: pytest.LogCaptureFixture) -> None:
