@@ -1,7 +1,7 @@
 """``pdq-export validate``: any quantized file beside the FP32 file that it was made of, with gates for CI."""
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ from rich.console import RenderableType
 
 from pdq_export.config.config import Config
 from pdq_export.config.option import VALIDATE
+from pdq_export.errors import first_few
 from pdq_export.process import find_modules_here
 
 from .command import Frame, Outcome, command
@@ -29,7 +30,10 @@ if TYPE_CHECKING:
 @click.argument("model", type=ModelPath(), metavar="FP32.onnx")
 @click.argument("quantized", type=ModelPath("a quantized model"), metavar="QUANT.onnx")
 @click.option(
-    "--data", required=True, metavar="PATH", help="Images: .npz, .npy or a folder, as --eval of quantize takes them."
+    "--data",
+    required=True,
+    metavar="PATH",
+    help="Images: .npz, .npy, a folder, or MODULE:FUNCTION, as --eval of quantize takes them.",
 )
 @click.option(
     "--batch-size",
@@ -75,8 +79,24 @@ def _lines(report: "Report", config: Config) -> Iterable[RenderableType]:
     for name, other in report.settings["renamed"].items():
         yield f"{name} is {other} in the quantized file"
     yield report_table(report, bits="quantized")
+    yield from _float_lines(report)
     yield from gate_lines(report)
     written = (config.file.report, config.gates.junit, config.gates.markdown)
     yield from (f"wrote {shlex.quote(path)}" for path in written if path is not None)
     if report.session_config:
         yield session_note(report.session_config)
+
+
+def _float_lines(report: "Report") -> Iterable[str]:
+    """What does not run in integers though the file is quantized."""
+    kernels = report.kernels
+    if kernels is None or not kernels.integer:
+        return
+    if kernels.floating:
+        yield f"layers that run in float: {_counted(kernels.floating)} ({first_few(kernels.floating_nodes)})"
+    if kernels.between_pairs:
+        yield f"others that run in float between quantized tensors: {_counted(kernels.between_pairs)}"
+
+
+def _counted(operators: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {op_type}" for op_type, count in operators.items())

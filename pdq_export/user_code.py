@@ -1,45 +1,82 @@
-"""Functions of the user's own, named on the command line or in a file as MODULE:FUNCTION."""
+"""Functions of the user's own, named ``module:function``. Importing and calling them runs their code."""
 
+import dataclasses
+import difflib
 import importlib
+import importlib.util
+import re
 from collections.abc import Callable
 from typing import Any
 
-from pdq_export.errors import OptionError
+from pdq_export.errors import PdqError
+
+_NAMED = re.compile(r"(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<function>[^\W\d]\w*)")
+_LONGEST = 300  # characters of what somebody else's exception says
 
 
-def find_function(text: str, option: str) -> Callable[..., Any]:
-    """What ``MODULE:NAME`` names; ``option`` begins the messages.
+def is_named(text: str) -> bool:
+    """Whether a text reads as ``module:function``."""
+    return _NAMED.fullmatch(text) is not None
 
-    Raises OptionError where there is no such module or name in it, where importing the module fails, and for what
-    cannot be called.
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UserFunction:
+    """``source``: module:function. ``error``: what is raised where it cannot be had, with what ``begins`` the message.
+
+    ``kind``: what it should be, such as a function that returns data; ``expected``: all that might have been given.
+    ``instead``: what has been looked for before it, in vain.
     """
-    where = f"{option} {text!r}:"
-    module, colon, name = text.partition(":")
-    if not colon or not module or not name:
-        raise OptionError(f"{where} expected MODULE:FUNCTION, such as metrics:mean_iou for a function of metrics.py")
-    if module.endswith(".py") or "/" in module:
-        raise OptionError(
-            f"{where} {module!r} is a path; expected the name of a module, as import takes it: in the folder of a file "
-            "metrics.py, metrics:mean_iou"
+
+    source: str
+    error: type[PdqError]
+    kind: str
+    expected: str
+    begins: str = ""
+    instead: str = ""
+
+    def check_module(self) -> None:
+        """Raise the error where Python finds no such module. Runs no code."""
+        module = self.source.partition(":")[0].partition(".")[0]
+        try:
+            found = importlib.util.find_spec(module)
+        except (ImportError, ValueError):
+            found = None
+        if found is None:
+            raise self._no_module(module)
+
+    def find(self) -> Callable[..., Any]:
+        """Import the module and return its function. Raises the error where there is none, or importing it fails."""
+        if not is_named(self.source):
+            raise self._wrong(self.expected)
+        module_name, name = self.source.split(":")
+        self.check_module()
+        try:
+            module = importlib.import_module(module_name)
+        except (Exception, SystemExit) as error:
+            if isinstance(error, ModuleNotFoundError) and error.name and f"{module_name}.".startswith(f"{error.name}."):
+                raise self._no_module(error.name) from error
+            raise self.raised(f"importing {module_name!r}", error) from error
+        function: Callable[..., Any] | None = getattr(module, name, None)
+        if function is None:
+            near = difflib.get_close_matches(name, [key for key in vars(module) if not key.startswith("_")], n=1)
+            hint = f"did you mean {module_name}:{near[0]}?" if near else self.expected
+            where = f" ({file})" if (file := getattr(module, "__file__", None)) else ""
+            raise self._wrong(f"module {module_name!r}{where} has no {name!r}; {hint}")
+        if not callable(function):
+            raise self._wrong(f"is {type(function).__name__}, which cannot be called; {self.expected}")
+        return function
+
+    def raised(self, doing: str, error: BaseException) -> PdqError:
+        """The error for an exception of the user's code."""
+        detail = " ".join(str(error).split())[:_LONGEST]
+        told = f"{type(error).__name__}: {detail}" if detail else type(error).__name__
+        return self._wrong(f"{doing} raised {told}; expected {self.kind} (--verbose shows where)")
+
+    def _no_module(self, module: str) -> PdqError:
+        return self._wrong(
+            f"{self.instead}no module {module!r}; {self.expected}; modules are looked for in the current folder, in "
+            "PYTHONPATH and among what is installed"
         )
-    try:
-        found: Any = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is not None and f"{module}.".startswith(f"{error.name}."):
-            raise OptionError(
-                f"{where} there is no module {error.name!r}; expected one that is installed, or a file in the current "
-                "folder; or set PYTHONPATH"
-            ) from error
-        raise OptionError(f"{where} importing {module} fails: {error}; install what it needs") from error
-    except (Exception, SystemExit) as error:
-        raise OptionError(f"{where} importing {module} fails: {type(error).__name__}: {error}; mend it") from error
-    for part in name.split("."):
-        if not hasattr(found, part):
-            others = [other for other, value in vars(found).items() if callable(value) and not other.startswith("_")]
-            known = f"it has {', '.join(others[:8])}" if others else "it has no functions"
-            raise OptionError(f"{where} {module} has no {part!r}; {known}; check the name")
-        found = getattr(found, part)
-    if not callable(found):
-        raise OptionError(f"{where} is {type(found).__name__}; expected a function")
-    function: Callable[..., Any] = found
-    return function
+
+    def _wrong(self, told: str) -> PdqError:
+        return self.error(f"{self.begins}{self.source}: {told}")

@@ -11,7 +11,7 @@ from pdq_export.config.gates import GatesSection
 from pdq_export.errors import OptionError
 from pdq_export.files import check_writable
 from pdq_export.report import Report, to_junit, to_markdown
-from pdq_export.user_code import find_function
+from pdq_export.user_code import UserFunction
 from pdq_export.validate import Metric, MetricMeter, MetricValue, compare_metrics
 
 Metrics = Sequence[Callable[..., Any]]
@@ -19,11 +19,18 @@ Metrics = Sequence[Callable[..., Any]]
 
 def find_metrics(section: GatesSection, functions: Metrics) -> tuple[Metric, ...]:
     """The metrics that the options name, and ``functions``. Raises OptionError for what is no function."""
-    named = [
-        Metric(name=text.rpartition(":")[2].rpartition(".")[2], function=find_function(text, "--metric"))
-        for text in section.metric
-    ]
+    named = [Metric(name=text.rpartition(":")[2], function=_user_function(text).find()) for text in section.metric]
     return (*named, *map(Metric.of, functions))
+
+
+def _user_function(text: str) -> UserFunction:
+    return UserFunction(
+        source=text,
+        error=OptionError,
+        kind="a function of outputs and labels",
+        expected="expected MODULE:FUNCTION, such as metrics:mean_iou of a metrics.py in the current folder",
+        begins="--metric ",
+    )
 
 
 def side_files(config: Config) -> dict[str, Path]:

@@ -22,7 +22,8 @@ from pdq_export.exhaustion import tells_of_memory
 from pdq_export.files import write_together
 from pdq_export.gates import Limits, check_outputs, parse_limits
 from pdq_export.graph.batch_axis import follow
-from pdq_export.graph.load import external_files, in_memory, read_structure
+from pdq_export.graph.external import external_locations
+from pdq_export.graph.load import in_memory, read_structure
 from pdq_export.graph.lookup import GraphIndex
 from pdq_export.graph.passes import tidy
 from pdq_export.report import ModelInfo, Report
@@ -54,6 +55,7 @@ def validate_models(
     quantized: Model,
     *,
     data: DataSource,
+    labels: Any = None,
     metrics: Metrics = (),
     batch_size: int | None = None,
     config: Config | str | Path | None = None,
@@ -63,9 +65,9 @@ def validate_models(
     """Run a quantized ONNX file beside the FP32 file that it was made of, whoever made them, and judge it by gates.
 
     Inputs and outputs are matched by name, or by position where names differ and shapes fit. ``data``: as ``eval`` of
-    `quantize`; labels are classes, for the first output. ``metrics``: functions that are called with (outputs, labels)
-    once for each file, see `pdq_export.validate.metrics.Metric`, beside those that ``metric`` names. ``batch_size``: of
-    the samples, by default 16, or what the files fix.
+    `quantize`; ``labels``: class indices [N] for the first output, where the data have none. ``metrics``: functions
+    that are called with (outputs, labels) once for each file, see `pdq_export.validate.metrics.Metric`, beside those
+    that ``metric`` names. ``batch_size``: of the samples, by default 16, or what the files fix.
 
     The report has the figures, and in ``gates`` the verdicts; a gate that fails raises nothing. With ``config`` options
     come from a `Config` or the path of a TOML file; ``fields`` win over it. ``report``, ``junit`` and ``markdown`` are
@@ -84,8 +86,8 @@ def validate_models(
     pair = open_pair(*(file.content for file in files))
     tell.stage("read")
     size = _choose_batch(pair, batch_size)
-    samples = _read(data, pair, size, tell)
-    limits.check_labels(str(samples), labelled=samples.labels is not None)
+    samples = _read(data, labels, pair, size, tell)
+    limits.check_labels(samples.source, labelled=samples.labels is not None)
     run = _Run(pair=pair, samples=samples, size=size, limits=limits, metrics=named)
     measured, metric_values = run.measure(files[0].structure, tell)
     tell.stage("time")
@@ -122,7 +124,9 @@ class _File:
     def of(cls, given: Model, which: str) -> "_File":
         if isinstance(given, str | Path):
             path = Path(given)
-            return cls(content=path, structure=read_structure(path), external=tuple(external_files(path)))
+            structure = read_structure(path)
+            external = tuple(path.parent / location for location in external_locations(structure))
+            return cls(content=path, structure=structure, external=external)
         model = in_memory(given)
         if not model.graph.node:
             raise ModelError(f"{which}: its graph has no nodes; expected a network")
@@ -150,10 +154,10 @@ def _choose_batch(pair: Pair, asked: int | None) -> int:
     return pair.batch or asked or BATCH_SIZE
 
 
-def _read(data: DataSource, pair: Pair, size: int, tell: Tell) -> Data:
+def _read(data: DataSource, labels: Any, pair: Pair, size: int, tell: Tell) -> Data:
     """The samples, in whole batches where the files fix their size."""
     specs = [InputSpec(name=value.name, shape=value.shape or ()) for value in pair.inputs]
-    samples = read_data(data, specs, told=lambda done, total: tell.images("read", done, total))
+    samples = read_data(data, specs, labels=labels, told=lambda done, total: tell.images("read", done, total))
     if pair.batch is None or not (left_over := len(samples) % size):
         return samples
     if left_over == len(samples):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pdq_export.data.archive import load_npy, load_npz, load_npz_inputs
 from pdq_export.data.checks import check_labels
 from pdq_export.data.folder import load_folder
-from pdq_export.data.function import call_function, check_module, find_function, names_function
+from pdq_export.data.function import call_function, names_function, user_function
 from pdq_export.data.image_set import ImageSet
 from pdq_export.data.input_set import InputSet
 from pdq_export.data.input_spec import InputSpec
@@ -85,7 +85,7 @@ def load_inputs(path: str | Path, *, expected: Sequence[InputSpec], limit: int |
 def check_exists(source: DataSource | None) -> None:
     """Raise DataError if data is given as a path at which there is nothing, or a function that cannot be imported."""
     if isinstance(source, str) and names_function(source):
-        find_function(source)
+        user_function(source).find()
         return
     try:
         missing = isinstance(source, str | Path) and not Path(source).exists()
@@ -100,7 +100,7 @@ def check_exists(source: DataSource | None) -> None:
 def check_form(source: DataSource | None) -> None:
     """Raise DataError if data is given as a path at which there is nothing of a known form. Runs no code of users."""
     if isinstance(source, str) and names_function(source):
-        check_module(source)
+        user_function(source).check_module()
         return
     check_exists(source)
     if not isinstance(source, str | Path) or Path(source).is_dir():

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 from numpy.typing import NDArray
 
@@ -38,10 +38,6 @@ class Limits:
     def of_accuracy(self) -> tuple[str, ...]:
         """Those that are judged on images."""
         return tuple(name for name in self.asked if name in OF_ACCURACY)
-
-    def without_latency(self) -> Self:
-        """The same without a limit of latency."""
-        return dataclasses.replace(self, section=dataclasses.replace(self.section, max_latency_ratio=None))
 
     def check_metrics(self, names: Iterable[str]) -> None:
         """Raise OptionError for a limit of a number that no metric gives."""

@@ -17,6 +17,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pdq_export.cli import app
+from pdq_export.validate import KernelCount
+
+from .fakes import make_report
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = """<ir_version: 8, opset_import: ["" : 17]>
@@ -131,7 +134,7 @@ def test_gates_of_a_file(place: Path) -> None:
     ("arguments", "message"),
     [
         (("--max-drop", "much"), "Invalid value for '--max-drop'"),
-        (("--metric", "own:wrong", "--min-metric", "wrong=1"), "own has no 'wrong'; it has right"),
+        (("--metric", "own:wrong", "--min-metric", "wrong=1"), "has no 'wrong'; expected MODULE:FUNCTION"),
         (("--metric", "own:right", "--min-metric", "rigth=1"), "no metric gives 'rigth'; expected one of right"),
         (("--min-metric", "right=1"), "--metric is not given"),
         (("--bits", "4/4"), "No such option"),
@@ -197,3 +200,18 @@ def test_readmes_job(place: Path, environment: dict[str, str], quantized: str, s
         done = subprocess.run(["sh", "-c", command], cwd=place, env=environment, capture_output=True, text=True)
         assert done.returncode == expected, done.stderr
     assert "gates failed" in (place / "summary.md").read_text() or not status
+
+
+@pytest.mark.usefixtures("place")
+def test_what_runs_in_float_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = KernelCount(
+        integer={"QLinearConv": 5}, floating={"Conv": 2}, floating_nodes=("a", "b"), between_pairs={"Add": 3}
+    )
+    settings = {"evaluation": "test.npz", "renamed": {"x": "image"}, "command": "validate"}
+    monkeypatch.setattr(
+        "pdq_export.commands.validate.validate_models", lambda *_, **__: make_report(kernels=kernels, settings=settings)
+    )
+    lines = validate("good.onnx").stdout.splitlines()
+    assert "x is image in the quantized file" in lines
+    assert "layers that run in float: 2 Conv (a, b)" in lines
+    assert "others that run in float between quantized tensors: 3 Add" in lines

@@ -87,7 +87,7 @@ def test_verdicts_and_files(net: onnx.ModelProto, tmp_path: Path) -> None:
         ({"eval": None, "min_sqnr": 1}, "--min-sqnr: there are no evaluation images"),
         ({"metrics": [right], "min_metric": "wrong=1"}, "no metric gives 'wrong'; expected one of right, images"),
         ({"metrics": [lambda *_: 1 / 0]}, "fails on the outputs of FP32: ZeroDivisionError"),
-        ({"metric": "nowhere_at_all:f"}, "there is no module 'nowhere_at_all'"),
+        ({"metric": "nowhere_at_all:f"}, "--metric nowhere_at_all:f: no module 'nowhere_at_all'"),
         ({"junit": "g.xml"}, "there is no gate to tell of"),
     ],
 )

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from pdq_export.errors import ValidationError
 from pdq_export.spec import Place
 from pdq_export.validate import AccuracyMeter, AgreementMeter
+from pdq_export.validate.compare import Top1Meter
 
 
 def agreement(*batches):
@@ -191,3 +192,55 @@ def test_labels_that_do_not_fit():
         accuracy(np.eye(3)[:2], [0, 3])
     with pytest.raises(ValidationError, match=r"for 2 labels; expected \[2, classes\]"):
         accuracy(np.zeros((2, 3, 4, 4)), [0, 1])
+
+
+def test_standard_errors_are_those_of_leaving_out_one_image_at_a_time():
+    rng = np.random.default_rng(0)
+    floats = rng.standard_normal((200, 5)) * rng.uniform(0.5, 2, (200, 1))
+    outputs = floats + rng.standard_normal((200, 5)) * rng.uniform(0.1, 0.5, (200, 1))
+    found = agreement((floats[:150], outputs[:150]), (floats[150:], outputs[150:]))
+    left_out = [agreement((np.delete(floats, i, 0), np.delete(outputs, i, 0))) for i in range(200)]
+
+    def jackknife(name):
+        values = np.array([getattr(one, name) for one in left_out])
+        return math.sqrt(199 / 200 * np.square(values - values.mean()).sum())
+
+    assert found.sqnr_error_db == pytest.approx(jackknife("sqnr_db"), rel=0.02)
+    assert found.argmax_error == pytest.approx(jackknife("argmax_agreement"))
+    assert found.positions == found.images == 200
+    alone = agreement((floats[:1], outputs[:1]))
+    assert (alone.sqnr_error_db, alone.argmax_error) == (None, None)
+
+
+def test_positions_of_an_image_are_one_share():
+    """[N, K, H, W]: two images, one that agrees everywhere and one that does nowhere."""
+    scores = np.zeros((2, 2, 3, 3), np.float32)
+    scores[:, 1] = 1
+    others = scores.copy()
+    others[1] = others[1, ::-1]
+    found = agreement((scores, others))
+    assert (found.images, found.positions, found.argmax_agreement) == (2, 18, 0.5)
+    assert found.argmax_error == pytest.approx(0.5)
+
+
+def test_integers_agree_where_they_are_equal():
+    meter = AgreementMeter("output 'y'")
+    meter.update(np.array([[1, 2], [3, 4]]), np.array([[1, 2], [3, 5]]))
+    found = meter.result()
+    assert found.counted
+    assert (found.argmax_agreement, found.positions, found.chance_agreement) == (0.75, 4, None)
+
+
+@given(st.integers(1, 30), st.integers(0, 2**32 - 1))
+def test_images_that_change_sides_are_counted(count, seed):
+    rng = np.random.default_rng(seed)
+    reference, outputs = rng.integers(0, 3, (2, count, 4)).astype(np.float32)
+    labels = rng.integers(0, 4, count)
+    meter = Top1Meter()
+    for part in (slice(count // 2), slice(count // 2, count)):
+        meter.update(reference[part], outputs[part], labels[part])
+    before, after = reference.argmax(1) == labels, outputs.argmax(1) == labels
+    found = meter.result()
+    assert (found.images, found.lost, found.gained) == (count, (before & ~after).sum(), (after & ~before).sum())
+    assert found.drop == pytest.approx(100 * (before.mean() - after.mean()))
+    assert Top1Meter().result() is None
