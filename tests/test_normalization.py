@@ -44,7 +44,7 @@ def model() -> nn.Module:
 def measure(model: nn.Module, images: ImageSet) -> Fit | None:
     config = Config()
     file, _ = open_model(model, torch.zeros(2, 3, 16, 16))
-    planned = PlannedModel.of(file, plan_options(config, choose(config)), target="ort", opset=None)
+    planned = PlannedModel.of(file, plan_options(config, choose(config)), config.file)
     return measure_fit(import_planned(planned), planned.plan, planned.prepared.statistics, images)
 
 
@@ -100,7 +100,7 @@ def test_a_run_warns_of_both_sources(model: nn.Module, caplog: pytest.LogCapture
 def test_real_networks(shared_models: Path, shared_data: Path, name: str, size: int) -> None:
     config = Config()
     file, _ = open_model(shared_models / f"{name}.onnx")
-    planned = PlannedModel.of(file, plan_options(config, choose(config)), target="ort", opset=None)
+    planned = PlannedModel.of(file, plan_options(config, choose(config)), config.file)
     network, spec = import_planned(planned), InputSpec(name="x", shape=(None, 3, size, size))
 
     def better(**settings: object) -> str | None:
