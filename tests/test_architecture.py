@@ -33,6 +33,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "export": ({"arithmetic", "errors", "operators", "spec", "graph.lookup", "graph.scopes"}, {"numpy", "onnx"}),
     "validate": ({"errors", "operators", "spec"}, {"numpy", "onnx", "onnxruntime"}),
     "data": ({"errors", "user_code"}, {"numpy", "PIL"}),
+    "normalization": ({"data", "errors", "frontend", "spec"}, {"numpy", "torch"}),
     "torch_module": ({"errors"}, {"onnx", "torch"}),
     "targets": ({"config", "errors", "spec", "graph.lookup", "plan", "export", "validate"}, {"onnx"}),
     "gates": ({"config", "errors", "validate"}, {"numpy", "scipy"}),

@@ -34,6 +34,7 @@ from pdq_export.gates import check_outputs
 from pdq_export.graph.edit import with_constants
 from pdq_export.graph.lookup import opset_version
 from pdq_export.graph.save import in_order, model_files
+from pdq_export.normalization import warn_of_normalization
 from pdq_export.report import ModelInfo, Report, tell_verdict
 from pdq_export.spec import Plan, QuantizedTensors
 from pdq_export.targets import find_target
@@ -151,6 +152,7 @@ def _run(request: Request, tell: Tell, until_end: contextlib.ExitStack) -> Resul
     tell.stage("check")
     fidelity = work.fidelity(session)
     _check(work, fidelity, asked)
+    _tell_normalization(work)
     _check_gates(request, work, fidelity)
     del session
     trim_heap()  # of large models several copies were made so far
@@ -223,6 +225,14 @@ def _check_gates(request: Request, work: Work, fidelity: Fidelity) -> None:
         outputs = session.run_by_name(batch)
         observed(outputs, outputs, samples)
     request.limits.check_metrics(value.name for value in observed.result())
+
+
+def _tell_normalization(work: Work) -> None:
+    """Warn of images that seem to be normalized in another way than those of training."""
+    samples = work.samples
+    others = () if samples.shared == len(samples.judged) else (samples.judged,)
+    for data in (samples.calibration, *others):
+        warn_of_normalization(work.network, work.plan, work.prepared.statistics, data)
 
 
 def _equalize(

@@ -4,7 +4,7 @@ from pdq_export.frontend import ops
 from pdq_export.frontend.batch import check_batch, find_batch_blockers, import_network
 from pdq_export.frontend.importer import find_unsupported, import_model
 from pdq_export.frontend.registry import OLDEST_OPSET, table
-from pdq_export.frontend.trial import check_runs, compute_tensors
+from pdq_export.frontend.trial import check_runs, compute_tensor, compute_tensors
 
 
 def supported_operators() -> dict[str, tuple[int, ...]]:
@@ -23,6 +23,7 @@ __all__ = [
     "OLDEST_OPSET",
     "check_batch",
     "check_runs",
+    "compute_tensor",
     "compute_tensors",
     "find_batch_blockers",
     "find_unsupported",

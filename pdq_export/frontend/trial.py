@@ -1,5 +1,6 @@
 """Runs an imported model once, so that what is wrong with it is told by node before any work is done."""
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,6 +39,35 @@ def compute_tensors(module: fx.GraphModule, inputs: Sequence[Tensor]) -> dict[st
     runner = _Recorder(module)
     runner.run(*inputs)
     return runner.tensors
+
+
+@torch.no_grad()
+def compute_tensor(module: fx.GraphModule, inputs: Sequence[Tensor], name: str) -> NDArray[np.floating[Any]] | None:
+    """The tensor of this ONNX name, on the CPU, and nothing behind it; None where no node computes it."""
+    runner = _Until(module, name)
+    with contextlib.suppress(_Computed):
+        runner.run(*inputs)
+    return None if runner.found is None else np.asarray(runner.found.cpu())
+
+
+class _Computed(Exception):  # noqa: N818  (no error)
+    """What was asked for is there."""
+
+
+class _Until(fx.Interpreter):
+    """Stops at a tensor."""
+
+    def __init__(self, module: fx.GraphModule, name: str) -> None:
+        super().__init__(module)
+        self.found: Tensor | None = None
+        self._name = name
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if n.meta.get("tensor") == self._name and n.op != "output" and isinstance(result, Tensor):
+            self.found = result
+            raise _Computed
+        return result
 
 
 class _Recorder(fx.Interpreter):

@@ -55,6 +55,7 @@ def test_defaults(run: Run, pipeline: FakePipeline, folder: Path) -> None:
         "overwrite": False,
         "target": "ort",
         "opset": None,
+        "runtime": None,
         "external_data": False,
         "method": "pd-quant",
         "preset": "balanced",
