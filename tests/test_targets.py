@@ -141,7 +141,7 @@ def test_a_new_target_is_inspected_quantized_and_converted_like_others(runtime: 
     assert [node["node"] for node in result.report.to_dict()["floating"]] == ["p"]
     metadata = {entry.key for entry in result.model.metadata_props}
     assert not metadata & {"pdq_export.source", "pdq_export.min_onnxruntime"}  # its plan is its own, and so its runtime
-    with pytest.raises(OptionError, match="is a toy file; expected one of native, ort, qcdq"):
+    with pytest.raises(OptionError, match="is a toy file; expected one of native, ort, qcdq, qonnx"):
         pdq_export.convert(result.model, "ort")
     assert runtime.runs == 2
 
@@ -151,7 +151,7 @@ def test_what_a_new_target_does_not_take_is_refused_before_calibration(runtime: 
         settle(None, {"bits": "4/4", "weights": "asymmetric", "target": "toy"})
     message = (
         "--target toy: tensor 'a1' is to have 2 bits; expected 3 or more, as toys can count to eight; use --bits 3/3, "
-        "leave the layer in float with --exclude, or choose another --target: ort, native, qcdq$"
+        "leave the layer in float with --exclude, or choose another --target: ort, native, qcdq, qonnx$"
     )
     with pytest.raises(OptionError, match=message):
         pdq_export.quantize(model(), bits="4/2", target="toy", calib=images(), method="nearest", device="cpu")
@@ -292,10 +292,10 @@ def test_a_new_layout_alone_can_be_converted_to_and_from() -> None:
 
 
 def test_a_target_registers_once_and_an_unknown_one_names_the_known() -> None:
-    assert target_names() == ("native", "ort", "qcdq", "tensorrt")
+    assert target_names() == ("native", "ort", "qcdq", "qonnx", "tensorrt")
     with pytest.raises(ValueError, match="'ort' is registered twice"):
         register_target(dataclasses.replace(find_target("ort")))
-    with pytest.raises(OptionError, match="--target 'tpu': unknown; expected one of native, ort, qcdq, tensorrt"):
+    with pytest.raises(OptionError, match="'tpu': unknown; expected one of native, ort, qcdq, qonnx, tensorrt"):
         find_target("tpu")
 
 
@@ -306,4 +306,4 @@ def test_options_are_settled_by_the_target_and_only_once() -> None:
         assert settled.symmetric_weights == (default == "symmetric")
         assert target.settle(settled) == settled
         assert target.settle(PlanOptions.of("8/8", weights="symmetric")).symmetric_weights
-    assert [name for name in target_names() if find_target(name).convertible] == ["native", "ort", "qcdq"]
+    assert [name for name in target_names() if find_target(name).convertible] == ["native", "ort", "qcdq", "qonnx"]

@@ -17,6 +17,7 @@ from pdq_export.validate.measure import (
 from pdq_export.validate.metrics import Metric, MetricMeter, MetricValue, compare_metrics
 from pdq_export.validate.pair import Pair, open_pair
 from pdq_export.validate.parts import PartAgreement
+from pdq_export.validate.qonnx import check_runs_qonnx
 from pdq_export.validate.runtime import (
     Batch,
     KernelCount,
@@ -58,6 +59,7 @@ __all__ = [
     "Top1Changes",
     "Value",
     "check_loads",
+    "check_runs_qonnx",
     "check_runs_quantized",
     "compare_metrics",
     "count_kernels",
