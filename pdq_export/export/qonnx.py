@@ -9,10 +9,12 @@ Quant(x, scale, zeropt, bitwidth) = (round(clip(x / scale + zeropt)) - zeropt) *
 - biases are floats on the grid of input scale times weight scale, without a Quant: tools extract them as an Add and
   fold them into thresholds or scales, whereas a Quant of 32 bits is more than QONNX's own conversion to QCDQ takes, and
   with a scale per channel more than hls4ml propagates. They are INT32 numbers all the same;
-- what only moves values about runs on floats that are quantized already.
+- what only moves values about runs on floats that are quantized already;
+- attributes of convolutions and pools that ONNX has defaults for are written: the channels-last conversion asks for them.
 """
 
 import numpy as np
+import onnx
 from onnx import GraphProto, NodeProto
 
 from pdq_export.export.constants import LayerConstants, Weight, along_axis
@@ -22,7 +24,14 @@ from pdq_export.export.qdq import QdqGraph
 from pdq_export.export.qonnx_constants import DOMAIN, QUANT, Floats, bias_values, weight_values
 from pdq_export.export.ranges import integer_range
 from pdq_export.export.writer import GraphWriter
+from pdq_export.graph.lookup import attribute
 from pdq_export.spec import Point
+
+_WRITTEN_OUT = {
+    "Conv": ("kernel_shape", "strides", "dilations", "pads", "group"),
+    "MaxPool": ("strides", "pads"),
+    "AveragePool": ("strides", "pads"),
+}
 
 
 def required_opset(plan: object) -> int:
@@ -66,11 +75,34 @@ class _QonnxGraph(QdqGraph):
         self._quantize(tensor, self.out.constant(f"{tensor}_float", centered * np.float32(quantized.scale)), None)
 
     def _copy(self, node: NodeProto) -> None:
-        if node.op_type != "Clip" or not self._is_rectifier(node):
-            super()._copy(node)
-            return
-        relu = self.out.copy(node, [self.read(node.input[0])])
-        relu.op_type = "Relu"
+        if node.op_type == "Clip" and self._is_rectifier(node):
+            self.out.copy(node, [self.read(node.input[0])]).op_type = "Relu"
+        else:
+            super()._copy(self._written_out(node))
+
+    def _written_out(self, node: NodeProto) -> NodeProto:
+        """The node with all attributes that are defaults in ONNX and have to be there for QONNX."""
+        kernel = attribute(node, "kernel_shape", None)
+        if node.op_type == "Conv" and kernel is None and (shape := self._weight_shape(node)) is not None:
+            kernel = shape[2:]
+        if node.op_type not in _WRITTEN_OUT or kernel is None:
+            return node
+        rank, given = len(kernel), {item.name for item in node.attribute}
+        defaults = {"kernel_shape": kernel, "strides": [1] * rank, "dilations": [1] * rank, "group": 1}
+        if attribute(node, "auto_pad", "NOTSET") == "NOTSET":
+            defaults["pads"] = [0] * 2 * rank
+        completed = NodeProto()
+        completed.CopyFrom(node)
+        for name in _WRITTEN_OUT[node.op_type]:
+            if name in defaults and name not in given:
+                completed.attribute.append(onnx.helper.make_attribute(name, defaults[name]))
+        return completed
+
+    def _weight_shape(self, node: NodeProto) -> tuple[int, ...] | None:
+        if node.name in self.settled:
+            return self.settled[node.name].weight.integers.shape
+        weight = self.index.constant(node.input[1])
+        return None if weight is None else weight.shape
 
     def _is_rectifier(self, clip: NodeProto) -> bool:
         """Whether the integers behind a Clip are the same if it is a Relu: they end where it does, or before."""

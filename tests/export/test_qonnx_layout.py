@@ -77,6 +77,29 @@ def test_every_quant_is_one_that_tools_read(name: str, symmetric: bool) -> None:
     assert {row[2:] for row in seen if not row[0]} == {(0, 0)}
 
 
+def test_attributes_with_defaults_are_written_out() -> None:
+    """Without them QONNX has no channels-last convolution."""
+    model = nets.network(
+        """(float[N,3,9,9] x) => (float[N,4,2,2] y) {
+            c = Conv (x, w) r = Relu(c) p = MaxPool <kernel_shape=[2,2]> (r) d = Conv (p, v) s = Relu(d)
+            m = AveragePool <kernel_shape=[2,2], strides=[2,2], auto_pad="SAME_UPPER"> (s) y = Conv <strides=[1,1]> (m, u)
+        }""",
+        {"w": (4, 3, 3, 3), "v": (4, 4, 3, 3), "u": (4, 4, 1, 1)},
+    )
+    plan = make_plan(model, PlanOptions.of("4/4", exclude=["Conv_d"]))
+    tensors = calibrate(model, plan, {"x": nets.images((2, 3, 9, 9))})
+    index = GraphIndex(find_target("qonnx").export(model, plan, tensors, metadata={}))
+
+    def attributes(node: str) -> dict[str, object]:
+        return {item.name: onnx.helper.get_attribute_value(item) for item in index.nodes[node].attribute}
+
+    convolution = {"strides": [1, 1], "dilations": [1, 1], "pads": [0, 0, 0, 0], "group": 1}
+    for node, size in (("Conv_c", 3), ("Conv_d", 3), ("Conv_y", 1)):
+        assert attributes(node) == {**convolution, "kernel_shape": [size, size]}
+    assert attributes("MaxPool_p") == {"kernel_shape": [2, 2], "strides": [1, 1], "pads": [0, 0, 0, 0]}
+    assert attributes("AveragePool_m") == {"kernel_shape": [2, 2], "strides": [2, 2], "auto_pad": b"SAME_UPPER"}
+
+
 def test_weights_of_8_bits_are_narrow() -> None:
     model = nets.chain()
     plan = make_plan(model, PlanOptions.of("4/4"))
