@@ -4,9 +4,11 @@ A new one is a `Target` with its layout, registered; the stages, commands and ch
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from pdq_export.config.config import WEIGHTS
 from pdq_export.errors import OptionError
@@ -20,6 +22,8 @@ from pdq_export.plan.planned import Pass, Planned
 from pdq_export.spec import MAX_BITS, MIN_BITS, Plan, QuantizedTensors
 from pdq_export.validate import Batch, check_runs_qonnx, check_runs_quantized
 
+Outputs = Sequence[NDArray[np.float32]]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Target:
@@ -31,8 +35,9 @@ class Target:
     compute in float, as far as that is known here.
 
     ``check_runs``: loads a file, given as bytes, in the runtime that checks it, and runs a batch if there is one;
-    raises ValidationError where that fails. Before calibration it gets a file with placeholders, and afterwards the
-    written one where onnxruntime does not measure that. ``in_onnxruntime``: whether onnxruntime runs the files.
+    raises ValidationError where that fails. It may give the outputs, to be held against the simulation. Before
+    calibration it gets a file with placeholders, and afterwards the written one where onnxruntime does not measure
+    that. ``in_onnxruntime``: whether onnxruntime runs the files.
     Where it does, kernels are counted and outputs measured in it; else inspections and reports have no kernels, and
     figures of the simulation alone.
     """
@@ -45,7 +50,7 @@ class Target:
     because: str = ""
     integer_bias: bool = True
     find_floating: Callable[[GraphIndex, Plan], tuple[FloatNode, ...]] = find_floating
-    check_runs: Callable[[bytes, Batch | None], object] = check_runs_quantized
+    check_runs: Callable[[bytes, Batch | None], Outputs | None] = check_runs_quantized
     in_onnxruntime: bool = True
 
     @property

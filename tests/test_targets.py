@@ -17,6 +17,7 @@ from pdq_export.commands.dry_run import dry_run
 from pdq_export.commands.settle import settle
 from pdq_export.config.config import options_of
 from pdq_export.errors import OptionError, ValidationError
+from pdq_export.export import qonnx
 from pdq_export.export.constants import Weight
 from pdq_export.export.layers import textbook_weight
 from pdq_export.export.layouts import Layout, Quantized
@@ -271,6 +272,31 @@ def test_files_that_onnxruntime_does_not_run_are_converted(elsewhere: OtherRunti
     there = pdq_export.convert(ort, "plain")
     assert there.graph == _written(elsewhere).graph
     assert pdq_export.convert(there, "ort") == ort
+
+
+@pytest.mark.parametrize("bits", ["8/8", "4/4", "2/2"])
+def test_qonnx_files_are_held_against_the_simulation(
+    bits: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = {"bits": bits, "target": "qonnx", "calib": images(), "method": "nearest", "device": "cpu"}
+    result = pdq_export.quantize(model(), **arguments)
+    assert "off the simulation" not in caplog.text
+    assert result.report.simulated_accuracy is None
+    found = result.report.to_dict()
+    assert (found["kernels"], found["min_onnxruntime"]) == (None, None)
+    assert result.model.graph == pdq_export.convert(pdq_export.convert(result.model, "ort"), "qonnx").graph
+
+    def wrong(quantized: Quantized) -> GraphProto:
+        graph = qonnx.write(quantized)
+        scale = next(tensor for tensor in graph.initializer if tensor.name == "w3_scale")
+        doubled = 2 * onnx.numpy_helper.to_array(scale)
+        scale.CopyFrom(onnx.numpy_helper.from_array(doubled, scale.name))
+        return graph
+
+    layout = dataclasses.replace(qonnx.LAYOUT, write=wrong)
+    monkeypatch.setitem(targets._TARGETS, "qonnx", dataclasses.replace(find_target("qonnx"), layout=layout))
+    pdq_export.quantize(model(), **arguments)
+    assert "output 0: what the file says is" in caplog.text
 
 
 def test_a_written_file_that_its_own_runtime_refuses_is_refused(elsewhere: OtherRuntime, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ Quant(x, scale, zeropt, bitwidth) = (round(clip(x / scale + zeropt)) - zeropt) *
   fold them into thresholds or scales, whereas a Quant of 32 bits is more than QONNX's own conversion to QCDQ takes, and
   with a scale per channel more than hls4ml propagates. They are INT32 numbers all the same;
 - what only moves values about runs on floats that are quantized already;
-- attributes of convolutions and pools that ONNX has defaults for are written: the channels-last conversion asks for them.
+- what ONNX has defaults for in convolutions and pools is written: QONNX's channels-last conversion asks for it.
 """
 
 import numpy as np

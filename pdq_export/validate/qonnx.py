@@ -1,6 +1,8 @@
 """QONNX files in onnxruntime: what a Quant is, said in ONNX's own operators."""
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from pdq_export.validate.runtime import Batch, Session
 
@@ -40,8 +42,10 @@ def runnable(content: bytes) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def check_runs_qonnx(content: bytes, batch: Batch | None) -> None:
-    """Load a written QONNX file, and run it on ``batch`` if there is one. Raises ValidationError where that fails."""
+def check_runs_qonnx(content: bytes, batch: Batch | None) -> list[NDArray[np.float32]] | None:
+    """Load a written QONNX file; what it gives for ``batch``, if there is one.
+
+    Raises ValidationError where it does not load or run.
+    """
     session = Session(runnable(content))
-    if batch is not None:
-        session.run(batch)
+    return None if batch is None else session.run(batch)

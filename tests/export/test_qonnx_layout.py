@@ -82,7 +82,8 @@ def test_attributes_with_defaults_are_written_out() -> None:
     model = nets.network(
         """(float[N,3,9,9] x) => (float[N,4,2,2] y) {
             c = Conv (x, w) r = Relu(c) p = MaxPool <kernel_shape=[2,2]> (r) d = Conv (p, v) s = Relu(d)
-            m = AveragePool <kernel_shape=[2,2], strides=[2,2], auto_pad="SAME_UPPER"> (s) y = Conv <strides=[1,1]> (m, u)
+            m = AveragePool <kernel_shape=[2,2], strides=[2,2], auto_pad="SAME_UPPER"> (s)
+            y = Conv <strides=[1,1]> (m, u)
         }""",
         {"w": (4, 3, 3, 3), "v": (4, 4, 3, 3), "u": (4, 4, 1, 1)},
     )
