@@ -4,11 +4,9 @@ A new one is a `Target` with its layout, registered; the stages, commands and ch
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from pdq_export.config.config import WEIGHTS
 from pdq_export.errors import OptionError
@@ -20,9 +18,7 @@ from pdq_export.plan.magnitudes import check_magnitudes
 from pdq_export.plan.passes import tensorrt as pairs_for_tensorrt
 from pdq_export.plan.planned import Pass, Planned
 from pdq_export.spec import MAX_BITS, MIN_BITS, Plan, QuantizedTensors
-from pdq_export.validate import Batch, check_runs_qonnx, check_runs_quantized
-
-Outputs = Sequence[NDArray[np.float32]]
+from pdq_export.validate import Batch, Outputs, check_runs_qonnx, check_runs_quantized
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

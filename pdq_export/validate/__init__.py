@@ -21,6 +21,7 @@ from pdq_export.validate.qonnx import check_runs_qonnx
 from pdq_export.validate.runtime import (
     Batch,
     KernelCount,
+    Outputs,
     Session,
     Value,
     check_runs_quantized,
@@ -50,6 +51,7 @@ __all__ = [
     "MetricMeter",
     "MetricValue",
     "OutputAgreement",
+    "Outputs",
     "Pair",
     "PartAgreement",
     "Session",
