@@ -38,7 +38,7 @@ _OPTIONS = options_of()
     json_schema="pdq_export.cli.convert",
 )
 @click.argument("model", type=ModelPath("a quantized model"), metavar="QUANT.onnx")
-@click.option("--target", required=True, metavar="ort|native|qcdq", help="The layout to write.")
+@click.option("--target", required=True, metavar="ort|native|qcdq|qonnx", help="The layout to write.")
 @click_option(_OPTIONS["output"], default="./QUANT-TARGET.onnx")
 @click_option(_OPTIONS["overwrite"], help="Replace the output where it exists")
 @click_option(_OPTIONS["runtime"], default="as quantize would have written")
@@ -55,7 +55,7 @@ def convert(
     opset: int | None,
     external_data: bool | None,
 ) -> Outcome:
-    """Write a file that pdq-export quantized for ort, native or qcdq in another of these layouts.
+    """Write a file that pdq-export quantized for ort, native, qcdq or qonnx in another of these layouts.
 
     Nothing is calibrated again: the integers are the same, and so are the outputs.
     """

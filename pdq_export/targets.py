@@ -10,7 +10,7 @@ import onnx
 
 from pdq_export.config.config import WEIGHTS
 from pdq_export.errors import OptionError
-from pdq_export.export import Layout, Packing, export_model, native, ort, qcdq, required_opset, tensorrt
+from pdq_export.export import Layout, Packing, export_model, native, ort, qcdq, qonnx, required_opset, tensorrt
 from pdq_export.graph.lookup import GraphIndex
 from pdq_export.plan import PlanOptions, make_plan, passes
 from pdq_export.plan.floating import FloatNode, find_floating, find_left_out
@@ -18,7 +18,7 @@ from pdq_export.plan.magnitudes import check_magnitudes
 from pdq_export.plan.passes import tensorrt as pairs_for_tensorrt
 from pdq_export.plan.planned import Pass, Planned
 from pdq_export.spec import MAX_BITS, MIN_BITS, Plan, QuantizedTensors
-from pdq_export.validate import Batch, check_runs_quantized
+from pdq_export.validate import Batch, Outputs, check_runs_qonnx, check_runs_quantized
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,8 +31,9 @@ class Target:
     compute in float, as far as that is known here.
 
     ``check_runs``: loads a file, given as bytes, in the runtime that checks it, and runs a batch if there is one;
-    raises ValidationError where that fails. Before calibration it gets a file with placeholders, and afterwards the
-    written one where onnxruntime does not measure that. ``in_onnxruntime``: whether onnxruntime runs the files.
+    raises ValidationError where that fails. It may give the outputs, to be held against the simulation. Before
+    calibration it gets a file with placeholders, and afterwards the written one where onnxruntime does not measure
+    that. ``in_onnxruntime``: whether onnxruntime runs the files.
     Where it does, kernels are counted and outputs measured in it; else inspections and reports have no kernels, and
     figures of the simulation alone.
     """
@@ -45,7 +46,7 @@ class Target:
     because: str = ""
     integer_bias: bool = True
     find_floating: Callable[[GraphIndex, Plan], tuple[FloatNode, ...]] = find_floating
-    check_runs: Callable[[bytes, Batch | None], object] = check_runs_quantized
+    check_runs: Callable[[bytes, Batch | None], Outputs | None] = check_runs_quantized
     in_onnxruntime: bool = True
 
     @property
@@ -157,6 +158,7 @@ def find_target(name: str) -> Target:
 register_target(Target(name="ort", layout=ort.LAYOUT))
 register_target(Target(name="native", layout=native.LAYOUT))
 register_target(Target(name="qcdq", layout=qcdq.LAYOUT))
+register_target(Target(name="qonnx", layout=qonnx.LAYOUT, check_runs=check_runs_qonnx, in_onnxruntime=False))
 register_target(
     Target(
         name="tensorrt",

@@ -17,6 +17,7 @@ from pdq_export.commands.dry_run import dry_run
 from pdq_export.commands.settle import settle
 from pdq_export.config.config import options_of
 from pdq_export.errors import OptionError, ValidationError
+from pdq_export.export import qonnx
 from pdq_export.export.constants import Weight
 from pdq_export.export.layers import textbook_weight
 from pdq_export.export.layouts import Layout, Quantized
@@ -141,7 +142,7 @@ def test_a_new_target_is_inspected_quantized_and_converted_like_others(runtime: 
     assert [node["node"] for node in result.report.to_dict()["floating"]] == ["p"]
     metadata = {entry.key for entry in result.model.metadata_props}
     assert not metadata & {"pdq_export.source", "pdq_export.min_onnxruntime"}  # its plan is its own, and so its runtime
-    with pytest.raises(OptionError, match="is a toy file; expected one of native, ort, qcdq"):
+    with pytest.raises(OptionError, match="is a toy file; expected one of native, ort, qcdq, qonnx"):
         pdq_export.convert(result.model, "ort")
     assert runtime.runs == 2
 
@@ -151,7 +152,7 @@ def test_what_a_new_target_does_not_take_is_refused_before_calibration(runtime: 
         settle(None, {"bits": "4/4", "weights": "asymmetric", "target": "toy"})
     message = (
         "--target toy: tensor 'a1' is to have 2 bits; expected 3 or more, as toys can count to eight; use --bits 3/3, "
-        "leave the layer in float with --exclude, or choose another --target: ort, native, qcdq$"
+        "leave the layer in float with --exclude, or choose another --target: ort, native, qcdq, qonnx$"
     )
     with pytest.raises(OptionError, match=message):
         pdq_export.quantize(model(), bits="4/2", target="toy", calib=images(), method="nearest", device="cpu")
@@ -273,6 +274,31 @@ def test_files_that_onnxruntime_does_not_run_are_converted(elsewhere: OtherRunti
     assert pdq_export.convert(there, "ort") == ort
 
 
+@pytest.mark.parametrize("bits", ["8/8", "4/4", "2/2"])
+def test_qonnx_files_are_held_against_the_simulation(
+    bits: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = {"bits": bits, "target": "qonnx", "calib": images(), "method": "nearest", "device": "cpu"}
+    result = pdq_export.quantize(model(), **arguments)
+    assert "off the simulation" not in caplog.text
+    assert result.report.simulated_accuracy is None
+    found = result.report.to_dict()
+    assert (found["kernels"], found["min_onnxruntime"]) == (None, None)
+    assert result.model.graph == pdq_export.convert(pdq_export.convert(result.model, "ort"), "qonnx").graph
+
+    def wrong(quantized: Quantized) -> GraphProto:
+        graph = qonnx.write(quantized)
+        scale = next(tensor for tensor in graph.initializer if tensor.name == "w3_scale")
+        doubled = 2 * onnx.numpy_helper.to_array(scale)
+        scale.CopyFrom(onnx.numpy_helper.from_array(doubled, scale.name))
+        return graph
+
+    layout = dataclasses.replace(qonnx.LAYOUT, write=wrong)
+    monkeypatch.setitem(targets._TARGETS, "qonnx", dataclasses.replace(find_target("qonnx"), layout=layout))
+    pdq_export.quantize(model(), **arguments)
+    assert "output 0: what the file says is" in caplog.text
+
+
 def test_a_written_file_that_its_own_runtime_refuses_is_refused(elsewhere: OtherRuntime, tmp_path: Path) -> None:
     elsewhere.refuses_after = 1
     with pytest.raises(ValidationError, match="elsewhere does not load it"):
@@ -292,10 +318,10 @@ def test_a_new_layout_alone_can_be_converted_to_and_from() -> None:
 
 
 def test_a_target_registers_once_and_an_unknown_one_names_the_known() -> None:
-    assert target_names() == ("native", "ort", "qcdq", "tensorrt")
+    assert target_names() == ("native", "ort", "qcdq", "qonnx", "tensorrt")
     with pytest.raises(ValueError, match="'ort' is registered twice"):
         register_target(dataclasses.replace(find_target("ort")))
-    with pytest.raises(OptionError, match="--target 'tpu': unknown; expected one of native, ort, qcdq, tensorrt"):
+    with pytest.raises(OptionError, match="'tpu': unknown; expected one of native, ort, qcdq, qonnx, tensorrt"):
         find_target("tpu")
 
 
@@ -306,4 +332,4 @@ def test_options_are_settled_by_the_target_and_only_once() -> None:
         assert settled.symmetric_weights == (default == "symmetric")
         assert target.settle(settled) == settled
         assert target.settle(PlanOptions.of("8/8", weights="symmetric")).symmetric_weights
-    assert [name for name in target_names() if find_target(name).convertible] == ["native", "ort", "qcdq"]
+    assert [name for name in target_names() if find_target(name).convertible] == ["native", "ort", "qcdq", "qonnx"]

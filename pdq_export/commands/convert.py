@@ -31,7 +31,7 @@ from pdq_export.validate import Session, check_loads
 def convert(
     model: str | Path | onnx.ModelProto, target: str, *, opset: int | None = None, runtime: str | None = None
 ) -> onnx.ModelProto:
-    """Write a file that `pdq_export.quantize` wrote for ort, native or qcdq in another of these layouts.
+    """Write a file that `pdq_export.quantize` wrote for ort, native, qcdq or qonnx in another layout.
 
     ``opset`` and ``runtime``: as in `quantize`; by default what was given there. Its graph is what
     quantizing for ``target`` would have written, and converting it back gives the first file again, byte for byte. Both

@@ -20,6 +20,7 @@ from pdq_export.validate import (
     BATCH_SIZE,
     Batch,
     Comparison,
+    DeviationMeter,
     LatencyPair,
     Measurements,
     Metric,
@@ -28,7 +29,7 @@ from pdq_export.validate import (
     measure_latency,
     validate,
 )
-from pdq_export.validate.parity import Parity, judge_parity
+from pdq_export.validate.parity import NOTICED, Parity, judge_parity
 from pdq_export.work import Work
 
 logger = logging.getLogger(__name__)
@@ -49,9 +50,9 @@ def evaluate(
     """Measure a file, ``content``, on all samples to judge on, and on some of them against the simulation.
 
     ``device``: of the simulation, which sees at most ``simulated_images``, evenly spread. Where the ``target`` is no
-    file for onnxruntime, the runtime that it has runs the first samples, and the simulation alone is measured.
-    ``metrics`` see what is measured. Raises ValidationError where the file does not load or run, or its outputs are not
-    comparable.
+    file for onnxruntime, what checks its files runs the first samples, which are held against the simulation where it
+    gives outputs, and the simulation alone is measured. ``metrics`` see what is measured. Raises ValidationError where
+    the file does not load or run, or its outputs are not comparable.
     """
     judged, size = work.samples.judged, work.batch or BATCH_SIZE
     observed = Observed(metrics, judged.labels)
@@ -69,7 +70,7 @@ def evaluate(
         observe=observed if metrics else None,
     )
     if not target.in_onnxruntime:
-        target.check_runs(content, next(iter(comparison.batches())))
+        _check_first(target, content, comparison)
         logger.info("files for --target %s do not run in onnxruntime: the figures are the simulation's", target.name)
     measured = validate(comparison, progress=lambda done: tell.images("validate", done, len(judged)))
     parity = judge_parity(
@@ -96,6 +97,25 @@ def time_beside(work: Work, content: bytes, reference: Reference, *, target: Tar
     except ValidationError as error:  # it runs on larger ones
         logger.warning("latency is not measured: %s", error)
         return None
+
+
+def _check_first(target: Target, content: bytes, comparison: Comparison) -> None:
+    """Run the first samples, and warn where an output is off the simulation; whoever reads the file sees the same."""
+    batch = next(iter(comparison.batches()))
+    found = target.check_runs(content, batch)
+    if found is None or comparison.compared or comparison.simulate is None:
+        return
+    for number, (output, simulated) in enumerate(zip(found, comparison.simulate(batch), strict=True)):
+        meter = DeviationMeter()
+        meter.update(simulated, output)
+        if meter.result() > NOTICED:
+            logger.warning(
+                "output %d: what the file says is %.1f %% off the simulation on the first samples; expected %.1f %% at "
+                "most, which rounding makes; run it in the tool that it is for before relying on the report",
+                number,
+                100 * meter.result(),
+                100 * NOTICED,
+            )
 
 
 def _simulator(work: Work, calibrated: Calibrated, device: torch.device) -> Simulate:

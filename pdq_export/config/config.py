@@ -145,9 +145,10 @@ class FileSection:
     target: str = option(
         "ort",
         "Layout of the file: ort runs as integers in ONNX Runtime; native has INT4 and INT2 pairs, for compilers; qcdq "
-        "has INT8 and Clip, for older runtimes; tensorrt is symmetric, 8/8 only",
+        "has INT8 and Clip, for older runtimes; qonnx has Quant nodes and weights in FP32, for FINN and hls4ml; "
+        "tensorrt is symmetric, 8/8 only",
         more="see [Targets](#targets)",
-        choices=("ort", "native", "qcdq", "tensorrt"),
+        choices=("ort", "native", "qcdq", "qonnx", "tensorrt"),
         commands=_BOTH,
     )
     runtime: str | None = option(

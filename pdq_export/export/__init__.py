@@ -113,10 +113,11 @@ def assemble(
     quantized.opset_import.extend(map(onnx.helper.make_opsetid, others.keys(), others.values()))
     quantized.functions.extend(model.functions)
     kept = {entry.key: entry.value for entry in model.metadata_props}
-    onnx.helper.set_model_props(quantized, {**kept, **metadata})
+    properties = {key: value for key, value in {**kept, **metadata}.items() if key != RUNTIME_KEY}
+    onnx.helper.set_model_props(quantized, properties)
     quantized.graph.CopyFrom(graph)
     if layout.for_onnxruntime:
-        onnx.helper.set_model_props(quantized, {**kept, **metadata, RUNTIME_KEY: min_onnxruntime(quantized)})
+        onnx.helper.set_model_props(quantized, {**properties, RUNTIME_KEY: min_onnxruntime(quantized)})
     try:
         onnx.checker.check_model(quantized, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:

@@ -23,7 +23,7 @@ from pdq_export.export.layouts import FORM, OLDEST_FORM, Quantized
 from pdq_export.export.readers import read_bias, read_weight
 from pdq_export.export.stored_plan import StoredPlan, VersionError, read_plan, write_plan
 from pdq_export.graph.lookup import GraphIndex, optional_input
-from pdq_export.spec import BitWidths, Layer, Plan, QuantizedTensor
+from pdq_export.spec import BitWidths, Layer, Plan, Point, QuantizedTensor
 
 KEY = "pdq_export.source"
 _PLAN_KEY = "plan"
@@ -105,7 +105,7 @@ def read_blueprint(file: onnx.ModelProto, where: str = "model") -> Blueprint:
     if KEY not in properties:
         raise ModelError(
             f"{where}: its metadata has no {KEY!r}; expected a file that this or a newer pdq-export quantized for ort, "
-            "native or qcdq; quantize the float model again"
+            "native, qcdq or qonnx; quantize the float model again"
         )
     try:
         skeleton = _unpack(properties[KEY])
@@ -192,15 +192,13 @@ def _join(file: onnx.ModelProto, skeleton: onnx.ModelProto, stored: StoredPlan) 
         for name, (scale, zero_point) in stored.activations.items()
     }
     constants = {
-        layer.node: LayerConstants(
-            weight=read_weight(
-                written,
-                layer,
-                plan.points[layer.weight],
-                shape=tuple(index.initializers[layer.weight].dims),
-                zero_point=np.asarray(stored.zero_points.get(layer.weight, 0), np.int16),
-            ),
-            bias=read_bias(written, layer),
+        layer.node: _read_layer(
+            written,
+            layer,
+            plan.points[layer.weight],
+            shape=tuple(index.initializers[layer.weight].dims),
+            zero_point=np.asarray(stored.zero_points.get(layer.weight, 0), np.int16),
+            source=activations.get(plan.source(layer.input) or ""),
         )
         for layer in layers
         if layer.weight in plan.points
@@ -243,6 +241,21 @@ def _layer(index: GraphIndex, node: NodeProto) -> Layer:
         bias=bias if index.is_constant(bias) else None,
         output=node.output[0],
     )
+
+
+def _read_layer(
+    written: GraphIndex,
+    layer: Layer,
+    point: Point,
+    *,
+    shape: tuple[int, ...],
+    zero_point: NDArray[np.int16],
+    source: QuantizedTensor | None,
+) -> LayerConstants:
+    """The constants of a layer; ``source``: what quantizes its input."""
+    weight = read_weight(written, layer, point, shape=shape, zero_point=zero_point)
+    input_scale = None if source is None else np.float32(source.scale)
+    return LayerConstants(weight=weight, bias=read_bias(written, layer, weight, input_scale))
 
 
 def fill_missing(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -9,7 +9,7 @@ wide network of 2 bits, what there is of one number a channel is a twentieth of 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
@@ -21,6 +21,13 @@ from pdq_export.export.storage import packed_tensor
 from pdq_export.export.writer import NODE_BYTES, GraphWriter
 
 WriteWeight = Callable[[GraphWriter, Weight], tuple[str, str]]
+
+
+class ConstantsWriter(Protocol):
+    """Writes the constants of layers in the way of a layout."""
+
+    def constants(self, constants: LayerConstants, input_scale: tuple[str, np.float32] | None) -> dict[str, str]:
+        """As `LayerWriter.constants`."""
 
 
 class LayerWriter:

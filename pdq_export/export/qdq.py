@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import GraphProto, NodeProto
 
 from pdq_export.errors import ExportError
 from pdq_export.export.constants import Weight
-from pdq_export.export.layers import LayerWriter, float_inputs, without_folded_factors
+from pdq_export.export.layers import ConstantsWriter, LayerWriter, float_inputs, without_folded_factors
 from pdq_export.export.layouts import Quantized
 from pdq_export.export.ranges import integer_range
 from pdq_export.export.storage import packed_tensor
@@ -38,7 +39,7 @@ class QdqGraph:
         self.integers: dict[str, str] = {}
         self.floats: dict[str, str] = {}
         self._scales: dict[str, str] = {}
-        self._layers = LayerWriter(self.out, self.weight, packs=self.packs, form=self.form)
+        self._layers = self.layer_writer()
 
     # What a layout decides
 
@@ -49,6 +50,10 @@ class QdqGraph:
     def weight(self, out: GraphWriter, weight: Weight) -> tuple[str, str]:
         """Write the chain of a weight. Returns the names of its float and its scale."""
         raise NotImplementedError
+
+    def layer_writer(self) -> ConstantsWriter:
+        """What writes the constants of layers."""
+        return LayerWriter(self.out, self.weight, packs=self.packs, form=self.form)
 
     def moves_integers(self, node: NodeProto) -> bool:
         """Whether a pass-through node runs on the integers instead of in float between two pairs."""
@@ -76,7 +81,7 @@ class QdqGraph:
         elif not (points and self._absorb(node, points[0])):
             self._copy(node)
             for tensor in moved:
-                self.integers[tensor] = self._quantize_linear(tensor, tensor, self.plan.passthrough[tensor])
+                self._quantize_moved(tensor)
         for tensor in points:
             if tensor not in self.integers:
                 self._quantize(tensor, tensor, None)
@@ -139,6 +144,10 @@ class QdqGraph:
                 float_name = self.out.node(op_type, inputs, f"{tensor}_limited", name=f"{tensor}/{op_type}")
         return float_name
 
+    def _quantize_moved(self, tensor: str) -> None:
+        """Quantize what a pass-through node has moved in float, as its source is."""
+        self.integers[tensor] = self._quantize_linear(tensor, tensor, self.plan.passthrough[tensor])
+
     def _quantize_linear(self, tensor: str, float_name: str, point: str) -> str:
         inputs = [float_name, *self._parameters(point)]
         return self.out.node("QuantizeLinear", inputs, f"{tensor}_quantized", name=f"{tensor}/QuantizeLinear")
@@ -196,13 +205,17 @@ class QdqGraph:
 
     def _constant(self, tensor: str) -> None:
         """A constant operand (of Add, Mul, Concat) that is a point: its integers become the initializer."""
+        name, bits = self.out.tensor_name(f"{tensor}_quantized"), self.container(self.plan.points[tensor])
+        packed = packed_tensor(name, self.constant_integers(tensor), bits, signed=self.signed)
+        self.integers[tensor] = self.out.initializer(packed)
+
+    def constant_integers(self, tensor: str) -> NDArray[np.int16]:
+        """The integers of a constant operand that is a point."""
         quantized, value = self.activation(tensor), self.index.constant(tensor)
         assert value is not None
         ratio = np.rint(value.astype(np.float32) / np.float32(quantized.scale)).astype(np.float64)
         integers = np.clip(ratio + int(quantized.zero_point), quantized.point.qmin, quantized.point.qmax)
-        name, bits = self.out.tensor_name(f"{tensor}_quantized"), self.container(quantized.point)
-        packed = packed_tensor(name, integers.astype(np.int16), bits, signed=self.signed)
-        self.integers[tensor] = self.out.initializer(packed)
+        return np.asarray(integers, np.int16)
 
     # Nodes that only move integers about
 

@@ -15,6 +15,9 @@ from onnx import NodeProto
 
 from pdq_export.export.constants import Bias, Weight
 from pdq_export.export.packing import WIDTHS, Width, from_rows, unpack
+from pdq_export.export.qonnx_constants import QUANT
+from pdq_export.export.qonnx_constants import read_bias as on_grid
+from pdq_export.export.qonnx_constants import read_weight as from_floats
 from pdq_export.graph.lookup import GraphIndex, optional_input
 from pdq_export.spec import Layer, Point
 
@@ -46,11 +49,20 @@ def read_weight(
     return READERS[end.op_type](Chain(written=written, end=end, point=point, shape=shape, zero_point=zero_point))
 
 
-def read_bias(written: GraphIndex, layer: Layer) -> Bias | None:
-    """The integer bias of ``layer``, if it has one."""
-    name = optional_input(written.nodes[layer.node], 2)
-    dequantize = written.producer.get(name or "")
-    if layer.bias is None or dequantize is None:
+def read_bias(written: GraphIndex, layer: Layer, weight: Weight, input_scale: np.float32 | None) -> Bias | None:
+    """The integer bias of ``layer``, if it has one.
+
+    ``weight``: of the layer; ``input_scale``: of its input, if that is quantized. Both are asked where biases are
+    floats on the grid of their product; one that stays in float keeps its name.
+    """
+    node = written.nodes[layer.node]
+    name = optional_input(node, 2)
+    if layer.bias is None or name in (None, "", layer.bias):
+        return None
+    if written.producer[node.input[1]].op_type == QUANT:
+        return None if input_scale is None else on_grid(layer.bias, _value(written, name), input_scale, weight.scale)
+    dequantize = written.producer.get(name)
+    if dequantize is None:
         return None
     integers, scale = (_value(written, tensor) for tensor in dequantize.input[:2])
     return Bias(tensor=layer.bias, integers=integers.astype(np.int32), scale=scale)
@@ -77,6 +89,12 @@ def _read_dequantized(chain: Chain) -> Weight:
     unshifted = Weight(point=chain.point, integers=values, zero_point=offset, scale=scale)
     integers = np.asarray(unshifted.centered + unshifted.along_axis(learned), np.int16)
     return dataclasses.replace(unshifted, integers=integers, zero_point=learned)
+
+
+def _read_floats(chain: Chain) -> Weight:
+    """Floats that a Quant leaves as they are."""
+    values, scale = (_value(chain.written, name) for name in chain.end.input[:2])
+    return from_floats(values, scale, chain.point, chain.zero_point)
 
 
 def _read_packed(chain: Chain, gather: NodeProto) -> NDArray[np.int16]:
@@ -129,5 +147,5 @@ def _value(written: GraphIndex, tensor: str) -> NDArray[Any]:
     raise KeyError(tensor)
 
 
-READERS: Mapping[str, Callable[[Chain], Weight]] = {"DequantizeLinear": _read_dequantized}
+READERS: Mapping[str, Callable[[Chain], Weight]] = {"DequantizeLinear": _read_dequantized, QUANT: _read_floats}
 """By the operator whose output a layer reads as its weight; a layout that writes another one adds its reader here."""

@@ -17,9 +17,11 @@ from pdq_export.validate.measure import (
 from pdq_export.validate.metrics import Metric, MetricMeter, MetricValue, compare_metrics
 from pdq_export.validate.pair import Pair, open_pair
 from pdq_export.validate.parts import PartAgreement
+from pdq_export.validate.qonnx import check_runs_qonnx
 from pdq_export.validate.runtime import (
     Batch,
     KernelCount,
+    Outputs,
     Session,
     Value,
     check_runs_quantized,
@@ -49,6 +51,7 @@ __all__ = [
     "MetricMeter",
     "MetricValue",
     "OutputAgreement",
+    "Outputs",
     "Pair",
     "PartAgreement",
     "Session",
@@ -58,6 +61,7 @@ __all__ = [
     "Top1Changes",
     "Value",
     "check_loads",
+    "check_runs_qonnx",
     "check_runs_quantized",
     "compare_metrics",
     "count_kernels",

@@ -7,7 +7,7 @@ import functools
 import logging
 import os
 import tempfile
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from pdq_export.errors import ValidationError
 logger = logging.getLogger(__name__)
 
 Batch = NDArray[np.float32] | tuple[NDArray[np.float32], ...]
+Outputs = Sequence[NDArray[np.float32]]
 
 PROVIDERS = ["CPUExecutionProvider"]
 _FATAL_ONLY = 4

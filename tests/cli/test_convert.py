@@ -103,7 +103,10 @@ def test_external_data(run: Run, quantized: Path, folder: Path) -> None:
         ((".", "--target", "ort"), ".: is a folder"),
         (("model.onnx", "--target", "ort"), "model.onnx: is"),
         (("net.onnx",), "Missing option '--target'"),
-        (("net.onnx", "--target", "tpu"), "--target 'tpu': unknown; expected one of native, ort, qcdq, tensorrt"),
+        (
+            ("net.onnx", "--target", "tpu"),
+            "--target 'tpu': unknown; expected one of native, ort, qcdq, qonnx, tensorrt",
+        ),
         (("net.onnx", "--target", "ort", "-o", "sub/"), "sub/: is a folder; expected the name of a file"),
         (("net.onnx", "--target", "tensorrt"), "--target tensorrt: a finished file cannot be converted"),
         (("net.onnx", "--target", "native", "-o", "net.onnx", "--overwrite"), "is the same file as the input"),

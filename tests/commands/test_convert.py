@@ -24,7 +24,7 @@ from pdq_export.targets import find_target
 from ..export import toy_networks as nets
 from ..export.toy_quantizer import calibrate
 
-TARGETS = ("ort", "native", "qcdq")
+TARGETS = ("ort", "native", "qcdq", "qonnx")
 
 
 def gemm() -> onnx.ModelProto:
@@ -179,13 +179,13 @@ def test_several_inputs() -> None:
     plan = make_plan(model, PlanOptions.of("4/4"))
     tensors = calibrate(model, plan, {"x": nets.images((2, 4, 12, 12)), "z": nets.images((2, 4, 12, 12), 2)})
     file = export_model(model, plan, tensors, metadata={"pdq_export.target": "ort"}, own_opset=21)
-    for target in ("native", "qcdq"):
+    for target in TARGETS[1:]:
         assert content(convert(convert(file, target), "ort")) == content(file)
 
 
-def test_from_ort_to_native_to_qcdq_to_ort() -> None:
+def test_from_ort_through_all_others_to_ort() -> None:
     first = last = export("residual", "4/3", "ort")
-    for target in ("native", "qcdq", "ort"):
+    for target in ("native", "qonnx", "qcdq", "ort"):
         last = convert(last, target)
     assert content(last) == content(first)
 
@@ -286,7 +286,7 @@ def test_what_is_no_model_is_named() -> None:
 def test_tensorrt_is_another_calibration() -> None:
     with pytest.raises(OptionError, match="--target tensorrt: a finished file cannot be converted"):
         convert(export("chain", "8/8", "ort"), "tensorrt")
-    with pytest.raises(OptionError, match="is a tensorrt file; expected one of native, ort, qcdq"):
+    with pytest.raises(OptionError, match="is a tensorrt file; expected one of native, ort, qcdq, qonnx"):
         convert(export("chain", "8/8", "tensorrt"), "ort")
 
 
@@ -309,14 +309,15 @@ def test_damaged_descriptions_give_one_error(seed: int) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("written_for", TARGETS)
+@pytest.mark.parametrize("written_for", ["ort", "native", "qcdq"])
 @pytest.mark.parametrize("form", [2, 3])
 def test_files_of_former_forms_are_written_anew(form: int, written_for: str, target: str) -> None:
     """In form 2 biases have no zero_point, and in qcdq asymmetric weights theirs; in 3, ort has UINT2 and UINT4."""
     path = Path(__file__).parent / "former" / f"form{form}-{written_for}.onnx"
     converted = convert(path, target)
     assert {entry.key: entry.value for entry in converted.metadata_props}["pdq_export.target"] == target
-    assert {len(node.input) for node in converted.graph.node if node.op_type == "DequantizeLinear"} == {3}
+    inputs = {len(node.input) for node in converted.graph.node if node.op_type in ("DequantizeLinear", "Quant")}
+    assert inputs == ({4} if target == "qonnx" else {3})
     again = convert(converted, target)
     assert again.SerializeToString(deterministic=True) == converted.SerializeToString(deterministic=True)
 

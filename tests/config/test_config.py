@@ -84,7 +84,10 @@ def test_what_python_callers_like_to_give() -> None:
         ({"wide_residuals": "yes"}, "--wide-residuals 'yes': expected true or false"),
         ({"bits": 4}, "--bits 4: expected W/A, weight and activation bits, for example 4/4"),
         ({"weights": "signed"}, "--weights 'signed': expected asymmetric or symmetric"),
-        ({"target": "nativ"}, "--target 'nativ': expected one of ort, native, qcdq, tensorrt; did you mean native?"),
+        (
+            {"target": "nativ"},
+            "--target 'nativ': expected one of ort, native, qcdq, qonnx, tensorrt; did you mean native?",
+        ),
         ({"opset": 2.0}, "--opset 2.0: expected a whole number, 13 or more"),
         ({"exclude": [1]}, "--exclude [1]: expected a list of regular expressions"),
         ({"output": "folder/"}, "--output 'folder/': expected the name of a file to write"),

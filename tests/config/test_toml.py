@@ -106,7 +106,10 @@ def test_all_ways_of_writing_toml(tmp_path: Path, text: str) -> None:
         ('[calibration]\niters = "30"\n', "line 2: iters is '30'; expected a whole number, 0 or more"),
         ("[calibration]\nlambda_r = nan\n", "line 2: lambda_r is nan; expected a number above 0"),
         ("[calibration]\nlearn_scales = 1\n", "line 2: learn_scales is 1; expected true or false"),
-        ("[file]\ntarget = 'nativ'", "line 2: target is 'nativ'; expected one of ort, native, qcdq, tensorrt; did you"),
+        (
+            "[file]\ntarget = 'nativ'",
+            "line 2: target is 'nativ'; expected one of ort, native, qcdq, qonnx, tensorrt; did you",
+        ),
         ("plan = 3\n", "line 1: plan is 3; expected a section [plan]"),
         ("[plan.deeper]\nbits = '4/4'\n", "line 1: option 'deeper' is unknown"),
         ("[run]\ndevice = 2026-01-01\n", "line 2: device is datetime.date(2026, 1, 1); expected auto, cpu"),

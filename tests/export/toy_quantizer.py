@@ -127,12 +127,12 @@ def simulate(
             [onnx.ValueInfoProto(name=name) for name in node.output],
         )
         step = onnx.helper.make_model(single, opset_imports=model.opset_import, ir_version=10)
-        for name, value in zip(node.output, _run(step, inputs), strict=True):
+        for name, value in zip(node.output, run_node(step, inputs), strict=True):
             store(name, value)
     return outputs
 
 
-def _run(step: onnx.ModelProto, inputs: dict[str, Array]) -> list[Array]:
+def run_node(step: onnx.ModelProto, inputs: dict[str, Array]) -> list[Array]:
     """One node; the reference knows no groups in ConvTranspose, so onnxruntime computes that one."""
     if step.graph.node[0].op_type != "ConvTranspose":
         return ReferenceEvaluator(step).run(None, inputs)

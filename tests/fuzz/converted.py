@@ -16,7 +16,7 @@ from tests.fuzz import models
 from tests.fuzz.models import Generator
 
 _KEY = "pdq_export.source"
-_TARGETS = ("ort", "native", "qcdq")
+_TARGETS = ("ort", "native", "qcdq", "qonnx")
 _NUMBERS = [*models.NUMBERS, *models.FLOATS, 10**30, 1e-46, 1e39, 4, 8, 9]
 _OTHERS: list[Any] = [None, True, "", "x", "é" * 300, "4/99", "99/4", "weight", [], {}, [[]], [1, 2], {"a": 1}]
 

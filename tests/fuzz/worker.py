@@ -77,7 +77,7 @@ def run_data(seed: int, folder: Path) -> str:
 def run_converted(seed: int, folder: Path) -> str:
     path, what = converted.write_case(seed, folder)
     print(what, end=": ", flush=True)
-    convert(path, ("native", "ort", "qcdq")[seed % 3])
+    convert(path, ("native", "ort", "qcdq", "qonnx")[seed % 4])
     return "converted"
 
 
