@@ -41,9 +41,8 @@ class _QcdqGraph(QdqGraph):
 
     def _starts_at_zero(self, clip: NodeProto) -> bool:
         """Whether all that a Clip does to what is quantized behind it is a Relu."""
-        if clip.output[0] not in self.activations:
+        if clip.output[0] not in self.activations or (quantized := self.activation(clip.output[0])).point.bits == 8:
             return False
-        quantized = self.activation(clip.output[0])
         return bound(self.index, clip, 1) == 0 and integer_range(self.index, quantized, clip)[1] == quantized.point.qmax
 
     def container(self, point: Point) -> int:

@@ -90,12 +90,14 @@ class Ranges:
     ) -> tuple[int, int]:
         """Smallest and largest integer of an activation that its type and what is quantized can give.
 
-        ``activation``: the node that is dropped, whose input is quantized instead. ``container``: of the type.
+        ``activation``: the node that is dropped, whose input is quantized instead. ``container``: of the type. What is
+        moved or clipped between two pairs counts as unbounded: onnxruntime makes one pair of both, in a scale of its
+        own, where no Clip of integers keeps them apart.
         """
-        if activation is None:
-            values = self._computed.get(quantized.point.tensor, _UNBOUNDED)
-        else:
-            values = self._read(activation, activation.input[0])
+        tensor = quantized.point.tensor
+        if not all(self._computes(reader) for reader in self._index.consumers(tensor)):
+            return container
+        values = self._computed.get(tensor, _UNBOUNDED) if activation is None else self._moved(activation)
         steps = np.array(values) / np.asarray(quantized.scale, np.float64).item() + [-_MARGIN, _MARGIN]
         low, high = np.clip(np.rint(steps) + np.asarray(quantized.zero_point).item(), *container)
         return int(low), int(high)
@@ -108,6 +110,17 @@ class Ranges:
         plain = tensor in self._plan.unquantized.get(node.name, ())
         return _UNBOUNDED if plain else self._settled.get(source, _UNBOUNDED)
 
+    def _moved(self, node: NodeProto) -> Interval:
+        """Of the input of a node that is no more than a move or a bound."""
+        known = self._plan.source(node.input[0]) is None
+        return self._computed.get(node.input[0], _UNBOUNDED) if known else _UNBOUNDED
+
+    @staticmethod
+    def _computes(node: NodeProto) -> bool:
+        """Whether a node certainly keeps its pair apart from one behind it."""
+        operator = operators.get(node.op_type)
+        return operator.weighted or operator.merges or operator.bounded
+
     def _of(self, node: NodeProto) -> Interval:
         """Of the first output of a node."""
         operator = operators.get(node.op_type)
@@ -116,16 +129,18 @@ class Ranges:
             case "Relu" | "Clip" if self._is_known(node):
                 low, high = _interval(self._index, node.output[0], node)
                 limits = (-math.inf if low is None else low, math.inf if high is None else high)
-                low, high = np.clip(self._read(node, node.input[0]), *limits)
+                if self._plan.source(node.input[0]) is not None:
+                    return _UNBOUNDED
+                low, high = np.clip(self._moved(node), *limits)
                 return float(low), float(high)
             case "Add":
                 return _combined(np.add, *(self._read(node, name) for name in node.input))
             case "Mul":
                 return _combined(np.multiply, *(self._read(node, name) for name in node.input))
             case "MaxPool":
-                return self._read(node, node.input[0])
+                return self._moved(node)
         if operator.rearranges:
-            return self._read(node, node.input[0])
+            return self._moved(node)
         return (max(least, -1.0), 1.0) if operator.bounded else (least, math.inf)
 
     def _is_known(self, activation: NodeProto) -> bool:
