@@ -310,12 +310,17 @@ def test_damaged_descriptions_give_one_error(seed: int) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("written_for", TARGETS)
-def test_files_of_the_form_before_are_written_anew(written_for: str, target: str) -> None:
-    """Whose biases have no zero_point, and asymmetric weights theirs in qcdq: made by pdq-export of form 2, 3/4."""
-    path = Path(__file__).parent / "former" / f"form2-{written_for}.onnx"
+@pytest.mark.parametrize("form", [2, 3])
+def test_files_of_forms_before_are_written_anew(form: int, written_for: str, target: str) -> None:
+    """Made by pdq-export of these forms, 3/4.
+
+    In 2 biases have no zero_point, and asymmetric weights of qcdq have theirs; in 3 qcdq has a Clip of floats, too.
+    """
+    path = Path(__file__).parent / "former" / f"form{form}-{written_for}.onnx"
     converted = convert(path, target)
     assert {entry.key: entry.value for entry in converted.metadata_props}["pdq_export.target"] == target
     assert {len(node.input) for node in converted.graph.node if node.op_type == "DequantizeLinear"} == {3}
+    assert "Clip" not in {node.op_type for node in converted.graph.node if node.output[0] == "r0"}
     again = convert(converted, target)
     assert again.SerializeToString(deterministic=True) == converted.SerializeToString(deterministic=True)
 
