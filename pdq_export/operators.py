@@ -29,6 +29,7 @@ class Operator:
         activation: a function of one tensor, element by element.
         homogeneous: an activation with f(a x) = a f(x) for a > 0.
         nonnegative: has no negative results.
+        bounded: has no results below -1 or above 1.
         merges: binary, linear in its first operand; both operands may be data, as where a branch of a network ends.
         pools: makes one number of a channel, or can; so gates (squeeze and excitation, CBAM) see it.
         head: stands behind scores and keeps their order, or what there is of it in an index.
@@ -51,6 +52,7 @@ class Operator:
     activation: bool = False
     homogeneous: bool = False
     nonnegative: bool = False
+    bounded: bool = False
     merges: bool = False
     pools: bool = False
     head: bool = False
@@ -101,18 +103,18 @@ OPERATORS: Mapping[str, Operator] = {
     "Clip": _ACTIVATION,
     "Elu": _ACTIVATION,
     "Gelu": _ACTIVATION,
-    "HardSigmoid": Operator(activation=True, nonnegative=True),
+    "HardSigmoid": Operator(activation=True, nonnegative=True, bounded=True),
     "HardSwish": _ACTIVATION,
     "LeakyRelu": Operator(activation=True, homogeneous=True, integer_kernel=True),
     "Mish": _ACTIVATION,
     "PRelu": Operator(activation=True, broadcasts=True),
     "Relu": Operator(activation=True, homogeneous=True, nonnegative=True),
     "Selu": _ACTIVATION,
-    "Sigmoid": Operator(activation=True, nonnegative=True, integer_kernel=True),
+    "Sigmoid": Operator(activation=True, nonnegative=True, bounded=True, integer_kernel=True),
     "Softplus": Operator(activation=True, nonnegative=True),
-    "Softsign": _ACTIVATION,
+    "Softsign": Operator(activation=True, bounded=True),
     "Swish": _ACTIVATION,
-    "Tanh": _ACTIVATION,
+    "Tanh": Operator(activation=True, bounded=True),
     "ThresholdedRelu": _ACTIVATION,
     # Functions of one tensor that networks do not use as activations
     "Abs": Operator(nonnegative=True),
@@ -122,7 +124,7 @@ OPERATORS: Mapping[str, Operator] = {
     "ArgMin": Operator(head=True),
     "Cast": Operator(head=True),
     "LogSoftmax": Operator(head=True),
-    "Softmax": Operator(head=True, nonnegative=True, integer_kernel=True),
+    "Softmax": Operator(head=True, nonnegative=True, bounded=True, integer_kernel=True),
     # Functions of several tensors
     "Add": Operator(merges=True, broadcasts=True, integer_kernel=True),
     "Div": Operator(merges=True, broadcasts=True),

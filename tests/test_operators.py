@@ -184,6 +184,15 @@ def test_nonnegative_are_those_without_negative_results(op_type: str) -> None:
     assert all((result >= 0).all() for result in results) == operators.get(op_type).nonnegative
 
 
+@pytest.mark.parametrize("op_type", [*having("activation"), "Abs", "Exp", "Sqrt", "Softmax", "LogSoftmax"])
+def test_bounded_are_those_without_results_beyond_one(op_type: str) -> None:
+    results = run(op_type, data(op_type) * 50)
+    within = op_type != "Clip" and all(  # whose bounds are inputs
+        (np.abs(result) <= 1).all() for result in results
+    )
+    assert within == operators.get(op_type).bounded
+
+
 @pytest.mark.parametrize("op_type", having("averages"))
 def test_averages_are_linear_and_keep_constants(op_type: str) -> None:
     a, b = data(op_type), data(op_type, seed=1)

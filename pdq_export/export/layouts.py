@@ -12,7 +12,8 @@ from pdq_export.spec import Plan, QuantizedTensors
 
 # How layouts write; files of older forms are written as they were only to see whether they are as pdq-export left them.
 # Before 3 the DequantizeLinear of a bias has no zero_point, asymmetric weights of qcdq are UINT8 with theirs, and all
-# weights of ort with as many channels share one. Before 4 weights of ort lie in UINT2, UINT4 or INT8.
+# weights of ort with as many channels share one. Before 4 weights of ort lie in UINT2, UINT4 or INT8, every activation
+# below 8 bits has a Clip, two of which may follow one another, and in qcdq a Clip of floats stays before it.
 FORM, OLDEST_FORM = 4, 2
 
 

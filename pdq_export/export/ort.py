@@ -89,9 +89,12 @@ class _OrtGraph(QdqGraph):
         lo, hi = round(wanted[0]), round(wanted[-1])
         if np.abs(wanted - np.clip(q, lo, hi)).max() > 0.01:
             return False
-        bounds = [self.out.integer(bound, 8, signed=False) for bound in (lo, hi)]
-        inputs = [self.integers[node.input[0]], *bounds]
-        self.integers[tensor] = self.out.node("Clip", inputs, f"{tensor}_clipped", name=node.name)
+        integers = self.integers[node.input[0]]
+        if self.form > 3 and node.input[0] in self.unclipped:  # two Clips, one after the other, are one
+            integers, *own = self.unclipped[node.input[0]]
+            lo, hi = (min(max(bound, lo), hi) for bound in own)
+        self.ranges.settle(y, (lo, hi))
+        self.integers[tensor] = self.clip(integers, lo, hi, tensor, name=node.name)
         return True
 
     def _absorb(self, node: NodeProto, tensor: str) -> bool:

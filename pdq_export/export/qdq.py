@@ -11,7 +11,7 @@ from pdq_export.errors import ExportError
 from pdq_export.export.constants import Weight
 from pdq_export.export.layers import ConstantsWriter, LayerWriter, float_inputs, without_folded_factors
 from pdq_export.export.layouts import Quantized
-from pdq_export.export.ranges import integer_range
+from pdq_export.export.ranges import Ranges, integer_range
 from pdq_export.export.storage import packed_tensor
 from pdq_export.export.writer import GraphWriter
 from pdq_export.graph.lookup import describe
@@ -27,6 +27,7 @@ class QdqGraph:
 
     signed: ClassVar[bool] = False  # whether activations are
     absorbs: ClassVar[bool] = False  # whether the integers' range stands for a Relu or Clip
+    tells_bits: ClassVar[bool] = False  # whether a Clip says how many bits there are where nothing has to be clipped
     packs: ClassVar[bool] = False  # whether biases are stored in as few bytes as can be unpacked again
 
     def __init__(self, quantized: Quantized) -> None:
@@ -38,6 +39,8 @@ class QdqGraph:
         self.visible = self.index.visible(self.plan.tail) | self.plan.read_unquantized
         self.integers: dict[str, str] = {}
         self.floats: dict[str, str] = {}
+        self.ranges = Ranges(self.index, self.plan)
+        self.unclipped: dict[str, tuple[str, int, int]] = {}  # integers before their Clip, and its bounds
         self._scales: dict[str, str] = {}
         self._layers = self.layer_writer()
 
@@ -67,6 +70,7 @@ class QdqGraph:
             if self._is_activation(tensor):
                 self._quantize(tensor, tensor, None)
         for node in self.index.graph.node:
+            self.ranges.visit(node)
             self._node(node)
         return self.out.finish()
 
@@ -118,7 +122,7 @@ class QdqGraph:
         return True
 
     def _quantize(self, tensor: str, float_name: str, absorbed: NodeProto | None) -> None:
-        """QuantizeLinear and, where the integers may not fill their container, what keeps them in their range.
+        """QuantizeLinear and, where integers beyond their range can come, what keeps them in it.
 
         That is a Clip of integers where their type is known to Clip, 8 bits. Narrower ones are limited before, in
         float: a bound (q - zero_point) * scale is quantized to q exactly, and rounding is monotone.
@@ -126,13 +130,21 @@ class QdqGraph:
         quantized, bits = self.activation(tensor), self.container(self.plan.points[tensor])
         lo, hi = integer_range(self.index, quantized, absorbed)
         low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if self.signed else (0, (1 << bits) - 1)
+        if self.form > 3 and not self.tells_bits:
+            low, high = self.ranges.reachable(quantized, absorbed, (low, high))
+        self.ranges.settle(quantized, (min(max(low, lo), hi), min(max(high, lo), hi)))
         if bits < 8:
             float_name = self._limit(quantized, float_name, lo if lo > low else None, hi if hi < high else None)
         integers = self._quantize_linear(tensor, float_name, tensor)
-        if bits == 8 and (lo, hi) != (low, high):
-            inputs = [integers, *(self.out.integer(bound, 8, signed=self.signed) for bound in (lo, hi))]
-            integers = self.out.node("Clip", inputs, f"{tensor}_clipped", name=f"{tensor}/Clip")
+        if bits == 8 and (lo > low or hi < high):
+            self.unclipped[tensor] = (integers, lo, hi)
+            integers = self.clip(integers, lo, hi, tensor, name=f"{tensor}/Clip")
         self.integers[tensor] = integers
+
+    def clip(self, integers: str, lo: int, hi: int, tensor: str, *, name: str) -> str:
+        """Write a Clip of integers of 8 bits. Returns the name of those of ``tensor``."""
+        inputs = [integers, *(self.out.integer(bound, 8, signed=self.signed) for bound in (lo, hi))]
+        return self.out.node("Clip", inputs, f"{tensor}_clipped", name=name)
 
     def _limit(self, quantized: QuantizedTensor, float_name: str, lo: int | None, hi: int | None) -> str:
         """Max and Min with the bounds that there are; onnxruntime does not load a Clip before UINT4."""
@@ -215,6 +227,7 @@ class QdqGraph:
         assert value is not None
         ratio = np.rint(value.astype(np.float32) / np.float32(quantized.scale)).astype(np.float64)
         integers = np.clip(ratio + int(quantized.zero_point), quantized.point.qmin, quantized.point.qmax)
+        self.ranges.settle(quantized, (quantized.point.qmin, quantized.point.qmax))
         return np.asarray(integers, np.int16)
 
     # Nodes that only move integers about

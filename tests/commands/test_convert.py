@@ -322,6 +322,12 @@ def test_files_of_former_forms_are_written_anew(form: int, written_for: str, tar
     assert again.SerializeToString(deterministic=True) == converted.SerializeToString(deterministic=True)
 
 
+def test_a_relu6_of_form_3_is_no_clip_of_floats_any_more() -> None:
+    former = onnx.load(Path(__file__).parent / "former" / "form3-relu6-qcdq.onnx")
+    kinds = [[n.op_type for n in f.graph.node if n.output[0] == "r0"] for f in (former, convert(former, "qcdq"))]
+    assert kinds == [["Clip"], ["Relu"]]
+
+
 def test_a_file_of_a_former_form_gets_the_opset_of_its_model_back() -> None:
     """Which UINT2 had raised to 25."""
     former = onnx.load(Path(__file__).parent / "former" / "form3-ort.onnx")

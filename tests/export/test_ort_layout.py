@@ -182,7 +182,6 @@ def test_a_constant_operand_becomes_integers():
         ("p = MaxPool <kernel_shape=[2,2], strides=[2,2]> (r)", "float[N,4,3,3] y"),
         ("p = Flatten(r)", "float[N,144] y"),
         ("p = Transpose <perm=[0,2,3,1]> (r)", "float[N,6,6,4] y"),
-        ("p = DepthToSpace <blocksize=2> (r)", "float[N,1,12,12] y"),
         ("p = Identity(r)", "float[N,4,6,6] y"),
         ("p = Concat <axis=1> (r, r)", "float[N,8,6,6] y"),
         ("i = Constant <value_ints=[3, 0]> () p = Gather <axis=1> (r, i)", "float[N,2,6,6] y"),
