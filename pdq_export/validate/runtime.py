@@ -244,7 +244,7 @@ def warn_older(model: bytes) -> None:
         logger.warning(
             "the file needs onnxruntime %s or newer, and this is %s; where it has activations below 8 bits in types of "
             "their own it is run here with SessionOptions.enable_mem_reuse = False, and is wrong or crashes without; "
-            "update onnxruntime, or write another layout (--target)",
+            "update onnxruntime, or write another layout (--target) or for this version (--runtime)",
             lowest,
             onnxruntime.__version__,
         )
