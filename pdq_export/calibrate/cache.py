@@ -154,17 +154,28 @@ class _Borrowed:
 
     tier, nbytes = "host", 0
 
-    def __init__(self, source: Source) -> None:
-        self._source = source
+    def __init__(self, source: Source, quantizer: ActivationQuantizer | None = None) -> None:
+        self._source, self._quantizer = source, quantizer
+
+    def through(self, quantizer: ActivationQuantizer) -> "_Borrowed":
+        return _Borrowed(self._source, quantizer)
 
     def write(self, start: int, rows: Tensor) -> None:
         raise TypeError("what the caller gives is not written to")
 
     def rows(self, chosen: Tensor, device: torch.device) -> Tensor:
-        return self._source[chosen.cpu()].to(device)
+        return self._made(self._source[chosen.cpu()].to(device))
 
     def slice(self, start: int, stop: int) -> Tensor:
-        return self._source[start:stop]
+        return self._made(self._source[start:stop])
+
+    @torch.no_grad()
+    def _made(self, rows: Tensor) -> Tensor:
+        if self._quantizer is None:
+            return rows
+        # As every tier gives it back, with one zero.
+        quantized: Tensor = self._quantizer(rows.to(self._quantizer.scale.device))
+        return quantized + 0.0
 
     def close(self) -> None: ...
 
@@ -336,6 +347,15 @@ class Store:
         x = x.to(self.device) if copied else x
         tier = "device" if x.device == self.device else "host"
         cache = Cache(self, _Memory(x, tier, owned=copied), x.shape, x.dtype)
+        cache._count = len(x)
+        self._register(cache)
+        return cache
+
+    def quantized(self, x: Cache, quantizer: ActivationQuantizer) -> Cache | None:
+        """What ``quantizer`` makes of rows that are made as they are needed, likewise; None where ``x`` has others."""
+        if not isinstance(x._data, _Borrowed):
+            return None
+        cache = Cache(self, x._data.through(quantizer), x.shape, x.dtype)
         cache._count = len(x)
         self._register(cache)
         return cache
