@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -11,9 +12,10 @@ import onnx
 import torch
 from torch import fx, nn
 
+from pdq_export.calibrate import Source
 from pdq_export.calibrate.equalization import channel_factors
 from pdq_export.config.config import FileSection
-from pdq_export.data import InputSpec, Samples
+from pdq_export.data import ImageSet, InputSpec, Samples
 from pdq_export.errors import ModelError, OptionError, first_few
 from pdq_export.export.loading import Loading, choose_loading
 from pdq_export.export.runtimes import check_opset
@@ -35,6 +37,7 @@ from pdq_export.validate import Session
 
 logger = logging.getLogger(__name__)
 
+_HELD = 256 * 2**20  # bytes of images that are held as floats
 Model = str | Path | onnx.ModelProto | nn.Module
 
 
@@ -228,7 +231,37 @@ def begin_work(planned: PlannedModel, network: fx.GraphModule, samples: Samples)
     return work
 
 
-def equalize_channels(work: Work, inputs: Sequence[torch.Tensor]) -> tuple[Work, tuple[str, ...]]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Streamed:
+    """Images that are decoded and normalized as they are asked for: a `Source` of calibration."""
+
+    images: ImageSet
+    index: GraphIndex
+
+    dtype = torch.float32
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return len(self.images), *self.images.image_shape
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, chosen: torch.Tensor | slice) -> torch.Tensor:
+        numbers = range(len(self))[chosen] if isinstance(chosen, slice) else chosen.tolist()
+        (seen,) = as_seen(self.images.take(numbers).inputs(), self.index)
+        return seen
+
+
+def calibration_inputs(work: Work) -> list[torch.Tensor | Source]:
+    """What calibration sees, for each input; images that would take much memory as floats are made as needed."""
+    images = work.samples.calibration
+    if isinstance(images, ImageSet) and images.mean is not None and 4 * math.prod(images.pixels.shape) > _HELD:
+        return [_Streamed(images=images, index=work.index)]
+    return [*as_seen(images.inputs(), work.index)]
+
+
+def equalize_channels(work: Work, inputs: Sequence[torch.Tensor | Source]) -> tuple[Work, tuple[str, ...]]:
     """The same with the channels before depthwise layers in one range, and the tensors concerned.
 
     ``inputs``: what calibration sees, one tensor for each input.

@@ -23,6 +23,8 @@ from pdq_export.errors import CalibrationError, OptionError
 
 logger = logging.getLogger(__name__)
 
+_COPIED = 64  # rows of a source at a time
+
 
 class Rows(Protocol):
     """What the reconstruction needs of a tensor [N, ...]: its length, and some of its rows as a new tensor."""
@@ -30,6 +32,18 @@ class Rows(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, chosen: Tensor, /) -> Tensor: ...
+
+
+class Source(Rows, Protocol):
+    """Images of the caller's, float32 [N, ...], that are made on the CPU whenever they are asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def __getitem__(self, chosen: Tensor | slice, /) -> Tensor: ...
 
 
 class _Grid:
@@ -135,6 +149,37 @@ class _File:
         self._expected = self._written = 0
 
 
+class _Borrowed:
+    """Rows that are made anew whenever they are read."""
+
+    tier, nbytes = "host", 0
+
+    def __init__(self, source: Source, quantizer: ActivationQuantizer | None = None) -> None:
+        self._source, self._quantizer = source, quantizer
+
+    def through(self, quantizer: ActivationQuantizer) -> "_Borrowed":
+        return _Borrowed(self._source, quantizer)
+
+    def write(self, start: int, rows: Tensor) -> None:
+        raise TypeError("what the caller gives is not written to")
+
+    def rows(self, chosen: Tensor, device: torch.device) -> Tensor:
+        return self._made(self._source[chosen.cpu()].to(device))
+
+    def slice(self, start: int, stop: int) -> Tensor:
+        return self._made(self._source[start:stop])
+
+    @torch.no_grad()
+    def _made(self, rows: Tensor) -> Tensor:
+        if self._quantizer is None:
+            return rows
+        # As every tier gives it back, with one zero.
+        quantized: Tensor = self._quantizer(rows.to(self._quantizer.scale.device))
+        return quantized + 0.0
+
+    def close(self) -> None: ...
+
+
 class Cache:
     """A tensor [N, ...] over the calibration images, made by `Store.new`; rows come back on the store's device.
 
@@ -144,7 +189,7 @@ class Cache:
     def __init__(
         self,
         store: "Store",
-        data: _Memory | _File,
+        data: _Memory | _File | _Borrowed,
         shape: Sequence[int],
         dtype: torch.dtype,
         codec: _Grid | _OneZero | None = None,
@@ -291,13 +336,38 @@ class Store:
         self._register(cache)
         return cache
 
-    def adopt(self, x: Tensor) -> Cache:
-        """A cache of the caller's own tensor, which is not copied unless the device has room for it and is another."""
+    def adopt(self, x: Tensor | Source) -> Cache:
+        """A cache of the caller's own tensor, which is not copied unless the device has room for it and is another.
+
+        What the caller makes as it is needed goes to such a device as well, and is not kept otherwise.
+        """
+        if not isinstance(x, Tensor):
+            return self._adopt_source(x)
         copied = x.device != self.device and self._fits(x.nbytes)
         x = x.to(self.device) if copied else x
         tier = "device" if x.device == self.device else "host"
         cache = Cache(self, _Memory(x, tier, owned=copied), x.shape, x.dtype)
         cache._count = len(x)
+        self._register(cache)
+        return cache
+
+    def quantized(self, x: Cache, quantizer: ActivationQuantizer) -> Cache | None:
+        """What ``quantizer`` makes of rows that are made as they are needed, likewise; None where ``x`` has others."""
+        if not isinstance(x._data, _Borrowed):
+            return None
+        cache = Cache(self, x._data.through(quantizer), x.shape, x.dtype)
+        cache._count = len(x)
+        self._register(cache)
+        return cache
+
+    def _adopt_source(self, source: Source) -> Cache:
+        if self.device.type != "cpu" and self._fits(math.prod(source.shape) * source.dtype.itemsize):
+            copied = self.new(source.shape, source.dtype)
+            for start in range(0, len(source), _COPIED):
+                copied.append(source[start : start + _COPIED].to(self.device))
+            return copied
+        cache = Cache(self, _Borrowed(source), source.shape, source.dtype)
+        cache._count = len(source)
         self._register(cache)
         return cache
 

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from pdq_export.calibrate.block import BlockCalibrator
 from pdq_export.calibrate.block_state import Checkpoint
-from pdq_export.calibrate.cache import Cache, Store
+from pdq_export.calibrate.cache import Cache, Source, Store
 from pdq_export.calibrate.collapse import look_for_collapse
 from pdq_export.calibrate.context import Context
 from pdq_export.calibrate.finished import Quantizers
@@ -50,7 +50,7 @@ def calibrate(
     network: fx.GraphModule,
     plan: Plan,
     statistics: Mapping[str, ChannelStatistics],
-    inputs: Sequence[Tensor],
+    inputs: Sequence[Tensor | Source],
     options: CalibrationOptions,
     *,
     device: torch.device,
@@ -58,7 +58,8 @@ def calibrate(
     progress: Callable[[BlockProgress], None] | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> Calibrated:
-    """Calibrate ``network`` (FP32, imported from ONNX) on ``inputs``, one tensor [N, ...] per graph input.
+    """Calibrate ``network`` (FP32, imported from ONNX) on ``inputs``, one tensor [N, ...] per graph input, or a
+    `Source` that makes its rows as they are needed.
 
     ``statistics`` by layer output; layers without them get estimates over the calibration set. ``max_memory``: bytes
     of host memory that the whole process shall keep to; block inputs and outputs beyond it go to files, and the result

@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
+from pdq_export.calibrate.cache import Source
 from pdq_export.calibrate.forward import spread
 from pdq_export.calibrate.subgraph import extract, input_tensors
 
@@ -16,7 +17,7 @@ _LARGEST = 16.0  # a channel that is quiet on these images may speak up on other
 
 @torch.no_grad()
 def channel_factors(
-    network: fx.GraphModule, tensors: Sequence[str], inputs: Sequence[Tensor]
+    network: fx.GraphModule, tensors: Sequence[str], inputs: Sequence[Tensor | Source]
 ) -> dict[str, NDArray[np.float64]]:
     """By tensor the factors [C], 1 to 16, that bring its channels to the range of the largest.
 

@@ -30,7 +30,11 @@ class Live:
         """Start with the graph's inputs, as the finished quantizers give them where they are points."""
         for name, x in inputs.items():
             self.full[name] = self.quantized[name] = x
-            if (quantizer := self._done.activations.get(name)) is not None:
+            if (quantizer := self._done.activations.get(name)) is None:
+                continue
+            if (streamed := self._store.quantized(x, quantizer)) is not None:
+                self.quantized[name] = streamed
+            else:
                 self.quantized[name] = self._store.new(x.shape, x.dtype, quantizer)
                 for batch in x.batches(FORWARD_BATCH):
                     self.quantized[name].append(quantizer(batch))

@@ -17,6 +17,7 @@ import torch
 from onnx import GraphProto
 
 import pdq_export
+from pdq_export.calibrate import Source
 from pdq_export.calibrate.checkpoint import DiskCheckpoint
 from pdq_export.commands.machine import describe_machine
 from pdq_export.config.method import CalibrationOptions
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 _KEPT_FOR = datetime.timedelta(days=90)
 _LEAST_BOUND = 64 << 20  # bytes
+_DIGESTED = 64  # images at a time
 _MOST_NUMBERS = 6  # of a weight: integer, scale, zero_point, three statistics
 _LIBRARIES = ("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "numpy")
 
@@ -41,7 +43,7 @@ def describe_run(
     sha256: str,
     prepared: PreparedModel,
     plan: Plan,
-    inputs: Sequence[torch.Tensor],
+    inputs: Sequence[torch.Tensor | Source],
     options: CalibrationOptions,
     asked: Mapping[str, Any],
     device: torch.device,
@@ -183,11 +185,12 @@ def _largest_state(prepared: PreparedModel) -> int:
     return _LEAST_BOUND + 8 * _MOST_NUMBERS * elements
 
 
-def _digest_images(inputs: Sequence[torch.Tensor]) -> str:
+def _digest_images(inputs: Sequence[torch.Tensor | Source]) -> str:
     digest = hashlib.sha256()
     for x in inputs:
         digest.update(f"{x.dtype} {list(x.shape)}".encode())
-        digest.update(x.contiguous().cpu().numpy().data)
+        for start in range(0, len(x), _DIGESTED):
+            digest.update(x[start : start + _DIGESTED].contiguous().cpu().numpy().data)
     return digest.hexdigest()
 
 

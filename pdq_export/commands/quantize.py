@@ -11,7 +11,7 @@ from typing import Any
 import onnx
 import torch
 
-from pdq_export.calibrate import Calibrated, calibrate
+from pdq_export.calibrate import Calibrated, Source, calibrate
 from pdq_export.calibrate.memory import trim_heap
 from pdq_export.calibrate.precision import settled_torch
 from pdq_export.commands.dry_run import dry_run, tell_loading
@@ -28,7 +28,7 @@ from pdq_export.config.signature import takes_options
 from pdq_export.data import DataSource, read_samples
 from pdq_export.exhaustion import tells_of_memory
 from pdq_export.export import MIN_OPSET
-from pdq_export.fidelity import Fidelity, as_seen
+from pdq_export.fidelity import Fidelity
 from pdq_export.files import Draft
 from pdq_export.gates import check_outputs
 from pdq_export.graph.edit import with_constants
@@ -44,6 +44,7 @@ from pdq_export.work import (
     PlannedModel,
     Work,
     begin_work,
+    calibration_inputs,
     equalize_channels,
     import_planned,
     open_model,
@@ -157,7 +158,7 @@ def _run(request: Request, tell: Tell, until_end: contextlib.ExitStack) -> Resul
     del session
     trim_heap()  # of large models several copies were made so far
     tell.stage("calibrate")
-    seen = as_seen(samples.calibration.inputs(), work.index)
+    seen = calibration_inputs(work)
     work, equalized = _equalize(work, chosen, fidelity, seen)
     reference = fidelity.reference()
     del fidelity
@@ -236,7 +237,7 @@ def _tell_normalization(work: Work) -> None:
 
 
 def _equalize(
-    work: Work, chosen: CalibrationOptions, fidelity: Fidelity, inputs: Sequence[torch.Tensor]
+    work: Work, chosen: CalibrationOptions, fidelity: Fidelity, inputs: Sequence[torch.Tensor | Source]
 ) -> tuple[Work, tuple[str, ...]]:
     """The work with channels in one range, where that is asked for, and the tensors concerned."""
     if not chosen.equalize_channels:
@@ -249,7 +250,7 @@ def _equalize(
 
 def _calibrate(
     work: Work,
-    inputs: Sequence[torch.Tensor],
+    inputs: Sequence[torch.Tensor | Source],
     chosen: CalibrationOptions,
     request: Request,
     tell: Tell,

@@ -11,10 +11,12 @@ import onnx
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
 from pdq_export.cli import app
 from pdq_export.commands.quantize import Result, quantize
+from pdq_export.data import ImageSet
 from pdq_export.errors import DataError
 
 from .test_quantize import FAST, content, images, small
@@ -95,3 +97,23 @@ def test_a_function_on_the_command_line(tmp_path: Path, monkeypatch: pytest.Monk
         assert message in refused.stderr
         assert len(refused.stderr.splitlines()) == 1
     assert not Path("refused.onnx").exists()
+
+
+def test_images_that_are_made_as_they_are_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same bytes as of images that are held, of bytes in memory and of a folder that is decoded again."""
+    pixels = np.random.default_rng(5).integers(0, 256, (16, 3, 8, 8), dtype=np.uint8)
+    statistics = {"mean": [0.5] * 3, "std": [0.25] * 3}
+    (tmp_path / "preprocess.toml").write_text("mean = [0.5, 0.5, 0.5]\nstd = [0.25, 0.25, 0.25]\n")
+    for number, image in enumerate(pixels):
+        Image.fromarray(image.transpose(1, 2, 0)).save(tmp_path / f"{number:02}.png")
+    options = {"model": MODEL, "bits": "4/4", "options": FAST, "device": "cpu"}
+    held = quantize(calib=ImageSet.from_array(pixels, **statistics), **options)
+    monkeypatch.setattr("pdq_export.work._HELD", 0)
+    monkeypatch.setattr("pdq_export.data.folder.HELD", 0)
+    in_memory = quantize(calib=ImageSet.from_array(pixels, **statistics), **options)
+    on_disk = quantize(calib=tmp_path, eval=tmp_path, **options)
+    again = quantize(calib=tmp_path, max_memory="8GB", **options)
+    for other in (in_memory, on_disk, again):
+        assert other.model.graph == held.model.graph
+        assert other.report.settings["made_by"]["calibration"] == held.report.settings["made_by"]["calibration"]
+    assert on_disk.report.settings["evaluation_images_seen_in_calibration"] == 16
