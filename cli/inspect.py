@@ -80,14 +80,16 @@ def _batch_norm(found: "Inspection") -> str:
 
 
 def _layers(found: "Inspection") -> Table:
-    """One row a layer; blocks are told apart by their number."""
+    """One row a layer; blocks are told apart by their number, and kB are what the layer takes of the file."""
     table = Table(box=box.SIMPLE_HEAD)
-    for name in ("block", "layer", "operator", "weight", "W", "input", "A"):
+    for name in ("block", "layer", "operator", "weight", "W", "input", "A", "kB"):
         table.add_column(name, justify="left" if name in ("layer", "operator") else "right", overflow="fold")
     number = {layer.node: n for n, block in enumerate(found.plan.blocks, 1) for layer in block.layers}
     for layer in found.layers:
         shape = "x".join(map(str, layer.weight_shape))
         cells = [str(number.get(layer.node, "")), printable(_name(layer)), layer.op_type, shape, *_bits(layer)]
+        size = found.layer_bytes.get(layer.node)
+        cells.append("" if size is None else f"{size / 1000:,.1f}")
         table.add_row(*map(Text, cells))
     return table
 

@@ -15,7 +15,7 @@ from pdq_export.graph.lookup import GraphIndex
 from pdq_export.graph.noise import noise
 from pdq_export.graph.prepare import PreparedModel
 from pdq_export.plan.nodes import is_nonnegative
-from pdq_export.spec import Plan, Point, QuantizedTensor, Role
+from pdq_export.spec import Plan, Point, QuantizedTensor, QuantizedTensors, Role
 from pdq_export.targets import find_target
 from pdq_export.validate import Session
 
@@ -39,17 +39,20 @@ def dry_run(
     runtime: str | None = None,
     metadata: Mapping[str, str] | None = None,
     inputs: Sequence[NDArray[np.float32]] | None = None,
+    tensors: QuantizedTensors | None = None,
 ) -> Placeholders:
     """Export and run with placeholders, so that nobody waits for a calibration that cannot be written or run.
 
     ``loading``: how weights are packed. ``runtime``: the version of onnxruntime that has to load the file.
     ``inputs``: one array for each input; without them noise of the inputs' shapes, where the float model runs on that.
+    ``tensors``: what to write instead of placeholders.
     Scales and zero points are as many-digited and as varied as learned ones: the file is as large as the real one.
     Raises ValidationError, naming the node to leave in float where onnxruntime does, and OptionError, naming what needs
     a newer onnxruntime than ``runtime``.
     """
     index, generator = prepared.index, np.random.default_rng(0)
-    tensors = {name: _placeholder(index, point, generator) for name, point in plan.points.items()}
+    if tensors is None:
+        tensors = {name: _placeholder(index, point, generator) for name, point in plan.points.items()}
     chosen = find_target(target)
     packing = (loading or Loading()).packing
     exported = chosen.export(prepared.model, plan, tensors, metadata=metadata or {}, packing=packing, runtime=runtime)

@@ -11,8 +11,10 @@ JSON schema of `Inspection.to_dict`, version 2 (null stands for "not known")::
     family            plain, grouped or depthwise: which of the paper's networks it is like
     hyper_parameters  {temperature, lambda_c, rounding_weight} that the family gets
     batch_norm        {in_file, statistics, layers}  nodes in the file; layers with statistics; all layers
-    layers            [{node, op_type, weight_shape, weight_bits, input_bits, activation_bits, excluded, scope}]
-                      null bits stand for float; scope: path of the module, where the file tells it besides the name
+    layers            [{node, op_type, weight_shape, weight_bits, input_bits, activation_bits, excluded, scope, bytes}]
+                      null bits stand for float; scope: path of the module, where the file tells it besides the name;
+                      bytes: of the file, for the layer's weight and bias and what unpacks them, those of a weight that
+                      several layers share with the first of them; null where the file cannot be written
     blocks            [{name, layers, inputs, outputs}]  node and tensor names; reconstructed together
     tensors           [{tensor, role, bits}]  activations and carriers: what is quantized besides weights
     floating          [{node, op_type, reason}]  what computes in float in onnxruntime with target ort; with tensorrt
@@ -20,7 +22,7 @@ JSON schema of `Inspection.to_dict`, version 2 (null stands for "not known")::
     min_onnxruntime   the lowest onnxruntime that runs the file; null where it cannot be written, or for other runtimes
     loading           {unpacking, portable}  bytes that unpacking its weights takes at the peak of loading, as it would
                       be written and in the form that every onnxruntime loads; null where the target does not pack them
-    size              {float, quantized, ratio} in bytes, quantized to about a percent; null where it cannot be written
+    size              {float, quantized, ratio} in bytes, quantized to about 0.1 %; null where it cannot be written
     kernels           {integer: {op_type: count}, floating: {op_type: count}} of layers, as onnxruntime chooses them;
                       null where the target is another runtime
     saturating        [node]  layers whose integer kernels saturate on x86 processors without VNNI, unless reduce_range
@@ -34,8 +36,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from pdq_export.calibrate.precision import settled_torch
 from pdq_export.commands.dry_run import dry_run
+from pdq_export.commands.estimates import estimate_tensors
 from pdq_export.commands.making import file_metadata, made_by, settings
 from pdq_export.commands.settle import choose, plan_options, settle
 from pdq_export.config.config import Config, FileSection, options_of
@@ -44,6 +49,7 @@ from pdq_export.config.option import INSPECT
 from pdq_export.config.signature import takes_options
 from pdq_export.errors import ModelError, PdqError, ValidationError
 from pdq_export.exhaustion import tells_of_memory
+from pdq_export.export.cost import constant_bytes
 from pdq_export.export.loading import Loading
 from pdq_export.fidelity import UserFile, check_on_noise, open_file
 from pdq_export.frontend import check_batch, find_unsupported, import_model
@@ -90,6 +96,7 @@ class Inspection:
     loading: Loading | None
     min_onnxruntime: str | None
     quantized_size: int | None
+    layer_bytes: Mapping[str, int]
     kernels: KernelCount | None
     saturating: tuple[str, ...]
     unsupported: tuple[str, ...]
@@ -117,7 +124,9 @@ class Inspection:
                 "statistics": self.layers_with_statistics,
                 "layers": len(self.layers),
             },
-            "layers": [dataclasses.asdict(layer) for layer in self.layers],
+            "layers": [
+                {**dataclasses.asdict(layer), "bytes": self.layer_bytes.get(layer.node)} for layer in self.layers
+            ],
             "blocks": [
                 {
                     "name": block.name,
@@ -192,6 +201,7 @@ def inspect_model(
         loading=planned.loading if find_target(target).layout.packs else None,
         min_onnxruntime=trial.min_onnxruntime,
         quantized_size=trial.quantized_size,
+        layer_bytes=trial.layer_bytes,
         kernels=trial.kernels,
         saturating=() if trial.kernels is None else trial.kernels.as_integers(saturating_layers(plan)),
         unsupported=trial.unsupported,
@@ -218,6 +228,7 @@ class _Trial:
     problems: tuple[str, ...] = ()
     min_onnxruntime: str | None = None
     quantized_size: int | None = None
+    layer_bytes: Mapping[str, int] = dataclasses.field(default_factory=dict)
     kernels: KernelCount | None = None
 
 
@@ -226,6 +237,7 @@ def _try(planned: PlannedModel, session: Session | str, asked: FileSection, meta
     unsupported: tuple[str, ...] = ()
     problems = [session] if isinstance(session, str) else []
     size = kernels = lowest = None
+    layer_bytes: dict[str, int] = {}
     try:
         core = planned.core.model
         freed = free_batch.run(core)
@@ -247,8 +259,10 @@ def _try(planned: PlannedModel, session: Session | str, asked: FileSection, meta
             loading=planned.loading,
             runtime=asked.runtime,
             metadata=metadata,
+            tensors=estimate_tensors(planned.prepared, planned.plan),
         )
         size, lowest = len(file.content), min_onnxruntime(file.content)
+        layer_bytes = _layer_bytes(file.model, planned.plan)
         if find_target(asked.target).in_onnxruntime:
             _, kernels = open_counted(file.content)
     except PdqError as error:
@@ -258,8 +272,16 @@ def _try(planned: PlannedModel, session: Session | str, asked: FileSection, meta
         problems=tuple(problems),
         min_onnxruntime=lowest,
         quantized_size=size,
+        layer_bytes=layer_bytes,
         kernels=kernels,
     )
+
+
+def _layer_bytes(file: onnx.ModelProto, plan: Plan) -> dict[str, int]:
+    """By node, what the file holds for the constants of a layer; a weight that is shared counts for the first."""
+    layers = (*plan.layers, *plan.excluded)
+    left = dict(constant_bytes(file.graph, layers).weights)
+    return {layer.node: left.pop(layer.weight, 0) for layer in layers}
 
 
 def _tensor(index: GraphIndex, name: str) -> TensorInfo:

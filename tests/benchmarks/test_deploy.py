@@ -101,7 +101,8 @@ def made_up(**ort: object) -> Result:
     [
         ({}, []),
         ({"size": 81}, ["size: 0.0810 > 0.08"]),
-        ({"bits": "4/4", "size": 141}, ["size: 0.1410 > 0.14"]),
+        ({"bits": "4/4", "size": 133}, ["size: 0.1330 > 0.132"]),
+        ({"bits": "3/3", "size": 104}, ["size: 0.1040 > 0.103"]),
         ({"milliseconds": {"1": [4.33]}}, [f"x FP32 at batch 1: {4.33 / 9.6:.4f} > 0.45", SLOW]),
         ({"floating": {"Conv": 1, "Gemm": 1}}, ["float Conv"]),
         ({"failure": "no"}, ["does not run"]),

@@ -1,0 +1,110 @@
+"""What each weight costs in the file at every width, without writing one: what bits by budget are chosen by."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+
+import onnx
+
+from pdq_export.commands.estimates import estimate_tensors, estimate_weights
+from pdq_export.errors import OptionError
+from pdq_export.export.cost import constant_bytes
+from pdq_export.export.loading import Loading
+from pdq_export.graph.prepare import PreparedModel, at_opset
+from pdq_export.spec import MAX_BITS, MIN_BITS, Plan, QuantizedTensors, Role
+from pdq_export.targets import Target
+
+WIDTHS = tuple(range(MIN_BITS, MAX_BITS + 1))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WeightCosts:
+    """Bytes of a file by the bits of its weights, as a sum: what a solver can take.
+
+    ``weights``: bytes by weight and bits. ``shared``: by bits and name of a tensor, bytes of what weights of these bits
+    share, once in a file where any has them; widths may share a tensor. ``rest``: by bits, all else where every weight
+    has them. ``channels``: of each weight, over which the rest is divided, since what it tells of zero points is all of
+    it that changes. ``planned``: the bits of the plan; ``size``: of its file.
+    """
+
+    weights: Mapping[str, Mapping[int, int]]
+    shared: Mapping[int, Mapping[str, int]]
+    rest: Mapping[int, int]
+    channels: Mapping[str, int]
+    planned: Mapping[str, int]
+    size: int
+
+    def predict(self, bits: Mapping[str, int]) -> int:
+        """Bytes of the file where the weights that are named have other bits than planned.
+
+        As planned it is exact; else within what is spent on a width, about 1 kB for each that few weights have: those
+        are stored with more bits where that takes less, and equal zero points are stored once. Raises OptionError for
+        a weight or bits without costs.
+        """
+        for name, width in bits.items():
+            if width not in self.weights.get(name, {}):
+                raise OptionError(
+                    f"weight {name!r}, {width} bits: has no costs; expected a planned weight with bits of "
+                    f"{', '.join(map(str, sorted(self.shared)))}"
+                )
+        return self.size + round(self._sum({**self.planned, **bits}) - self._sum(self.planned))
+
+    def _sum(self, bits: Mapping[str, int]) -> float:
+        shared: dict[str, int] = {}
+        for width in sorted(set(bits.values())):
+            shared.update(self.shared[width])
+        own = sum(self.weights[name][width] for name, width in bits.items())
+        rest = sum(self.channels[name] * self.rest[width] for name, width in bits.items())
+        return own + sum(shared.values()) + rest / sum(self.channels.values())
+
+
+def weight_costs(
+    prepared: PreparedModel,
+    plan: Plan,
+    target: Target,
+    *,
+    loading: Loading | None = None,
+    metadata: Mapping[str, str] | None = None,
+    known: QuantizedTensors | None = None,
+    widths: Iterable[int] = WIDTHS,
+) -> WeightCosts:
+    """The costs of every quantized weight at each of the ``widths`` that the target has, and at all planned ones.
+
+    ``loading``: how ort packs them. ``metadata``: what the file says besides. ``known``: tensors that calibration has
+    found, activations and weights at whichever of the widths; what is not known is estimated, so that a bias may take a
+    byte a channel more or less.
+    """
+    how = loading or Loading()
+
+    def write(plan: Plan, tensors: QuantizedTensors, metadata: Mapping[str, str] | None = None) -> onnx.ModelProto:
+        needed = target.required_opset(plan, how.max_opset, how.packing)
+        raised = at_opset(prepared, needed) if needed > prepared.index.opset else prepared
+        return target.export(raised.model, plan, tensors, metadata=metadata or {}, packing=how.packing)
+
+    tensors = {**estimate_tensors(prepared, plan), **(known or {})}
+    planned = {name: point.bits for name, point in plan.points.items() if point.role is Role.WEIGHT}
+    found, rest = {}, {}
+    for width in sorted({*planned.values(), *(width for width in widths if width >= target.fewest_bits)}):
+        file = write(*_at_width(prepared, plan, tensors, known or {}, width))
+        found[width] = constant_bytes(file.graph, plan.layers)
+        rest[width] = file.ByteSize() - sum(found[width].weights.values()) - sum(found[width].shared.values())
+    return WeightCosts(
+        weights={name: {width: bytes_.weights[name] for width, bytes_ in found.items()} for name in planned},
+        shared={width: bytes_.shared for width, bytes_ in found.items()},
+        rest=rest,
+        channels={name: tensors[name].scale.size for name in planned},
+        planned=planned,
+        size=write(plan, tensors, metadata).ByteSize(),
+    )
+
+
+def _at_width(
+    prepared: PreparedModel, plan: Plan, tensors: QuantizedTensors, known: QuantizedTensors, width: int
+) -> tuple[Plan, QuantizedTensors]:
+    """The plan with all weights at one width, and tensors for it."""
+    points = {
+        name: point if point.role is not Role.WEIGHT else point.with_bits(width) for name, point in plan.points.items()
+    }
+    found = {name: known[name] for name, point in points.items() if name in known and known[name].point == point}
+    left = [point for name, point in points.items() if point.role is Role.WEIGHT and name not in found]
+    changed = {**tensors, **found, **estimate_weights(prepared.index, left)}
+    return dataclasses.replace(plan, points=points), changed
