@@ -21,10 +21,13 @@ def test_the_embedded_model(run: Run) -> None:
     assert lines[0] == "fashion_resnet.onnx: opset 17, 12 layers in".split() + lines[0][6:]
     assert "input image: float32 N x 1 x 28 x 28".split() in lines
     assert "BatchNormalization: 11 nodes in the file; statistics known for 11 of 12 layers".split() in lines
-    assert "1 /conv/Conv Conv 16x1x3x3 8 8 4".split() in lines
-    assert "/blocks/blocks.0/conv1/Conv Conv 16x16x3x3 float 4 4".split() in lines
+    layers = [line[:-1] for line in lines]  # the last column are kB
+    assert "1 /conv/Conv Conv 16x1x3x3 8 8 4".split() in layers
+    assert "/blocks/blocks.0/conv1/Conv Conv 16x16x3x3 float 4 4".split() in layers
+    (size,) = (line[-1] for line in lines if "/blocks/blocks.0/conv1/Conv" in line and "float" in line)
+    assert float(size) == pytest.approx(16 * 16 * 9 * 4 / 1000, rel=0.05)
     assert "1 Conv: excluded (/blocks/blocks.0/conv1/Conv)".split() in lines
-    assert any(line[1:] == "/fc/Gemm Gemm 10x64 6 8 float".split() for line in lines)
+    assert any(line[1:-1] == "/fc/Gemm Gemm 10x64 6 8 float".split() for line in lines)
     assert "weighted layers that run as integers in onnxruntime: 11 of 12" in result.stdout
     assert "of them saturate on x86 processors without VNNI, unless --reduce-range: 1 (/conv/Conv)" in result.stdout
     assert "(target ort, opset 17)" in result.stdout
