@@ -74,7 +74,8 @@ def _search_together(
 
 
 def _estimate_activation(index: GraphIndex, point: Point, seen: NDArray[np.float32] | None) -> QuantizedTensor:
-    if seen is None:
+    seen = seen[np.isfinite(seen)] if seen is not None else np.empty(0, np.float32)  # noise can leave a domain
+    if not seen.size:
         seen = np.array([-1, 1], np.float32)
     # With zero_point 0, which what is never negative gets, onnxruntime drops a Relu before the pair.
     if point.absorbed or is_nonnegative(index, point.tensor):
