@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from pdq_export.export.layouts import Packing
-from pdq_export.export.packing import WIDTHS, Packable, choose_widths
+from pdq_export.export.packing import Packable, choose_widths, loading_bytes
 from pdq_export.export.runtimes import OLDEST, TYPED_SINCE, Version, newest_opset, parse_version, shown
 from pdq_export.export.storage import UINT2_OPSET, storage_bits
 from pdq_export.graph.lookup import GraphIndex
@@ -102,21 +102,7 @@ def unpacking_bytes(weights: Sequence[Packable], packing: Packing, max_opset: in
     total = sum(math.prod(weight.shape) * (1 + weight.shifted) for weight in cast)
     stored = list(zip(rest, choose_widths(rest), strict=True))
     shifted = {bits for weight, bits in stored if weight.shifted}  # tables that are not of one zero point
-    return total + sum(_table_bytes(weight, bits, shifted=bits in shifted) for weight, bits in stored)
-
-
-def _table_bytes(weight: Packable, bits: int, *, shifted: bool) -> int:
-    """Of the nodes that `pdq_export.export.unpacking` writes for a weight that is stored with ``bits`` bits."""
-    if bits == 8:
-        return 0
-    width, count = WIDTHS[bits], math.prod(weight.shape)
-    filled = weight.rows * -(-weight.length // width.granule) * width.granule
-    indices = filled // width.group
-    casts = sum(4 * indices * plane // 8 for plane in width.planes)
-    offsets = shifted * 4 * indices * width.planes[-1] // 8
-    parts = 2 * (len(width.planes) - 1) * 4 * indices  # Gather and Add
-    cut = (filled + count) * weight.padded(width)
-    return casts + offsets + parts + filled + cut + count * (1 + weight.transposed)
+    return total + sum(loading_bytes(dataclasses.replace(w, shifted=bits in shifted), bits) for w, bits in stored)
 
 
 def _megabytes(count: int) -> str:

@@ -190,7 +190,7 @@ def offset_bytes(weight: Packable, bits: int) -> int:
 def loading_bytes(weight: Packable, bits: int) -> int:
     """Bytes of all that is computed when a weight stored with ``bits`` bits is unpacked; runtimes keep it till the end.
 
-    The outputs of its own nodes, that is, without the tables of its width (`table_bytes`); 0 for INT8.
+    The outputs of its own nodes, that is, without the tables of its width; 0 for INT8.
     """
     if bits == 8:
         return 0
@@ -207,16 +207,6 @@ def loading_bytes(weight: Packable, bits: int) -> int:
     if weight.padded(width):
         total += filled + values
     return total + filled + values + (values if weight.transposed else 0)
-
-
-def table_bytes(bits: int, zero_points: int) -> int:
-    """Bytes of everything that is computed for the tables of a width, for so many zero points in use."""
-    width = WIDTHS[bits]
-    size = width.group << width.bits * width.group
-    digits = 4 * (2 * (size // width.group) + 2 * size)
-    planes = [16 * 256 * (8 // plane) for plane in width.planes[1:]]
-    of_zero = 8 * zero_points * 256 * 8 // min(width.planes) if len(width.planes) > 1 else 0
-    return digits + 5 * (zero_points << bits) + 2 * zero_points * size + sum(planes) + of_zero
 
 
 def choose_widths(weights: Sequence[Packable]) -> list[int]:

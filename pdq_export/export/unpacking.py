@@ -3,8 +3,8 @@
 Everything is opset 13 and made of constants, so that runtimes fold it when they load the file and then see INT8 weights
 with zero_point 0. Once in a file, for every width b in use (zs: the Z zero points of its weights, T = 2^(b * g)):
 
-    digits [T, g]         Mod(Div(Range(T), 2^(b * k)), 2^b)
-    table [Z * T, g]      Gather(Cast INT8(Range(2^b) - zs), digits), where [z * T + index, k] is digit k, less zs[z]
+    fields [T, g]         Mod(Div(Range(T), 2^(b * k)), 2^b)
+    table [Z * T, g]      Gather(Cast INT8(Range(2^b) - zs), fields), where [z * T + index, k] is field k, less zs[z]
     offsets [C, 1] each   Split(Mul or Gather(zero points of all its weights)):  256 * z, for the rows of a weight
 
 and for every plane of e bits that starts at bit s of the index, INT32, the last one with z in it, since it is shorter
@@ -82,6 +82,8 @@ class Unpacking:
         }
         self._shared: dict[int, _SharedTables] = {}
         self._planes: dict[tuple[int, int], str] = {}
+        self._digits: dict[tuple[int, int], str] = {}
+        self._ranges: dict[int, str] = {}
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._weights
@@ -93,7 +95,7 @@ class Unpacking:
         if width.bits not in self._shared:
             self._shared[width.bits] = self._write_shared(width)
         index = self._index(key, weight, self._shared[width.bits])
-        tensor = out.node("Gather", [self._shared[width.bits].table, index], f"{name}_rows", axis=0)
+        tensor = out.node("Gather", [self._shared[width.bits].table, index], f"{name}_row")
         if packable.padded(width):
             tensor = out.node("Reshape", [tensor, out.int64(packable.rows, -1)], f"{name}_padded")
             bounds = [out.int64(0), out.int64(packable.length), out.int64(1)]
@@ -114,12 +116,12 @@ class Unpacking:
         for number, (plane, bits, table) in enumerate(zip(weight.planes, width.planes, shared.planes, strict=True)):
             suffix = "" if bits == 8 else f"_high{bits}"
             stored = out.constant(f"{weight.name}_quantized{suffix}", plane)
-            part = out.node("Cast", [stored], f"{weight.name}_int32{suffix}", to=TensorProto.INT32)
+            part = out.node("Cast", [stored], f"{weight.name}_byte{suffix}", to=TensorProto.INT32)
             if number == last and key in shared.offsets:
-                part = out.node("Add", [part, shared.offsets[key]], f"{weight.name}_shifted{suffix}")
+                part = out.node("Add", [part, shared.offsets[key]], f"{weight.name}_at{suffix}")
             if bits < 8:
-                part = out.node("Gather", [table, part], f"{weight.name}_part{bits}", axis=0)
-            index = out.node("Add", [index, part], f"{weight.name}_index") if index else part
+                part = out.node("Gather", [table, part], f"{weight.name}_part{bits}")
+            index = out.node("Add", [index, part], f"{weight.name}_sum") if index else part
         return index
 
     # What weights of one width share
@@ -136,9 +138,9 @@ class Unpacking:
 
     def _table(self, width: Width, zero_points: NDArray[np.int16]) -> str:
         out, name, bits = self._out, f"int{width.bits}", width.bits
-        digits = self._fields(f"{name}_digits", bits * width.group, bits, width.group)
+        digits = self._fields(bits * width.group, bits)
         zeros = out.constant(f"{name}_zero_points", zero_points.astype(np.int32)[:, None])
-        values = out.node("Sub", [self._range(f"{name}_values", 1 << bits), zeros], f"{name}_centered")
+        values = out.node("Sub", [self._range(1 << bits), zeros], f"{name}_centered")
         values = out.node("Cast", [values], f"{name}_centered_int8", to=TensorProto.INT8)
         table = out.node("Gather", [values, digits], f"{name}_tables", axis=1)
         return out.node("Reshape", [table, out.int64(-1, width.group)], f"{name}_table")
@@ -169,35 +171,42 @@ class Unpacking:
         stored = np.frombuffer(pack_flat(together, bits), np.uint8)
         tensor = out.node("Cast", [out.constant(name, stored)], f"{name}_int32", to=TensorProto.INT32)
         if bits < 8:
-            tensor = out.node("Gather", [self._byte_table(bits, 8), tensor], f"{name}_steps", axis=0)
+            tensor = out.node("Gather", [self._byte_table(bits, 8), tensor], f"{name}_steps")
         else:
             tensor = out.node("Mul", [tensor, out.int32(256)], f"{name}_steps")
         tensor = out.node("Reshape", [tensor, out.int64(-1, 1)], f"{name}_offsets")
         sizes = [rows.size for rows in numbers.values()]
         left = stored.size * 8 // bits - sum(sizes)
-        names = [*(f"{self._weights[key].name}_offset" for key in numbers), *([f"{name}_unused"] if left else [])]
+        names = [*(f"{self._weights[key].name}_z" for key in numbers), *([f"{name}_unused"] if left else [])]
         if len(names) == 1:
             return dict.fromkeys(numbers, tensor)
         split = [tensor, out.int64(*sizes, *([left] if left else []))]
-        return dict(zip(numbers, out.nodes("Split", split, names, axis=0), strict=False))
+        return dict(zip(numbers, out.nodes("Split", split, names), strict=False))
 
     def _byte_table(self, bits: int, shift: int) -> str:
         """INT32 [256, 8 / bits]: the fields of a byte, shifted to the left."""
         if (bits, shift) not in self._planes:
-            name = f"bytes_of_{bits}"
-            fields = self._fields(name, 8, bits, 8 // bits)
-            self._planes[bits, shift] = self._out.node("Mul", [fields, self._out.int32(1 << shift)], f"{name}_{shift}")
+            inputs = [self._fields(8, bits), self._out.int32(1 << shift)]
+            self._planes[bits, shift] = self._out.node("Mul", inputs, f"fields_8_{bits}_shifted_{shift}")
         return self._planes[bits, shift]
 
-    def _fields(self, name: str, index_bits: int, bits: int, count: int) -> str:
-        """INT32 [2^index_bits, count]: the fields of ``bits`` bits of every index, the lowest first."""
-        out = self._out
-        index = out.node("Reshape", [self._range(f"{name}_range", 1 << index_bits), out.int64(-1, 1)], f"{name}_column")
-        shifted = out.node("Div", [index, out.int32(*(1 << bits * k for k in range(count)))], f"{name}_shifted")
-        return out.node("Mod", [shifted, out.int32(1 << bits)], name)
+    def _fields(self, index_bits: int, bits: int) -> str:
+        """INT32 [2^index_bits, index_bits / bits]: the fields of ``bits`` bits of every index, the lowest first."""
+        key, out = (index_bits, bits), self._out
+        if key not in self._digits:
+            name = f"fields_{index_bits}_{bits}"
+            index = out.node("Reshape", [self._range(1 << index_bits), out.int64(-1, 1)], f"{name}_index")
+            places = out.int32(*(1 << place for place in range(0, index_bits, bits)))
+            self._digits[key] = out.node(
+                "Mod", [out.node("Div", [index, places], f"{name}_left"), out.int32(1 << bits)], name
+            )
+        return self._digits[key]
 
-    def _range(self, name: str, size: int) -> str:
-        return self._out.node("Range", [self._out.int32(0), self._out.int32(size), self._out.int32(1)], name)
+    def _range(self, size: int) -> str:
+        if size not in self._ranges:
+            inputs = [self._out.int32(0), self._out.int32(size), self._out.int32(1)]
+            self._ranges[size] = self._out.node("Range", inputs, f"range_{size}")
+        return self._ranges[size]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

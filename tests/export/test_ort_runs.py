@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from onnxruntime.tools.convert_onnx_models_to_ort import OptimizationStyle, convert_onnx_models_to_ort
 
 from pdq_export.export import Packing, export_model, required_opset
 from pdq_export.plan import PlanOptions, make_plan
@@ -106,3 +107,16 @@ def test_any_batch_size_runs():
     together = run(exported, x)
     assert together.shape == (3, 10)
     np.testing.assert_allclose(run(exported, x[1:2]), together[1:2], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("style", OptimizationStyle)
+@pytest.mark.parametrize("bits", ["2/2", "3/3", "6/6"])
+def test_the_tool_for_onnxruntimes_own_format(bits, style, tmp_path, small_weights_are_packed):
+    """Which folds what unpacks weights in both styles."""
+    *_, exported, x = quantize("residual", bits)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(exported.SerializeToString())
+    convert_onnx_models_to_ort(path, optimization_styles=[style])
+    (stored,) = tmp_path.glob("*.ort")
+    session = onnxruntime.InferenceSession(str(stored), providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(session.run(None, {"x": x})[0], run(exported, x), rtol=0, atol=1e-5)

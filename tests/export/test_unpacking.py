@@ -140,7 +140,7 @@ def test_what_loading_takes_is_what_the_nodes_compute(shape, bits, kind, monkeyp
         * math.prod(dim.dim_value for dim in value.type.tensor_type.shape.dim)
         for value in inferred
     }
-    own = [name for name in sizes if name.startswith("w_") and name not in ("w_offset", "w_dequantized")]
+    own = [name for name in sizes if name.startswith("w_") and name not in ("w_z", "w_dequantized")]
     packable = packing.Packable.of(weight.integers.shape, weight.point.axis, bits, weight.zero_point)
     assert packing.loading_bytes(packable, bits) == sum(sizes[name] for name in own)
 
