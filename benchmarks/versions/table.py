@@ -67,11 +67,11 @@ class Cell:
 
     @property
     def is_promised(self) -> bool:
-        """Whether the file says that this runtime computes it, or README does: ort and qcdq in OpenVINO."""
-        if self.runtime == OPENVINO:
-            return self.layout in ("ort", "qcdq")
-        if self.version is None:
+        """Whether the file says that this runtime computes it, or README does: ort everywhere, qcdq in OpenVINO."""
+        if self.layout == "ort" or self.version is None:
             return True
+        if self.runtime == OPENVINO:
+            return self.layout == "qcdq"
         return version_number(self.version) >= version_number(self.needs)
 
     @property
@@ -80,7 +80,7 @@ class Cell:
         if not self.is_promised:
             return None
         wrong = [tried for tried in self.ways if not tried.is_right and tried.way in (DEFAULT, *LEVELS)]
-        if self.layout == "native" and self.right_way is not None:
+        if self.layout == "native" and self.right_way not in (None, DEFAULT):
             return None  # it may ask for an option, which report and README name
         if not wrong:
             return None
