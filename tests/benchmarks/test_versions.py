@@ -1,7 +1,6 @@
 """The probe in the present environment; what crashes, hangs or is wrong in a runtime is told; environments."""
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from benchmarks.versions.files import File, without_rounding
 from benchmarks.versions.job import Attempt, try_files
 from benchmarks.versions.table import Cell, Judged, cell, tables
 
-RUNTIMES = "PDQ_EXPORT_RUNTIMES"
 SHORT = ["--networks", "depthwise", "--images", "20"]
 
 
@@ -240,12 +238,3 @@ def test_classes_differ_between_images(tmp_path: Path) -> None:
     _, batch = files.images(100)
     scores = files.Session(files.float_model("depthwise", tmp_path)).run(batch)[0]
     assert np.bincount(scores.argmax(axis=1)).max() < 50
-
-
-def test_oldest_and_newest_onnxruntime(capsys: pytest.CaptureFixture[str]) -> None:
-    folder = os.environ.get(RUNTIMES)
-    if folder is None:
-        pytest.skip(f"needs {RUNTIMES}, a folder for environments with other releases of onnxruntime; CI has one")
-    command = [*SHORT, "--runtimes", "1.15.1", "newest", "--bits", "8/8", "4/4", "--layouts", "ort", "qcdq"]
-    assert main([*command, "--rounds", "0", "--environments", folder, "--check"]) == 0
-    assert "| 1.15.1 |" in capsys.readouterr().out
