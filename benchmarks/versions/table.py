@@ -12,8 +12,9 @@ from benchmarks.versions.environments import CHROMIUM, OPENVINO, WEB, version_nu
 from benchmarks.versions.files import FLOAT, INT8, File
 from benchmarks.versions.job import DEFAULT, LEVELS, Attempt, Values
 
-# Of the largest output: where integers round to a neighbour, outputs move by less. A wrong file is wrong by far.
-MOST_ERROR = 0.01
+# Of the largest output. Where convolutions are computed in float, integers that lie in the middle round the other way now
+# and then: one step of 7 bits moves an output of the depthwise network by 1.6 %. A wrong file is off by 20 % and more.
+MOST_ERROR = 0.03
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
