@@ -128,7 +128,7 @@ def test_openvino_may_sum_more_finely(tmp_path: Path) -> None:
     file = File(layout="ort", bits="4/4", path=tmp_path / "f.onnx", runtime="1.15")
     attempts = [Attempt(way="default", version="2026.4.1", values=finer)]
     found = cell("net", file, "openvino", attempts, says=says, openvino=finer)
-    assert found.told() == "right but for sums, 0.0% of classes"
+    assert found.told() == "right but for sums, 0%"
     assert cell("net", file, "newest", attempts, says=says, openvino=finer).right_way is None
     assert "OpenVINO 2026.4.1" in tables([found])
 
