@@ -109,7 +109,7 @@ def write_files(
             **asked,
         )
         (output,) = made.report.outputs
-        if output.quantized_simulated is None or output.quantized_simulated.argmax_agreement < 1:
+        if output.quantized_simulated is None or output.quantized_simulated.argmax_agreement != 1:
             raise ValidationError(f"{path.name}: the present onnxruntime does not compute what the simulation does")
         for layout in LAYOUTS:
             if layout not in layouts or (layout != "ort" and name in _ONLY_ORT):
@@ -186,11 +186,13 @@ def depthwise_network() -> onnx.ModelProto:
     ) -> str:
         fan = size * size * into // group
         weight = generator.normal(0, (2 / fan) ** 0.5, (out, into // group, size, size))
-        constants.append(numpy_helper.from_array(np.float32(weight), f"{name}.weight"))
-        constants.append(numpy_helper.from_array(np.float32(generator.normal(0, 0.1, out)), f"{name}.bias"))
-        attributes = {"pads": [size // 2] * 4, "strides": [stride] * 2, "group": group}
+        constants.append(numpy_helper.from_array(_float(weight), f"{name}.weight"))
+        constants.append(numpy_helper.from_array(_float(generator.normal(0, 0.1, out)), f"{name}.bias"))
+        pads = [size // 2] * 4
         tensors = [source, f"{name}.weight", f"{name}.bias"]
-        nodes.append(helper.make_node("Conv", tensors, [name], f"/{name}/Conv", **attributes))
+        nodes.append(
+            helper.make_node("Conv", tensors, [name], f"/{name}/Conv", pads=pads, strides=[stride] * 2, group=group)
+        )
         if six:
             nodes.append(helper.make_node("Clip", [name, "zero", "six"], [f"{name}_6"], f"/{name}/Clip"))
         return f"{name}_6" if six else name
@@ -210,11 +212,15 @@ def depthwise_network() -> onnx.ModelProto:
     tensor = conv(tensor, "head", channels, 64, size=1, six=True)
     nodes.append(helper.make_node("GlobalAveragePool", [tensor], ["averages"], "/GlobalAveragePool"))
     nodes.append(helper.make_node("Flatten", ["averages"], ["features"], "/Flatten"))
-    constants.append(numpy_helper.from_array(np.float32(generator.normal(0, 0.2, (64, 10))), "fc.weight"))
+    constants.append(numpy_helper.from_array(_float(generator.normal(0, 0.2, (64, 10))), "fc.weight"))
     constants.append(numpy_helper.from_array(np.zeros(10, np.float32), "fc.bias"))
     nodes.append(helper.make_node("Gemm", ["features", "fc.weight", "fc.bias"], ["logits"], "/fc/Gemm"))
-    constants += [numpy_helper.from_array(np.float32(value), name) for name, value in (("zero", 0), ("six", 6))]
+    constants += [numpy_helper.from_array(_float(value), name) for name, value in (("zero", 0), ("six", 6))]
     image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 1, 28, 28])
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 10])
     graph = helper.make_graph(nodes, "depthwise", [image], [logits], constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+
+
+def _float(values: object) -> NDArray[np.float32]:
+    return np.asarray(values, np.float32)

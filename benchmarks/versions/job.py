@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import queue
 import subprocess
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,9 @@ LEVELS = ("disable_all", "basic", "extended")  # of onnxruntime's graph optimiza
 NO_QDQ = "disable_quant_qdq"
 NO_REUSE = "no_mem_reuse"
 NO_LOW_PRECISION = "no_low_precision"  # OpenVINO
-_SECONDS = 1200  # of a process with all files
-_PATIENCE = 30  # of one file in onnxruntime-web
+_PATIENCE = 60  # seconds without a line; onnxruntime-web does not only fail, it waits for itself
+_PATIENCE_WITH_TIMES = 1200  # which are one line
+_LATE = "said nothing for too long"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,8 +59,6 @@ def try_files(
         attempts, ending = _attempts(environment, left, images)
         if environment.is_web and len(attempts) > 1 and attempts[-1].failure is not None:
             attempts.pop()
-        if not attempts and len(left) > 1:
-            attempts, ending = _attempts(environment, left[:1], images)
         if not attempts:
             attempts = [Attempt(way=left[0][1], failure=ending)]
         found += attempts
@@ -97,7 +98,6 @@ def _probe(
             "threads": 1,
             "images": str(Path(folder) / "images.bin"),
             "shape": images.shape,
-            "patience": _PATIENCE,
             "package": str(environment.folder),
             "files": [{"path": str(path), "ways": [way]} for path, way in files],
             **fields,
@@ -113,15 +113,44 @@ def _probe(
             stderr=subprocess.PIPE,
             text=True,
         )
-        try:
-            out, error = process.communicate(timeout=_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            out, error = process.communicate()
-            error = f"no result in {_SECONDS} s"
-    lines = [json.loads(line) for line in out.splitlines() if line.startswith("{") and line.endswith("}")]
-    what = "crashed" if process.returncode < 0 else "the probe ended"
+        out, error = _watched(process, _PATIENCE if action == "try" else _PATIENCE_WITH_TIMES)
+    lines = [json.loads(line) for line in out if line.startswith("{") and line.endswith("}\n")]
+    what = "crashed" if process.returncode < 0 and error != _LATE else "the probe ended"
     return lines, " ".join([f"{what} ({process.returncode})", *error.strip().splitlines()[-1:]])
+
+
+def _watched(process: "subprocess.Popen[str]", patience: float) -> tuple[list[str], str]:
+    """What a process says, and its errors; it is ended where it says nothing for too long."""
+    lines: queue.Queue[str | None] = queue.Queue()
+    errors: list[str] = []
+    assert process.stdout is not None
+    assert process.stderr is not None
+    out, error = process.stdout, process.stderr
+
+    def read() -> None:
+        for line in out:
+            lines.put(line)
+        lines.put(None)
+
+    readers = [threading.Thread(target=read), threading.Thread(target=lambda: errors.append(error.read()))]
+    for reader in readers:
+        reader.start()
+    found: list[str] = []
+    late = False
+    while True:
+        try:
+            line = lines.get(timeout=patience)
+        except queue.Empty:
+            late = True
+            process.kill()
+            break
+        if line is None:
+            break
+        found.append(line)
+    process.wait()
+    for reader in readers:
+        reader.join()
+    return found, _LATE if late else "".join(errors)
 
 
 def _attempt(line: Mapping[str, Any], count: int) -> Attempt:

@@ -29,8 +29,8 @@ export async function tryFiles(ort, job, read, tell) {
       const line = { version: ort.env.versions.web ?? ort.env.versions.common, way, failure: null, values: null };
       try {
         const content = new Uint8Array(await read(file.path));
-        const values = open(ort, content, way).then((call) => call(images));
-        line.values = Array.from(await inTime(values, job.patience)); // JSON writes what is not finite as null
+        const call = await open(ort, content, way);
+        line.values = Array.from(await call(images)); // JSON writes what is not finite as null
       } catch (error) {
         line.failure = String(error?.message ?? error).split(/\s+/).join(" ").slice(0, 300);
       }
@@ -38,12 +38,6 @@ export async function tryFiles(ort, job, read, tell) {
       if (line.failure !== null) return; // what has failed once may compute nothing right afterwards
     }
   }
-}
-
-// Some files neither load nor fail: nothing comes of the promise.
-function inTime(promise, seconds) {
-  const late = new Promise((_, reject) => setTimeout(() => reject(new Error(`no result in ${seconds} s`)), seconds * 1e3));
-  return Promise.race([promise, late]);
 }
 
 export async function timeFiles(ort, job, read, clock) {

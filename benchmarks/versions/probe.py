@@ -35,11 +35,11 @@ def _open_in_onnxruntime(path: str, way: str, threads: int) -> Run:
         options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, _LEVELS[way])
     for key, value in _ENTRIES.get(way, {}).items():
         options.add_session_config_entry(key, value)
-    for key, value in _ATTRIBUTES.get(way, {}).items():
-        setattr(options, key, value)
+    for name, asked in _ATTRIBUTES.get(way, {}).items():
+        setattr(options, name, asked)
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda batch: session.run(None, {name: batch})[0]
+    taken = session.get_inputs()[0].name
+    return lambda batch: session.run(None, {taken: batch})[0]
 
 
 def _open_in_openvino(path: str, way: str, threads: int) -> Run:

@@ -12,8 +12,10 @@ from benchmarks.versions.environments import CHROMIUM, OPENVINO, WEB, version_nu
 from benchmarks.versions.files import FLOAT, INT8, File
 from benchmarks.versions.job import DEFAULT, LEVELS, Attempt, Values
 
-# Of the largest output: where integers round to a neighbour, outputs move by less. A wrong file is wrong by far.
-MOST_ERROR = 0.01
+# Of the largest output. Where convolutions are computed in float, integers that lie in the middle round the other way
+# now and then, and a step of 6 bits moves an output of the depthwise network by 4.8 %. A file that is wrong without a
+# word was off by 40 % and more.
+MOST_ERROR = 0.05
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,11 +69,15 @@ class Cell:
 
     @property
     def is_promised(self) -> bool:
-        """Whether the file says that this runtime computes it, or README does: ort and qcdq in OpenVINO."""
-        if self.runtime == OPENVINO:
-            return self.layout in ("ort", "qcdq")
+        """Whether the file says that this runtime computes it, or README does: ort everywhere, qcdq in OpenVINO."""
+        if self.layout == "ort":
+            return True
+        if self.layout == "native" and self.runtime in (WEB, CHROMIUM):
+            return False
         if self.version is None:
             return True
+        if self.runtime == OPENVINO:
+            return self.layout == "qcdq"
         return version_number(self.version) >= version_number(self.needs)
 
     @property
@@ -80,8 +86,8 @@ class Cell:
         if not self.is_promised:
             return None
         wrong = [tried for tried in self.ways if not tried.is_right and tried.way in (DEFAULT, *LEVELS)]
-        if self.layout == "native" and self.right_way is not None:
-            return None  # it may ask for an option, which report and README name
+        if (self.layout == "native" or self.runtime == OPENVINO) and self.right_way not in (None, DEFAULT):
+            return None  # they may ask for an option, which README names
         if not wrong:
             return None
         said = [
@@ -97,9 +103,10 @@ class Cell:
             if default.failure is not None:
                 return "**crashed**" if "crashed" in default.failure else "not loaded"
             return f"**wrong**, {default.agreement:.0%}, {default.error:.0%}"
-        words = "right" if self.classes in (None, 1) else f"right but for sums, {self.classes:.1%} of classes"
         if way != DEFAULT:
-            words += f" with `{way}`"
+            words = f"right with `{way}`"
+        else:
+            words = "right" if self.classes in (None, 1) else f"right but for sums, {self.classes:.0%}"
         return ", ".join([words, *(f"{ratio:.2f}" for ratio in self.ratios)])
 
 

@@ -1,7 +1,6 @@
 """The probe in the present environment; what crashes, hangs or is wrong in a runtime is told; environments."""
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from benchmarks.versions.files import File, without_rounding
 from benchmarks.versions.job import Attempt, try_files
 from benchmarks.versions.table import Cell, Judged, cell, tables
 
-RUNTIMES = "PDQ_EXPORT_RUNTIMES"
 SHORT = ["--networks", "depthwise", "--images", "20"]
 
 
@@ -107,11 +105,10 @@ for number, file in enumerate(json.load(open(sys.argv[1]))["files"]):
 
 
 def test_what_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job, "_SECONDS", 0.5)
+    monkeypatch.setattr(job, "_PATIENCE", 0.5)
     environment = Environment(runtime="1.2", command=[sys.executable, "-c", "import time; time.sleep(60)"])
     ((attempt,),) = try_files(environment, [(Path("f"), ["default"])], np.zeros((1, 1), np.float32))
-    assert attempt.failure is not None
-    assert attempt.failure.endswith("no result in 0.5 s")
+    assert attempt.failure == "the probe ended (-9) said nothing for too long"
 
 
 def test_what_is_promised(tmp_path: Path) -> None:
@@ -131,7 +128,7 @@ def test_openvino_may_sum_more_finely(tmp_path: Path) -> None:
     file = File(layout="ort", bits="4/4", path=tmp_path / "f.onnx", runtime="1.15")
     attempts = [Attempt(way="default", version="2026.4.1", values=finer)]
     found = cell("net", file, "openvino", attempts, says=says, openvino=finer)
-    assert found.told() == "right but for sums, 0.0% of classes"
+    assert found.told() == "right but for sums, 0%"
     assert cell("net", file, "newest", attempts, says=says, openvino=finer).right_way is None
     assert "OpenVINO 2026.4.1" in tables([found])
 
@@ -240,12 +237,3 @@ def test_classes_differ_between_images(tmp_path: Path) -> None:
     _, batch = files.images(100)
     scores = files.Session(files.float_model("depthwise", tmp_path)).run(batch)[0]
     assert np.bincount(scores.argmax(axis=1)).max() < 50
-
-
-def test_oldest_and_newest_onnxruntime(capsys: pytest.CaptureFixture[str]) -> None:
-    folder = os.environ.get(RUNTIMES)
-    if folder is None:
-        pytest.skip(f"needs {RUNTIMES}, a folder for environments with other releases of onnxruntime; CI has one")
-    command = [*SHORT, "--runtimes", "1.15.1", "newest", "--bits", "8/8", "4/4", "--layouts", "ort", "qcdq"]
-    assert main([*command, "--rounds", "0", "--environments", folder, "--check"]) == 0
-    assert "| 1.15.1 |" in capsys.readouterr().out
