@@ -19,7 +19,7 @@ from .paths import ModelPath
 from .render import session_note
 
 if TYPE_CHECKING:
-    from pdq_export.commands.bench import Benchmark
+    from pdq_export.commands.benchmark import Benchmark
     from pdq_export.validate import Spread
 
 _WITHIN = "≈"
@@ -40,7 +40,7 @@ class _ModelPath(ModelPath):
 @command(
     summary="Measure latency, load time, memory and size of files beside each other.",
     example="pdq-export bench model.onnx model-8-8.onnx model-4-4.onnx --batch 1 --batch 8",
-    json_schema="pdq_export.commands.bench",
+    json_schema="pdq_export.commands.benchmark",
 )
 @click.argument("models", type=_ModelPath(), metavar="A.onnx [B.onnx ...]", nargs=-1, required=True)
 @click.option(
@@ -105,7 +105,7 @@ def _parse_shapes(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
 
 def _lines(found: "Benchmark") -> Iterable[RenderableType]:
     machine, several = found.machine, len(found.files) > 1
-    threads = "one thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
+    threads = "one thread" if machine["threads"] == 1 else f"{machine['threads']} threads, which do not spin"
     yield f"onnxruntime {machine['onnxruntime']}, {threads}, {machine['processor']}, {machine['cores']} cores"
     yield from _conditions(found)
     yield _latency_table(found, several)
@@ -126,12 +126,14 @@ def _conditions(found: "Benchmark") -> Iterable[str]:
         what = "CPU time, which leaves out" if machine["clock"] == "cpu" else "wall time, which counts"
         yield (
             f"load average {machine['load_before']:.1f} before, {machine['load_after']:.1f} after; latency is {what} "
-            "when other programs have the core"
+            "while other programs have the core"
         )
     for one in found.inputs:
         shape = " x ".join("batch" if size is None else str(size) for size in one["shape"]) or "scalar"
         note = "; sizes by default, --shape gives others" if one["chosen"] else ""
         yield f"random input {one['name']}: {shape}, {one['type']}{note}"
+    for file in found.files:
+        yield from (f"{name} is {other} in {file.name}" for name, other in file.renamed.items())
 
 
 def _remarks(found: "Benchmark") -> Iterable[str]:

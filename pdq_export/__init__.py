@@ -29,7 +29,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from pdq_export.commands.bench import Benchmark, bench_models
+    from pdq_export.commands.bench import bench_models
+    from pdq_export.commands.benchmark import Benchmark
     from pdq_export.commands.convert import convert
     from pdq_export.commands.inspect import Inspection, inspect_model
     from pdq_export.commands.progress import Progress
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from pdq_export.spec import BitWidths, Plan
 
 _HOMES = {
-    "Benchmark": "pdq_export.commands.bench",
+    "Benchmark": "pdq_export.commands.benchmark",
     "BitWidths": "pdq_export.spec",
     "CalibrationOptions": "pdq_export.config.method",
     "Config": "pdq_export.config.config",

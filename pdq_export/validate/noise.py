@@ -55,6 +55,8 @@ def choose_sizes(values: Sequence[Value], given: Mapping[str, Sequence[int]]) ->
 
 def _given(value: Value, sizes: tuple[int, ...]) -> NoiseInput:
     text = f"--shape {value.name}={'x'.join(map(str, sizes))}"
+    if any(type(size) is not int or size < 1 for size in sizes):
+        raise OptionError(f"{text}: expected whole numbers, 1 or more, one for each axis")
     shape = value.shape or (None,) * len(sizes)
     if len(shape) != len(sizes) or any(own not in (None, size) for own, size in zip(shape, sizes, strict=True)):
         raise OptionError(f"{text}: does not fit input {value}; expected its axes, and any number where it has ?")

@@ -101,4 +101,4 @@ def test_a_file_with_other_inputs_is_named() -> None:
 def test_help_has_an_example() -> None:
     result = CliRunner().invoke(app, ["bench", "--help"])
     assert "pdq-export bench model.onnx model-8-8.onnx model-4-4.onnx --batch 1 --batch 8" in result.stdout
-    assert "pdq_export.commands.bench" in result.stdout
+    assert "pdq_export.commands.benchmark" in result.stdout

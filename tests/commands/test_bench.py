@@ -10,8 +10,9 @@ import onnx
 import pytest
 
 import pdq_export
-from pdq_export.commands import bench
-from pdq_export.commands.bench import Benchmark, bench_models
+from pdq_export.commands import bench, benchmark
+from pdq_export.commands.bench import bench_models
+from pdq_export.commands.benchmark import Benchmark
 from pdq_export.errors import ModelError, OptionError, PdqError, ValidationError
 from pdq_export.validate import Timing
 from pdq_export.validate.fresh import Fresh
@@ -55,7 +56,7 @@ def test_every_file_beside_the_first(files: list[Path]) -> None:
 
 def test_json_is_what_is_documented(files: list[Path]) -> None:
     fields = json.loads(measure(files).to_json())
-    schema = bench.__doc__ or ""
+    schema = benchmark.__doc__ or ""
     levels = [fields, fields["machine"], fields["settings"], fields["inputs"][0], fields["files"][1]]
     levels += [
         fields["files"][1]["latency"][0],
@@ -119,6 +120,12 @@ def test_all_files_get_the_same_numbers(tmp_path: Path, monkeypatch: pytest.Monk
     measure(files, batch=2)
     assert all(np.array_equal(seen[0][name], seen[1][name]) for name in ("x", "i"))
     assert seen[0]["i"].dtype == np.int64
+
+
+def test_inputs_are_matched_by_position_where_names_differ(tmp_path: Path) -> None:
+    other = write(tmp_path / "b.onnx", inputs="float[N,3,8,8] image", body="y = Relu(image)")
+    found = measure([write(tmp_path / "a.onnx"), other])
+    assert [file.renamed for file in found.files] == [{}, {"x": "image"}]
 
 
 def test_free_axes(tmp_path: Path) -> None:
@@ -188,7 +195,8 @@ def test_wrong_options(files: list[Path], options: dict[str, Any], message: str)
 
 
 def test_no_files(files: list[Path]) -> None:
-    for none in ([], files[0], str(files[0])):
+    given: list[Any] = [[], files[0], str(files[0])]
+    for none in given:
         with pytest.raises(OptionError, match="no list of ONNX files is given to bench"):
             measure(none)
 

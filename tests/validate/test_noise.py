@@ -1,5 +1,7 @@
 """Random inputs: sizes, and numbers that fit each type."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -49,6 +51,12 @@ def test_sizes_that_do_not_fit(sizes: tuple[int, ...]) -> None:
         choose_sizes([value(1, 3, None, 8)], {"x": sizes})
 
 
+@pytest.mark.parametrize("sizes", [(1, 0), (1, -1), (1, 2.0), (1, None), "1x"])
+def test_sizes_that_are_none(sizes: Any) -> None:
+    with pytest.raises(OptionError, match=r"--shape x=.*: expected whole numbers, 1 or more"):
+        choose_sizes([value(None, None)], {"x": sizes})
+
+
 def test_no_such_input() -> None:
     with pytest.raises(OptionError, match=r"--shape z=\.\.\.: no input of that name; expected one of a, b"):
         choose_sizes([value(1, name="a"), value(1, name="b")], {"z": (1,)})
@@ -68,7 +76,8 @@ def test_numbers_of_every_type(kind: str, batch: int, seed: int) -> None:
     inputs = choose_sizes([value(None, 40, kind=f"tensor({kind})"), value(name="s")], {})
     drawn, scalar = random_batch(inputs, batch, seed=seed)
     assert (drawn.shape, drawn.dtype) == ((batch, 40), inputs[0].value.dtype)
-    assert (scalar.shape, scalar.dtype) == ((), np.float32)
+    assert scalar.shape == ()
+    assert scalar.dtype == np.float32
     assert len(np.unique(drawn)) > 1
     if drawn.dtype.kind in "iu" and drawn.dtype.itemsize > 1:
         assert set(np.unique(drawn)) == {0, 1}
