@@ -4,8 +4,8 @@
 
 A model is an ONNX file or the name of a network in `benchmarks/architectures.py`, with random weights. Latency and size
 do not depend on how well weights are rounded, so files are calibrated by rounding to nearest, on a few noise images;
-`pdq_export.convert` writes the targets that share a calibration. All files of a model are timed in one run, interleaved
-as in `benchmarks/latency.py`. With ``--output`` a finished model is a JSON line, and what is there is not run again.
+`pdq_export.convert` writes the targets that share a calibration. All files of a model are timed in turn.
+With ``--output`` a finished model is a JSON line, and what is there is not run again.
 """
 
 import argparse
@@ -24,18 +24,17 @@ import onnxruntime
 import pdq_export
 from benchmarks.calibration import make_model
 from benchmarks.common import Array, append_line, digest, markdown, noise, quantize_with_onnxruntime, read_lines
-from benchmarks.latency import OWN_INT8, Row, measure
 from pdq_export.errors import PdqError, ValidationError
 from pdq_export.graph.load import external_files
 from pdq_export.graph.save import save_model
 from pdq_export.targets import find_target, target_names
-from pdq_export.validate import Session, count_kernels, needed_config
+from pdq_export.validate import Session, Timing, count_kernels, needed_config, time_files
 
 NETWORKS = ("resnet18", "resnet50", "mobilenetv2", "regnetx_600m", "mnasnet")
 TARGETS = ("ort", "native", "qcdq", "tensorrt")
 RESOLUTION = 224
 SAMPLES = 4
-FLOAT = "FP32"
+FLOAT, OWN_INT8 = "FP32", "onnxruntime INT8"
 
 # What files for onnxruntime have to hold below 8 bits, by model where it is not for all.
 MOST_OF_INT8 = 1.08
@@ -85,9 +84,9 @@ class Deployed:
         """Target and bits."""
         return f"{self.target} {self.bits or ''}".strip()
 
-    def timing(self, batch: int) -> Row:
+    def timing(self, batch: int) -> Timing:
         """The times at one batch size."""
-        return Row(name=self.name, milliseconds=tuple(self.milliseconds[str(batch)]))
+        return Timing(milliseconds=tuple(self.milliseconds[str(batch)]))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -169,9 +168,11 @@ def run(model: Path, work: Work) -> Result:
         running = {row.name: paths[row.name] for row in rows if row.failure is None}
         timed: dict[str, dict[str, Sequence[float]]] = {name: {} for name in running}
         for size, batch in zip(work.batches, batches, strict=True):
-            found = measure(running, batch, threads=work.threads, rounds=work.rounds, seconds=work.seconds)
-            for timing in found:
-                timed[timing.name][str(size)] = timing.milliseconds
+            found = time_files(
+                list(running.values()), batch, threads=work.threads, rounds=work.rounds, least=work.seconds
+            )
+            for name, timing in zip(running, found, strict=True):
+                timed[name][str(size)] = timing.milliseconds
     rows = [dataclasses.replace(row, milliseconds=timed.get(row.name, {})) for row in rows]
     versions = {"pdq-export": pdq_export.__version__, "onnxruntime": str(onnxruntime.__version__)}
     return Result(work=work, rows=rows, versions=versions)

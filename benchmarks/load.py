@@ -14,7 +14,6 @@ import json
 import logging
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,32 +30,13 @@ from pdq_export.commands.dry_run import dry_run
 from pdq_export.commands.estimates import estimate_tensors
 from pdq_export.commands.settle import choose, plan_options, settle
 from pdq_export.config.option import INSPECT
-from pdq_export.errors import PdqError
+from pdq_export.errors import PdqError, ValidationError
 from pdq_export.spec import QuantizedTensor, QuantizedTensors
+from pdq_export.validate.fresh import Fresh, measure_fresh
 from pdq_export.work import PlannedModel, open_model
 
 FLOAT, INT8 = "FP32", "ort 8/8"
 RESOLUTION = 224
-# Prints the version, CPU and wall seconds of loading, and bytes: at the peak, and afterwards, over those before it.
-_LOAD = """
-import json, sys, time
-import onnxruntime
-
-def memory(field):
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(field + ":"))
-
-options = onnxruntime.SessionOptions()
-for key, value in json.loads(sys.argv[2]).items():
-    options.add_session_config_entry(key, value)
-options.intra_op_num_threads, options.log_severity_level = 1, 3
-with open("/proc/self/clear_refs", "w") as file:
-    file.write("5")  # the peak begins here
-before, cpu, wall = memory("VmRSS"), time.process_time(), time.perf_counter()
-session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
-cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-print(json.dumps([onnxruntime.__version__, cpu, wall, memory("VmHWM") - before, memory("VmRSS") - before]))
-"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -145,42 +125,46 @@ def _with_integers(tensor: QuantizedTensor, generator: np.random.Generator) -> Q
     return dataclasses.replace(tensor, integers=generator.integers(low, high + 1, tensor.integers.shape, np.int16))
 
 
-def load(path: Path, work: Work) -> tuple[str, float, float, int, int]:
-    """Load a file in a fresh process; raises ChildProcessError with what it said last where that fails."""
-    isolated = {"PYTHONPATH": work.runtime} if work.runtime else {}
-    command = [sys.executable, *(["-S"] if work.runtime else []), "-c", _LOAD, str(path), json.dumps(work.config)]
-    found = subprocess.run(command, env=os.environ | isolated, capture_output=True, text=True, check=False)
-    if found.returncode:
-        *_, last = ["", *found.stderr.strip().splitlines()]
-        raise ChildProcessError(last[-300:] or f"exit code {found.returncode}")
-    version, cpu, wall, peak, after = json.loads(found.stdout)
-    return version, cpu, wall, peak, after
+def load(path: Path, work: Work) -> Fresh:
+    """Load a file in a fresh process; raises ValidationError with what it said last where that fails."""
+    python = [sys.executable, *(["-S"] if work.runtime else [])]
+    environment = os.environ | {"PYTHONPATH": work.runtime} if work.runtime else None
+    found = measure_fresh(path, config=work.config, python=python, environment=environment)
+    if found.load_peak is None:
+        raise ValidationError("memory is measured on Linux alone, where /proc/self/clear_refs can be written")
+    return found
 
 
 def run(model: Path, work: Work) -> Result:
     """Write all forms of a model and load them in turn, round by round."""
     with tempfile.TemporaryDirectory() as folder:
         paths = dict(write_forms(model, work, Path(folder)))
-        found: dict[str, list[tuple[str, float, float, int, int]]] = {name: [] for name in paths}
+        found: dict[str, list[Fresh]] = {name: [] for name in paths}
         failures: dict[str, str] = {}
         for _ in range(work.rounds):
             for name, path in paths.items():
                 try:
                     if name not in failures:
                         found[name].append(load(path, work))
-                except ChildProcessError as error:
+                except ValidationError as error:
                     failures[name] = str(error).replace(str(path), path.name)
         rows = [_row(name, path.stat().st_size, found[name], failures.get(name)) for name, path in paths.items()]
-    runtimes = {version for loads in found.values() for version, *_ in loads}
+    runtimes = {fresh.onnxruntime for loads in found.values() for fresh in loads}
     versions = {"pdq-export": pdq_export.__version__, "onnxruntime": ", ".join(sorted(runtimes))}
     return Result(work=work, rows=rows, versions=versions)
 
 
-def _row(name: str, size: int, loads: Sequence[tuple[str, float, float, int, int]], failure: str | None) -> Loaded:
+def _row(name: str, size: int, loads: Sequence[Fresh], failure: str | None) -> Loaded:
     if failure is not None or not loads:
         return Loaded(name=name, size=size, failure=failure)
-    _, cpu, wall, peak, after = zip(*loads, strict=True)
-    return Loaded(name=name, size=size, cpu=cpu, wall=wall, peak=peak, after=after)
+    return Loaded(
+        name=name,
+        size=size,
+        cpu=[fresh.cpu for fresh in loads],
+        wall=[fresh.wall for fresh in loads],
+        peak=[fresh.load_peak for fresh in loads if fresh.load_peak is not None],
+        after=[fresh.after for fresh in loads if fresh.after is not None],
+    )
 
 
 def table(result: Result) -> str:

@@ -24,10 +24,10 @@ import torch
 
 import pdq_export
 from benchmarks.common import Array, StageClock, append_line, digest, markdown, open_session, parse_setting, read_lines
-from benchmarks.latency import measure
 from benchmarks.text_images import SPLITS, TextRenderer
 from pdq_export.config.method import METHODS, PRESETS
 from pdq_export.errors import PdqError
+from pdq_export.validate import time_files
 
 CLASSIFIER, DETECTOR = "classifier", "detector"
 BITS = ("8/8", "4/4")
@@ -176,8 +176,8 @@ def latency_ratios(model: Path, quantized: Path, images: Array, threads: int) ->
     found = {}
     for batch in (1, 8):
         x = np.resize(images, (batch, *images.shape[1:]))
-        rows = measure({"FP32": model, "quantized": quantized}, x, threads=threads, rounds=21, seconds=0.02)
-        ratio = rows[1].ratio(rows[0])
+        floating, low = time_files([model, quantized], x, threads=threads, rounds=21, least=0.02)
+        ratio = low.ratio(floating)
         found[str(batch)] = [ratio.median, ratio.low, ratio.high]
     return found
 

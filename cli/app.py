@@ -4,6 +4,7 @@ import click
 
 import pdq_export
 
+from .bench import bench
 from .cache import cache
 from .command import EXIT_CODES, PROGRAM, Program
 from .convert import convert
@@ -37,6 +38,7 @@ def app() -> None:
 app.add_command(quantize)
 app.add_command(inspect)
 app.add_command(validate)
+app.add_command(bench)
 app.add_command(convert)
 app.add_command(init)
 app.add_command(show_config)

@@ -28,7 +28,8 @@ STAGES = {
     "export": "writing the quantized graph",
     "validate": "validating in onnxruntime",
     "rerun": "running the file in other ways",
-    "time": "timing both files",
+    "time": "timing the files",
+    "fresh": "loading in fresh processes",
 }
 _BAR, _NARROW_BAR, _NARROW = 24, 8, 80  # columns
 _LONGEST_NAME = 40

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 __all__ = [
+    "Benchmark",
     "BitWidths",
     "CalibrationOptions",
     "Config",
@@ -19,6 +20,7 @@ __all__ = [
     "Report",
     "Result",
     "__version__",
+    "bench_models",
     "convert",
     "inspect_model",
     "quantize",
@@ -27,6 +29,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from pdq_export.commands.bench import bench_models
+    from pdq_export.commands.benchmark import Benchmark
     from pdq_export.commands.convert import convert
     from pdq_export.commands.inspect import Inspection, inspect_model
     from pdq_export.commands.progress import Progress
@@ -41,6 +45,7 @@ if TYPE_CHECKING:
     from pdq_export.spec import BitWidths, Plan
 
 _HOMES = {
+    "Benchmark": "pdq_export.commands.benchmark",
     "BitWidths": "pdq_export.spec",
     "CalibrationOptions": "pdq_export.config.method",
     "Config": "pdq_export.config.config",
@@ -52,6 +57,7 @@ _HOMES = {
     "Progress": "pdq_export.commands.progress",
     "Report": "pdq_export.report.report",
     "Result": "pdq_export.commands.quantize",
+    "bench_models": "pdq_export.commands.bench",
     "convert": "pdq_export.commands.convert",
     "inspect_model": "pdq_export.commands.inspect",
     "quantize": "pdq_export.commands.quantize",

@@ -12,9 +12,9 @@ if TYPE_CHECKING:  # it comes with torch, which not every command needs
 class Progress:
     """Where a command is.
 
-    ``stage``: load, plan, read, check, calibrate, export, validate, rerun or time; ``block`` once one is calibrated.
-    ``images``: how many of the ``total`` are done, once there are any; rerun, which compares ways of running the file,
-    may go over a few of them first.
+    ``stage``: load, plan, read, check, calibrate, export, validate, rerun, time or fresh; ``block`` once one is
+    calibrated. ``images``: how many of the ``total`` are done, once there are any; rerun, which compares ways of
+    running the file, may go over a few of them first.
     """
 
     stage: str

@@ -4,7 +4,7 @@ import onnx
 
 from pdq_export.validate.compare import Accuracy, AccuracyMeter, Agreement, AgreementMeter, Top1Changes
 from pdq_export.validate.deviation import DeviationMeter, Simulate
-from pdq_export.validate.latency import LatencyPair, Spread, Timing, measure_latency, time_sessions
+from pdq_export.validate.latency import LatencyPair, Spread, Timing, measure_latency, time_files
 from pdq_export.validate.measure import (
     BATCH_SIZE,
     Comparison,
@@ -27,6 +27,7 @@ from pdq_export.validate.runtime import (
     check_runs_quantized,
     count_kernels,
     kernels_saturate,
+    may_reuse_memory,
     min_onnxruntime,
     needed_config,
     open_counted,
@@ -66,6 +67,7 @@ __all__ = [
     "compare_metrics",
     "count_kernels",
     "kernels_saturate",
+    "may_reuse_memory",
     "measure_latency",
     "min_onnxruntime",
     "needed_config",
@@ -73,7 +75,7 @@ __all__ = [
     "open_pair",
     "open_session",
     "run_course",
-    "time_sessions",
+    "time_files",
     "validate",
     "with_outputs",
 ]

@@ -1,21 +1,24 @@
 """Latency of files in onnxruntime, interleaved: whatever else the machine does meets all of them alike."""
 
 import dataclasses
+import itertools
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto
 
 from pdq_export.validate.runtime import Batch, Session, batch_size, open_session
 
 SECONDS = 1.0  # of measuring, about, where nothing else is asked for
 _LEAST = 0.005  # seconds of one timing, which repeats short calls
-_FEWEST_ROUNDS, _MOST_ROUNDS = 3, 61
+_FEWEST_ROUNDS, MOST_ROUNDS = 3, 61
 _WARM_UP, _WARM_UP_SECONDS = 3, 0.1
 
 
@@ -27,12 +30,24 @@ class Spread:
     low: float
     high: float
 
+    @property
+    def spans_one(self) -> bool:
+        """Whether the ratio may as well be 1: no difference is shown."""
+        return self.low <= 1 <= self.high
+
+
+def ratio_by_round(values: Sequence[float], others: Sequence[float]) -> Spread:
+    """How many times ``others`` are ``values``, taken round by round."""
+    middle, low, high = np.quantile(np.divide(values, others), [0.5, 0.25, 0.75])
+    return Spread(median=float(middle), low=float(low), high=float(high))
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Milliseconds a call of one model, a number a round."""
+    """Milliseconds a call of one model: ``milliseconds``, a mean a round; ``calls``, each by itself."""
 
     milliseconds: tuple[float, ...]
+    calls: tuple[float, ...] = ()
 
     @property
     def median(self) -> float:
@@ -41,8 +56,7 @@ class Timing:
 
     def ratio(self, other: "Timing") -> Spread:
         """How many times as long as ``other`` it takes, round by round."""
-        middle, low, high = np.quantile(np.divide(self.milliseconds, other.milliseconds), [0.5, 0.25, 0.75])
-        return Spread(median=float(middle), low=float(low), high=float(high))
+        return ratio_by_round(self.milliseconds, other.milliseconds)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,7 +101,7 @@ def measure_latency(
     ]
     for session in sessions[1:]:
         session.rename(inputs or session.inputs, {name: name for name in session.outputs})
-    least = min(_LEAST, seconds / _MOST_ROUNDS)
+    least = min(_LEAST, seconds / MOST_ROUNDS)
     floating, low, *unclipped = time_sessions(sessions, batch, threads=threads, least=least, seconds=seconds)
     return LatencyPair(
         batch=batch_size(batch),
@@ -98,6 +112,14 @@ def measure_latency(
         clips=clips,
         clip_ratio=low.ratio(unclipped[0]) if unclipped else None,
     )
+
+
+def time_files(
+    models: Sequence[Path], batch: Batch, *, threads: int, rounds: int | None = None, least: float = _LEAST
+) -> list[Timing]:
+    """`time_sessions` of files with the session options that they need. Raises ValidationError where one fails."""
+    sessions = [open_session(path, threads=threads) for path in models]
+    return time_sessions(sessions, batch, threads=threads, rounds=rounds, least=least)
 
 
 def time_sessions(
@@ -115,39 +137,50 @@ def time_sessions(
     that counts, which leaves out when others had the core. Raises ValidationError where a session does not run.
     """
     clock = _clock(threads)
-    repeats = [_repeats(session, batch, least) for session in sessions]
+    feeds = [session.feed(batch) for session in sessions]
+    fed = list(zip(sessions, feeds, strict=True))
+    repeats = [_repeats(session, feed, least) for session, feed in fed]
+    calls: list[list[float]] = [[] for _ in sessions]
 
     def turn() -> list[float]:
-        times = []
-        for session, count in zip(sessions, repeats, strict=True):
-            start = clock()
+        means = []
+        for (session, feed), count, own in zip(fed, repeats, calls, strict=True):
+            marks = [clock()]
             for _ in range(count):
-                session.run(batch)
-            times.append((clock() - start) / count * 1e3)
-        return times
+                session.run_fed(feed)
+                marks.append(clock())
+            own.extend((after - before) * 1e3 for before, after in itertools.pairwise(marks))
+            means.append((marks[-1] - marks[0]) / count * 1e3)
+        return means
 
     start = time.perf_counter()
     taken = [turn()]
     if rounds is None:
         fits = seconds / max(time.perf_counter() - start, 1e-9)
-        rounds = round(min(max(fits, _FEWEST_ROUNDS), _MOST_ROUNDS))
+        rounds = round(min(max(fits, _FEWEST_ROUNDS), MOST_ROUNDS))
     taken += [turn() for _ in range(rounds - 1)]
-    return [Timing(milliseconds=times) for times in zip(*taken, strict=True)]
+    return [
+        Timing(milliseconds=means, calls=tuple(own)) for means, own in zip(zip(*taken, strict=True), calls, strict=True)
+    ]
+
+
+def counts_cpu_time(threads: int) -> bool:
+    """Whether times on so many threads are CPU time."""
+    return threads == 1 and sys.platform != "win32"  # where it goes in steps of 16 ms
 
 
 def _clock(threads: int) -> Callable[[], float]:
-    coarse = sys.platform == "win32"  # CPU time goes there in steps of 16 ms
-    return time.perf_counter if coarse or threads != 1 else time.thread_time
+    return time.thread_time if counts_cpu_time(threads) else time.perf_counter
 
 
-def _repeats(session: Session, batch: Batch, least: float) -> int:
+def _repeats(session: Session, feed: Mapping[str, NDArray[Any]], least: float) -> int:
     begin = time.perf_counter()
     for _ in range(_WARM_UP):
-        session.run(batch)
+        session.run_fed(feed)
         if time.perf_counter() - begin > _WARM_UP_SECONDS:
             break
     start = time.perf_counter()
-    session.run(batch)
+    session.run_fed(feed)
     return max(1, round(least / max(time.perf_counter() - start, 1e-6)))
 
 

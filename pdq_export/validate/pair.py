@@ -54,7 +54,11 @@ def open_pair(original: File, quantized: File) -> Pair:
     )
 
 
-def _match_inputs(first: Sequence[Value], second: Sequence[Value]) -> list[tuple[Value, Value]]:
+def match_inputs(first: Sequence[Value], second: Sequence[Value]) -> list[tuple[Value, Value]]:
+    """The inputs of two files in the first's order, by name or else by position; what axis 0 says is not compared.
+
+    Raises ModelError where they do not fit each other, or are no numbers.
+    """
     pairs, left, others = _match(first, second)
     if left or others or any(not _fits(a, b) for a, b in pairs):
         raise ModelError(
@@ -65,6 +69,12 @@ def _match_inputs(first: Sequence[Value], second: Sequence[Value]) -> list[tuple
     for value in (value for pair in pairs for value in pair):
         if value.dtype is None:
             raise ModelError(f"input {value}: expected a tensor of numbers; start the model behind it")
+    return pairs
+
+
+def _match_inputs(first: Sequence[Value], second: Sequence[Value]) -> list[tuple[Value, Value]]:
+    pairs = match_inputs(first, second)
+    for value in (value for pair in pairs for value in pair):
         if value.shape is None:
             raise ModelError(
                 f"input {value}: its rank is unknown, or it is a scalar; expected N x ..., declared in the file's "

@@ -130,14 +130,21 @@ class Session:
 
         Raises ValidationError where onnxruntime fails on it, and for numbers that an input of integers does not take.
         """
+        return self.run_fed(self.feed(batch))
+
+    def feed(self, batch: Batch) -> dict[str, NDArray[Any]]:
+        """A batch as onnxruntime takes it: by name, in the inputs' types; see `run` for what is refused."""
         arrays = batch if isinstance(batch, tuple) else (batch,)
         by_name = {value.name: value for value in self.takes}
-        feed = {name: _typed(array, by_name[name]) for name, array in zip(self.inputs, arrays, strict=True)}
+        return {name: _typed(array, by_name[name]) for name, array in zip(self.inputs, arrays, strict=True)}
+
+    def run_fed(self, feed: Mapping[str, NDArray[Any]]) -> list[NDArray[np.float32]]:
+        """What `run` does, on a batch that `feed` has prepared."""
         try:
             results = self._session.run(self._fetched, feed)[: len(self._fetched)]  # all, where none is asked for
             return [np.asarray(output) for output in results]
         except Exception as error:  # onnxruntime's errors share no base class
-            shapes = ", ".join(str(list(array.shape)) for array in arrays)
+            shapes = ", ".join(str(list(array.shape)) for array in feed.values())
             raise ValidationError(f"onnxruntime fails on a batch of shape {shapes}: {_shorten(error)}") from error
 
     def run_by_name(self, batch: Batch) -> dict[str, NDArray[np.float32]]:
@@ -250,6 +257,13 @@ def warn_older(model: bytes) -> None:
         )
 
 
+def may_reuse_memory(model: bytes | str | Path) -> bool:
+    """Whether the installed onnxruntime computes ``model`` rightly with its default SessionOptions.enable_mem_reuse."""
+    if _version(onnxruntime.__version__) >= _REUSES_MEMORY_OF_NARROW:
+        return True
+    return not _quantizes_below_8_bits(model, ["QuantizeLinear"])
+
+
 def _version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(".")[:2])
 
@@ -337,10 +351,7 @@ def _options(threads: int | None, config: Mapping[str, str] | None = None) -> on
 def _load(model: bytes | str | Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
     source = model if isinstance(model, bytes) else str(model)
     try:
-        if _version(onnxruntime.__version__) < _REUSES_MEMORY_OF_NARROW and _quantizes_below_8_bits(
-            model, ["QuantizeLinear"]
-        ):
-            options.enable_mem_reuse = False
+        options.enable_mem_reuse = may_reuse_memory(model)
         return onnxruntime.InferenceSession(source, options, providers=PROVIDERS)
     except Exception as error:  # onnxruntime's errors share no base class
         where = "the model" if isinstance(model, bytes) else repr(str(model))

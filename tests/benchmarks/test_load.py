@@ -58,7 +58,7 @@ def test_a_runtime_of_another_folder_is_the_one_that_loads(model: Path, tmp_path
         "class InferenceSession:\n    def __init__(self, *arguments, **named): pass\n"
     )
     work = dataclasses.replace(made_up().work, runtime=str(tmp_path))
-    assert load.load(model, work)[0] == "0.1"
+    assert load.load(model, work).onnxruntime == "0.1"
 
 
 def made_up() -> Result:

@@ -91,6 +91,12 @@ def test_what_is_wrong_with_paths_is_told_without_torch(tmp_path: Path) -> None:
         assert imported(tmp_path, {"torch"}, *command, *args) == set()
 
 
+def test_bench_imports_neither_torch_nor_onnxsim(tmp_path: Path) -> None:
+    (tmp_path / "net.onnx").write_bytes(content(export("chain", "8/8", "ort")))
+    command = ("bench", "net.onnx", "net.onnx", "--seconds", "0", "--loads", "0")
+    assert imported(tmp_path, {"torch", "onnxsim"}, *command) == set()
+
+
 @pytest.mark.parametrize("target", ["native", "qcdq", "ort"])
 def test_convert_imports_neither_torch_nor_onnxsim(tmp_path: Path, target: str) -> None:
     (tmp_path / "net.onnx").write_bytes(content(export("chain", "2/2", "ort")))

@@ -7,8 +7,8 @@ import onnx
 import pytest
 
 from pdq_export.errors import ValidationError
-from pdq_export.validate import Session, Timing, measure_latency, time_sessions
-from pdq_export.validate.latency import _with_wide_activations
+from pdq_export.validate import Session, Timing, measure_latency, time_files
+from pdq_export.validate.latency import _with_wide_activations, time_sessions
 
 X = np.zeros((2, 3, 4, 4), np.float32)
 
@@ -68,6 +68,19 @@ def test_each_session_has_a_number_a_round(rounds):
     sessions = [Session(model(), threads=1), Session(CLIPPED, threads=1)]
     timings = time_sessions(sessions, X, threads=1, rounds=rounds, least=0, seconds=0)
     assert [len(timing.milliseconds) for timing in timings] == [rounds or 3] * 2
+    assert all(np.mean(timing.calls) == pytest.approx(np.mean(timing.milliseconds)) for timing in timings)
+
+
+def test_a_difference_is_shown_where_the_quartiles_are_on_one_side_of_1():
+    one = Timing(milliseconds=(1.0, 1.0, 1.0))
+    assert Timing(milliseconds=(0.9, 1.0, 1.3)).ratio(one).spans_one
+    assert not Timing(milliseconds=(1.1, 1.2, 1.3)).ratio(one).spans_one
+
+
+def test_files_are_timed_round_by_round(tmp_path):
+    (tmp_path / "a.onnx").write_bytes(model())
+    timings = time_files([tmp_path / "a.onnx", tmp_path / "a.onnx"], X, threads=1, rounds=2, least=0)
+    assert [len(timing.milliseconds) for timing in timings] == [2, 2]
 
 
 def test_a_batch_that_does_not_fit():
