@@ -1,11 +1,14 @@
 """What calibration would learn, roughly, before there are samples: scales and zero points, for the size of a file.
 
 How many bytes a bias takes follows from the scales of its layer's input and weight, and what a file tells of the zero
-points from their values. Both are searched here as calibration does it, activations on noise and of each channel's
-weights a few: enough to tell one byte from two, and no more. Integers are zeros.
+points from their values. Both are searched here as calibration does it, activations on noise, and in large networks a
+few of each channel's weights: enough to tell one byte from two, and no more. Integers are zeros. What noise becomes in
+a network tells little of what images become; where BatchNormalization kept that, channels are brought to its mean and
+deviation.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -21,8 +24,9 @@ from pdq_export.plan.nodes import is_nonnegative
 from pdq_export.spec import Plan, Point, QuantizedTensor, Role
 from pdq_export.validate import Session
 
-_OF_A_CHANNEL = 96  # weights that are looked at
+_OF_A_CHANNEL, _OF_ALL = 96, 1 << 19  # weights that are looked at, at least and at most
 _PATCH = 8  # pixels that are alike
+_FEWEST = 16  # pixels that have a deviation worth the name
 _SMALLEST = float(np.finfo(np.float32).tiny)
 
 
@@ -44,33 +48,28 @@ def estimate_activations(prepared: PreparedModel, plan: Plan) -> dict[str, Quant
 
 def estimate_weights(index: GraphIndex, points: Iterable[Point]) -> dict[str, QuantizedTensor]:
     """One for each of the points, which are weights, by tensor."""
-    kinds: dict[tuple[int, int], dict[str, tuple[Point, NDArray[np.float32]]]] = {}
-    for point in points:
-        weight = index.constant(point.tensor)
-        assert weight is not None
-        kinds.setdefault((point.qmin, point.qmax), {})[point.tensor] = (point, weight)
+    weights = [(point, _channels(index, point)) for point in points]
+    most = max(_OF_A_CHANNEL, _OF_ALL // max(sum(len(channels) for _, channels in weights), 1))
+    kinds: dict[tuple[int, int, int], list[tuple[Point, NDArray[np.float32]]]] = {}
+    for point, channels in weights:
+        kinds.setdefault((point.qmin, point.qmax, min(channels.shape[1], most)), []).append((point, channels))
     return {
-        name: tensor
-        for (qmin, qmax), weights in kinds.items()
-        for name, tensor in _search_together(weights, qmin, qmax).items()
+        point.tensor: _quantized(point, qparams, np.zeros(_weight(index, point).shape, np.int16))
+        for (qmin, qmax, count), together in kinds.items()
+        for (point, _), qparams in zip(together, _search_together(together, qmin, qmax, count), strict=True)
     }
 
 
 def _search_together(
-    weights: Mapping[str, tuple[Point, NDArray[np.float32]]], qmin: int, qmax: int
-) -> dict[str, QuantizedTensor]:
+    weights: Sequence[tuple[Point, NDArray[np.float32]]], qmin: int, qmax: int, count: int
+) -> Iterator[QParams]:
     """The channels of all weights are rows of one search, each weight in units of its largest number."""
-    units = [max(float(np.abs(weight).max(initial=0)), _SMALLEST) for _, weight in weights.values()]
-    rows = [_some_of(weight, point) / unit for unit, (point, weight) in zip(units, weights.values(), strict=True)]
-    qparams = choose_weight_qparams(torch.tensor(np.concatenate(rows)), qmin, qmax)
+    units = [max(float(np.abs(channels).max(initial=0)), _SMALLEST) for _, channels in weights]
+    rows = [_some_of(channels, count) / unit for unit, (_, channels) in zip(units, weights, strict=True)]
+    found = choose_weight_qparams(torch.tensor(np.concatenate(rows)), qmin, qmax)
     sizes = [len(channels) for channels in rows]
-    parts = zip(qparams.scale.split(sizes), qparams.zero_point.split(sizes), units, weights.items(), strict=True)
-    return {
-        name: _quantized(
-            point, QParams(scale=scale, zero_point=zero_point).times(unit), np.zeros(weight.shape, np.int16)
-        )
-        for scale, zero_point, unit, (name, (point, weight)) in parts
-    }
+    for scale, zero_point, unit in zip(found.scale.split(sizes), found.zero_point.split(sizes), units, strict=True):
+        yield QParams(scale=scale, zero_point=zero_point).times(unit)
 
 
 def _estimate_activation(index: GraphIndex, point: Point, seen: NDArray[np.float32] | None) -> QuantizedTensor:
@@ -93,12 +92,25 @@ def _quantized(point: Point, qparams: QParams, integers: NDArray[np.int16] | Non
     )
 
 
-def _some_of(weight: NDArray[np.float32], point: Point) -> NDArray[np.float32]:
-    """[C, K]: of each channel's weights the smallest, the largest, and some from all over it."""
+def _weight(index: GraphIndex, point: Point) -> NDArray[np.float32]:
+    weight = index.constant(point.tensor)
+    assert weight is not None
+    return weight
+
+
+def _channels(index: GraphIndex, point: Point) -> NDArray[np.float32]:
+    """A weight as [C, K]."""
     assert point.axis is not None
-    rows = np.moveaxis(weight, point.axis, 0).reshape(weight.shape[point.axis], -1)
-    places = np.linspace(0, rows.shape[1] - 1, _OF_A_CHANNEL - 2).astype(int)
-    return np.column_stack([rows.min(1), rows.max(1), rows[:, places]])
+    rows = np.moveaxis(_weight(index, point), point.axis, 0)
+    return rows.reshape(len(rows), -1)
+
+
+def _some_of(channels: NDArray[np.float32], count: int) -> NDArray[np.float32]:
+    """[C, count]: of each channel's weights the smallest, the largest, and some from all over it."""
+    if channels.shape[1] <= count:
+        return channels
+    places = np.linspace(0, channels.shape[1] - 1, count - 2).astype(int)
+    return np.column_stack([channels.min(1), channels.max(1), channels[:, places]])
 
 
 def _activations(prepared: PreparedModel, plan: Plan) -> Mapping[str, NDArray[np.float32]]:
@@ -111,7 +123,7 @@ def _activations(prepared: PreparedModel, plan: Plan) -> Mapping[str, NDArray[np
     known = dict(zip(prepared.index.inputs, given, strict=True))
     computed = [name for name in wanted if name not in known]
     try:
-        return known | _run(prepared.model, computed, given)
+        return known | _run(_as_on_images(prepared), computed, given)
     except ValidationError:
         return known
 
@@ -122,6 +134,28 @@ def _smooth(x: NDArray[np.float32]) -> NDArray[np.float32]:
         return x
     patches = x[:, :, ::_PATCH, ::_PATCH].repeat(_PATCH, 2).repeat(_PATCH, 3)[:, :, : x.shape[2], : x.shape[3]]
     return np.asarray(patches * np.float32(0.95) + x * np.float32(0.3), np.float32)
+
+
+def _as_on_images(prepared: PreparedModel) -> onnx.ModelProto:
+    """The model with every channel that BatchNormalization has statistics of brought to them, image by image."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(prepared.model)
+    del changed.graph.node[:]
+    for node in prepared.model.graph.node:
+        changed.graph.node.append(node)
+        statistics = prepared.statistics.get(node.output[0]) if node.output else None
+        if statistics is None or node.op_type not in ("Conv", "ConvTranspose"):
+            continue
+        name = node.output[0]
+        shape = prepared.index.shape(name) or ()
+        if all(isinstance(size, int) for size in shape[2:]) and math.prod(shape[2:]) < _FEWEST:
+            continue
+        inputs = [f"{name}/{what}" for what in ("on_noise", "deviation", "mean")]
+        changed.graph.node[-1].output[0] = inputs[0]
+        for tensor, value in zip(inputs[1:], (statistics.std, statistics.mean), strict=True):
+            changed.graph.initializer.append(onnx.numpy_helper.from_array(value, tensor))
+        changed.graph.node.append(onnx.helper.make_node("InstanceNormalization", inputs, [name], epsilon=_SMALLEST))
+    return changed
 
 
 def _run(
