@@ -147,8 +147,9 @@ def _as_on_images(prepared: PreparedModel) -> onnx.ModelProto:
         if statistics is None or node.op_type not in ("Conv", "ConvTranspose"):
             continue
         name = node.output[0]
-        shape = prepared.index.shape(name) or ()
-        if all(isinstance(size, int) for size in shape[2:]) and math.prod(shape[2:]) < _FEWEST:
+        sizes = (prepared.index.shape(name) or ())[2:]
+        known = [size for size in sizes if isinstance(size, int)]
+        if len(known) == len(sizes) and math.prod(known) < _FEWEST:
             continue
         inputs = [f"{name}/{what}" for what in ("on_noise", "deviation", "mean")]
         changed.graph.node[-1].output[0] = inputs[0]
