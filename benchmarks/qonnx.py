@@ -1,6 +1,6 @@
 """QONNX's executor against the simulation, on images: classes and the largest difference, by model and bits.
 
-    python -m benchmarks.qonnx calib_data/fashion_resnet.onnx --calib calib_data/calib.npz --eval calib_data/eval.npz
+    python -m benchmarks.qonnx MODEL.onnx --calib CALIB.npz --eval EVAL.npz --iters 20
 
 Each model is calibrated for `qonnx`; the written file is cleaned up and run by the package's executor, which makes a
 session of every node, on large batches, and its outputs are held against those that the simulation gives for the same
@@ -147,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--method", default="pd-quant")
     parser.add_argument("--preset", default="fast")
     parser.add_argument("--samples", type=int, default=256)
-    parser.add_argument("--iters", type=int, default=20, help="steps a block: enough that the classes mean something")
+    parser.add_argument("--iters", type=int, help="steps a block; 20 are enough that classes mean something at 2/2")
     parser.add_argument("--weights", default="asymmetric")
     given = parser.parse_args(arguments)
     warnings.filterwarnings("ignore")  # of the package's transformations
