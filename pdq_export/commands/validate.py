@@ -23,7 +23,7 @@ from pdq_export.files import write_together
 from pdq_export.gates import Limits, check_outputs, parse_limits
 from pdq_export.graph.batch_axis import follow
 from pdq_export.graph.external import external_locations
-from pdq_export.graph.load import in_memory, read_structure
+from pdq_export.graph.load import in_memory, read_model, read_structure
 from pdq_export.graph.lookup import GraphIndex
 from pdq_export.graph.passes import tidy
 from pdq_export.report import ModelInfo, Report
@@ -36,10 +36,12 @@ from pdq_export.validate import (
     LatencyPair,
     Metric,
     Pair,
+    is_qonnx,
     measure_latency,
     min_onnxruntime,
     open_pair,
     run_course,
+    runnable,
 )
 from pdq_export.validate.compare import class_scores
 
@@ -83,7 +85,7 @@ def validate_models(
     tell.stage("load")
     files = [_File.of(given, which) for given, which in ((model, "model"), (quantized, "quantized"))]
     check_side_files(settled, inputs=[*read, *(path for file in files for path in file.external)])
-    pair = open_pair(*(file.content for file in files))
+    pair = open_pair(*(file.runs for file in files))
     tell.stage("read")
     size = _choose_batch(pair, batch_size)
     samples = _read(data, labels, pair, size, tell)
@@ -91,7 +93,7 @@ def validate_models(
     run = _Run(pair=pair, samples=samples, size=size, limits=limits, metrics=named)
     measured, metric_values = run.measure(files[0].structure, tell)
     tell.stage("time")
-    latency = run.time(*(file.content for file in files))
+    latency = None if any(file.is_qonnx for file in files) else run.time(*(file.content for file in files))
     report = Report.of(
         dataclasses.replace(measured, min_onnxruntime=min_onnxruntime(files[1].content)),
         model=files[0].info(),
@@ -114,11 +116,15 @@ def validate_models(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _File:
-    """A model as it is given: ``content`` for onnxruntime, a path or bytes; ``structure``: without external data."""
+    """A model as it is given: ``content``, a path or bytes; ``structure``: without external data.
+
+    ``runs``: the same for onnxruntime, which knows no Quant nodes of QONNX.
+    """
 
     content: bytes | Path
     structure: onnx.ModelProto
     external: tuple[Path, ...]
+    runs: bytes | Path
 
     @classmethod
     def of(cls, given: Model, which: str) -> "_File":
@@ -126,11 +132,17 @@ class _File:
             path = Path(given)
             structure = read_structure(path)
             external = tuple(path.parent / location for location in external_locations(structure))
-            return cls(content=path, structure=structure, external=external)
+            return cls(content=path, structure=structure, external=external, runs=_runnable(path, structure, str(path)))
         model = in_memory(given)
         if not model.graph.node:
             raise ModelError(f"{which}: its graph has no nodes; expected a network")
-        return cls(content=model.SerializeToString(), structure=model, external=())
+        content = model.SerializeToString()
+        return cls(content=content, structure=model, external=(), runs=_runnable(content, model, which))
+
+    @property
+    def is_qonnx(self) -> bool:
+        """Whether it is run in float with Quant spelt out, which is no measure of time."""
+        return self.runs is not self.content
 
     def info(self) -> ModelInfo:
         """What is said of it."""
@@ -140,6 +152,19 @@ class _File:
             return ModelInfo.of_files(self.content, *self.external)
         except OSError as error:
             raise ModelError(f"{self.content}: cannot be read: {error.strerror or error}") from error
+
+
+def _runnable(content: bytes | Path, structure: onnx.ModelProto, where: str) -> bytes | Path:
+    """``content``, with the Quant nodes of QONNX spelt out where there are some; ``where``: what messages call it."""
+    if not is_qonnx(structure):
+        return content
+    whole = content if isinstance(content, bytes) else read_model(content).SerializeToString()
+    try:
+        made = runnable(whole)
+    except ModelError as error:
+        raise ModelError(f"{where}: {error}") from error
+    logger.info("%s: its Quant nodes of QONNX are run in float; its kernels and time are not those of hardware", where)
+    return made
 
 
 def _choose_batch(pair: Pair, asked: int | None) -> int:

@@ -4,6 +4,8 @@ Quant(x, scale, zeropt, bitwidth) = (round(clip(x / scale + zeropt)) - zeropt) *
 "QONNX: Representing Arbitrary-Precision Quantized Neural Networks", section 5). Whatever these tools ask, holds:
 
 - scale, zeropt and bitwidth are initializers; a zeropt of 0 is one number, a scale per channel has the weight's rank;
+- an activation whose zero_point is the middle of its integers, 2^(bits-1), is signed, with a zeropt of 0, which FINN
+  asks for. That is the same: the middle is even, so that halves are rounded alike;
 - weights are floats that a Quant leaves as they are, each read by one layer: FINN folds no Quant that two read;
 - Relu stays before an unsigned Quant. A Clip that the integers make superfluous is written as one; others stay;
 - biases are floats on the grid of input scale times weight scale, without a Quant: tools extract them as an Add and
@@ -61,13 +63,20 @@ class _QonnxGraph(QdqGraph):
 
     def _quantize(self, tensor: str, float_name: str, absorbed: NodeProto | None) -> None:
         inputs, point = [float_name, *self._parameters(tensor)], self.plan.points[tensor]
-        self.floats[tensor] = self._quants.quant(inputs, point, f"{tensor}_quantized", f"{tensor}/{QUANT}")
+        self.floats[tensor] = self._quants.quant(
+            inputs, point, f"{tensor}_quantized", f"{tensor}/{QUANT}", signed=self._is_signed(tensor)
+        )
 
     def _quantize_moved(self, tensor: str) -> None:
         """It is quantized already."""
 
     def zero_point(self, point: str) -> str:
-        return self._quants.number("zero_point", int(self.activation(point).zero_point))
+        value = 0 if self._is_signed(point) else int(self.activation(point).zero_point)
+        return self._quants.number("zero_point", value)
+
+    def _is_signed(self, tensor: str) -> bool:
+        """Whether the integers of an activation, less its zero_point, are those of a signed type."""
+        return int(self.activation(tensor).zero_point) == 1 << self.plan.points[tensor].bits - 1
 
     def _constant(self, tensor: str) -> None:
         quantized = self.activation(tensor)
@@ -128,15 +137,15 @@ class _QuantWriter:
             self._numbers[what, value] = self.out.constant(f"{what}_{value}", np.array(value, np.float32))
         return self._numbers[what, value]
 
-    def quant(self, inputs: list[str], point: Point, output: str, name: str) -> str:
-        """The Quant of x, scale and zeropt to the integers of ``point``. Returns the name of its output."""
+    def quant(self, inputs: list[str], point: Point, output: str, name: str, *, signed: bool) -> str:
+        """The Quant of x, scale and zeropt to as many integers as ``point`` has. Returns the name of its output."""
         return self.out.node(
             QUANT,
             [*inputs, self.number("bits", point.bits)],
             output,
             name=name,
             domain=DOMAIN,
-            signed=int(point.symmetric),
+            signed=int(signed),
             narrow=int(point.symmetric and point.qmin == -point.qmax),
             rounding_mode="ROUND",
         )
@@ -155,7 +164,8 @@ class _LayerWriter:
         key = (name, weight.scale.tobytes())
         if key not in self._weights:
             self._weights[key] = self._numbers(weight)
-        quant = self._quants.quant(self._weights[key], weight.point, f"{name}_quantized", f"{name}/{QUANT}")
+        inputs, point = self._weights[key], weight.point
+        quant = self._quants.quant(inputs, point, f"{name}_quantized", f"{name}/{QUANT}", signed=point.symmetric)
         if bias is None:
             return {name: quant}
         assert input_scale is not None, "a bias in integers has an input in integers"

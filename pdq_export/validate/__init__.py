@@ -17,7 +17,7 @@ from pdq_export.validate.measure import (
 from pdq_export.validate.metrics import Metric, MetricMeter, MetricValue, compare_metrics
 from pdq_export.validate.pair import Pair, open_pair
 from pdq_export.validate.parts import PartAgreement
-from pdq_export.validate.qonnx import check_runs_qonnx
+from pdq_export.validate.qonnx import check_runs_qonnx, is_qonnx, runnable
 from pdq_export.validate.runtime import (
     Batch,
     KernelCount,
@@ -66,6 +66,7 @@ __all__ = [
     "check_runs_quantized",
     "compare_metrics",
     "count_kernels",
+    "is_qonnx",
     "kernels_saturate",
     "may_reuse_memory",
     "measure_latency",
@@ -75,6 +76,7 @@ __all__ = [
     "open_pair",
     "open_session",
     "run_course",
+    "runnable",
     "time_files",
     "validate",
     "with_outputs",

@@ -4,9 +4,12 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from pdq_export.errors import ModelError
 from pdq_export.validate.runtime import Batch, Session
 
 _DOMAIN = "qonnx.custom_op.general"
+_OLDEST_OPSET = 13  # of what a Quant is said in
+_HALF_TO_EVEN = ("ROUND", "HALF_EVEN")  # two names of one mode
 # As QONNX defines it: the bounds are clipped to before rounding, and signed integers alone have a narrow lower bound.
 _QUANT = """<domain: "qonnx.custom_op.general", opset_import: ["": OPSET]>
 Quant <signed, narrow, rounding_mode> (x, scale, zeropt, bitwidth) => (y) {
@@ -33,13 +36,50 @@ Quant <signed, narrow, rounding_mode> (x, scale, zeropt, bitwidth) => (y) {
 }"""
 
 
+def is_qonnx(model: onnx.ModelProto) -> bool:
+    """Whether there is a node that QONNX defines, which onnxruntime does not know."""
+    functions = {(function.domain, function.name) for function in model.functions}
+    return any(node.domain == _DOMAIN and (node.domain, node.op_type) not in functions for node in model.graph.node)
+
+
 def runnable(content: bytes) -> bytes:
-    """A QONNX file, given as bytes, that onnxruntime runs, in float: with Quant as a function of the model."""
+    """A QONNX file, given as bytes, that onnxruntime runs, in float: with Quant as a function of the model.
+
+    Raises ModelError for what that function does not say: other operators of QONNX, other rounding than half to even,
+    one bit, which QONNX reads as a sign, and opsets below 13.
+    """
     model = onnx.load_model_from_string(content)
     (opset,) = (known.version for known in model.opset_import if known.domain in ("", "ai.onnx"))
+    if opset < _OLDEST_OPSET:
+        raise ModelError(
+            f"a QONNX file of opset {opset}: expected {_OLDEST_OPSET} or newer; raise it with "
+            "onnx.version_converter, or export the file anew"
+        )
+    _check_quants(model.graph)
     model.functions.append(onnx.parser.parse_function(_QUANT.replace("OPSET", str(opset))))
     model.ir_version = max(model.ir_version, 8)  # the first with functions
     return bytes(model.SerializeToString())
+
+
+def _check_quants(graph: onnx.GraphProto) -> None:
+    numbers = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.domain != _DOMAIN:
+            continue
+        given = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
+        mode = given.get("rounding_mode", b"ROUND").decode()
+        wrong = ""
+        if node.op_type != "Quant":
+            wrong = f"it is a {node.op_type} of QONNX"
+        elif mode.upper() not in _HALF_TO_EVEN:
+            wrong = f"its rounding_mode is {mode}"
+        elif (bits := numbers.get(node.input[3])) is not None and (onnx.numpy_helper.to_array(bits) < 2).any():
+            wrong = "it has fewer than 2 bits"
+        if wrong:
+            raise ModelError(
+                f"node {node.name or node.output[0]!r}: {wrong}; expected Quant nodes of 2 bits or more that round "
+                "half to even, ROUND; run the file with QONNX's own executor, qonnx-exec"
+            )
 
 
 def check_runs_qonnx(content: bytes, batch: Batch | None) -> list[NDArray[np.float32]] | None:

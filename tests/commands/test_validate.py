@@ -21,6 +21,9 @@ from pdq_export import calib_data, validate_models
 from pdq_export.data import load_images
 from pdq_export.errors import DataError, ModelError, OptionError, PdqError, ValidationError
 from pdq_export.report import Report
+from pdq_export.validate import Session
+
+from ..quant_reference import run_qonnx
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((50, 3, 6, 6), dtype=np.float32)
@@ -181,6 +184,49 @@ def test_a_trained_network_as_onnxruntime_quantizes_it(tmp_path: Path, form: Qua
     assert sum(report.kernels.integer.values()) > 0
     assert report.quantized_accuracy is not None
     assert report.quantized_accuracy.top1 > 0.85
+
+
+def by_qonnx() -> onnx.ModelProto:
+    """Weights of 4 bits with one scale each, and the images of 8 bits, as QONNX's Quant nodes."""
+    made, domain = net(), "qonnx.custom_op.general"
+    made.opset_import.append(helper.make_opsetid(domain, 1))
+    nodes = list(made.graph.node)
+    del made.graph.node[:]
+    numbers = {"zero": 0.0, "four": 4.0, "eight": 8.0, "x_scale": 0.04, "w_scale": 0.4, "v_scale": 0.4}
+    made.graph.initializer.extend(numpy_helper.from_array(np.float32(value), name) for name, value in numbers.items())
+    for name, bits in (("x", "eight"), ("w", "four"), ("v", "four")):
+        inputs, how = [name, f"{name}_scale", "zero", bits], {"signed": 1, "narrow": 0, "rounding_mode": "ROUND"}
+        made.graph.node.append(helper.make_node("Quant", inputs, [f"{name}_q"], domain=domain, **how))
+    for node in nodes:
+        node.input[:] = [f"{name}_q" if name in ("x", "w", "v") else name for name in node.input]
+        made.graph.node.append(node)
+    return made
+
+
+@pytest.mark.parametrize("form", ["path", "external data", "model"])
+def test_files_of_qonnx_run_with_quant_spelt_out(original: Path, tmp_path: Path, form: str) -> None:
+    made, path = by_qonnx(), tmp_path / "qonnx.onnx"
+    how = {"location": "qonnx.onnx.data", "size_threshold": 0}
+    onnx.save(by_qonnx(), path, save_as_external_data=form == "external data", **how)
+    report = validate_models(original, made if form == "model" else path, data=X)
+    before = Session(original).run(X)
+    for output, reference, found in zip(report.outputs, before, run_qonnx(made, {"x": X}), strict=True):
+        assert output.quantized_float is not None
+        wide = reference.astype(np.float64)
+        relative = math.sqrt(((found - wide) ** 2).sum() / (wide**2).sum())
+        assert output.quantized_float.relative_error == pytest.approx(relative, rel=1e-4)
+        assert relative > 0.01
+    assert report.latency is None
+    if form != "model":
+        assert report.quantized.size == sum(file.stat().st_size for file in tmp_path.glob("qonnx.onnx*"))
+
+
+def test_what_of_qonnx_does_not_run_is_refused(original: Path, tmp_path: Path) -> None:
+    made, path = by_qonnx(), tmp_path / "qonnx.onnx"
+    made.graph.node[0].op_type = "BipolarQuant"
+    onnx.save(made, path)
+    with pytest.raises(ModelError, match=r"qonnx\.onnx: node 'x_q': it is a BipolarQuant of QONNX; expected Quant"):
+        validate_models(original, path, data=X)
 
 
 def test_labels_may_be_given_beside_the_data() -> None:

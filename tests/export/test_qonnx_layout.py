@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pdq_export import convert
 from pdq_export.arithmetic.bias import bias_integers, bias_scale, smallest_weight_scale
 from pdq_export.errors import ExportError
 from pdq_export.export.constants import Bias, Weight
@@ -74,7 +75,44 @@ def test_every_quant_is_one_that_tools_read(name: str, symmetric: bool) -> None:
             assert (scale.shape, zeropt.shape) == ((), ())
     weights = {row[1:] for row in seen if row[0]} - {(8, 0, 0)}  # constant operands are activations
     assert weights <= {(8, 1, 1), (3, int(symmetric), 0), (7, 1, 0)}
-    assert {row[2:] for row in seen if not row[0]} == {(0, 0)}
+    assert {row[2:] for row in seen if not row[0]} <= {(0, 0), (1, 0)}
+
+
+@pytest.mark.parametrize(("bits", "zero_point"), [(8, 128), (4, 8), (2, 2), (8, 127), (4, 7), (2, 1)])
+def test_integers_about_their_middle_are_signed(bits: int, zero_point: int) -> None:
+    """Whatever else they have as zero_point stays; in both cases the integers are those of `ort`."""
+    model = nets.chain()
+    plan = make_plan(model, PlanOptions.of("4/4"))
+    (point,) = (each for each in plan.points.values() if each.tensor == "x")
+    plan = dataclasses.replace(plan, points={**plan.points, "x": dataclasses.replace(point, bits=bits)})
+    tensors = calibrate(model, plan, feeds("chain"))
+    scale = 4.0 / 2**bits
+    tensors["x"] = quantized_tensor(plan.points["x"], scale, zero_point)
+    files = {
+        name: find_target(name).export(model, plan, tensors, metadata={"pdq_export.target": name})
+        for name in ("ort", "qonnx")
+    }
+    index = GraphIndex(files["qonnx"])
+    (quantize,) = index.consumers("x")
+    middle = zero_point == 2 ** (bits - 1)
+    assert attribute(quantize, "signed") == int(middle)
+    assert attribute(quantize, "narrow") == 0
+    assert index.constant(quantize.input[2]) == (0 if middle else zero_point)
+    assert index.constant(quantize.input[3]) == bits
+    (expected,) = Session(files["ort"].SerializeToString(), optimize=False).run(feeds("chain")["x"])
+    (found,) = run_qonnx(files["qonnx"], feeds("chain"))
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+    for file in files.values():
+        native = convert(file, "native")
+        assert {name: convert(native, name).graph for name in files} == {name: files[name].graph for name in files}
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_signed_integers_are_those_about_the_middle_in_every_tie(bits: int) -> None:
+    x = np.arange(-(2**bits) * 4, 2**bits * 4, dtype=np.float32) / 8  # halves of steps among them
+    signed = quant(x, 0.5, 0, bits, signed=1, narrow=0)
+    assert (signed == quant(x, 0.5, 2 ** (bits - 1), bits, signed=0, narrow=0)).all()
+    assert len(np.unique(signed)) == 2**bits
 
 
 def test_attributes_with_defaults_are_written_out() -> None:
