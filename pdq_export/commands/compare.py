@@ -1,9 +1,13 @@
 """`compare`: where the error of a quantized file arises, layer by layer, beside the FP32 file that it was made of."""
 
 import dataclasses
+import math
+from collections.abc import Container, Mapping
 from pathlib import Path
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from pdq_export.commands.pairs import File, Model, choose_batch, first_batch, read_samples
 from pdq_export.commands.progress import ProgressCallback, Tell
@@ -13,11 +17,12 @@ from pdq_export.exhaustion import tells_of_memory
 from pdq_export.graph.load import in_memory, read_model
 from pdq_export.graph.passes import constants
 from pdq_export.report.layers import LayerReport
-from pdq_export.validate import BATCH_SIZE, Batch, open_pair
+from pdq_export.validate import BATCH_SIZE, Batch, Pair, open_pair
 from pdq_export.validate.effects import measure_effects
 from pdq_export.validate.layers import LayerSessions, measure_layers, open_layers
-from pdq_export.validate.matching import match_tensors
+from pdq_export.validate.matching import Matching, match_tensors
 from pdq_export.validate.qoperator import as_pairs
+from pdq_export.validate.rescaled import find_scaled, taken_back
 from pdq_export.validate.weights import weight_levels
 
 SAMPLES = 64
@@ -48,12 +53,10 @@ def compare_models(
     files = [File.of(given, which) for given, which in ((model, "model"), (quantized, "quantized"))]
     pair = open_pair(*(file.content for file in files))
     first, second = _graph(model), as_pairs(_graph(quantized))
-    matching = match_tensors(first, second, pair.renamed)
-    sessions = open_layers(
-        first, second, matching, {value.name: pair.renamed.get(value.name, value.name) for value in pair.inputs}
-    )
+    layers = _Layers(original=first, quantized=second, pair=pair)
     tell.stage("read")
     found = read_samples(data, None, pair, choose_batch(pair, batch_size), tell, most=samples)
+    matching, sessions = layers.without_scaled(first_batch(found, pair.batch or 1))
     size = pair.batch or batch_size or _fitting(sessions, first_batch(found, 1))
     tell.stage("compare")
     errors = measure_layers(
@@ -77,6 +80,42 @@ def compare_models(
         model=_name(model),
         quantized=_name(quantized),
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Layers:
+    """Both files, the second in pairs, as they are matched and opened layer by layer."""
+
+    original: onnx.ModelProto
+    quantized: onnx.ModelProto
+    pair: Pair
+
+    def open(self, changed: Container[str] = ()) -> tuple[Matching, LayerSessions]:
+        """Raises ModelError where nothing matches."""
+        renamed = self.pair.renamed
+        matching = match_tensors(self.original, self.quantized, renamed, changed=changed)
+        inputs = {value.name: renamed.get(value.name, value.name) for value in self.pair.inputs}
+        return matching, open_layers(self.original, self.quantized, matching, inputs)
+
+    def without_scaled(self, sample: Batch) -> tuple[Matching, LayerSessions]:
+        """The same without tensors that equalization has scaled, as ``sample`` tells."""
+        apart, sessions = self.open()
+        reference, _, own = sessions.run(sample)
+        names = find_scaled(reference, own)
+        if not names:
+            return apart, sessions
+        together, others = self.open(names)
+        reference_together, _, own_together = others.run(sample)
+        scaled = taken_back(names, apart, _errors(reference, own), together, _errors(reference_together, own_together))
+        return self.open(scaled) if scaled else (apart, sessions)
+
+
+def _errors(reference: Mapping[str, NDArray[np.float32]], own: Mapping[str, NDArray[np.float32]]) -> dict[str, float]:
+    """The sum of squares of each difference; infinite where shapes differ."""
+    return {
+        name: float(np.square(own[name].astype(np.float64) - x).sum()) if own[name].shape == x.shape else math.inf
+        for name, x in reference.items()
+    }
 
 
 def _graph(given: Model) -> onnx.ModelProto:

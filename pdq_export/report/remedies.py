@@ -12,6 +12,7 @@ _FULL = 8
 _ENOUGH = 7  # bits of weights that are not worth more, as --reduce-range has them
 _PART = 0.25  # of a tensor's own error, which is worth something to be done about
 _FLOAT = 32
+_ROUNDING_DB = 100  # what float rounding makes is no error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,7 @@ class _State:
 
     def next(self, one: TensorError) -> Remedy | None:
         match, quantizer = one.match, one.match.quantizer
-        if one.own_db is None or match.op_type == "input":
+        if one.own_db is None or one.own_db > _ROUNDING_DB or match.op_type == "input":
             return None
         of_quantizer, of_weights = _parts(one)
         layers = [name for name in match.layers if name in self._weights]

@@ -7,7 +7,7 @@ folded into the layer or into its quantizer, and the tensor stands for what come
 
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Container, Iterable, Iterator, Mapping, Set
 
 import numpy as np
 import onnx
@@ -22,7 +22,12 @@ _APPENDED = re.compile(
 )
 _NODE_APPENDED = re.compile(r"(_quant|_quantized)$")
 _FOLDED = {"BatchNormalization": "norm", "Relu": "bound", "Clip": "bound", "Identity": "same", "Cast": "same"}
-_NARROW = {TensorProto.INT4: (-8, 7), TensorProto.UINT4: (0, 15), TensorProto.INT2: (-2, 1), TensorProto.UINT2: (0, 3)}
+_NARROW: Mapping[int, tuple[int, int]] = {
+    TensorProto.INT4: (-8, 7),
+    TensorProto.UINT4: (0, 15),
+    TensorProto.INT2: (-2, 1),
+    TensorProto.UINT2: (0, 3),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,11 +57,13 @@ class Quantizer:
     def integers(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """X / scale, rounded half to even, plus zero_point, clipped."""
         rounded = np.rint(x / np.float32(self.scale)) + np.float32(self.zero_point)
-        return np.clip(rounded, self.qmin, self.qmax)
+        clipped: NDArray[np.float32] = np.clip(rounded, self.qmin, self.qmax)
+        return clipped
 
     def dequantize(self, integers: NDArray[np.float32]) -> NDArray[np.float32]:
         """What integers stand for."""
-        return (integers - np.float32(self.zero_point)) * np.float32(self.scale)
+        x: NDArray[np.float32] = (integers - np.float32(self.zero_point)) * np.float32(self.scale)
+        return x
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,12 +97,15 @@ class Matching:
     weights: Mapping[str, str]
 
 
-def match_tensors(original: onnx.ModelProto, quantized: onnx.ModelProto, renamed: Mapping[str, str]) -> Matching:
+def match_tensors(
+    original: onnx.ModelProto, quantized: onnx.ModelProto, renamed: Mapping[str, str], *, changed: Container[str] = ()
+) -> Matching:
     """Match the tensors of a quantized file, which has pairs and no integer operators, with those of the FP32 file.
 
     ``renamed``: what the second calls inputs and outputs that have another name in the first, by the first's.
+    ``changed``: tensors of the first that the second has with other numbers, on purpose; layers around them are one.
     """
-    return _Matcher(GraphIndex(original), GraphIndex(quantized), renamed).run()
+    return _Matcher(GraphIndex(original), GraphIndex(quantized), renamed).run(changed)
 
 
 class _Matcher:
@@ -107,12 +117,12 @@ class _Matcher:
         self.fixed_first = _constant_tensors(first)
         self.layer_of = self._layers()
 
-    def run(self) -> Matching:
+    def run(self, changed: Container[str]) -> Matching:
         cuts: dict[str, str] = {}
         quantizers: dict[str, Quantizer | None] = {}
         for tensor in self._tensors():
             name = self._stands_for(tensor)
-            if name is not None:
+            if name is not None and name not in changed:
                 cuts[tensor] = name
                 quantizers[tensor] = self._quantizer(tensor)
         matches: dict[str, Match] = {}
@@ -154,7 +164,9 @@ class _Matcher:
                     continue
                 readers = self.second.consumers(name)
                 quantized = bool(readers) and all(one.op_type == "QuantizeLinear" for one in readers)
-                if not quantized or name in self.second.outputs:
+                # What a layer gives before its activation is part of the layer, unless it is quantized.
+                inner = len(readers) == 1 and readers[0].op_type in _FOLDED and node.op_type != "DequantizeLinear"
+                if not (quantized or inner) or name in self.second.outputs:
                     yield name
 
     def _stands_for(self, tensor: str) -> str | None:
@@ -178,7 +190,7 @@ class _Matcher:
                 yield self._layer_output(self.layer_of[made.output[0]])
 
     def _layer_output(self, layer: str) -> str:
-        return next(n.output[0] for n in self.first.graph.node if layer in (n.name, n.output[0]))
+        return str(next(n.output[0] for n in self.first.graph.node if layer in (n.name, n.output[0])))
 
     def _without_bounds(self, node: NodeProto) -> NodeProto:
         while node.op_type in _FOLDED and node.input[0] in self.second.producer:
