@@ -100,8 +100,8 @@ class _Layers:
     def without_scaled(self, sample: Batch) -> tuple[Matching, LayerSessions]:
         """The same without tensors that equalization has scaled, as ``sample`` tells."""
         apart, sessions = self.open()
-        reference, _, own = sessions.run(sample)
-        names = find_scaled(reference, own)
+        reference, whole, own = sessions.run(sample)
+        names = find_scaled(reference, whole) - {value.name for value in self.original.graph.output}
         if not names:
             return apart, sessions
         together, others = self.open(names)

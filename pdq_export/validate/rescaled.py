@@ -14,16 +14,16 @@ _EXPLAINED = 10.0  # by how much less error there has to be with factors
 _NOTICED = 0.01  # of the signal's power
 
 
-def find_scaled(reference: Mapping[str, Array], own: Mapping[str, Array]) -> set[str]:
-    """The tensors whose own error is a factor for each channel (axis 1) for the most part."""
-    return {name for name, x in reference.items() if name in own and _is_scaled(x, own[name])}
+def find_scaled(reference: Mapping[str, Array], whole: Mapping[str, Array]) -> set[str]:
+    """The tensors whose error in the quantized network is a factor for each channel (axis 1) for the most part."""
+    return {name for name, x in reference.items() if name in whole and _is_scaled(x, whole[name])}
 
 
-def _is_scaled(reference: Array, own: Array) -> bool:
-    if reference.shape != own.shape or reference.ndim < 3:
+def _is_scaled(reference: Array, whole: Array) -> bool:
+    if reference.shape != whole.shape or reference.ndim < 3:
         return False
     axes = (0, *range(2, reference.ndim))
-    ref, other = reference.astype(np.float64), own.astype(np.float64)
+    ref, other = reference.astype(np.float64), whole.astype(np.float64)
     powers = (ref * ref).sum(axis=axes, keepdims=True)
     factors = (ref * other).sum(axis=axes, keepdims=True) / np.maximum(powers, np.finfo(np.float64).tiny)
     error, left = (float(np.square(other - x).sum()) for x in (ref, ref * factors))
