@@ -7,6 +7,7 @@ import pdq_export
 from .bench import bench
 from .cache import cache
 from .command import EXIT_CODES, PROGRAM, Program
+from .compare import compare
 from .convert import convert
 from .example import example
 from .init import init
@@ -39,6 +40,7 @@ app.add_command(quantize)
 app.add_command(inspect)
 app.add_command(validate)
 app.add_command(bench)
+app.add_command(compare)
 app.add_command(convert)
 app.add_command(init)
 app.add_command(show_config)

@@ -30,6 +30,8 @@ STAGES = {
     "rerun": "running the file in other ways",
     "time": "timing the files",
     "fresh": "loading in fresh processes",
+    "compare": "comparing layers",
+    "rank": "ranking layers",
 }
 _BAR, _NARROW_BAR, _NARROW = 24, 8, 80  # columns
 _LONGEST_NAME = 40

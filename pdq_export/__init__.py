@@ -14,6 +14,7 @@ __all__ = [
     "ImageSet",
     "InputSet",
     "Inspection",
+    "LayerReport",
     "PdqError",
     "Plan",
     "Progress",
@@ -21,6 +22,7 @@ __all__ = [
     "Result",
     "__version__",
     "bench_models",
+    "compare_models",
     "convert",
     "inspect_model",
     "quantize",
@@ -31,6 +33,7 @@ __all__ = [
 if TYPE_CHECKING:
     from pdq_export.commands.bench import bench_models
     from pdq_export.commands.benchmark import Benchmark
+    from pdq_export.commands.compare import compare_models
     from pdq_export.commands.convert import convert
     from pdq_export.commands.inspect import Inspection, inspect_model
     from pdq_export.commands.progress import Progress
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
     from pdq_export.data import ImageSet, InputSet
     from pdq_export.errors import PdqError
     from pdq_export.process import tune_process
+    from pdq_export.report.layers import LayerReport
     from pdq_export.report.report import Report
     from pdq_export.spec import BitWidths, Plan
 
@@ -52,12 +56,14 @@ _HOMES = {
     "ImageSet": "pdq_export.data",
     "InputSet": "pdq_export.data",
     "Inspection": "pdq_export.commands.inspect",
+    "LayerReport": "pdq_export.report.layers",
     "PdqError": "pdq_export.errors",
     "Plan": "pdq_export.spec",
     "Progress": "pdq_export.commands.progress",
     "Report": "pdq_export.report.report",
     "Result": "pdq_export.commands.quantize",
     "bench_models": "pdq_export.commands.bench",
+    "compare_models": "pdq_export.commands.compare",
     "convert": "pdq_export.commands.convert",
     "inspect_model": "pdq_export.commands.inspect",
     "quantize": "pdq_export.commands.quantize",

@@ -31,7 +31,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
         {"numpy", "torch"},
     ),
     "export": ({"arithmetic", "errors", "operators", "spec", "graph.lookup", "graph.scopes"}, {"numpy", "onnx"}),
-    "validate": ({"errors", "operators", "spec"}, {"numpy", "onnx", "onnxruntime"}),
+    "validate": ({"errors", "operators", "spec", "graph.lookup"}, {"numpy", "onnx", "onnxruntime"}),
     "data": ({"errors", "user_code"}, {"numpy", "PIL"}),
     "normalization": ({"data", "errors", "frontend", "spec"}, {"numpy", "torch"}),
     "torch_module": ({"errors"}, {"onnx", "torch"}),

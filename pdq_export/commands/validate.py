@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,43 +11,37 @@ import onnx
 from numpy.typing import NDArray
 
 from pdq_export.commands.judging import Metrics, Observed, check_side_files, find_metrics, side_contents
+from pdq_export.commands.pairs import File, Model, choose_batch, first_batch, read_samples
 from pdq_export.commands.progress import ProgressCallback, Tell
 from pdq_export.commands.settle import settle
 from pdq_export.config.config import Config
 from pdq_export.config.option import VALIDATE
 from pdq_export.config.signature import takes_options
-from pdq_export.data import Data, DataSource, InputSpec, check_exists, read_data
-from pdq_export.errors import DataError, ModelError, OptionError, ValidationError
+from pdq_export.data import Data, DataSource, check_exists
+from pdq_export.errors import ModelError, ValidationError
 from pdq_export.exhaustion import tells_of_memory
 from pdq_export.files import write_together
 from pdq_export.gates import Limits, check_outputs, parse_limits
 from pdq_export.graph.batch_axis import follow
-from pdq_export.graph.external import external_locations
-from pdq_export.graph.load import in_memory, read_model, read_structure
 from pdq_export.graph.lookup import GraphIndex
 from pdq_export.graph.passes import tidy
-from pdq_export.report import ModelInfo, Report
+from pdq_export.report import Report
 from pdq_export.signature import check_labels
 from pdq_export.spec import Place
 from pdq_export.validate import (
-    BATCH_SIZE,
     Batch,
     Course,
     LatencyPair,
     Metric,
     Pair,
-    is_qonnx,
     measure_latency,
     min_onnxruntime,
     open_pair,
     run_course,
-    runnable,
 )
 from pdq_export.validate.compare import class_scores
 
 logger = logging.getLogger(__name__)
-
-Model = str | Path | onnx.ModelProto
 
 
 @tells_of_memory(calibrates=False)
@@ -83,12 +77,12 @@ def validate_models(
     check_exists(data)
     read = [path for path in (model, quantized, data) if isinstance(path, str | Path)]
     tell.stage("load")
-    files = [_File.of(given, which) for given, which in ((model, "model"), (quantized, "quantized"))]
+    files = [File.of(given, which) for given, which in ((model, "model"), (quantized, "quantized"))]
     check_side_files(settled, inputs=[*read, *(path for file in files for path in file.external)])
     pair = open_pair(*(file.runs for file in files))
     tell.stage("read")
-    size = _choose_batch(pair, batch_size)
-    samples = _read(data, labels, pair, size, tell)
+    size = choose_batch(pair, batch_size)
+    samples = read_samples(data, labels, pair, size, tell)
     limits.check_labels(samples.source, labelled=samples.labels is not None)
     run = _Run(pair=pair, samples=samples, size=size, limits=limits, metrics=named)
     measured, metric_values = run.measure(files[0].structure, tell)
@@ -115,83 +109,6 @@ def validate_models(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _File:
-    """A model as it is given: ``content``, a path or bytes; ``structure``: without external data.
-
-    ``runs``: the same for onnxruntime, which knows no Quant nodes of QONNX.
-    """
-
-    content: bytes | Path
-    structure: onnx.ModelProto
-    external: tuple[Path, ...]
-    runs: bytes | Path
-
-    @classmethod
-    def of(cls, given: Model, which: str) -> "_File":
-        if isinstance(given, str | Path):
-            path = Path(given)
-            structure = read_structure(path)
-            external = tuple(path.parent / location for location in external_locations(structure))
-            return cls(content=path, structure=structure, external=external, runs=_runnable(path, structure, str(path)))
-        model = in_memory(given)
-        if not model.graph.node:
-            raise ModelError(f"{which}: its graph has no nodes; expected a network")
-        content = model.SerializeToString()
-        return cls(content=content, structure=model, external=(), runs=_runnable(content, model, which))
-
-    @property
-    def is_qonnx(self) -> bool:
-        """Whether it is run in float with Quant spelt out, which is no measure of time."""
-        return self.runs is not self.content
-
-    def info(self) -> ModelInfo:
-        """What is said of it."""
-        if isinstance(self.content, bytes):
-            return ModelInfo.of("", self.content)
-        try:
-            return ModelInfo.of_files(self.content, *self.external)
-        except OSError as error:
-            raise ModelError(f"{self.content}: cannot be read: {error.strerror or error}") from error
-
-
-def _runnable(content: bytes | Path, structure: onnx.ModelProto, where: str) -> bytes | Path:
-    """``content``, with the Quant nodes of QONNX spelt out where there are some; ``where``: what messages call it."""
-    if not is_qonnx(structure):
-        return content
-    whole = content if isinstance(content, bytes) else read_model(content).SerializeToString()
-    try:
-        made = runnable(whole)
-    except ModelError as error:
-        raise ModelError(f"{where}: {error}") from error
-    logger.info("%s: its Quant nodes of QONNX are run in float; its kernels and time are not those of hardware", where)
-    return made
-
-
-def _choose_batch(pair: Pair, asked: int | None) -> int:
-    """Samples in a batch. Raises OptionError for a wrong number, or another than the files fix."""
-    if asked is not None and (type(asked) is not int or asked < 1):
-        raise OptionError(f"--batch-size {asked!r}: expected a whole number, 1 or more")
-    if pair.batch is not None and asked not in (None, pair.batch):
-        raise OptionError(
-            f"--batch-size {asked}: the files fix it to {pair.batch}; expected {pair.batch}; leave it out, or export "
-            "them with a dynamic batch axis"
-        )
-    return pair.batch or asked or BATCH_SIZE
-
-
-def _read(data: DataSource, labels: Any, pair: Pair, size: int, tell: Tell) -> Data:
-    """The samples, in whole batches where the files fix their size."""
-    specs = [InputSpec(name=value.name, shape=value.shape or ()) for value in pair.inputs]
-    samples = read_data(data, specs, labels=labels, told=lambda done, total: tell.images("read", done, total))
-    if pair.batch is None or not (left_over := len(samples) % size):
-        return samples
-    if left_over == len(samples):
-        raise DataError(f"{samples.source}: {len(samples)} samples; expected at least {size}, the files' batch size")
-    logger.warning("the files' batch size is %d: the last %d samples are left out", size, left_over)
-    return samples.head(len(samples) - left_over)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class _Run:
     """Two files over the samples, ``size`` at a time."""
 
@@ -203,7 +120,7 @@ class _Run:
 
     def first(self) -> Batch:
         """The first batch."""
-        return _first(self.samples, self.size)
+        return first_batch(self.samples, self.size)
 
     def measure(self, structure: onnx.ModelProto, tell: Tell) -> tuple[Any, Any]:
         """What the files compute, and what the metrics say of it; ``structure``: of the first."""
@@ -245,17 +162,12 @@ class _Run:
 
     def time(self, *contents: bytes | Path) -> LatencyPair | None:
         """Both on one sample, or the batch that they fix, on one thread; None, with a warning, where one fails."""
-        batch = _first(self.samples, self.pair.batch or 1)
+        batch = first_batch(self.samples, self.pair.batch or 1)
         try:
             return measure_latency(contents[0], contents[1], batch, inputs=self.pair.quantized.inputs)
         except ValidationError as error:  # it runs on larger ones
             logger.warning("latency is not measured: %s", error)
             return None
-
-
-def _first(samples: Data, size: int) -> Batch:
-    batches: Iterator[Batch] = samples.batches(size)
-    return next(batches)
 
 
 def _places(structure: onnx.ModelProto, outputs: Mapping[str, NDArray[Any]], count: int) -> dict[str, Place]:
