@@ -51,6 +51,11 @@ def compare_models(
     check_exists(data)
     tell.stage("load")
     files = [File.of(given, which) for given, which in ((model, "model"), (quantized, "quantized"))]
+    if any(file.is_qonnx for file in files):
+        raise ModelError(
+            "a file has Quant nodes of QONNX, which onnxruntime does not know; expected QuantizeLinear and "
+            "DequantizeLinear; of a file of pdq-export, `pdq-export convert FILE --target ort` makes such a one"
+        )
     pair = open_pair(*(file.content for file in files))
     first, second = _graph(model), as_pairs(_graph(quantized))
     layers = _Layers(original=first, quantized=second, pair=pair)

@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from onnxruntime.quantization import QuantFormat
 
-from pdq_export import LayerReport, calib_data, compare_models, quantize
+from pdq_export import LayerReport, calib_data, compare_models, convert, quantize
 from pdq_export.data import load_images
 from pdq_export.errors import ModelError, OptionError
 from tests.quantized_files import quantize_by_onnxruntime, scaled
@@ -218,3 +218,10 @@ def test_files_that_do_not_belong_together_are_refused(images: NDArray[Any]) -> 
 def test_torch_is_not_needed() -> None:
     code = "import sys, pdq_export.commands.compare; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_quant_nodes_of_qonnx_are_refused_and_the_remedy_works(images: NDArray[Any]) -> None:
+    made = quantize(MODEL, calib=images, method="nearest", target="qonnx", device="cpu")
+    with pytest.raises(ModelError, match="convert FILE --target ort"):
+        compared(made.model, images)
+    assert compared(convert(made.model, "ort"), images, samples=8).tensors
