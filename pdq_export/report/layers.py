@@ -1,4 +1,4 @@
-"""Where the error of a quantized file arises, tensor by tensor, worst first, with what would help; as JSON.
+"""Where the error of a quantized file arises, tensor by tensor, worst first, with what would help, and its JSON schema.
 
 ``{"images", "evaluation", "model", "quantized", "tensors": [...], "left_out": [...]}``, each tensor as `LayerRow` has
 it: ``tensor`` and ``node`` of the FP32 file, ``op_type``, ``layers``; in dB, null without an error, ``output_db`` (of
