@@ -1,7 +1,8 @@
 """Where the error of a quantized file arises, tensor by tensor, worst first, with what would help, and its JSON schema.
 
 ``{"schema_version": 1, "images", "evaluation", "model", "quantized", "tensors": [...], "left_out": [...]}``,
-each tensor as `LayerRow` has it: ``tensor`` and ``node`` of the FP32 file, ``op_type``, ``layers``; in dB, null without an error, ``output_db`` (of
+each tensor as `LayerRow` has it: ``tensor`` and ``node`` of the FP32 file, ``op_type``, ``layers``; in dB,
+null without an error, ``output_db`` (of
 the FP32 network's first output, where this tensor alone has its own error), ``own_db`` (the layer has the FP32
 network's input), ``handed_on_db`` (of what the layer makes of the error of its input), ``sqnr_db`` (both, in the
 quantized network), ``quantizer_db`` (of the tensor's quantizer alone); ``cosine``; ``range`` of the FP32 tensor and
