@@ -1,7 +1,8 @@
-"""Where the error of a quantized file arises, tensor by tensor, worst first, with what would help; as JSON.
+"""Where the error of a quantized file arises, tensor by tensor, worst first, with what would help, and its JSON schema.
 
-``{"images", "evaluation", "model", "quantized", "tensors": [...], "left_out": [...]}``, each tensor as `LayerRow` has
-it: ``tensor`` and ``node`` of the FP32 file, ``op_type``, ``layers``; in dB, null without an error, ``output_db`` (of
+``{"schema_version": 1, "images", "evaluation", "model", "quantized", "tensors": [...], "left_out": [...]}``,
+each tensor as `LayerRow` has it: ``tensor`` and ``node`` of the FP32 file, ``op_type``, ``layers``; in dB,
+null without an error, ``output_db`` (of
 the FP32 network's first output, where this tensor alone has its own error), ``own_db`` (the layer has the FP32
 network's input), ``handed_on_db`` (of what the layer makes of the error of its input), ``sqnr_db`` (both, in the
 quantized network), ``quantizer_db`` (of the tensor's quantizer alone); ``cosine``; ``range`` of the FP32 tensor and
@@ -17,6 +18,8 @@ from collections.abc import Mapping, Sequence
 from pdq_export.report.remedies import Remedy, find_remedies
 from pdq_export.validate.layers import LayerErrors, TensorError
 from pdq_export.validate.weights import WeightLevels
+
+SCHEMA_VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,7 +87,9 @@ class LayerReport:
 
     def to_json(self) -> str:
         """The report as JSON with a newline at the end."""
-        return json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False) + "\n"
+        return (
+            json.dumps({"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)}, indent=2, allow_nan=False) + "\n"
+        )
 
 
 def badness(one: TensorError) -> tuple[bool, float, float]:

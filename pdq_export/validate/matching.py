@@ -105,7 +105,8 @@ def match_tensors(
     ``renamed``: what the second calls inputs and outputs that have another name in the first, by the first's.
     ``changed``: tensors of the first that the second has with other numbers, on purpose; layers around them are one.
     """
-    return _Matcher(GraphIndex(original), GraphIndex(quantized), renamed).run(changed)
+    first, second = (GraphIndex(onnx.shape_inference.infer_shapes(model)) for model in (original, quantized))
+    return _Matcher(first, second, renamed).run(changed)
 
 
 class _Matcher:
@@ -160,7 +161,9 @@ class _Matcher:
         """The float tensors of the second that can stand for one: dequantized, or read by something but a quantizer."""
         for node in self.second.graph.node:
             for name in filter(None, node.output):
-                if name in self.fixed or node.op_type == "QuantizeLinear":
+                dtype = self.second.dtype(name)
+                counts = name in self.second.sized or (dtype is not None and dtype != np.float32)
+                if name in self.fixed or node.op_type == "QuantizeLinear" or counts:
                     continue
                 readers = self.second.consumers(name)
                 quantized = bool(readers) and all(one.op_type == "QuantizeLinear" for one in readers)

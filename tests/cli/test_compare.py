@@ -64,6 +64,18 @@ def test_json_has_both_parts_of_the_error() -> None:
     assert first["output_db"] == pytest.approx(last["sqnr_db"])  # it is the only layer that differs
 
 
+def test_tensors_that_are_no_floats_are_left_alone() -> None:
+    text = TEXT.replace("[last]", "sizes = Shape(bounded)\n    best = ArgMax<axis = 1>(bounded)\n    [last]")
+    for name, weights in (("model.onnx", {}), ("coarse.onnx", {"w": np.round(WEIGHTS["w"])})):
+        made = onnx.parser.parse_model(text)
+        tensors = {**WEIGHTS, **weights}
+        made.graph.initializer.extend(numpy_helper.from_array(x, key) for key, x in tensors.items())
+        onnx.save(made, name)
+    result = compare("--data", "test.npz", "--json")
+    assert result.exit_code == 0, result.output
+    assert [row["tensor"] for row in json.loads(result.stdout)["tensors"]] == ["bounded", "scores"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
