@@ -101,7 +101,8 @@ def warn_of_normalization(
         otherwise = f", and {fit.others[better].total:.2g} {better}"
     logger.warning(
         "%s: images do not seem to be normalized as those of training were: behind %r their channels are %.2g standard "
-        "deviations off what BatchNormalization expects%s; check %s, or how arrays were made",
+        "deviations off what BatchNormalization expects%s; check %s, or how arrays were made; images that are all of "
+        "one kind, as of one class, can be off without being wrong",
         *(images.source, fit.layer, off, otherwise, remedy),
     )
 

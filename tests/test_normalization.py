@@ -88,6 +88,7 @@ def test_a_run_warns_of_both_sources(model: nn.Module, caplog: pytest.LogCapture
         (told,) = [record for record in caplog.records if "do not seem to be normalized" in record.message]
         assert told.levelno == logging.WARNING
         assert told.message.startswith("wrong: images do not seem")
+        assert told.message.endswith("images that are all of one kind, as of one class, can be off without being wrong")
         assert "with red and blue exchanged; check whether the model takes RGB or BGR, --channel-order" in told.message
     caplog.clear()
     quantize(model, example_input=example, calib=right, **FAST)

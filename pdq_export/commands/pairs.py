@@ -9,7 +9,7 @@ from typing import Any
 import onnx
 
 from pdq_export.commands.progress import Tell
-from pdq_export.data import Data, DataSource, InputSpec, read_data
+from pdq_export.data import Data, DataSource, InputSpec, Preprocess, read_data
 from pdq_export.errors import DataError, ModelError, OptionError
 from pdq_export.graph.external import external_locations
 from pdq_export.graph.load import in_memory, read_model, read_structure
@@ -86,10 +86,20 @@ def choose_batch(pair: Pair, asked: int | None) -> int:
     return pair.batch or asked or BATCH_SIZE
 
 
-def read_samples(data: DataSource, labels: Any, pair: Pair, size: int, tell: Tell, *, most: int | None = None) -> Data:
+def read_samples(
+    data: DataSource,
+    labels: Any,
+    pair: Pair,
+    size: int,
+    tell: Tell,
+    *,
+    most: int | None = None,
+    preprocess: Preprocess | None = None,
+) -> Data:
     """The samples, at most the first ``most``, in whole batches where the files fix their size."""
     specs = [InputSpec(name=value.name, shape=value.shape or ()) for value in pair.inputs]
-    samples = read_data(data, specs, labels=labels, told=lambda done, total: tell.images("read", done, total))
+    told = lambda done, total: tell.images("read", done, total)  # noqa: E731
+    samples = read_data(data, specs, labels=labels, told=told, preprocess=preprocess)
     if most is not None and len(samples) > most:
         samples = samples.head(most)
     if pair.batch is None or not (left_over := len(samples) % size):

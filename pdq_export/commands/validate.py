@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pdq_export.commands.judging import Metrics, Observed, check_side_files, find_metrics, side_contents
 from pdq_export.commands.pairs import File, Model, choose_batch, first_batch, read_samples
 from pdq_export.commands.progress import ProgressCallback, Tell
-from pdq_export.commands.settle import settle
+from pdq_export.commands.settle import asked_preprocess, settle
 from pdq_export.config.config import Config
 from pdq_export.config.option import VALIDATE
 from pdq_export.config.signature import takes_options
@@ -74,6 +74,7 @@ def validate_models(
     settled = settle(config, fields, command=VALIDATE)
     named = find_metrics(settled.gates, metrics)
     limits = parse_limits(settled.gates, metrics=len(named))
+    preprocess = asked_preprocess(settled)
     check_exists(data)
     read = [path for path in (model, quantized, data) if isinstance(path, str | Path)]
     tell.stage("load")
@@ -82,7 +83,7 @@ def validate_models(
     pair = open_pair(*(file.runs for file in files))
     tell.stage("read")
     size = choose_batch(pair, batch_size)
-    samples = read_samples(data, labels, pair, size, tell)
+    samples = read_samples(data, labels, pair, size, tell, preprocess=preprocess)
     limits.check_labels(samples.source, labelled=samples.labels is not None)
     run = _Run(pair=pair, samples=samples, size=size, limits=limits, metrics=named)
     measured, metric_values = run.measure(files[0].structure, tell)
@@ -98,6 +99,7 @@ def validate_models(
             "command": "validate",
             "evaluation": str(samples),
             "batch_size": size,
+            "preprocess": {name: getattr(settled.preprocess, name) for name in preprocess.given()},
             "renamed": dict(pair.renamed),
             "confidence": settled.gates.confidence,
         },

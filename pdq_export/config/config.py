@@ -16,7 +16,7 @@ from typing import Any, Self
 from pdq_export.config.adapt import path, texts
 from pdq_export.config.gates import JUDGED, GatesSection
 from pdq_export.config.method import FAMILIES, METHODS, PRESETS, CalibrationOptions
-from pdq_export.config.option import INSPECT, QUANTIZE, Option, did_you_mean, find_options, option, shown
+from pdq_export.config.option import INSPECT, QUANTIZE, VALIDATE, Option, did_you_mean, find_options, option, shown
 from pdq_export.errors import OptionError
 
 WEIGHTS = ("asymmetric", "symmetric")
@@ -274,12 +274,16 @@ class DataSection:
     )
 
 
+def _reading(help: str, **declared: Any) -> Any:
+    """What is said of images, for commands that read some."""
+    return option(None, help, commands=(QUANTIZE, VALIDATE), **declared)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PreprocessSection:
     """How images become inputs. What is given here wins over the preprocess.toml of a folder."""
 
-    mean: str | None = option(
-        None,
+    mean: str | None = _reading(
         "Mean of each channel, in the model's order, of images in folders and of uint8 arrays",
         metavar="X,X,X",
         expects="numbers, one for each channel, for example 0.485,0.456,0.406",
@@ -287,8 +291,7 @@ class PreprocessSection:
         adapt=_numbers,
         unset=f"{_IN_FILE}, or 0",
     )
-    std: str | None = option(
-        None,
+    std: str | None = _reading(
         "Standard deviation of each channel, like --mean",
         metavar="X,X,X",
         expects="numbers, one for each channel, for example 0.229,0.224,0.225",
@@ -296,23 +299,20 @@ class PreprocessSection:
         adapt=_numbers,
         unset=f"{_IN_FILE}, or 1",
     )
-    pixel_range: str | None = option(
-        None,
+    pixel_range: str | None = _reading(
         "Range of pixels from which the mean is taken, and in which the model takes them without one",
         choices=("0..1", "0..255"),
         unset=f"{_IN_FILE}, or 0..1",
     )
-    channel_order: str | None = option(
-        None, "Order of channels that the model takes", choices=("RGB", "BGR"), unset=f"{_IN_FILE}, or RGB"
+    channel_order: str | None = _reading(
+        "Order of channels that the model takes", choices=("RGB", "BGR"), unset=f"{_IN_FILE}, or RGB"
     )
-    layout: str | None = option(
-        None,
+    layout: str | None = _reading(
         "Axes of the model's input",
         choices=("NCHW", "NHWC"),
         unset=f"{_IN_FILE}, or what the model's shape looks like",
     )
-    resize: str | None = option(
-        None,
+    resize: str | None = _reading(
         "Resize images of folders: the shorter side, or exactly HxW",
         metavar="N|HxW",
         expects="the shorter side, or HEIGHTxWIDTH, in pixels",
@@ -320,8 +320,7 @@ class PreprocessSection:
         adapt=_area,
         unset=f"{_IN_FILE}, or none",
     )
-    crop: str | None = option(
-        None,
+    crop: str | None = _reading(
         "Crop images of folders around their centre",
         metavar="N|HxW",
         expects="the side of a square, or HEIGHTxWIDTH, in pixels",
@@ -329,15 +328,13 @@ class PreprocessSection:
         adapt=_area,
         unset=f"{_IN_FILE}, or none",
     )
-    crop_fraction: float | None = option(
-        None,
+    crop_fraction: float | None = _reading(
         "Crop that share of images: their shorter side first becomes that of the crop, or of the model, divided by it",
         least=0.01,
         most=1,
         unset=f"{_IN_FILE}, or none",
     )
-    letterbox: str | None = option(
-        None,
+    letterbox: str | None = _reading(
         "Fit images of folders into HxW as a whole, with a margin around them",
         metavar="N|HxW",
         expects="the side of a square, or HEIGHTxWIDTH, in pixels",
@@ -345,9 +342,8 @@ class PreprocessSection:
         adapt=_area,
         unset=f"{_IN_FILE}, or none",
     )
-    padding: int | None = option(None, "Grey of that margin", least=0, most=255, unset=f"{_IN_FILE}, or 114")
-    interpolation: str | None = option(
-        None,
+    padding: int | None = _reading("Grey of that margin", least=0, most=255, unset=f"{_IN_FILE}, or 114")
+    interpolation: str | None = _reading(
         "Filter of resizing, Pillow's",
         choices=("nearest", "bilinear", "bicubic", "lanczos", "box"),
         unset=f"{_IN_FILE}, or bilinear",

@@ -33,7 +33,10 @@ class Record:
 
 
 def settings(config: Config, options: CalibrationOptions, **settled: Any) -> dict[str, Any]:
-    """Every option as it was settled, in plain types, for metadata and report; ``settled``: what else was."""
+    """Options as they were settled, in plain types, for metadata and report, but for those of `_NOT_SETTLED`.
+
+    ``settled``: what else was.
+    """
     flat = flatten(config)
     given = {
         name: plain(flat[name])

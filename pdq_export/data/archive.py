@@ -66,7 +66,7 @@ def load_npz(
     if labels is not None:
         labels = check_labels(where, labels, count)[: len(images)]
     given = preprocess or Preprocess()
-    statistics = {"mean": mean, "std": std, **given.of_bytes(images.dtype, where)}
+    statistics = given.of_array(images.dtype, images.shape, expected, where, mean=mean, std=std)
     return ImageSet.from_array(
         images, labels=labels, source=where, expected=expected, layout=given.layout, **statistics
     )
@@ -97,7 +97,7 @@ def load_npy(
     where = str(path)
     with _damage_is_an_error(where), path.open("rb") as file:
         header = _read_header(file, where)
-        statistics = (preprocess or Preprocess()).of_bytes(header.dtype, where)
+        statistics = (preprocess or Preprocess()).of_array(header.dtype, header.shape, expected, where)
         if header.dtype == np.uint8 and not statistics:
             raise DataError(
                 f"{where}: images are uint8, and an .npy has no place for mean and std; give --mean and --std, or "

@@ -89,12 +89,18 @@ def check_statistics(where: str, mean: Any, std: Any, channels: int) -> tuple[ND
         if not np.isfinite(array).all() or np.abs(array).max() > _UNIT_RANGE:
             raise DataError(
                 f"{where}: {name} = {array.tolist()}; expected values for pixels scaled to 0..1: divide those for "
-                "0..255 by 255, or give pixel_range 0..255 with them"
+                "0..255 by 255, or, where they stand in options or preprocess.toml, say pixel_range 0..255 with them"
             )
         checked.append(array)
     if (checked[1] <= 0).any():
         raise DataError(f"{where}: std = {checked[1].tolist()}; expected positive values")
     return checked[0], checked[1]
+
+
+def check_unlabelled(where: str, labels: Any, *, has_labels: bool) -> None:
+    """Raise DataError where labels are given beside data that have some."""
+    if labels is not None and has_labels:
+        raise DataError(f"{where}: has labels of its own, and labels are given as well; expected one of them")
 
 
 def check_labels(where: str, labels: NDArray[Any], count: int) -> NDArray[np.int64]:

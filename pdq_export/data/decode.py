@@ -28,6 +28,7 @@ DARK = (
     "normalized as in training"
 )
 TRANSPARENT = "are transparent in places: the colours there are taken as they are stored"
+PRINTED = "are in colours of print (CMYK): they are converted without their colour profile, so colours can differ"
 ANIMATED = "are animated: the first picture is taken"
 
 
@@ -56,6 +57,8 @@ def decode(path: Path, mode: str) -> Decoded:
             pixels = image
         else:
             raise ValueError(f"pixels of a kind that is not known (mode {image.mode})")
+        if image.mode == "CMYK":
+            notes.append(PRINTED)
         if _is_transparent(image):
             notes.append(TRANSPARENT)
         if turn:

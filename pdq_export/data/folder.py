@@ -18,10 +18,11 @@ from PIL import Image
 
 from pdq_export.data import labels as labels_csv
 from pdq_export.data import preprocess as preprocess_toml
+from pdq_export.data.checks import check_labels, check_unlabelled
 from pdq_export.data.decode import BROKEN, TURNED, decode, reason
 from pdq_export.data.image_set import ImageSet, Pixels
 from pdq_export.data.input_spec import InputSpec
-from pdq_export.data.listing import list_images
+from pdq_export.data.listing import Listing, check_ranks, list_images
 from pdq_export.data.preprocess import Preprocess
 from pdq_export.errors import DataError, first_few
 
@@ -93,12 +94,14 @@ def load_folder(
     limit: int | None,
     told: Callable[[int, int], None] = lambda *_: None,
     preprocess: Preprocess | None = None,
+    labels: NDArray[Any] | None = None,
 ) -> ImageSet:
     """Decode the first ``limit`` images of a folder to uint8; damaged files are named and skipped.
 
     Without ``resize``, ``crop`` or ``letterbox`` every image must have the size of the model's input, or of the first
     image if that is dynamic. ``preprocess`` wins over what preprocess.toml says. ``told`` is called with the number of
-    decoded images and the largest number there can be. Raises DataError.
+    decoded images and the largest number there can be. ``labels``: one for each file, damaged ones among them, by name,
+    where the folder has none. Raises DataError.
     """
     where = str(folder)
     listing = list_images(folder)
@@ -106,20 +109,33 @@ def load_folder(
     layout = preprocess.layout or ("NCHW" if expected is None else expected.layout)
     channels = _channels(where, expected, preprocess, layout)
     mean, std = preprocess.statistics(str(folder / preprocess_toml.FILE_NAME), channels)
-    csv_file, labels, classes = folder / labels_csv.FILE_NAME, listing.labels, listing.classes
-    if csv_file.exists():
-        labels, classes = labels_csv.read_labels(csv_file, listing.names), None
+    by_name, classes = _labels(folder, listing, labels)
     task = _Task(mode=_MODES[channels], preprocess=preprocess, expected=expected, layout=layout)
     pixels, used = _decode_all(folder, listing.names, task, limit, told)
     return ImageSet(
         pixels=pixels,
         mean=mean,
         std=std,
-        labels=None if labels is None else np.array([labels[name] for name in used], dtype=np.int64),
+        labels=None if by_name is None else np.array([by_name[name] for name in used], dtype=np.int64),
         source=where,
         layout=layout,
         classes=classes,
     )
+
+
+def _labels(folder: Path, listing: Listing, given: NDArray[Any] | None) -> tuple[Mapping[str, int] | None, int | None]:
+    """The label of each file by name, from labels.csv, subfolders or the caller; of how many subfolders."""
+    csv_file = folder / labels_csv.FILE_NAME
+    check_unlabelled(str(folder), given, has_labels=csv_file.exists() or listing.classes is not None)
+    if csv_file.exists():
+        return labels_csv.read_labels(csv_file, listing.names), None
+    if given is not None:
+        checked = check_labels(f"{folder}, files by name", given, len(listing.names))
+        return dict(zip(listing.names, checked.tolist(), strict=True)), None
+    if listing.classes is None:
+        return None, None
+    check_ranks(folder, listing.classes)
+    return listing.labels, len(listing.classes)
 
 
 def _preprocess(folder: Path, given: Preprocess) -> Preprocess:

@@ -125,7 +125,7 @@ class _Collected:
 
     def add(self, item: Any, number: int) -> None:
         where = f"{self._where}: item {number}"
-        bytes_too = bool(self._preprocess.of_bytes(np.dtype(np.uint8), where))
+        bytes_too = self._preprocess.takes_bytes
         rows, labels = _read_item(item, where, self._expected, bytes_too=bytes_too)
         if self._rows:
             _check_alike(where, [x.shape[1:] for x in rows], [x.shape[1:] for x in self._rows[0]])
@@ -155,6 +155,7 @@ class _Collected:
         self._rows.clear()
         first, *others = self._expected
         if first.takes_images and not others:
+            statistics = self._preprocess.of_array(arrays[0].dtype, arrays[0].shape, first, self._where)
             return ImageSet.from_array(
                 arrays[0],
                 labels=labels,
@@ -162,7 +163,7 @@ class _Collected:
                 expected=first,
                 limit=limit,
                 layout=self._preprocess.layout,
-                **self._preprocess.of_bytes(arrays[0].dtype, self._where),
+                **statistics,
             )
         named = dict(zip((spec.name for spec in self._expected), arrays, strict=True))
         return InputSet.from_arrays(named, labels=labels, source=self._where, expected=self._expected, limit=limit)

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pdq_export.errors import DataError, first_few
@@ -18,12 +18,12 @@ SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 class Listing:
     """``names``: of the files, relative to the folder, with slashes. ``labels``: by name, where subfolders are classes.
 
-    ``classes``: how many subfolders there are, then.
+    ``classes``: the names of the subfolders, then.
     """
 
     names: list[str]
     labels: Mapping[str, int] | None = None
-    classes: int | None = None
+    classes: Sequence[str] | None = None
 
 
 def list_images(folder: Path) -> Listing:
@@ -50,7 +50,27 @@ def list_images(folder: Path) -> Listing:
     labels = {name: label for label, files in enumerate(by_class) for name in files}
     rounds = itertools.zip_longest(*by_class)
     mixed = [name for one_of_each in rounds for name in one_of_each if name is not None]
-    return Listing(names=mixed, labels=labels, classes=len(folders))
+    return Listing(names=mixed, labels=labels, classes=[path.name for path in folders])
+
+
+def check_ranks(folder: Path, classes: Sequence[str]) -> None:
+    """Raise DataError where the ranks of subfolders by name are others than those by the numbers that they are named.
+
+    Training may have counted either way: torchvision's ImageFolder ranks names, and most other code takes the number.
+    """
+    if not all(name.isascii() and name.isdigit() for name in classes):
+        return
+    numeric = sorted(classes, key=lambda name: (int(name), name))
+    rank = next((at for at, (name, other) in enumerate(zip(classes, numeric, strict=True)) if name != other), None)
+    if rank is not None:
+        padded = numeric[rank].lstrip("0").rjust(len(numeric[-1]), "0")
+        raise DataError(
+            f"{folder}: its subfolders are classes named by number, and class {rank} is {classes[rank]!r} in the order "
+            f"of names, as torchvision's ImageFolder counts, but {numeric[rank]!r} in that of numbers; expected names "
+            f"that are in order both ways: rename them to as many digits each ({padded}) if "
+            "training took the numbers; else say which image is of which class in labels.csv, with the columns file "
+            "and label"
+        )
 
 
 def _is_image(name: str) -> bool:

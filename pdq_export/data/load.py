@@ -4,26 +4,27 @@ import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pdq_export.data.archive import load_npy, load_npz, load_npz_inputs
-from pdq_export.data.checks import check_labels
+from pdq_export.data.checks import check_labels, check_unlabelled
 from pdq_export.data.folder import load_folder
 from pdq_export.data.function import call_function, names_function, user_function
 from pdq_export.data.image_set import ImageSet
 from pdq_export.data.input_set import InputSet
 from pdq_export.data.input_spec import InputSpec
 from pdq_export.data.items import TAKEN, DataReader, as_array, is_iterable, read_items
-from pdq_export.data.preprocess import FILE_NAME, Preprocess
+from pdq_export.data.preprocess import Preprocess, unused
 from pdq_export.errors import DataError
 
 logger = logging.getLogger(__name__)
 
 # Tensors of torch are iterables as well.
 DataSource = str | Path | NDArray[Any] | ImageSet | InputSet | Mapping[str, Any] | DataReader | Iterable[Any]
+Labelled = TypeVar("Labelled", ImageSet, InputSet)
 _ARCHIVES = {".npz": load_npz, ".npy": load_npy}
 _FORMS = ".npz, .npy or a folder of images"
 
@@ -35,6 +36,7 @@ def load_images(
     limit: int | None = None,
     told: Callable[[int, int], None] = lambda *_: None,
     preprocess: Preprocess | None = None,
+    labels: Any = None,
 ) -> ImageSet:
     """Load images from an .npz, an .npy or a folder of image files.
 
@@ -46,7 +48,9 @@ def load_images(
 
     ``expected`` is the model's input; C, H and W must fit it. With ``limit`` only the first images are read, all of
     them where there are fewer. ``told``: of how many images of a folder are read, and of how many at most.
-    ``preprocess``: wins over that of the folder; ``mean`` and ``std`` go with uint8 images, too. Raises DataError.
+    ``preprocess``: wins over that of the folder; ``mean`` and ``std`` go with uint8 images, too. ``labels``: class
+    indices, one for each image that there is, where it has none of its own: of a folder one for each file in the order
+    of their names, those that are skipped among them. Raises DataError.
     """
     path = Path(path)
     if limit is not None and limit < 1:
@@ -54,7 +58,7 @@ def load_images(
     if expected is not None:
         expected.check_supported(str(path))
     try:
-        images = _load(path, expected, limit, told, preprocess or Preprocess())
+        images = _load(path, expected, limit, told, preprocess or Preprocess(), labels)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     if limit is not None and len(images) < limit:
@@ -133,11 +137,12 @@ def read_data(
     if isinstance(source, str) and names_function(source):
         where, source = source, call_function(source)
     if (pair := _labelled_pair(source, expected)) is not None:
-        _check_unlabelled(where or "data", labels, has_labels=True)
+        check_unlabelled(where or "data", labels, has_labels=True)
         source, labels = pair
     asked = _Asked(where=where, limit=limit, labels=labels, told=told, preprocess=preprocess or Preprocess())
     data = _read(source, expected, asked)
-    if labels is None or (isinstance(source, np.ndarray | Mapping) or as_array(source, where) is not None):
+    taken = isinstance(source, np.ndarray | Mapping) or as_array(source, where) is not None
+    if labels is None or taken or (isinstance(source, str | Path) and isinstance(data, ImageSet)):
         return data
     return _with_labels(data, labels, limit)
 
@@ -158,9 +163,23 @@ def _read(source: Any, expected: Sequence[InputSpec], asked: _Asked) -> ImageSet
     image, where, limit = first.takes_images and not others, asked.where, asked.limit
     if isinstance(source, str | Path):
         if image:
-            return load_images(source, expected=first, limit=limit, told=asked.told, preprocess=asked.preprocess)
+            return load_images(
+                source,
+                expected=first,
+                limit=limit,
+                told=asked.told,
+                preprocess=asked.preprocess,
+                labels=asked.labels,
+            )
+        _check_unused(str(source), "data of a model that takes no single image", asked.preprocess)
         return load_inputs(source, expected=expected, limit=limit)
     _check_no_files(where or "data in memory", asked.preprocess)
+    if not image:
+        _check_unused(where or "data", "data of a model that takes no single image", asked.preprocess)
+    if isinstance(source, ImageSet):
+        layout = None if asked.preprocess.layout == source.layout else asked.preprocess.layout
+        given = dataclasses.replace(asked.preprocess, layout=layout)
+        _check_unused(where or source.source, "an ImageSet, which has them itself", given)
     if isinstance(source, ImageSet) and image:
         return source.check(first) if limit is None else source.check(first).head(limit)
     if isinstance(source, InputSet) and not image:
@@ -187,6 +206,7 @@ def _read(source: Any, expected: Sequence[InputSpec], asked: _Asked) -> ImageSet
 
 
 def _read_images(array: NDArray[Any], expected: InputSpec, where: str, asked: _Asked) -> ImageSet:
+    statistics = asked.preprocess.of_array(array.dtype, array.shape, expected, where)
     return ImageSet.from_array(
         array,
         labels=asked.labels,
@@ -194,18 +214,20 @@ def _read_images(array: NDArray[Any], expected: InputSpec, where: str, asked: _A
         expected=expected,
         limit=asked.limit,
         layout=asked.preprocess.layout,
-        **asked.preprocess.of_bytes(array.dtype, where),
+        **statistics,
     )
+
+
+def _check_unused(where: str, kind: str, preprocess: Preprocess) -> None:
+    """Raise DataError for whatever is given of preprocessing, where nothing of it is done."""
+    if given := preprocess.given():
+        raise unused(where, given[0], f"has no influence on {kind}")
 
 
 def _check_no_files(where: str, preprocess: Preprocess) -> None:
     """Raise DataError for what can only be done to image files, where there are none."""
     if found := preprocess.of_files():
-        flag = f"--{found[0].replace('_', '-')}"
-        raise DataError(
-            f"{where}: {flag} is given, and is for folders of images alone; do it before the images are stored or "
-            f"given; where other data of this run are a folder, set {found[0]} in its {FILE_NAME} instead"
-        )
+        raise unused(where, found[0], "is for folders of images alone; do it before the images are stored or given")
 
 
 def _labelled_pair(source: Any, expected: Sequence[InputSpec]) -> tuple[Any, Any] | None:
@@ -236,18 +258,13 @@ def _labels(labels: Any, where: str) -> NDArray[Any] | None:
     return found
 
 
-def _with_labels(data: ImageSet | InputSet, labels: Any, limit: int | None) -> ImageSet | InputSet:
+def _with_labels(data: Labelled, labels: Any, limit: int | None) -> Labelled:
     """The data with labels that were given beside them; of data that were cut at ``limit`` there may be more."""
-    _check_unlabelled(data.source, labels, has_labels=data.labels is not None)
+    check_unlabelled(data.source, labels, has_labels=data.labels is not None)
     found = _labels(labels, data.source)
     assert found is not None
     cut = found[: len(data)] if limit is not None and len(data) >= limit else found
     return dataclasses.replace(data, labels=check_labels(data.source, cut, len(data)))
-
-
-def _check_unlabelled(where: str, labels: Any, *, has_labels: bool) -> None:
-    if labels is not None and has_labels:
-        raise DataError(f"{where}: has labels of its own, and labels are given as well; expected one of them")
 
 
 def _names(expected: Sequence[InputSpec]) -> str:
@@ -260,12 +277,15 @@ def _load(
     limit: int | None,
     told: Callable[[int, int], None],
     preprocess: Preprocess,
+    labels: Any,
 ) -> ImageSet:
     if path.is_dir():
-        return load_folder(path, expected=expected, limit=limit, told=told, preprocess=preprocess)
+        given = _labels(labels, str(path))
+        return load_folder(path, expected=expected, limit=limit, told=told, preprocess=preprocess, labels=given)
     check_form(path)
     _check_no_files(str(path), preprocess)
-    return _ARCHIVES[path.suffix.lower()](path, expected=expected, limit=limit, preprocess=preprocess)
+    images = _ARCHIVES[path.suffix.lower()](path, expected=expected, limit=limit, preprocess=preprocess)
+    return images if labels is None else _with_labels(images, labels, limit)
 
 
 def find_default(folder: str | Path) -> tuple[Path | None, Path | None]:

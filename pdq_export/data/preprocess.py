@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pdq_export.data.checks import check_statistics
+from pdq_export.data.input_spec import InputSpec
 from pdq_export.errors import DataError
 
 FILE_NAME = "preprocess.toml"
@@ -28,6 +29,7 @@ PIXEL_RANGES = {"0..1": 1.0, "0..255": 255.0}
 CHANNEL_ORDERS = ("RGB", "BGR")
 LAYOUTS = ("NCHW", "NHWC")
 _GREY = 114  # what detectors of the YOLO family are trained with
+_STATISTICS = ("mean", "std", "pixel_range")
 _GEOMETRY = ("resize", "crop", "crop_fraction", "letterbox")
 _EXCLUDED = (*(("letterbox", name) for name in ("resize", "crop", "crop_fraction")), ("crop_fraction", "resize"))
 
@@ -70,8 +72,15 @@ class Preprocess:
         return cls(**{key: _READERS[key](where, key, value) for key, value in given.items()})
 
     def over(self, others: Self, where: str) -> Self:
-        """With what ``others`` say where this says nothing. Raises DataError for what contradicts itself then."""
-        own = {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
+        """With what ``others`` say where this says nothing; ``mean``, ``std`` and ``pixel_range`` stay together.
+
+        Raises DataError for what contradicts itself then.
+        """
+        own = {name: getattr(self, name) for name in self.given()}
+        if self.mean is not None or self.std is not None:
+            own = {**dict.fromkeys(_STATISTICS), **own}  # the range of others is that of their mean and std
+        elif others.mean is not None and self.pixel_range is not None:
+            self._check_range(where, others.pixel_range)
         return dataclasses.replace(others, **own).checked(where)
 
     def checked(self, where: str) -> Self:
@@ -96,12 +105,43 @@ class Preprocess:
         names = (*_GEOMETRY, "padding", "interpolation", "channel_order")
         return [name for name in names if getattr(self, name) is not None]
 
-    def of_bytes(self, dtype: np.dtype[Any], where: str) -> dict[str, Any]:
-        """``mean`` and ``std`` for pixels scaled to 0..1, where they are given and pixels are bytes; else nothing."""
-        if dtype != np.uint8 or (self.mean is None and self.pixel_range is None):
-            return {}
-        mean, std = self.checked(where).statistics(where, 1 if self.mean is None else len(self.mean))
+    def given(self) -> list[str]:
+        """What is said, by name."""
+        return [field.name for field in dataclasses.fields(self) if getattr(self, field.name) is not None]
+
+    @property
+    def takes_bytes(self) -> bool:
+        """Whether it says what pixels of 0 to 255 become."""
+        return self.mean is not None or self.std is not None or self.pixel_range is not None
+
+    def of_array(
+        self, dtype: np.dtype[Any], shape: Sequence[int], expected: InputSpec | None, where: str, **own: Any
+    ) -> dict[str, Any]:
+        """``mean`` and ``std`` of an array of images, for pixels scaled to 0..1: those given, or else its ``own``.
+
+        Without either, what ``pixel_range`` says of every channel, or nothing. Raises DataError for float32 images, for
+        which nothing of it may be given, and for a ``pixel_range`` of other pixels than its own mean is of.
+        """
+        layout = self.layout or ("NCHW" if expected is None else expected.layout)
+        if dtype == np.float32 and self.takes_bytes:
+            name = next(name for name in _STATISTICS if getattr(self, name) is not None)
+            raise unused(where, name, "is for uint8 images; these are float32, which count as normalized already")
+        if dtype != np.uint8 or not self.takes_bytes or len(shape) != 4:
+            return own
+        if self.mean is None and self.std is None and any(value is not None for value in own.values()):
+            self._check_range(where, None)
+            return own
+        mean, std = self.checked(where).statistics(where, shape[3 if layout == "NHWC" else 1])
         return {"mean": mean, "std": std}
+
+    def _check_range(self, where: str, known: str | None) -> None:
+        """Raise DataError where it is said alone, and is not that of a mean which stands elsewhere."""
+        known = known or "0..1"
+        if self.pixel_range not in (None, known):
+            raise DataError(
+                f"{where}: pixel_range {self.pixel_range} is given alone, and mean and std are there already, of "
+                f"pixels of {known}; expected all three together; give --mean and --std with it, or leave it out"
+            )
 
     def apply(self, image: Image.Image, size: tuple[int | None, int | None] = (None, None)) -> Image.Image:
         """Resize, crop or letterbox; ``size``: the model's (height, width). Raises ValueError where that fails."""
@@ -140,6 +180,14 @@ class Preprocess:
         mean = self.mean if self.mean is not None else (0.0,) * channels
         std = self.std if self.std is not None else (1.0,) * channels
         return check_statistics(where, [value / unit for value in mean], [value / unit for value in std], channels)
+
+
+def unused(where: str, name: str, why: str) -> DataError:
+    """The error for an option that these data have no use for."""
+    return DataError(
+        f"{where}: --{name.replace('_', '-')} is given, and {why}; where other data of this run are a folder, set "
+        f"{name} in its {FILE_NAME} instead"
+    )
 
 
 def read_preprocess(path: Path) -> Preprocess:

@@ -9,7 +9,9 @@ Schema, version 1 (null stands for "not measured", for sqnr_db for "no differenc
     model           {name, sha256, size}    the user's model; size in bytes
     quantized       {name, sha256, size}    the model that was written
     size_ratio      quantized.size / model.size
-    settings        {...}                   every option as it was settled, by name; asked: those that were given;
+    settings        {...}                   options as they were settled, by name, but for those that say how images
+                                            are read (preprocess.toml has a part in that) and how the run goes about
+                                            it; asked: those that were given, how images are read among them;
                                             made_by: {model, calibration: {input: SHA-256}, device, threads,
                                             versions}; calibration_outliers: positions
                                             of calibration images that were left out;
@@ -17,8 +19,8 @@ Schema, version 1 (null stands for "not measured", for sqnr_db for "no differenc
                                             peak of loading, and would take in the form that every onnxruntime loads;
                                             evaluation_images_seen_in_calibration: how many, and
                                             evaluated_on_calibration_images: whether all; of `validate`: {command:
-                                            "validate", evaluation, batch_size, renamed: {name: the quantized file's},
-                                            confidence}
+                                            "validate", evaluation, batch_size, preprocess: {option: value} of those
+                                            given, renamed: {name: the quantized file's}, confidence}
     images          number of evaluated images
                     (a file that onnxruntime cannot run, since its target is another runtime, is not measured: its
                     accuracy, quantized_float, quantized_simulated, deviation and kernels are null, parts is empty, and

@@ -61,6 +61,20 @@ def test_labels_are_of_what_is_judged(expected: Result) -> None:
         run(calib=X, eval=X, labels=Y[:3])
 
 
+def test_labels_beside_a_folder_with_a_damaged_file(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(5).integers(0, 256, (12, *X.shape[2:], 3), dtype=np.uint8)
+    for number, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / f"{number:02}.png")
+    (tmp_path / "03.png").write_bytes(b"damaged")
+    good = [number for number in range(12) if number != 3]
+    arrays = (pixels[good].transpose(0, 3, 1, 2) / np.float32(255)).astype(np.float32)
+    labels = np.arange(12) % 5
+    expected = run(calib=arrays, labels=labels[good]).report
+    found = run(calib=tmp_path, labels=labels, pixel_range="0..1").report
+    assert found.float_accuracy == expected.float_accuracy is not None
+    assert found.quantized_accuracy == expected.quantized_accuracy
+
+
 FUNCTION = """
 import numpy as np
 print("no result")

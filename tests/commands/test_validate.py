@@ -16,6 +16,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from PIL import Image
 
 from pdq_export import calib_data, validate_models
 from pdq_export.data import load_images
@@ -232,6 +233,31 @@ def test_what_of_qonnx_does_not_run_is_refused(original: Path, tmp_path: Path) -
 def test_labels_may_be_given_beside_the_data() -> None:
     report = validate_models(net(), rounded(), data=X, labels=LABELS)
     assert report.float_accuracy == validate_models(net(), rounded(), data=(X, LABELS)).float_accuracy is not None
+
+
+@pytest.mark.parametrize("form", ["npy", "folder"])
+def test_images_are_read_as_the_configuration_says(original: Path, tmp_path: Path, form: str) -> None:
+    pixels = RNG.integers(0, 256, (6, 3, 6, 6), dtype=np.uint8)
+    source = tmp_path / ("pixels.npy" if form == "npy" else "pixels")
+    if form == "npy":
+        np.save(source, pixels)
+    else:
+        source.mkdir()
+        for number, image in enumerate(pixels):
+            Image.fromarray(image.transpose(1, 2, 0)).save(source / f"{number}.png")
+    (tmp_path / "run.toml").write_text("[preprocess]\nmean = [0.1, 0.2, 0.3]\nstd = [0.5, 0.6, 0.7]\n")
+    mean, std = (np.array(x, np.float32).reshape(3, 1, 1) for x in ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7)))
+    expected = validate_models(original, rounded(), data=(pixels / np.float32(255) - mean) / std)
+    by_file = validate_models(original, rounded(), data=source, config=tmp_path / "run.toml")
+    by_option = validate_models(original, rounded(), data=source, mean="0.1,0.2,0.3", std=[0.5, 0.6, 0.7])
+    assert by_file.outputs == by_option.outputs
+    for output, right in zip(by_file.outputs, expected.outputs, strict=True):
+        assert output.quantized_float is not None
+        assert right.quantized_float is not None
+        assert output.quantized_float.sqnr_db == pytest.approx(right.quantized_float.sqnr_db, rel=1e-4)
+    assert by_option.settings["preprocess"] == {"mean": "0.1,0.2,0.3", "std": "0.5,0.6,0.7"}
+    with pytest.raises(DataError, match="std is missing; expected mean and std together"):
+        validate_models(original, rounded(), data=source, mean="0.1,0.2,0.3")
 
 
 def test_everything_is_in_the_report(original: Path, tmp_path: Path) -> None:

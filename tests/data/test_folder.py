@@ -248,6 +248,22 @@ def test_damaged_files_are_named_and_skipped(tmp_path: Path, caplog: pytest.LogC
     assert all(f"{name}: skipped: " in text for name, text in zip(("b.jpg", "c.jpg", "d.png"), skipped, strict=True))
 
 
+@pytest.mark.parametrize("limit", [None, 2, 3])
+def test_labels_beside_a_folder_are_of_its_files(tmp_path: Path, limit: int | None) -> None:
+    names = "a.png b.png c.png d.png e.png"
+    write_folder(tmp_path, names)
+    (tmp_path / "b.png").write_bytes(b"damaged")
+    data = read_data(tmp_path, (SPEC,), limit=limit, labels=[10, 11, 12, 13, 14])
+    assert data.labels is not None
+    assert data.labels.tolist() == [10, 12, 13, 14][:limit]
+    for labels in (range(4), range(6)):  # of the good files alone, or of others
+        with pytest.raises(DataError, match=rf"files by name: labels of shape {len(labels)} for 5 images"):
+            read_data(tmp_path, (SPEC,), limit=limit, labels=labels)
+    (tmp_path / "labels.csv").write_text("file,label\n" + "".join(f"{name},0\n" for name in names.split()))
+    with pytest.raises(DataError, match="has labels of its own, and labels are given as well"):
+        read_data(tmp_path, (SPEC,), limit=limit, labels=range(5))
+
+
 def test_a_limit_counts_good_images(tmp_path: Path) -> None:
     write_folder(tmp_path)
     (tmp_path / "a.png").write_bytes(b"damaged")
@@ -381,10 +397,13 @@ def test_the_first_picture_of_an_animation(tmp_path: Path, caplog: pytest.LogCap
     assert "1 of 1 images are animated: the first picture is taken" in caplog.text
 
 
-def test_printed_colours(tmp_path: Path) -> None:
+def test_printed_colours(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     image = Image.fromarray(RNG.integers(0, 256, (8, 8, 3), dtype=np.uint8)).convert("CMYK")
     image.save(tmp_path / "a.jpg", quality=100, subsampling=0)
+    write_image(tmp_path / "b.jpg")
     images = load_images(tmp_path, expected=SPEC)
+    assert "1 of 2 images are in colours of print (CMYK): they are converted" in caplog.text
+    assert "(a.jpg)" in caplog.text
     with Image.open(tmp_path / "a.jpg") as read:
         assert read.mode == "CMYK"
         assert (images.pixels[0] == np.asarray(read.convert("RGB")).transpose(2, 0, 1)).all()

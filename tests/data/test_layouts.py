@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pdq_export.data import InputSpec, Preprocess, count_shared, image_digests, load_images, read_data, read_samples
+from pdq_export.data import (
+    ImageSet,
+    InputSpec,
+    Preprocess,
+    count_shared,
+    image_digests,
+    load_images,
+    read_data,
+    read_samples,
+)
 from pdq_export.errors import DataError
 from pdq_export.signature import check_labels
 
@@ -101,7 +111,7 @@ def test_bytes_of_an_array_in_both_layouts() -> None:
 def test_pixels_of_255(tmp_path: Path) -> None:
     (pixels,) = write(tmp_path, "a.png", 'pixel_range = "0..255"').values()
     np.testing.assert_allclose(load_images(tmp_path, expected=NHWC).images[0], pixels, rtol=1e-5)
-    given = Preprocess(mean=(103.9, 116.8, 123.7), std=(1.0, 1.0, 1.0))
+    given = Preprocess(mean=(103.9, 116.8, 123.7), std=(1.0, 1.0, 1.0), pixel_range="0..255")
     found = load_images(tmp_path, expected=NHWC, preprocess=given).images[0]
     np.testing.assert_allclose(found, pixels - np.array(given.mean), atol=1e-3)
 
@@ -147,6 +157,116 @@ def test_what_does_not_go_with_arrays(tmp_path: Path, preprocess: Preprocess, me
     np.save(tmp_path / "array.npy", np.zeros((2, 3, 8, 8), np.uint8))
     with pytest.raises(DataError, match=message):
         read_data(tmp_path / "array.npy", (NCHW,), preprocess=preprocess)
+
+
+def test_mean_std_and_range_stay_together(tmp_path: Path) -> None:
+    """Those of preprocess.toml are of its own range: options do not mix with them."""
+    write(tmp_path, "a.png", 'mean = [51, 51, 51]\nstd = [255, 255, 255]\npixel_range = "0..255"')
+    own = load_images(tmp_path, expected=NCHW)
+    assert own.mean is not None
+    np.testing.assert_allclose(own.mean, [0.2] * 3)
+    given = load_images(tmp_path, expected=NCHW, preprocess=Preprocess(mean=(0.5,) * 3, std=(0.25,) * 3))
+    assert given.mean is not None
+    assert given.std is not None
+    np.testing.assert_allclose((given.mean, given.std), [[0.5] * 3, [0.25] * 3])
+    load_images(tmp_path, expected=NCHW, preprocess=Preprocess(pixel_range="0..255"))
+    for wrong, message in (
+        (Preprocess(mean=(0.5,) * 3), "std is missing; expected mean and std together"),
+        (Preprocess(pixel_range="0..1"), r"pixel_range 0\.\.1 is given alone, .* of pixels of 0\.\.255; .* all three"),
+        (Preprocess(mean=(51,) * 3, std=(255,) * 3), r"say pixel_range 0\.\.255 with them"),
+    ):
+        with pytest.raises(DataError, match=message):
+            load_images(tmp_path, expected=NCHW, preprocess=wrong)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("suffix", "own"), [("npz", True), ("npz", False), ("npy", False), ("array", False), ("items", False)]
+)
+def test_a_range_alone(tmp_path: Path, channels: int, suffix: str, own: bool) -> None:
+    """It is of every channel where there is no mean, and leaves one that there is alone."""
+    pixels = np.random.default_rng(0).integers(0, 256, (4, channels, 8, 8), dtype=np.uint8)
+    statistics = {"mean": np.full(channels, 0.25), "std": np.full(channels, 0.5)} if own else {}
+    source: Any = tmp_path / f"a.{suffix}"
+    if suffix == "npz":
+        np.savez(source, images=pixels, **statistics)
+    elif suffix == "npy":
+        np.save(source, pixels)
+    else:
+        source = pixels if suffix == "array" else list(pixels)
+    expected = (InputSpec(name="x", shape=(None, channels, 8, 8)),)
+    unit = read_data(source, expected, preprocess=Preprocess(pixel_range="0..1")).inputs()[0]
+    np.testing.assert_allclose(unit, (pixels / 255 - 0.25) / 0.5 if own else pixels / 255, atol=1e-6)
+    if own:
+        with pytest.raises(DataError, match=r"is given alone, and mean and std are there already, of pixels of 0\.\.1"):
+            read_data(source, expected, preprocess=Preprocess(pixel_range="0..255"))
+    else:
+        bytes_ = read_data(source, expected, preprocess=Preprocess(pixel_range="0..255")).inputs()[0]
+        np.testing.assert_allclose(bytes_, pixels, rtol=1e-5)
+
+
+FLOATS = np.random.default_rng(0).random((4, 3, 8, 8), dtype=np.float32)
+UNUSED: dict[str, Any] = {
+    "npz": (lambda p: np.savez(p / "a.npz", images=FLOATS) or p / "a.npz", NCHW),
+    "npy": (lambda p: np.save(p / "a.npy", FLOATS) or p / "a.npy", NCHW),
+    "array": (lambda _: FLOATS, NCHW),
+    "by name": (lambda _: {"x": FLOATS}, NCHW),
+    "items": (lambda _: list(FLOATS), NCHW),
+    "floats of a set": (lambda _: ImageSet.from_array(FLOATS), NCHW),
+    "bytes of a set": (
+        lambda _: ImageSet.from_array((FLOATS * 255).astype(np.uint8), mean=[0.0] * 3, std=[1.0] * 3),
+        NCHW,
+    ),
+    "no image": (lambda _: FLOATS[:, 0], InputSpec(name="x", shape=(None, 8, 8))),
+    "no image in an npz": (
+        lambda p: np.savez(p / "a.npz", x=FLOATS[:, 0]) or p / "a.npz",
+        InputSpec(name="x", shape=(None, 8, 8)),
+    ),
+}
+
+
+@pytest.mark.parametrize("form", UNUSED)
+@pytest.mark.parametrize("given", [Preprocess(mean=(0.5,) * 3, std=(0.5,) * 3), Preprocess(pixel_range="0..255")])
+def test_what_has_no_influence_is_refused(tmp_path: Path, form: str, given: Preprocess) -> None:
+    make, spec = UNUSED[form]
+    with pytest.raises(DataError, match=rf"--{given.given()[0].replace('_', '-')} is given, and (is for uint8|has no)"):
+        read_data(make(tmp_path), (spec,), preprocess=given)
+    assert len(read_data(make(tmp_path), (spec,), preprocess=Preprocess())) == 4
+
+
+def test_the_layout_of_a_set_is_its_own() -> None:
+    images = ImageSet.from_array(FLOATS)
+    assert read_data(images, (NCHW,), preprocess=Preprocess(layout="NCHW")) is images
+    with pytest.raises(DataError, match="--layout is given, and has no influence on an ImageSet"):
+        read_data(images, (NCHW,), preprocess=Preprocess(layout="NHWC"))
+
+
+def test_classes_by_number(tmp_path: Path) -> None:
+    names = [str(number) for number in range(11)]
+    made = write(tmp_path, " ".join(f"{name}/a.png" for name in names))
+    message = "class 2 is '10' in the order of names, .* but '2' in that of numbers; .* as many digits each .02."
+    with pytest.raises(DataError, match=message):
+        load_images(tmp_path, expected=NCHW)
+    rows = "".join(f"{name},{name.split('/')[0]}\n" for name in made)
+    (tmp_path / "labels.csv").write_text(f"file,label\n{rows}")  # the remedies
+    by_csv = load_images(tmp_path, expected=NCHW)
+    (tmp_path / "labels.csv").unlink()
+    for name in names:
+        (tmp_path / name).rename(tmp_path / f"{int(name):02}")
+    by_rank = load_images(tmp_path, expected=NCHW)
+    assert by_rank.labels is not None
+    for images in (by_csv, by_rank):
+        assert images.labels is not None
+        for pixels, label in zip(images.pixels[:], images.labels.tolist(), strict=True):
+            assert np.array_equal(pixels, made[f"{label}/a.png"].transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("names", ["0 1 2", "1 2 3", "7 8 9", "00 1 2", "10 2 x"])
+def test_names_that_are_in_order_both_ways(tmp_path: Path, names: str) -> None:
+    write(tmp_path, " ".join(f"{name}/a.png" for name in names.split()))
+    labels = load_images(tmp_path, expected=NCHW).labels
+    assert labels is not None
+    assert labels.tolist() == [0, 1, 2]
 
 
 def test_options_contradict_the_file(tmp_path: Path) -> None:
