@@ -52,7 +52,7 @@ class ToyGraph(QdqGraph):
     def container(self, point: Point) -> int:
         return 8
 
-    def weight(self, out: GraphWriter, weight: Weight) -> tuple[str, str]:
+    def weight(self, out: GraphWriter, weight: Weight) -> list[str]:
         return textbook_weight(out, weight, 8, clip=False)
 
     def write(self) -> GraphProto:

@@ -6,6 +6,9 @@ INT8 as it is. textbook: integers [-> Clip] -> DequantizeLinear with their zero_
 bias: INT32 -> DequantizeLinear with scale = input scale * weight scale and zero_point 0. Where it saves more than the
 nodes take, ort stores zero points and biases in fewer bits before a Cast, and multiplies the scales in the graph: in a
 wide network of 2 bits, what there is of one number a channel is a twentieth of the file.
+
+Every layer has DequantizeLinear nodes of its own, also where layers share a weight and with it all that is before:
+of one with several readers onnxruntime makes several, and 1.15 leaves their axis out.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +23,8 @@ from pdq_export.export.constants import Bias, LayerConstants, Weight
 from pdq_export.export.storage import packed_tensor
 from pdq_export.export.writer import NODE_BYTES, GraphWriter
 
-WriteWeight = Callable[[GraphWriter, Weight], tuple[str, str]]
+WriteWeight = Callable[[GraphWriter, Weight], list[str]]
+"""Writes all of a weight but its DequantizeLinear, whose inputs it returns: integers, scale and zero_point."""
 
 
 class ConstantsWriter(Protocol):
@@ -31,14 +35,15 @@ class ConstantsWriter(Protocol):
 
 
 class LayerWriter:
-    """Writes the constants of layers; layers that share a weight share its chain.
+    """Writes the constants of layers; layers that share a weight share all of its chain but the DequantizeLinear.
 
     ``packs``: whether biases are stored in as few bytes as can be unpacked again. ``form``: see `layouts.FORM`.
     """
 
     def __init__(self, out: GraphWriter, write_weight: WriteWeight, *, packs: bool, form: int) -> None:
         self._out, self._write_weight, self._packs, self._form = out, write_weight, packs, form
-        self._weights: dict[tuple[str, bytes], tuple[str, str]] = {}
+        self._weights: dict[tuple[str, bytes], list[str]] = {}
+        self._floats: dict[tuple[str, bytes], str] = {}  # by weight, its last
 
     def constants(self, constants: LayerConstants, input_scale: tuple[str, np.float32] | None) -> dict[str, str]:
         """Write the weight and bias of a layer. Returns their new float names by the old ones.
@@ -48,10 +53,12 @@ class LayerWriter:
         weight = constants.weight
         if weight.key not in self._weights:
             self._weights[weight.key] = self._write_weight(self._out, weight)
-        floating, weight_scale = self._weights[weight.key]
-        names = {weight.point.tensor: floating}
+        inputs = self._weights[weight.key]
+        if self._form > 3 or weight.key not in self._floats:
+            self._floats[weight.key] = _dequantize(self._out, weight, inputs)
+        names = {weight.point.tensor: self._floats[weight.key]}
         if constants.bias is not None:
-            scale = self._bias_scale(constants.bias, weight, weight_scale, input_scale)
+            scale = self._bias_scale(constants.bias, weight, inputs[1], input_scale)
             inputs = [self._bias_integers(constants.bias), scale]
             if self._form > 2:  # onnxruntime's own format cannot hold the fused node without it
                 inputs.append(self._out.zeros(constants.bias.scale.shape, np.int32))
@@ -96,8 +103,8 @@ def typed_integers(out: GraphWriter, weight: Weight, bits: int) -> str:
     return tensor
 
 
-def unpacked_weight(out: GraphWriter, weight: Weight, integers: str, *, sole: bool) -> tuple[str, str]:
-    """Dequantize INT8 integers less their zero points. Returns the names of a weight's float and of its scale.
+def unpacked_weight(out: GraphWriter, weight: Weight, integers: str, *, sole: bool) -> list[str]:
+    """Write what dequantizes INT8 integers less their zero points, as `WriteWeight`.
 
     ``sole``: whether the zeros are this weight's alone. With session.x64quantprecision, onnxruntime replaces those of
     weights that leave -64 to 64: once each, or it fails.
@@ -105,7 +112,7 @@ def unpacked_weight(out: GraphWriter, weight: Weight, integers: str, *, sole: bo
     # Without a zero_point that is written out, onnxruntime leaves Gemm and MatMul in float.
     scale = out.constant(f"{weight.point.tensor}_scale", weight.scale)
     zeros = out.sole_zeros if sole else out.zeros
-    return _dequantize(out, weight, [integers, scale, zeros(weight.scale.shape)])
+    return [integers, scale, zeros(weight.scale.shape)]
 
 
 def _packed_zero_point(out: GraphWriter, weight: Weight, bits: int) -> str:
@@ -116,30 +123,29 @@ def _packed_zero_point(out: GraphWriter, weight: Weight, bits: int) -> str:
     return _cast(out, packed, name, TensorProto.INT8)
 
 
-def textbook_weight(out: GraphWriter, weight: Weight, bits: int, *, clip: bool) -> tuple[str, str]:
-    """Write a weight as integers with a zero_point of the same type, of ``bits`` bits.
+def textbook_weight(out: GraphWriter, weight: Weight, bits: int, *, clip: bool) -> list[str]:
+    """Write a weight as integers with a zero_point of the same type, of ``bits`` bits, as `WriteWeight`.
 
-    Returns the names of its float and its scale.
     ``clip``: a Clip to the learned bits says how many of the container's are used.
     """
     point, name = weight.point, weight.point.tensor
     inputs = _integers_and_zero_point(out, weight, bits, weight.integers, weight.zero_point, signed=point.symmetric)
     if clip and point.bits < bits:
         inputs[0] = _clipped(out, name, inputs[0], (point.qmin, point.qmax), bits, signed=point.symmetric)
-    return _dequantize(out, weight, [inputs[0], out.constant(f"{name}_scale", weight.scale), inputs[1]])
+    return [inputs[0], out.constant(f"{name}_scale", weight.scale), inputs[1]]
 
 
-def centered_weight(out: GraphWriter, weight: Weight) -> tuple[str, str]:
-    """Write an asymmetric weight as INT8 less its zero points, with a Clip to what b bits less those can be.
+def centered_weight(out: GraphWriter, weight: Weight) -> list[str]:
+    """Write an asymmetric weight as INT8 less its zero points, clipped to what b bits less those can be.
 
-    Returns the names of its float and its scale.
+    As `WriteWeight`.
     """
     point, name = weight.point, weight.point.tensor
     zeros = np.zeros_like(weight.zero_point)
     integers, zero_point = _integers_and_zero_point(out, weight, 8, weight.centered, zeros, signed=True)
     bounds = (point.qmin - int(weight.zero_point.max()), point.qmax - int(weight.zero_point.min()))
     integers = _clipped(out, name, integers, bounds, 8, signed=True)
-    return _dequantize(out, weight, [integers, out.constant(f"{name}_scale", weight.scale), zero_point])
+    return [integers, out.constant(f"{name}_scale", weight.scale), zero_point]
 
 
 def _integers_and_zero_point(
@@ -161,11 +167,10 @@ def _clipped(out: GraphWriter, name: str, integers: str, bounds: tuple[int, int]
     return out.node("Clip", [integers, *(out.integer(b, bits, signed=signed) for b in bounds)], f"{name}_clipped")
 
 
-def _dequantize(out: GraphWriter, weight: Weight, inputs: list[str]) -> tuple[str, str]:
+def _dequantize(out: GraphWriter, weight: Weight, inputs: list[str]) -> str:
     name, axis = weight.point.tensor, weight.point.axis
     attributes: dict[str, Any] = {} if axis is None else {"axis": axis}
-    floating = out.node("DequantizeLinear", inputs, f"{name}_dequantized", **attributes)
-    return floating, inputs[1]
+    return out.node("DequantizeLinear", inputs, f"{name}_dequantized", **attributes)
 
 
 def float_inputs(out: GraphWriter, node: NodeProto, inputs: Sequence[str], position: int) -> list[str]:

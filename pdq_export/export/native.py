@@ -49,7 +49,7 @@ class _NativeGraph(QdqGraph):
     def container(self, point: Point) -> int:
         return storage_bits(point.bits, self.index.opset)
 
-    def weight(self, out: GraphWriter, weight: Weight) -> tuple[str, str]:
+    def weight(self, out: GraphWriter, weight: Weight) -> list[str]:
         return textbook_weight(out, weight, self.container(weight.point), clip=False)
 
 

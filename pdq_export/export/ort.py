@@ -44,7 +44,7 @@ class _OrtGraph(QdqGraph):
     def container(self, point: Point) -> int:
         return 8
 
-    def weight(self, out: GraphWriter, weight: Weight) -> tuple[str, str]:
+    def weight(self, out: GraphWriter, weight: Weight) -> list[str]:
         point, bits = weight.point, self._typed_bits(weight)
         if weight.key in self._unpacking:
             integers = self._unpacking.write(weight.key)

@@ -48,7 +48,7 @@ class _QcdqGraph(QdqGraph):
     def container(self, point: Point) -> int:
         return 8
 
-    def weight(self, out: GraphWriter, weight: Weight) -> tuple[str, str]:
+    def weight(self, out: GraphWriter, weight: Weight) -> list[str]:
         if weight.point.symmetric or self.form < 3:
             return textbook_weight(out, weight, 8, clip=True)
         return centered_weight(out, weight)

@@ -50,8 +50,8 @@ class QdqGraph:
         """Bits of the type that holds an activation: 2, 4 or 8."""
         raise NotImplementedError
 
-    def weight(self, out: GraphWriter, weight: Weight) -> tuple[str, str]:
-        """Write the chain of a weight. Returns the names of its float and its scale."""
+    def weight(self, out: GraphWriter, weight: Weight) -> list[str]:
+        """Write a weight, as `layers.WriteWeight`."""
         raise NotImplementedError
 
     def layer_writer(self) -> ConstantsWriter:

@@ -37,7 +37,7 @@ class _TensorrtGraph(QdqGraph):
     def container(self, point: Point) -> int:
         return 8
 
-    def weight(self, out: GraphWriter, weight: Weight) -> tuple[str, str]:
+    def weight(self, out: GraphWriter, weight: Weight) -> list[str]:
         return textbook_weight(out, weight, 8, clip=False)
 
 

@@ -1,5 +1,7 @@
 """`native` and `qcdq` hold the integers of `ort`: without optimizations, outputs are equal to the bit."""
 
+import collections
+
 import numpy as np
 import onnx
 import pytest
@@ -41,6 +43,11 @@ NETS = {
     "add": lambda: network(f"{STEM} e = Conv <pads=[1,1,1,1]> (c, g, b) z = Add(e, c)", g=(8, 8, 3, 3)),
     "leaky": lambda: network(f"{STEM} z = LeakyRelu <alpha=0.2> (c)"),
     "clipped": clipped,
+    "shared": lambda: network(
+        f"{STEM} r = Relu(c) e = Conv <pads=[1,1,1,1]> (r, g, b) f = Relu(e) h = Conv <pads=[1,1,1,1]> (f, g, b) "
+        "z = Relu(h)",
+        g=(8, 8, 3, 3),
+    ),
     "attention": lambda: network(f"{STEM} s = Sigmoid(c) z = Mul(c, s)"),
 }
 
@@ -70,6 +77,20 @@ def outputs_as_written(name: str, bits: str, *, symmetric: bool = False) -> list
 
 def feeds(name: str):
     return {"x": nets.images((2, 4 if name == "residual" else 3, 12, 12))}
+
+
+@pytest.mark.parametrize("target", LAYOUTS)
+@pytest.mark.parametrize("bits", ["8/8", "4/4"])
+@pytest.mark.parametrize("name", NETS)
+def test_what_dequantizes_along_an_axis_has_one_reader(
+    name: str, bits: str, target: str, small_weights_are_packed: None
+) -> None:
+    """Of such a node with several, onnxruntime makes several, and 1.15 leaves the axis out."""
+    graph = export(name, bits, target).graph
+    along = [n for n in graph.node if n.op_type == "DequantizeLinear" and n.attribute]
+    readers = collections.Counter(tensor for node in graph.node for tensor in node.input)
+    assert along
+    assert {readers[node.output[0]] for node in along} == {1}
 
 
 @pytest.mark.parametrize("bits", BITS)

@@ -335,7 +335,7 @@ def test_zero_points_that_are_equal_need_no_offset(packing, small_weights_are_pa
     assert not any(node.op_type == "Add" for node in index.graph.node)
 
 
-def test_a_shared_weight_has_one_chain_and_a_shared_bias_one_version_per_layer(small_weights_are_packed):
+def test_layers_that_share_a_weight_share_its_integers_alone(small_weights_are_packed):
     model = nets.network(
         """(float[N,4,6,6] x) => (float[N,4,6,6] y) {
             c = Conv <pads=[1,1,1,1]> (x, w, b)
@@ -347,8 +347,10 @@ def test_a_shared_weight_has_one_chain_and_a_shared_bias_one_version_per_layer(s
     plan = plan_of(model, carrier("x"), weight("w"), activation("r", 4, "Relu_r"))
     index = check_against_simulation(model, plan, nets.images((2, 4, 6, 6)))
     first, second = index.producer["c"], index.producer["y"]
-    assert first.input[1] == second.input[1]
-    assert first.input[2] != second.input[2]
+    weights, biases = ([index.producer[node.input[place]] for node in (first, second)] for place in (1, 2))
+    assert weights[0].input == weights[1].input
+    assert weights[0].output != weights[1].output
+    assert biases[0].output != biases[1].output
 
 
 def test_a_weight_stays_float_for_a_reader_that_is_no_layer():

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pdq_export.export import packing, unpacking
-from pdq_export.export.constants import Weight, along_axis
-from pdq_export.export.layers import unpacked_weight
+from pdq_export.export.constants import LayerConstants, Weight, along_axis
+from pdq_export.export.layers import LayerWriter, unpacked_weight
+from pdq_export.export.layouts import FORM
 from pdq_export.export.packing import WIDTHS
 from pdq_export.export.readers import read_weight
 from pdq_export.export.unpacking import Unpacking
@@ -42,9 +43,12 @@ def written(weights: list[Weight], opset: int = 13) -> tuple[onnx.ModelProto, li
     ]
     out = GraphWriter(onnx.GraphProto(name="g", output=outputs))
     unpack = Unpacking(out, weights)
+    layers = LayerWriter(
+        out, lambda out, weight: unpacked_weight(out, weight, unpack.write(weight.key), sole=False), packs=True, form=FORM
+    )
     for number, weight in enumerate(weights):
-        floating, _ = unpacked_weight(out, weight, unpack.write(weight.key), sole=False)
-        out.node_to("Identity", [floating], f"out{number}", name=f"layer{number}")
+        names = layers.constants(LayerConstants(weight=weight, bias=None), None)
+        out.node_to("Identity", [names[weight.point.tensor]], f"out{number}", name=f"layer{number}")
     graph = out.finish()
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=7)
     onnx.checker.check_model(model, full_check=True)
