@@ -223,8 +223,7 @@ def default_text(one: Option) -> str:
 def _written(one: Option, value: Any) -> str:
     """As TOML; None as what stands for a value, to be filled in."""
     if value is None:
-        value = one.declared.choices[0] if one.declared.choices else one.metavar
-        return _literal(value) if one.kind is str else str(value)
+        return _literal(one.metavar) if one.kind is str else one.metavar
     return _literal(value)
 
 

@@ -94,7 +94,7 @@ def test_a_file_says_what_made_it(folder: Path) -> None:
     assert made_by["calibration"] == {"image": hashlib.sha256(IMAGES[:8].tobytes()).hexdigest()}
     assert (made_by["device"], made_by["threads"]) == ("cpu", 1)
     assert made_by["versions"]["pdq-export"] == pdq_export.__version__
-    assert set(made_by["versions"]) == {"pdq-export", "torch", "onnx", "onnxruntime", "numpy"}
+    assert set(made_by["versions"]) == {"pdq-export", "torch", "onnx", "onnxruntime", "numpy", "scipy"}
     assert str(folder) not in str(entries(folder / "out.onnx"))
 
 
