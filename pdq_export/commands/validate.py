@@ -142,6 +142,9 @@ class _Run:
         named = [
             dataclasses.replace(output, quantized_name=pair.renamed.get(output.name)) for output in measured.outputs
         ]
+        if measured.not_finite and not self.limits.of_outputs:  # else a gate tells, and fails
+            name = measured.not_finite[0]
+            raise ValidationError(f"output {name!r}: {measured.uncompared[name]}; expected finite numbers")
         uncompared = {**pair.uncompared, **measured.uncompared}
         for name, reason in uncompared.items():
             logger.warning("output %r is not compared: %s", name, reason)
@@ -154,9 +157,17 @@ class _Run:
 
     def _labels(self, outputs: Mapping[str, NDArray[Any]]) -> NDArray[np.integer] | None:
         """Those that top-1 is computed of: none where metrics take them and the first output has no class scores."""
-        name, first = next(iter(outputs.items()))
         if self.samples.labels is None:
             return None
+        name = self.pair.original.gives[0].name
+        if name not in outputs:  # top-1 of another output would be a figure of something else
+            if self.metrics and self.limits.section.max_drop is None:
+                return None
+            raise ModelError(
+                f"output {name!r}, the first of the FP32 file, is what labels belong to, and it cannot be compared: "
+                f"{self.pair.uncompared[name]}; expected a quantized file that has it, or data without labels"
+            )
+        first = outputs[name]
         if self.metrics and self.limits.section.max_drop is None and class_scores(first) is None:
             return None
         check_labels(name, first, self.samples)
