@@ -19,10 +19,10 @@ from pdq_export.validate.compare import (
     same_where_infinite,
 )
 from pdq_export.validate.deviation import DeviationMeter, Simulate
+from pdq_export.validate.kernels import KernelCount
 from pdq_export.validate.parts import PartAgreement, PartMeters
 from pdq_export.validate.runtime import (
     Batch,
-    KernelCount,
     Session,
     batch_size,
     min_onnxruntime,
