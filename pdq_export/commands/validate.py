@@ -10,10 +10,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from pdq_export.commands.judging import Metrics, Observed, check_side_files, find_metrics, side_contents
+from pdq_export.commands.judging import Metrics, Observed, find_metrics, side_contents
 from pdq_export.commands.pairs import File, Model, choose_batch, first_batch, read_samples
 from pdq_export.commands.progress import ProgressCallback, Tell
 from pdq_export.commands.settle import asked_preprocess, settle
+from pdq_export.commands.written import check_written
 from pdq_export.config.config import Config
 from pdq_export.config.option import VALIDATE
 from pdq_export.config.signature import takes_options
@@ -76,10 +77,10 @@ def validate_models(
     limits = parse_limits(settled.gates, metrics=len(named))
     preprocess = asked_preprocess(settled)
     check_exists(data)
-    read = [path for path in (model, quantized, data) if isinstance(path, str | Path)]
     tell.stage("load")
     files = [File.of(given, which) for given, which in ((model, "model"), (quantized, "quantized"))]
-    check_side_files(settled, inputs=[*read, *(path for file in files for path in file.external)])
+    read = (quantized, config, *(path for file in files for path in file.external))
+    check_written(settled, model=model, data=[data], others=read, makes_model=False)
     pair = open_pair(*(file.runs for file in files))
     tell.stage("read")
     size = choose_batch(pair, batch_size)

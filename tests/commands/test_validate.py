@@ -587,3 +587,29 @@ def test_one_number_for_all_samples_is_not_compared() -> None:
     report = validate_models(model, model, data=ROWS)
     assert [output.name for output in report.outputs] == ["y"]
     assert report.uncompared == {"s": "it is one number for all samples, on samples 0 and following"}
+
+
+@pytest.mark.parametrize("option", ["report", "junit", "markdown"])
+@pytest.mark.parametrize("read", ["options.toml", "scores_of.py", "images/a.png", "images/deep/b.npy", "net.onnx"])
+def test_nothing_that_is_read_is_replaced(
+    option: str, read: str, original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "images" / "deep").mkdir(parents=True)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "options.toml").write_text("[gates]\nmin_sqnr = 1\n")
+    (tmp_path / "scores_of.py").write_text("def mean(outputs, labels):\n    return 0\n")
+    for name in ("images/a.png", "images/deep/b.npy"):
+        (tmp_path / name).write_bytes(b"kept")
+    before = (tmp_path / read).read_bytes()
+    with pytest.raises(OptionError, match=r"(is the same file as|exists in the folder).* input"):
+        validate_models(
+            original,
+            rounded(),
+            data=tmp_path / "images",
+            config=tmp_path / "options.toml",
+            metric="scores_of:mean",
+            overwrite=True,
+            **{option: tmp_path / read},
+        )
+    assert (tmp_path / read).read_bytes() == before
+    sys.modules.pop("scores_of", None)
