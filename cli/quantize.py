@@ -67,7 +67,7 @@ def quantize(
     config = _with_images(settle(config_file, fields, command=QUANTIZE))
     if config.file.output is None:
         config = make_config({"output": _default_output(model, config)}, base=config)
-    _check_paths(model, config)
+    _check_paths(model, config, config_file)
     result = _run(model, config, frame)
     failed = [str(gate) for gate in result.report.failed_gates]
     return Outcome(text=_lines(config, result), to_json=result.report.to_json, failed_gates=failed)
@@ -118,23 +118,16 @@ def _default_output(model: Path, config: Config) -> Path:
     return Path(f"{model.stem}-w{widths.weight}a{widths.activation}{layout}.onnx")
 
 
-def _check_paths(model: Path, config: Config) -> None:
+def _check_paths(model: Path, config: Config, config_file: Path | None) -> None:
     """Nobody shall wait for a calibration, or for imports, whose result cannot be written, or lose a file to it."""
-    from pdq_export.data import check_form, names_function
-    from pdq_export.graph.save import check_output
+    from pdq_export.commands.written import check_written
+    from pdq_export.data import check_form
 
     find_modules_here()
     sources = [source for source in (config.data.calib, config.data.eval) if source is not None]
     for source in sources:
         check_form(source)
-    check_output(
-        config.file.output,
-        overwrite=config.file.overwrite,
-        model=model,
-        inputs=tuple(Path(source) for source in sources if not names_function(source)),
-        external=config.file.external_data,
-        report=config.file.report,
-    )
+    check_written(config, model=model, data=sources, others=[config_file], makes_model=True)
 
 
 def _run(model: Path, config: Config, frame: Frame) -> "Result":

@@ -61,9 +61,11 @@ def validate(
     """
     fields = given(arguments)
     from pdq_export.commands.settle import settle
+    from pdq_export.commands.written import check_written
 
     config = settle(config_file, fields, command=VALIDATE)
     find_modules_here()
+    check_written(config, model=model, data=[data], others=[quantized, config_file], makes_model=False)
     with frame.progress() as progress, frame.work():
         # Imported here, behind every check that needs no onnxruntime.
         from pdq_export.commands.validate import validate_models

@@ -20,7 +20,8 @@ def check_writable(path: str | Path, *, overwrite: bool = False, inputs: Iterabl
     """Make sure that ``write_atomically`` will be able to write ``path``, before hours are spent on its content.
 
     Raises OptionError where its folder is missing or cannot be written, where it is a folder or a device, where it is
-    one of the ``inputs`` (by whatever name), or where it exists and ``overwrite`` is not set.
+    one of the ``inputs`` (by whatever name) or exists in a folder of them, or where it exists and ``overwrite`` is not
+    set.
     """
     path = Path(path)
     try:
@@ -30,13 +31,19 @@ def check_writable(path: str | Path, *, overwrite: bool = False, inputs: Iterabl
         raise _cannot_write(path, error) from error
 
 
-def check_report(
-    path: str | Path, others: Iterable[str | Path], *, overwrite: bool = False, inputs: Iterable[str | Path] = ()
+def check_targets(
+    targets: Iterable[tuple[str, Path]], *, overwrite: bool = False, inputs: Iterable[str | Path] = ()
 ) -> None:
-    """`check_writable` for a report, which is to be a file of its own beside the ``others`` that are written."""
-    if any(Path(path).resolve() == Path(other).resolve() for other in others):
-        raise OptionError(f"{path}: is both --report and --output; expected two files")
-    check_writable(path, overwrite=overwrite, inputs=inputs)
+    """`check_writable` for all files that a command writes, each with the option that asks for it.
+
+    Raises OptionError for those too that are to be one and the same file.
+    """
+    seen: dict[Path, str] = {}
+    inputs = list(inputs)
+    for option, path in targets:
+        if (other := seen.setdefault(path.resolve(), option)) != option:
+            raise OptionError(f"{path}: is both {option} and {other}; expected two files")
+        check_writable(path, overwrite=overwrite, inputs=inputs)
 
 
 def write_atomically(path: str | Path, content: bytes, *, overwrite: bool = False) -> None:
@@ -288,6 +295,10 @@ def _check_target(path: Path, overwrite: bool, inputs: Iterable[str | Path]) -> 
     for source in inputs:
         if os.path.exists(source) and os.path.samefile(path, source):
             raise OptionError(f"{path}: is the same file as the input {str(source)!r}; choose another name to write to")
+        if os.path.isdir(source) and path.resolve().is_relative_to(Path(source).resolve()):
+            raise OptionError(
+                f"{path}: exists in the folder {str(source)!r}, which is an input; choose a name outside of it"
+            )
     if not path.is_file():
         raise OptionError(f"{path}: is not a regular file; expected the name of a file to write")
     if not overwrite:

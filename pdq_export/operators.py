@@ -17,6 +17,7 @@ class Operator:
         weighted: multiplies its first input by its second, which is a weight where that is constant.
         takes_bias: its third input is a bias, a number for each output channel.
         kernel: it is a layer in a graph that onnxruntime has optimized, which computes in floats or in integers.
+        operands: positions of the tensors that a kernel multiplies; it is a layer only where one of them is constant.
     Integers:
         integer_kernel: between DequantizeLinear and QuantizeLinear, onnxruntime computes it in integers.
         float_output: its integer kernel gives floats as well, at no cost.
@@ -43,6 +44,7 @@ class Operator:
     weighted: bool = False
     takes_bias: bool = False
     kernel: Literal["float", "integer"] | None = None
+    operands: tuple[int, ...] = ()
     integer_kernel: bool = False
     float_output: bool = False
     moves: bool = False
@@ -68,16 +70,21 @@ _BROADCAST = Operator(broadcasts=True)
 _MOVE = Operator(moves=True)
 _REARRANGEMENT = Operator(moves=True, rearranges=True)
 _PER_IMAGE = Operator(per_image=True)
-_RECURRENT = Operator(recurrent=True)
+_RECURRENT = Operator(recurrent=True, kernel="float")
 _QUANTIZED = Operator(quantized=True)
 _INTEGER_LAYER = Operator(quantized=True, kernel="integer")
 _FLOAT_LAYER = Operator(kernel="float")
+_INTEGER_PRODUCT = Operator(quantized=True, kernel="integer", operands=(0, 1))
+_QDQ_PRODUCT = Operator(quantized=True, kernel="integer", operands=(0, 3))  # behind scale and zero point
+_FLOAT_PRODUCT = Operator(kernel="float", operands=(0, 1))
 
 OPERATORS: Mapping[str, Operator] = {
     "Conv": Operator(weighted=True, takes_bias=True, kernel="float", integer_kernel=True, per_image=True),
     "ConvTranspose": Operator(weighted=True, takes_bias=True, kernel="float", per_image=True),
-    "Gemm": Operator(weighted=True, takes_bias=True, kernel="float", integer_kernel=True, float_output=True),
-    "MatMul": Operator(weighted=True, kernel="float", integer_kernel=True, float_output=True),
+    "Gemm": Operator(
+        weighted=True, takes_bias=True, kernel="float", operands=(0, 1), integer_kernel=True, float_output=True
+    ),
+    "MatMul": Operator(weighted=True, kernel="float", operands=(0, 1), integer_kernel=True, float_output=True),
     # Moves
     "Concat": Operator(moves=True, integer_kernel=True),
     "Expand": _MOVE,
@@ -167,24 +174,24 @@ OPERATORS: Mapping[str, Operator] = {
     "BipolarQuant": _QUANTIZED,
     "ConvInteger": _INTEGER_LAYER,
     "DequantizeLinear": _QUANTIZED,
-    "DynamicQuantizeLSTM": _QUANTIZED,
+    "DynamicQuantizeLSTM": _INTEGER_LAYER,
     "DynamicQuantizeLinear": _QUANTIZED,
-    "DynamicQuantizeMatMul": _INTEGER_LAYER,
+    "DynamicQuantizeMatMul": _INTEGER_PRODUCT,
     "MatMulBnb4": _QUANTIZED,
-    "MatMulInteger": _INTEGER_LAYER,
-    "MatMulIntegerToFloat": _INTEGER_LAYER,
+    "MatMulInteger": _INTEGER_PRODUCT,
+    "MatMulIntegerToFloat": _INTEGER_PRODUCT,
     "MatMulNBits": _QUANTIZED,
     "QAttention": _QUANTIZED,
     "QEmbedLayerNormalization": _QUANTIZED,
-    "QGemm": _INTEGER_LAYER,
+    "QGemm": _QDQ_PRODUCT,
     "QLinearConv": _INTEGER_LAYER,
-    "QLinearMatMul": _INTEGER_LAYER,
+    "QLinearMatMul": _QDQ_PRODUCT,
     "Quant": _QUANTIZED,
     "QuantizeLinear": _QUANTIZED,
     "ConvTransposeWithDynamicPads": _FLOAT_LAYER,
     "FusedConv": _FLOAT_LAYER,
-    "FusedGemm": _FLOAT_LAYER,
-    "FusedMatMul": _FLOAT_LAYER,
+    "FusedGemm": _FLOAT_PRODUCT,
+    "FusedMatMul": _FLOAT_PRODUCT,
     "NhwcFusedConv": _FLOAT_LAYER,
 }
 

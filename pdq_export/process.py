@@ -7,7 +7,7 @@ import contextlib
 import ctypes
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _NEVER = -1, -3, 2**31 - 1
@@ -53,9 +53,29 @@ def _keep_heap(*, limited: bool) -> None:
 
 
 def find_modules_here() -> None:
-    """Have Python look for modules in the current folder too, behind everything else, for ``module:function``."""
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+    """Have ``module:function`` be looked for in the current folder too, behind everything else; see `modules_here`."""
+    _Here.looked_in = True
+
+
+@contextlib.contextmanager
+def modules_here() -> Iterator[None]:
+    """Within it Python finds modules in the current folder, after `find_modules_here`.
+
+    No longer than a module of the user's is imported: what other packages try to import must not be found there.
+    """
+    folder = os.getcwd()
+    if not _Here.looked_in or folder in sys.path:
+        yield
+        return
+    sys.path.append(folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+
+
+class _Here:
+    looked_in = False
 
 
 def read_environment() -> Mapping[str, str]:

@@ -6,9 +6,12 @@ import importlib
 import importlib.util
 import re
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+from pathlib import Path
 from typing import Any
 
 from pdq_export.errors import PdqError
+from pdq_export.process import modules_here
 
 _NAMED = re.compile(r"(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<function>[^\W\d]\w*)")
 _LONGEST = 300  # characters of what somebody else's exception says
@@ -36,13 +39,25 @@ class UserFunction:
 
     def check_module(self) -> None:
         """Raise the error where Python finds no such module. Runs no code."""
-        module = self.source.partition(":")[0].partition(".")[0]
-        try:
-            found = importlib.util.find_spec(module)
-        except (ImportError, ValueError):
-            found = None
+        if self._spec() is None:
+            raise self._no_module(self.source.partition(":")[0].partition(".")[0])
+
+    def files(self) -> list[Path]:
+        """The file of the module, or the folders of the package, as far as Python finds them. Runs no code."""
+        found = self._spec()
         if found is None:
-            raise self._no_module(module)
+            return []
+        if found.submodule_search_locations is not None:
+            return list(map(Path, found.submodule_search_locations))
+        return [Path(found.origin)] if found.has_location and found.origin is not None else []
+
+    def _spec(self) -> ModuleSpec | None:
+        """Of the module, or of the package that it is in."""
+        try:
+            with modules_here():
+                return importlib.util.find_spec(self.source.partition(":")[0].partition(".")[0])
+        except (ImportError, ValueError):
+            return None
 
     def find(self) -> Callable[..., Any]:
         """Import the module and return its function. Raises the error where there is none, or importing it fails."""
@@ -51,7 +66,8 @@ class UserFunction:
         module_name, name = self.source.split(":")
         self.check_module()
         try:
-            module = importlib.import_module(module_name)
+            with modules_here():
+                module = importlib.import_module(module_name)
         except (Exception, SystemExit) as error:
             if isinstance(error, ModuleNotFoundError) and error.name and f"{module_name}.".startswith(f"{error.name}."):
                 raise self._no_module(error.name) from error

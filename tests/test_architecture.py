@@ -38,7 +38,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "targets": ({"config", "errors", "spec", "graph.lookup", "plan", "export", "validate"}, {"onnx"}),
     "gates": ({"config", "errors", "validate"}, {"numpy", "scipy"}),
     "report": ({"advice", "errors", "gates", "validate"}, {"onnxruntime"}),
-    "user_code": ({"errors"}, set()),
+    "user_code": ({"errors", "process"}, set()),
     "signature": ({"data", "errors", "graph.lookup", "validate"}, {"numpy"}),
     "fidelity": ({"errors", "frontend", "graph", "validate"}, {"numpy", "onnx", "onnxruntime", "torch"}),
 }

@@ -1,17 +1,15 @@
 """What commands that judge a file share: metrics, files to write beside, and the gates themselves."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
+from pdq_export.commands.written import metric_function, side_files
 from pdq_export.config.config import Config
 from pdq_export.config.gates import GatesSection
-from pdq_export.errors import OptionError
-from pdq_export.files import check_writable
 from pdq_export.report import Report, to_junit, to_markdown
-from pdq_export.user_code import UserFunction
 from pdq_export.validate import Metric, MetricMeter, MetricValue, compare_metrics
 
 Metrics = Sequence[Callable[..., Any]]
@@ -19,36 +17,8 @@ Metrics = Sequence[Callable[..., Any]]
 
 def find_metrics(section: GatesSection, functions: Metrics) -> tuple[Metric, ...]:
     """The metrics that the options name, and ``functions``. Raises OptionError for what is no function."""
-    named = [Metric(name=text.rpartition(":")[2], function=_user_function(text).find()) for text in section.metric]
+    named = [Metric(name=text.rpartition(":")[2], function=metric_function(text).find()) for text in section.metric]
     return (*named, *map(Metric.of, functions))
-
-
-def _user_function(text: str) -> UserFunction:
-    return UserFunction(
-        source=text,
-        error=OptionError,
-        kind="a function of outputs and labels",
-        expected="expected MODULE:FUNCTION, such as metrics:mean_iou of a metrics.py in the current folder",
-        begins="--metric ",
-    )
-
-
-def side_files(config: Config) -> dict[str, Path]:
-    """What is to be written beside a model, by option."""
-    asked = {"--report": config.file.report, "--junit": config.gates.junit, "--markdown": config.gates.markdown}
-    return {option: Path(path) for option, path in asked.items() if path is not None}
-
-
-def check_side_files(config: Config, *, others: Iterable[Path] = (), inputs: Iterable[str | Path] = ()) -> None:
-    """Raise OptionError where one cannot be written, is one of the ``inputs``, or is to be another as well.
-
-    ``others``: what else is written.
-    """
-    seen = {path.resolve(): "--output" for path in others}
-    for option, path in side_files(config).items():
-        if (other := seen.setdefault(path.resolve(), option)) != option:
-            raise OptionError(f"{path}: is both {option} and {other}; expected two files")
-        check_writable(path, overwrite=config.file.overwrite, inputs=inputs)
 
 
 def side_contents(config: Config, report: Report) -> dict[Path, bytes]:

@@ -9,16 +9,15 @@ import torch
 
 from pdq_export.calibrate.device import choose_device
 from pdq_export.calibrate.memory import parse_size
-from pdq_export.commands.judging import Metrics, check_side_files, find_metrics, side_files
+from pdq_export.commands.judging import Metrics, find_metrics
 from pdq_export.commands.settle import Given, asked_preprocess, choose, plan_options, settle, with_method
+from pdq_export.commands.written import check_written
 from pdq_export.config.config import Config
 from pdq_export.config.method import CalibrationOptions
 from pdq_export.config.option import QUANTIZE
-from pdq_export.data import DataSource, Preprocess, check_exists, names_function
+from pdq_export.data import DataSource, Preprocess, check_exists
 from pdq_export.errors import DataError, OptionError
 from pdq_export.gates import Limits, flag, parse_limits
-from pdq_export.graph.load import external_files
-from pdq_export.graph.save import check_output, data_path
 from pdq_export.plan import PlanOptions
 from pdq_export.runs import check_root
 from pdq_export.targets import find_target
@@ -90,36 +89,14 @@ class Request:
         )
         check_exists(request.calib)
         check_exists(request.eval)
-        request._check_files()
+        request._check_files(config)
         return request
 
-    def _check_files(self) -> None:
-        file, work_dir = self.config.file, self.config.run.work_dir
+    def _check_files(self, given: Given) -> None:
+        work_dir = self.config.run.work_dir
         if work_dir is not None:
             check_root(Path(work_dir))
-        if file.output is None and not side_files(self.config):
-            return
-        self._check_side_files()
-        check_output(
-            file.output,
-            overwrite=file.overwrite,
-            model=self.model if isinstance(self.model, str | Path) else None,
-            inputs=tuple(
-                data for data in (self.calib, self.eval) if isinstance(data, str | Path) and not names_function(data)
-            ),
-            external=file.external_data,
-            report=file.report,
-        )
-
-    def _check_side_files(self) -> None:
-        output, gates = self.config.file.output, self.config.gates
-        if gates.junit is None and gates.markdown is None:
-            return  # `check_output` checks the report
-        read = [path for path in (self.model, self.calib, self.eval) if isinstance(path, str | Path)]
-        others = [] if output is None else [Path(output), data_path(output)]
-        if isinstance(self.model, str | Path):
-            read += external_files(self.model)
-        check_side_files(self.config, others=others, inputs=read)
+        check_written(self.config, model=self.model, data=[self.calib, self.eval], others=[given], makes_model=True)
 
     def options(self, family: str) -> CalibrationOptions:
         """The numbers of the method for a network of this family."""

@@ -10,10 +10,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from pdq_export.commands.judging import Metrics, Observed, check_side_files, find_metrics, side_contents
+from pdq_export.commands.judging import Metrics, Observed, find_metrics, side_contents
 from pdq_export.commands.pairs import File, Model, choose_batch, first_batch, read_samples
 from pdq_export.commands.progress import ProgressCallback, Tell
 from pdq_export.commands.settle import asked_preprocess, settle
+from pdq_export.commands.written import check_written
 from pdq_export.config.config import Config
 from pdq_export.config.option import VALIDATE
 from pdq_export.config.signature import takes_options
@@ -76,10 +77,10 @@ def validate_models(
     limits = parse_limits(settled.gates, metrics=len(named))
     preprocess = asked_preprocess(settled)
     check_exists(data)
-    read = [path for path in (model, quantized, data) if isinstance(path, str | Path)]
     tell.stage("load")
     files = [File.of(given, which) for given, which in ((model, "model"), (quantized, "quantized"))]
-    check_side_files(settled, inputs=[*read, *(path for file in files for path in file.external)])
+    read = (quantized, config, *(path for file in files for path in file.external))
+    check_written(settled, model=model, data=[data], others=read, makes_model=False)
     pair = open_pair(*(file.runs for file in files))
     tell.stage("read")
     size = choose_batch(pair, batch_size)
@@ -142,6 +143,9 @@ class _Run:
         named = [
             dataclasses.replace(output, quantized_name=pair.renamed.get(output.name)) for output in measured.outputs
         ]
+        if measured.not_finite and not self.limits.of_outputs:  # else a gate tells, and fails
+            name = measured.not_finite[0]
+            raise ValidationError(f"output {name!r}: {measured.uncompared[name]}; expected finite numbers")
         uncompared = {**pair.uncompared, **measured.uncompared}
         for name, reason in uncompared.items():
             logger.warning("output %r is not compared: %s", name, reason)
@@ -154,9 +158,17 @@ class _Run:
 
     def _labels(self, outputs: Mapping[str, NDArray[Any]]) -> NDArray[np.integer] | None:
         """Those that top-1 is computed of: none where metrics take them and the first output has no class scores."""
-        name, first = next(iter(outputs.items()))
         if self.samples.labels is None:
             return None
+        name = self.pair.original.gives[0].name
+        if name not in outputs:  # top-1 of another output would be a figure of something else
+            if self.metrics and self.limits.section.max_drop is None:
+                return None
+            raise ModelError(
+                f"output {name!r}, the first of the FP32 file, is what labels belong to, and it cannot be compared: "
+                f"{self.pair.uncompared[name]}; expected a quantized file that has it, or data without labels"
+            )
+        first = outputs[name]
         if self.metrics and self.limits.section.max_drop is None and class_scores(first) is None:
             return None
         check_labels(name, first, self.samples)

@@ -56,13 +56,12 @@ class GatesSection:
     )
     no_float_layers: bool = option(
         False,
-        "Fail where onnxruntime runs a Conv, Gemm or another layer with a weight in float",
+        "Fail where onnxruntime runs a Conv, Gemm or another layer with a weight in float, and where there is no layer",
         recorded=False,
         commands=JUDGED,
     )
     confidence: float | None = _gate(
-        "Let the gates of accuracy fail only on what is significant at this confidence, in percent: for --max-drop by "
-        "McNemar's exact test",
+        "Let the gates of accuracy fail only on what is significantly beyond the limit at this confidence, in percent",
         more="see [Gates](#gates-for-ci)",
         metavar="PERCENT",
         least=50,

@@ -39,6 +39,11 @@ class Limits:
         """Those that are judged on images."""
         return tuple(name for name in self.asked if name in OF_ACCURACY)
 
+    @property
+    def of_outputs(self) -> tuple[str, ...]:
+        """Those that are judged on figures of outputs, with an error: all of accuracy but those of metrics."""
+        return tuple(name for name in self.of_accuracy if name not in OF_METRICS)
+
     def check_metrics(self, names: Iterable[str]) -> None:
         """Raise OptionError for a limit of a number that no metric gives."""
         names = list(names)
@@ -64,6 +69,16 @@ def parse_limits(section: GatesSection, *, metrics: int) -> Limits:
     limits = Limits(section=section, metrics={option: _read(option, getattr(section, option)) for option in OF_METRICS})
     if not metrics:
         limits.check_metrics(())
+    if section.min_agreement is not None and 0 < section.min_agreement <= 1:
+        raise OptionError(
+            f"--min-agreement {section.min_agreement:g}: expected a share in percent; did you mean "
+            f"{100 * section.min_agreement:g}?"
+        )
+    if section.confidence is not None and not limits.of_outputs:
+        raise OptionError(
+            f"--confidence {section.confidence:g}: there is no gate that it is for; give --max-drop, --min-agreement "
+            "or --min-sqnr, or leave it out"
+        )
     if section.junit is not None and not limits.asked:
         raise OptionError(f"--junit {section.junit}: there is no gate to tell of; give one, for example --max-drop 1")
     return limits

@@ -1,13 +1,14 @@
 """Write an ONNX file, in one piece or with its weights in a second one."""
 
-import os
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import onnx
 from onnx import TensorProto
 
 from pdq_export.errors import OptionError
-from pdq_export.files import check_report, check_writable, write_together
+from pdq_export.files import check_targets, write_together
 from pdq_export.graph.external import all_tensors
 from pdq_export.graph.load import external_files
 from pdq_export.graph.tensors import LIMIT
@@ -24,29 +25,30 @@ def check_output(
     model: str | Path | None = None,
     inputs: tuple[str | Path, ...] = (),
     external: bool = False,
-    report: str | Path | None = None,
+    beside: Mapping[str, Path] = MappingProxyType({}),
 ) -> None:
-    """Make sure that ``path``, with ``external`` also ``path.data``, and ``report`` can be written.
+    """Make sure that ``path``, with ``external`` also ``path.data``, and what is written ``beside`` it can be written.
 
-    Raises OptionError if that is not so, or if one of them is among ``inputs``, is ``model``, or holds external data of
-    ``model``.
+    ``beside``: by the option that asks for it, each to be a file of its own. Raises OptionError if that is not so, or
+    if one of them is among ``inputs``, is ``model``, or holds external data of ``model``.
     """
-    written = [] if path is None else [Path(path), *([data_path(path)] if external else [])]
+    # Weights go to a second file too where one is not enough, which only shows at the end.
+    written = [] if path is None else [Path(path), *([data_path(path)] if Path(path).name else [])]
     read = [*inputs, *([] if model is None else [model])]
-    targets = [*written, *([] if report is None else [Path(report)])]
-    if model is not None and overwrite and any(map(os.path.exists, targets)):  # what exists is refused otherwise
+    targets = [*(("--output", file) for file in written[: 2 if external else 1]), *beside.items()]
+    if (
+        model is not None and overwrite and any(file.exists() for _, file in targets)
+    ):  # what exists is refused otherwise
         read += external_files(model)  # which parses the model
     if external and path is not None and not _is_unicode(data_path(path).name):
         raise OptionError(
             f"{path}: its name is not UTF-8, so that a model cannot name the file of its weights; expected a UTF-8 "
             "name with --external-data; choose another name"
         )
-    for file in written:
-        check_writable(file, overwrite=overwrite, inputs=read)
-    if report is not None:
-        # Weights go to a second file too where one is not enough, which only shows at the end.
-        others = [] if path is None else [path, data_path(path)]
-        check_report(report, others, overwrite=overwrite, inputs=read)
+    for option, file in beside.items():
+        if file.resolve() in [other.resolve() for other in written]:
+            raise OptionError(f"{file}: is both {option} and --output; expected two files")
+    check_targets(targets, overwrite=overwrite, inputs=read)
 
 
 def save_model(

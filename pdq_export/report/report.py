@@ -2,7 +2,7 @@
 
 `quantize` and `validate` write the same; what only one of them knows is empty, or null, in the other's.
 
-Schema, version 1 (null stands for "not measured", for sqnr_db for "no difference")::
+Schema, version 1 (null stands for "not measured", for sqnr_db for "no difference" or no signal)::
 
     schema_version  1
     versions        {package: version}
@@ -32,7 +32,8 @@ Schema, version 1 (null stands for "not measured", for sqnr_db for "no differenc
     outputs         one per graph output: {name, quantized_float, quantized_simulated, simulated_float, deviation,
                     quantized_name}, each of the three {images, argmax_agreement, chance_agreement, sqnr_db,
                     relative_error, median_relative_error, max_relative_error, counted, positions, argmax_error,
-                    sqnr_error_db}, see Agreement; quantized_name: null where it is the same;
+                    sqnr_error_db}, see Agreement, errors are null without a signal; quantized_name: null where it is
+                    the same;
                     deviation: of onnxruntime from the simulation, as `pdq_export.validate.deviation` measures it;
                     where nodes behind the quantized part stay as they are (see floating), the tensors that they
                     read stand for the outputs that they compute
@@ -56,6 +57,7 @@ Schema, version 1 (null stands for "not measured", for sqnr_db for "no differenc
     predictions     {output: [tensor]}      where the prediction difference of an output was measured: its scores, or
                                             the last tensors before it that can be differentiated
     uncompared      {output: reason}        outputs that cannot be compared with FP32's
+    not_finite      [output]                those of them with NaN, or infinity where FP32's have none
     metrics         [{name, float_value, quantized_value}]  numbers of --metric
     gates           [{option, value, limit, unit, error, p_value, passed, told}]  see `pdq_export.gates.Gate`
 """
@@ -191,6 +193,7 @@ class Report(Measurements):
             "parts": [dataclasses.asdict(part) for part in self.parts],
             "predictions": {output: list(tensors) for output, tensors in self.predictions.items()},
             "uncompared": dict(self.uncompared),
+            "not_finite": list(self.not_finite),
             "metrics": [dataclasses.asdict(value) for value in self.metrics],
             "gates": [dataclasses.asdict(gate) for gate in self.gates],
         }

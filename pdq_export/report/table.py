@@ -2,7 +2,7 @@
 
 from pdq_export.errors import percent
 from pdq_export.report.report import Report
-from pdq_export.validate import Accuracy, LatencyPair
+from pdq_export.validate import Accuracy, Agreement, LatencyPair
 
 Row = tuple[str, str, str, str]
 _RULED_DB = 3.0
@@ -24,17 +24,17 @@ def report_rows(report: Report) -> list[Row]:
         name = f" ({output.name})" if several else ""
         against_float, against_simulation = output.against_float, output.quantized_simulated
         rows.append((f"argmax agrees with FP32{stands_for}{name}", "", _percent(against_float.argmax_agreement), ""))
-        rows.append((f"SQNR against FP32{stands_for}{name}", "", _decibel(against_float.sqnr_db), ""))
+        rows.append((f"SQNR against FP32{stands_for}{name}", "", _ratio(against_float), ""))
         if (usual := against_float.median_sqnr_db) is not None and _differs(against_float.sqnr_db, usual):
-            rows.append((f"SQNR against FP32, median image{stands_for}{name}", "", _decibel(usual), ""))
+            rows.append((f"SQNR against FP32, median image{stands_for}{name}", "", f"{usual:.1f} dB", ""))
         if against_simulation is not None:
             agreement = _percent(against_simulation.argmax_agreement)
             rows.append((f"argmax agrees with simulation{name}", "", agreement, ""))
-        rows.append((f"relative error against FP32{stands_for}{name}", "", percent(against_float.relative_error), ""))
+        rows.append((f"relative error against FP32{stands_for}{name}", "", _share(against_float), ""))
     for value in report.metrics:
         rows.append((value.name, f"{value.float_value:.6g}", f"{value.quantized_value:.6g}", f"{-value.drop:+.6g}"))
     for part in report.parts:
-        rows.append((f"SQNR against FP32 ({part.name})", "", _decibel(part.quantized_float.sqnr_db), ""))
+        rows.append((f"SQNR against FP32 ({part.name})", "", _ratio(part.quantized_float), ""))
     if report.min_onnxruntime:
         rows.append(("lowest version of onnxruntime", "", report.min_onnxruntime, ""))
     if report.kernels is not None:
@@ -79,8 +79,14 @@ def _differs(whole: float | None, median: float) -> bool:
     return whole is not None and abs(whole - median) > _RULED_DB
 
 
-def _decibel(value: float | None) -> str:
-    return "equal" if value is None else f"{value:.1f} dB"
+def _ratio(agreement: Agreement) -> str:
+    if agreement.sqnr_db is not None:
+        return f"{agreement.sqnr_db:.1f} dB"
+    return "equal" if agreement.has_signal else "no signal"
+
+
+def _share(agreement: Agreement) -> str:
+    return "" if agreement.relative_error is None else percent(agreement.relative_error)
 
 
 def format_sizes(floating: int, quantized: int) -> tuple[str, str]:

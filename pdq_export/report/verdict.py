@@ -40,7 +40,10 @@ def warn_useless(report: Report, source: str) -> None:
 
 def _useless(agreement: Agreement, source: str) -> str:
     """In what an output says nothing of FP32's; empty where it does."""
-    if (error := agreement.median_relative_error) > _USELESS:
+    error = agreement.median_relative_error
+    if error is None:
+        return f"FP32's output on {source} is zero throughout, and the file's is not"
+    if error > _USELESS:
         return (
             f"its error on {source} is {percent(error, 0)} of FP32's output, or more, on half of the images (zeros "
             "have 100 %)"
@@ -58,7 +61,7 @@ def warn_lost_parts(report: Report, source: str) -> None:
     whole = {output.name: output.against_float for output in report.outputs}
     for part in report.parts:
         error, shown = (agreement.median_relative_error for agreement in (part.quantized_float, whole[part.output]))
-        if error > _LOST and shown <= _USELESS:
+        if error is not None and shown is not None and error > _LOST and shown <= _USELESS:
             logger.warning(
                 "output %r: the error of its part %s on %s is %s of FP32's (zeros: 100 %%) or more on half of "
                 "the images, that of the whole output %s: what the part holds, such as a detector's scores, is "

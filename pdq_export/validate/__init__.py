@@ -4,6 +4,7 @@ import onnx
 
 from pdq_export.validate.compare import Accuracy, AccuracyMeter, Agreement, AgreementMeter, Top1Changes
 from pdq_export.validate.deviation import DeviationMeter, Simulate
+from pdq_export.validate.kernels import KernelCount
 from pdq_export.validate.latency import LatencyPair, Spread, Timing, measure_latency, time_files
 from pdq_export.validate.measure import (
     BATCH_SIZE,
@@ -20,7 +21,6 @@ from pdq_export.validate.parts import PartAgreement
 from pdq_export.validate.qonnx import check_runs_qonnx, is_qonnx, runnable
 from pdq_export.validate.runtime import (
     Batch,
-    KernelCount,
     Outputs,
     Session,
     Value,

@@ -28,6 +28,8 @@ class Agreement:
     ``sqnr_db``: 10 log10(sum ref^2 / sum (ref - x)^2), None where they are equal. ``relative_error``:
     ||x - ref|| / ||ref|| over everything, which single images of large values may rule; of single images,
     ``max_relative_error`` is the largest one and ``median_relative_error`` the one that half of the images stay below.
+    Where there is no signal, as the reference is zero throughout and the outputs are not, or where squares leave
+    float64, all of these are None. Infinities that are equal count as equal, and as no signal.
     ``argmax_error``, ``sqnr_error_db``: standard errors, from how the images differ; None of a single image.
     """
 
@@ -35,9 +37,9 @@ class Agreement:
     argmax_agreement: float | None
     chance_agreement: float | None
     sqnr_db: float | None
-    relative_error: float
-    median_relative_error: float
-    max_relative_error: float
+    relative_error: float | None
+    median_relative_error: float | None
+    max_relative_error: float | None
     counted: bool = False
     positions: int | None = None
     argmax_error: float | None = None
@@ -47,6 +49,11 @@ class Agreement:
     def median_sqnr_db(self) -> float | None:
         """The signal-to-noise ratio that half of the images reach, None where these are equal to the reference."""
         return -20 * math.log10(self.median_relative_error) if self.median_relative_error else None
+
+    @property
+    def has_signal(self) -> bool:
+        """Whether the error can be told in relation to the reference."""
+        return self.relative_error is not None
 
     @property
     def is_chance(self) -> bool:
@@ -111,13 +118,13 @@ class AgreementMeter:
     def update(self, reference: Array, outputs: Array) -> None:
         """Add one batch, images along the meter's place in both.
 
-        Raises ValidationError for unequal shapes, those without that place, and for NaN or infinity.
+        Raises ValidationError for unequal shapes, those without that place, and for what `same_where_infinite` refuses.
         """
         if reference.shape != outputs.shape:
             raise ValidationError(
                 f"{self._where}: the shape is {list(outputs.shape)}; expected {list(reference.shape)}"
             )
-        if not (np.isfinite(outputs).all() and np.isfinite(reference).all()):
+        if not same_where_infinite(reference, outputs):
             raise ValidationError(f"{self._where}: it contains NaN or infinity; expected finite numbers")
         if not self._place.fits(reference.shape):
             raise ValidationError(
@@ -128,11 +135,12 @@ class AgreementMeter:
         rows = (reference, outputs)
         reference, outputs = (images_first(x, self._place) for x in rows)
         count = len(reference)
-        wide = reference.astype(np.float64)
-        error = outputs.astype(np.float64) - wide
+        finite = np.isfinite(reference)
+        wide, other = (np.where(finite, x, 0).astype(np.float64) for x in (reference, outputs))
         self._images += count
-        self._signals.append(np.square(wide).reshape(count, -1).sum(axis=1))
-        self._noises.append(np.square(error).reshape(count, -1).sum(axis=1))
+        with np.errstate(over="ignore"):  # the result is None then
+            self._signals.append(np.square(wide).reshape(count, -1).sum(axis=1))
+            self._noises.append(np.square(other - wide).reshape(count, -1).sum(axis=1))
         self._counted = reference.dtype.kind != "f"
         if self._counted:
             self._add_equal(reference == outputs)
@@ -157,29 +165,41 @@ class AgreementMeter:
 
     def result(self) -> Agreement:
         """The agreement over all batches so far."""
-        tiny = np.finfo(np.float64).tiny
         shares = self._classes / max(self._positions, 1)
         signals, noises, equals = (
             np.concatenate(parts) if parts else np.zeros(0) for parts in (self._signals, self._noises, self._equals)
         )
-        signal, noise = float(signals.sum()), float(noises.sum())
-        overall = math.sqrt(noise / max(signal, tiny))
-        relative = np.sqrt(noises[signals > 0] / signals[signals > 0])
+        overall = _relative(float(signals.sum()), float(noises.sum()))
+        relative = np.zeros(1) if overall is None else np.sqrt(noises[signals > 0] / signals[signals > 0])
         if not relative.size:  # no image has anything but zeros
-            relative = np.array([overall])
+            relative = np.zeros(1)
         return Agreement(
             images=self._images,
             argmax_agreement=self._equal / self._positions if self._positions else None,
             chance_agreement=float(shares.prod(axis=0).sum()) if self._classes.size else None,
-            sqnr_db=10 * (math.log10(max(signal, tiny)) - math.log10(noise)) if noise else None,
+            sqnr_db=-20 * math.log10(overall) if overall else None,
             relative_error=overall,
-            median_relative_error=float(np.median(relative)),
-            max_relative_error=float(relative.max()),
+            median_relative_error=None if overall is None else float(np.median(relative)),
+            max_relative_error=None if overall is None else float(relative.max()),
             counted=self._counted,
             positions=self._positions or None,
             argmax_error=_standard_error(equals),
-            sqnr_error_db=_sqnr_error(signals, noises),
+            sqnr_error_db=_sqnr_error(signals, noises) if overall else None,
         )
+
+
+def same_where_infinite(reference: Array, outputs: Array) -> bool:
+    """Whether there is no NaN, and every infinity of one is the same in the other; both of one shape."""
+    odd = ~(np.isfinite(reference) & np.isfinite(outputs))
+    return bool((reference[odd] == outputs[odd]).all())
+
+
+def _relative(signal: float, noise: float) -> float | None:
+    """The error in relation to the reference; None where that has no signal, or where sums leave float64."""
+    if not noise:
+        return 0.0
+    finite = math.isfinite(signal) and math.isfinite(noise) and signal > 0
+    return math.sqrt(noise / signal) if finite and math.isfinite(noise / signal) else None
 
 
 def _standard_error(values: NDArray[np.float64]) -> float | None:
@@ -254,12 +274,12 @@ class Top1Meter:
 def label_ranks(scores: Array, labels: NDArray[np.integer]) -> NDArray[np.integer]:
     """How many classes stand before the label, of each image: those that are larger, and equal ones of lower number.
 
-    Where the label's score is NaN, all.
+    Where a score is NaN, all.
     """
     classes = scores.shape[1]
     own = np.take_along_axis(scores, labels[:, None], axis=1)
     before = (scores > own) | ((scores == own) & (np.arange(classes) < labels[:, None]))
-    ranks: NDArray[np.integer] = np.where(np.isnan(own[:, 0]), classes, before.sum(axis=1))
+    ranks: NDArray[np.integer] = np.where(np.isnan(scores).any(axis=1), classes, before.sum(axis=1))
     return ranks
 
 

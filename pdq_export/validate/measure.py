@@ -16,12 +16,13 @@ from pdq_export.validate.compare import (
     AgreementMeter,
     Top1Changes,
     Top1Meter,
+    same_where_infinite,
 )
 from pdq_export.validate.deviation import DeviationMeter, Simulate
+from pdq_export.validate.kernels import KernelCount
 from pdq_export.validate.parts import PartAgreement, PartMeters
 from pdq_export.validate.runtime import (
     Batch,
-    KernelCount,
     Session,
     batch_size,
     min_onnxruntime,
@@ -48,8 +49,8 @@ class Course:
     ``compared``: names of tensors, inner ones among them; by default all outputs. ``parts``: of outputs, compared one
     by one too. ``places``: where images lie in outputs in which they do not have axis 0 for themselves.
     ``simulate`` computes the compared tensors of one batch; it sees the first and every ``simulate_every``-th one.
-    ``observe``: an `Observer`. Unless it is ``strict``, an output whose shape differs between the models is left out,
-    and `Measurements` say so.
+    ``observe``: an `Observer`. Unless it is ``strict``, an output that has another shape in the second model, NaN or
+    infinity, or no axis of images is left out, and `Measurements` say so.
     """
 
     batches: Callable[[], Iterable[Batch]]
@@ -111,8 +112,8 @@ class Measurements:
     Accuracies are None without labels, those of the simulation also where it has no scores. ``images``: those that the
     file was run on, or the simulation where the file was not; then its accuracy and kernels are None.
     ``float_where_simulated``: of FP32 on the images that the simulation saw. ``top1_changes``: from FP32 to the file,
-    or to the simulation where the file was not run. ``uncompared``: outputs that cannot be, with the reason.
-    ``session_config``: without which
+    or to the simulation where the file was not run. ``uncompared``: outputs that cannot be, with the reason;
+    ``not_finite``: those of them that have NaN, or infinity where the other does not. ``session_config``: without which
     onnxruntime does not load the quantized file. ``min_onnxruntime``: the lowest version that it names for itself.
     """
 
@@ -128,6 +129,7 @@ class Measurements:
     session_config: Mapping[str, str] = dataclasses.field(default_factory=dict)
     min_onnxruntime: str | None = None
     uncompared: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    not_finite: tuple[str, ...] = ()
 
 
 def validate(comparison: Comparison, *, progress: Callable[[int], None] | None = None) -> Measurements:
@@ -201,6 +203,7 @@ class _Meters:
         self._simulated, self._run, self._strict = course.simulate is not None, runs, course.strict
         self._observe = course.observe or (lambda *_: None)
         self._uncompared: dict[str, str] = {}
+        self._not_finite: list[str] = []
         places = course.places
         self._agreements = [
             {pair: AgreementMeter(f"output {name!r}", places.get(name)) for pair in _PAIRS} for name in names
@@ -245,10 +248,20 @@ class _Meters:
         """Whether an output can be compared; once it could not, it is no more."""
         if name in self._uncompared:
             return False
-        if self._strict or reference.shape == quantized.shape:
+        if self._strict:
             return True
-        shapes = f"{list(quantized.shape)}, FP32's {list(reference.shape)}"
-        self._uncompared[name] = f"its shape is {shapes}, on samples {self.seen} and following"
+        if reference.shape != quantized.shape:
+            told = f"its shape is {list(quantized.shape)}, FP32's {list(reference.shape)}"
+        elif not reference.ndim:
+            told = "it is one number for all samples"
+        elif not same_where_infinite(reference, quantized):
+            told = "it contains NaN or infinity where FP32's does not"
+            if np.isnan(reference).any() or np.isfinite(quantized).all():
+                told = "FP32's contains NaN, or infinity where it does not"
+            self._not_finite.append(name)
+        else:
+            return True
+        self._uncompared[name] = f"{told}, on samples {self.seen} and following"
         return False
 
     def _add_labels(
@@ -288,6 +301,7 @@ class _Meters:
             parts=self._parts.result() if self._run else (),
             kernels=kernels,
             uncompared=dict(self._uncompared),
+            not_finite=tuple(self._not_finite),
         )
 
     def _outputs(self) -> tuple[OutputAgreement, ...]:

@@ -20,8 +20,9 @@ class Metric:
     """What users give: ``function`` is called with outputs and labels, once for each file.
 
     Outputs by name are arrays [N, ...], or lists with an array for each batch where these cannot be put together;
-    labels are [N] or None. It returns a number, called ``name`` then, or {name: number}. A class with update(outputs,
-    labels), called for every batch, and compute(), which returns the same, holds no more than it wants to.
+    labels are [N] or None. All arrays are read-only, as others see the same ones. It returns a number, called ``name``
+    then, or {name: number}. A class with update(outputs, labels), called for every batch, and compute(), which returns
+    the same, holds no more than it wants to; each file has an instance of its own.
     """
 
     name: str
@@ -64,6 +65,8 @@ class MetricMeter:
 
     def update(self, outputs: Mapping[str, NDArray[Any]], labels: Labels, size: int) -> None:
         """Add one batch of ``size`` samples. Raises OptionError where a metric fails."""
+        outputs = {name: _read_only(array) for name, array in outputs.items()}
+        labels = None if labels is None else _read_only(labels)
         for metric, running in self._running:
             _called(metric, self._file, running.update, dict(outputs), labels)
         if not self._functions:
@@ -80,7 +83,7 @@ class MetricMeter:
         given = [(metric, _called(metric, self._file, running.compute)) for metric, running in self._running]
         if self._functions:
             outputs = {name: _joined(arrays, self._sizes) for name, arrays in self._outputs.items()}
-            labels = np.concatenate(self._labels) if self._labels else None
+            labels = _read_only(np.concatenate(self._labels)) if self._labels else None
             given += [
                 (metric, _called(metric, self._file, metric.function, dict(outputs), labels))
                 for metric in self._functions
@@ -114,10 +117,15 @@ def _joined(arrays: list[NDArray[Any]], sizes: Sequence[int]) -> NDArray[Any] | 
     """One array [N, ...] where every batch has a row for each sample, and rows are alike; else what there is."""
     alike = {array.shape[1:] for array in arrays if array.ndim} if all(array.ndim for array in arrays) else set()
     if len(alike) == 1 and all(len(array) == size for array, size in zip(arrays, sizes, strict=True)):
-        joined = np.concatenate(arrays)
-        joined.flags.writeable = False  # metrics see the same arrays one after the other
-        return joined
+        return _read_only(np.concatenate(arrays))
     return list(arrays)
+
+
+def _read_only(array: NDArray[Any]) -> NDArray[Any]:
+    """The same numbers: other metrics, and the report's own figures, see them too."""
+    seen = array.view()
+    seen.flags.writeable = False
+    return seen
 
 
 def _called(metric: Metric, file: str, function: Callable[..., Any], *arguments: Any) -> Any:

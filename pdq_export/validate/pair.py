@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pdq_export.errors import ModelError
-from pdq_export.validate.runtime import KernelCount, Session, Value, open_counted, open_session
+from pdq_export.validate.kernels import KernelCount
+from pdq_export.validate.runtime import Session, Value, open_counted, open_session
 
 File = bytes | Path
 

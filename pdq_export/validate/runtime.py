@@ -1,6 +1,5 @@
 """Runs ONNX files in onnxruntime on the CPU, and counts which kernels it chose."""
 
-import collections
 import contextlib
 import dataclasses
 import functools
@@ -17,8 +16,8 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from pdq_export import operators
 from pdq_export.errors import ValidationError
+from pdq_export.validate.kernels import KernelCount, count_layers
 
 logger = logging.getLogger(__name__)
 
@@ -43,29 +42,6 @@ WITHOUT_FUSION: Mapping[str, str] = {"session.disable_quant_qdq": "1"}
 # Before, the memory of a 4-bit tensor is used again for one of 8 bits: wrong values, or a crash.
 _REUSES_MEMORY_OF_NARROW = (1, 31)
 _NARROW = frozenset([TensorProto.INT4, TensorProto.UINT4, TensorProto.INT2, TensorProto.UINT2])
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class KernelCount:
-    """How many weighted nodes run in integers and in float, by operator.
-
-    ``floating_nodes``: the float ones, under the names that onnxruntime's optimization gives them. ``between_pairs``:
-    other nodes without an integer kernel, which run in float between a DequantizeLinear and a QuantizeLinear.
-    """
-
-    integer: Mapping[str, int]
-    floating: Mapping[str, int]
-    floating_nodes: tuple[str, ...]
-    between_pairs: Mapping[str, int] = dataclasses.field(default_factory=dict)
-
-    @property
-    def all_integer(self) -> bool:
-        """Whether no weighted node is left in float."""
-        return not self.floating
-
-    def as_integers(self, nodes: Iterable[str]) -> tuple[str, ...]:
-        """Those of the weighted ``nodes`` that do not run in float."""
-        return tuple(node for node in nodes if node not in self.floating_nodes)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -289,51 +265,20 @@ def count_kernels(model: bytes | str | Path, config: Mapping[str, str] | None = 
     """
     with _optimized_path() as path:
         Session(model, config=config, optimized_path=path)
-        return _count(onnx.load(path, load_external_data=False).graph)
+        return count_layers(onnx.load(path, load_external_data=False).graph)
 
 
 def open_counted(model: bytes | str | Path) -> tuple[Session, KernelCount]:
     """What `open_session` and `count_kernels` give, from one session. Raises the same."""
     with _optimized_path() as path:
         session = open_session(model, optimized_path=path)
-        return session, _count(onnx.load(path, load_external_data=False).graph)
+        return session, count_layers(onnx.load(path, load_external_data=False).graph)
 
 
 @contextlib.contextmanager
 def _optimized_path() -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="pdq-export-") as folder:
         yield os.path.join(folder, "optimized.onnx")
-
-
-def _count(graph: onnx.GraphProto) -> KernelCount:
-    nodes = graph.node
-    integer = collections.Counter(node.op_type for node in nodes if operators.get(node.op_type).kernel == "integer")
-    floating = [node for node in nodes if operators.get(node.op_type).kernel == "float"]
-    return KernelCount(
-        integer=dict(sorted(integer.items())),
-        floating=dict(sorted(collections.Counter(node.op_type for node in floating).items())),
-        floating_nodes=tuple(node.name or node.output[0] for node in floating),
-        between_pairs=dict(sorted(collections.Counter(_between_pairs(graph)).items())),
-    )
-
-
-def _between_pairs(graph: onnx.GraphProto) -> Iterator[str]:
-    """The operators, weighted ones aside, that depend on a DequantizeLinear of no constant and lead to a pair."""
-    constants = {tensor.name for tensor in graph.initializer}
-    floats: set[str] = set()  # what was dequantized, and what float nodes made of it
-    for node in graph.node:
-        starts = node.op_type == "DequantizeLinear" and node.input[0] not in constants
-        if starts or (node.op_type != "QuantizeLinear" and floats.intersection(node.input)):
-            floats.update(node.output)
-    leading: set[str] = set()
-    for node in reversed(graph.node):
-        inside = bool(leading.intersection(node.output)) and node.op_type != "DequantizeLinear"
-        if node.op_type == "QuantizeLinear" or inside:
-            leading.update(node.input)
-        is_layer = operators.get(node.op_type).kernel == "float"
-        reorders = node.op_type.startswith("Reorder")  # of its memory
-        if inside and not is_layer and not reorders and floats.intersection(node.output):
-            yield node.op_type
 
 
 def _options(threads: int | None, config: Mapping[str, str] | None = None) -> onnxruntime.SessionOptions:

@@ -14,6 +14,7 @@ fi
 model=$1 quantized=$2 images=$3
 shift 3
 
+rm -f gates.xml gates.md gates.json # of an earlier run: nobody shall read its verdict as this one's
 pdq-export validate "$model" "$quantized" --data "$images" "$@" \
     --junit gates.xml --markdown gates.md --report gates.json --overwrite
 status=$?

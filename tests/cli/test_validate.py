@@ -1,5 +1,6 @@
 """`pdq-export validate`: what is printed and written, exit codes, and the jobs that README and recipes show."""
 
+import importlib.util
 import json
 import os
 import re
@@ -215,3 +216,32 @@ def test_what_runs_in_float_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "x is image in the quantized file" in lines
     assert "layers that run in float: 2 Conv (a, b)" in lines
     assert "others that run in float between quantized tensors: 3 Add" in lines
+
+
+def test_modules_are_looked_for_here_only_while_a_named_one_is_imported(place: Path) -> None:
+    """Not what other packages would try to import: a file of the current folder may have that name."""
+    assert str(place) not in sys.path
+    (place / "sees.py").write_text(
+        "import sys, os\nfrom helps import value\nassert os.getcwd() in sys.path\n"
+        "def found(outputs, labels): return value\n"
+    )
+    (place / "helps.py").write_text("value = 7\n")
+    result = validate("good.onnx", "--metric", "sees:found", "--min-metric", "found=7")
+    assert result.exit_code == 0, result.output
+    assert str(place) not in sys.path
+    (place / "unwanted.py").write_text("raise SystemExit('imported')\n")
+    result = validate("good.onnx")
+    assert result.exit_code == 0, result.output
+    assert importlib.util.find_spec("unwanted") is None
+    for name in ("sees", "helps"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.usefixtures("place")
+def test_the_module_of_a_function_is_not_replaced() -> None:
+    Path("kept.py").write_text("def right(outputs, labels): return 1\n")
+    before = Path("kept.py").read_bytes()
+    result = validate("good.onnx", "--metric", "kept:right", "--report", "kept.py", "--overwrite")
+    assert result.exit_code == 2
+    assert "kept.py: is the same file as the input" in result.output
+    assert Path("kept.py").read_bytes() == before

@@ -383,7 +383,8 @@ def test_outputs_whose_size_depends_on_the_data_are_left_to_metrics(caplog: pyte
     assert report.uncompared["chosen"].startswith("its shape is [")
     assert "output 'chosen' is not compared" in caplog.text
     sqnr, rise = report.gates
-    assert "not compared: 'chosen'" in sqnr.told
+    assert not sqnr.passed
+    assert "cannot be compared, and fails: output 'chosen': its shape is [11], FP32's [9]" in sqnr.told
     assert rise.value == (arrays["x"] > 1 / 1.1).sum() - (arrays["x"] > 1).sum()
     assert not rise.passed
 
@@ -513,3 +514,102 @@ def test_outputs_that_the_second_file_lacks(caplog: pytest.LogCaptureFixture) ->
     report = validate_models(net(), without, data=X)
     assert list(report.uncompared) == ["features"]
     assert "output 'features' is not compared: the second file has no such output" in caplog.text
+
+
+TWO_OUTPUTS = """<ir_version: 8, opset_import: ["" : 17]>
+g (float[N,4] x) => (float[N,4] a, float[N,4] b) { a = Identity(x) b = Neg(x) }"""
+ONE_OF_TWO = """<ir_version: 8, opset_import: ["" : 17]>
+g (float[N,4] x) => (float[N,4] b) { b = Neg(x) }"""
+ROWS = X[:, 0, 0, :4]
+
+
+def graph(body: str, outputs: str = "float[N,4] y") -> onnx.ModelProto:
+    return parse(f'<ir_version: 8, opset_import: ["" : 17]> g (float[N,4] x) => ({outputs}) {{ {body} }}')
+
+
+def test_top1_is_that_of_the_first_output_or_none() -> None:
+    with pytest.raises(ModelError, match="output 'a', the first of the FP32 file, is what labels belong to"):
+        validate_models(parse(TWO_OUTPUTS), parse(ONE_OF_TWO), data=(ROWS, LABELS % 4), max_drop=1)
+    report = validate_models(parse(TWO_OUTPUTS), parse(ONE_OF_TWO), data=ROWS)
+    assert report.float_accuracy is None
+    seen = validate_models(
+        parse(TWO_OUTPUTS), parse(ONE_OF_TWO), data=(ROWS, LABELS % 4), metrics=[lambda _, labels: len(labels)]
+    )
+    assert (seen.float_accuracy, seen.metrics[0].quantized_value) == (None, 50)
+
+
+def test_an_output_that_the_second_file_lacks_fails_gates() -> None:
+    report = validate_models(parse(TWO_OUTPUTS), parse(ONE_OF_TWO), data=ROWS, min_agreement=99, min_sqnr=40)
+    assert [gate.passed for gate in report.gates] == [False, False]
+    assert all("output 'a': the second file has no such output" in gate.told for gate in report.gates)
+
+
+def test_metrics_cannot_spoil_labels() -> None:
+    class Spoils:
+        def update(self, _: Any, labels: NDArray[Any]) -> None:
+            labels[:] = 0
+
+        def compute(self) -> float:
+            return 0
+
+    with pytest.raises(OptionError, match=r"metric Spoils: fails on the outputs of FP32: ValueError.*read-only"):
+        validate_models(net(), rounded(), data=(X, LABELS), metrics=[Spoils])
+
+
+def test_numbers_that_are_none_fail_gates_and_everything_is_written(tmp_path: Path) -> None:
+    models = graph("y = Identity(x)"), graph("y = Sqrt(x)")
+    asked = {"min_sqnr": 1, "max_drop": 1, "min_agreement": 50}
+    report = validate_models(*models, data=(ROWS, LABELS % 4), **asked, junit=tmp_path / "gates.xml")
+    assert [gate.passed for gate in report.gates] == [False, False, False]
+    assert all("it contains NaN or infinity where FP32's does not" in gate.told for gate in report.gates)
+    assert (tmp_path / "gates.xml").read_text().count("<failure") == 3
+    assert json.loads(report.to_json())["not_finite"] == ["y"]
+    with pytest.raises(ValidationError, match="output 'y': it contains NaN or infinity where FP32's does not"):
+        validate_models(*models, data=ROWS, max_size_ratio=9)
+
+
+def test_infinities_of_both_files_are_equal() -> None:
+    log = graph("r = Relu(x) y = Log(r)")
+    (output,) = validate_models(log, log, data=ROWS, min_agreement=100).outputs
+    assert (output.against_float.sqnr_db, output.against_float.argmax_agreement) == (None, 1.0)
+
+
+def test_outputs_of_zeros_have_no_signal() -> None:
+    report = validate_models(graph("z = Sub(x, x) y = Identity(z)"), graph("y = Identity(x)"), data=ROWS, min_sqnr=1)
+    (gate,) = report.gates
+    assert (gate.passed, gate.value) == (False, None)
+    assert "there is no signal" in gate.told
+    assert json.loads(report.to_json())["outputs"][0]["quantized_float"]["relative_error"] is None
+
+
+def test_one_number_for_all_samples_is_not_compared() -> None:
+    model = graph("y = Identity(x) s = ReduceMean<keepdims = 0>(x)", "float[N,4] y, float s")
+    report = validate_models(model, model, data=ROWS)
+    assert [output.name for output in report.outputs] == ["y"]
+    assert report.uncompared == {"s": "it is one number for all samples, on samples 0 and following"}
+
+
+@pytest.mark.parametrize("option", ["report", "junit", "markdown"])
+@pytest.mark.parametrize("read", ["options.toml", "scores_of.py", "images/a.png", "images/deep/b.npy", "net.onnx"])
+def test_nothing_that_is_read_is_replaced(
+    option: str, read: str, original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "images" / "deep").mkdir(parents=True)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "options.toml").write_text("[gates]\nmin_sqnr = 1\n")
+    (tmp_path / "scores_of.py").write_text("def mean(outputs, labels):\n    return 0\n")
+    for name in ("images/a.png", "images/deep/b.npy"):
+        (tmp_path / name).write_bytes(b"kept")
+    before = (tmp_path / read).read_bytes()
+    with pytest.raises(OptionError, match=r"(is the same file as|exists in the folder).* input"):
+        validate_models(
+            original,
+            rounded(),
+            data=tmp_path / "images",
+            config=tmp_path / "options.toml",
+            metric="scores_of:mean",
+            overwrite=True,
+            **{option: tmp_path / read},
+        )
+    assert (tmp_path / read).read_bytes() == before
+    sys.modules.pop("scores_of", None)

@@ -14,7 +14,7 @@ from pdq_export.config.config import make_section
 from pdq_export.config.gates import GatesSection
 from pdq_export.errors import OptionError
 from pdq_export.gates import Gate, judge, parse_limits
-from pdq_export.gates.statistics import agreement_below, mcnemar, mean_below
+from pdq_export.gates.statistics import agreement_below, drop_beyond, mcnemar, mean_below
 from pdq_export.validate import KernelCount, Measurements, MetricValue, OutputAgreement, Spread, Top1Changes
 
 from ..cli.fakes import agreement
@@ -129,7 +129,7 @@ def test_signal_to_noise() -> None:
 
 
 def test_what_has_no_error_is_no_chance() -> None:
-    assert mean_below(1.0, None, 1, 2.0) == 1.0
+    assert mean_below(1.0, None, 1, 2.0) is None
     assert mean_below(1.0, 0.0, 5, 2.0) == 0.0
 
 
@@ -141,6 +141,107 @@ def test_the_worst_output_counts() -> None:
     (gate,) = gates(measured(outputs=(good, bad)), min_sqnr=20)
     assert not gate.passed
     assert "output 'bad': 10.00 dB" in gate.told
+
+
+def test_with_confidence_every_output_counts() -> None:
+    """The one with the smallest figure is not the one that is surely too small."""
+    unsure, sure = (
+        OutputAgreement(
+            name=name,
+            quantized_float=dataclasses.replace(agreement(), images=40, sqnr_db=sqnr, sqnr_error_db=error),
+            quantized_simulated=None,
+            simulated_float=None,
+        )
+        for name, sqnr, error in (("unsure", 9.0, 4.0), ("sure", 10.5, 0.1))
+    )
+    (gate,) = gates(measured(outputs=(unsure, sure)), min_sqnr=12, confidence=95)
+    assert not gate.passed
+    assert "output 'sure': 10.50 dB" in gate.told
+    (gate,) = gates(measured(outputs=(unsure, sure)), min_sqnr=12)
+    assert "output 'unsure'" in gate.told
+    assert "so do 'sure' fail" in gate.told
+    (gate,) = gates(measured(outputs=(unsure,)), min_sqnr=12, confidence=95)
+    assert gate.passed
+
+
+@pytest.mark.parametrize("confidence", [None, 95])
+@pytest.mark.parametrize("asked", [{"min_agreement": 90}, {"min_sqnr": 20}])
+def test_an_output_that_cannot_be_compared_fails(asked: dict[str, float], confidence: float | None) -> None:
+    good = output(images=500, positions=500, argmax_agreement=1.0, sqnr_db=60.0, sqnr_error_db=0.1).outputs
+    left = {"boxes": "the second file has no such output"}
+    (gate,) = gates(measured(outputs=good, uncompared=left), **asked, confidence=confidence)
+    assert not gate.passed
+    assert "cannot be compared, and fails: output 'boxes': the second file has no such output" in gate.told
+    (gate,) = gates(measured(outputs=(), uncompared=left), **asked, confidence=confidence)
+    assert (gate.passed, gate.value) == (False, None)
+    (gate,) = gates(measured(outputs=good), **asked, confidence=confidence)
+    assert gate.passed
+
+
+def test_numbers_that_are_none_fail_the_gate_of_top1() -> None:
+    broken = dataclasses.replace(changes(0, 0), not_finite=("y",), uncompared={"y": "it contains NaN"})
+    (gate,) = gates(broken, max_drop=1)
+    assert not gate.passed
+    assert "output 'y': it contains NaN" in gate.told
+
+
+def test_no_signal_is_told() -> None:
+    nothing = output(sqnr_db=None, relative_error=None, median_relative_error=None, max_relative_error=None)
+    (gate,) = gates(nothing, min_sqnr=20)
+    assert (gate.passed, gate.value) == (False, None)
+    assert "there is no signal" in gate.told
+
+
+def test_few_images_do_not_pass_for_want_of_significance() -> None:
+    """One image has no error, and of two lost ones nobody can be sure: the figure counts as it is."""
+    one = output(images=1, sqnr_db=1.0, sqnr_error_db=None)
+    (gate,) = gates(one, min_sqnr=20, confidence=95)
+    assert not gate.passed
+    assert "so few images cannot make it significant at 95 %" in gate.told
+    for images, confidence in ((5, 99), (2, 95), (1, 50)):
+        (gate,) = gates(changes(images, 0, images), max_drop=1, confidence=confidence)
+        assert not gate.passed
+        assert "so few images" in gate.told
+    (gate,) = gates(changes(5, 0, 5), max_drop=1, confidence=95)
+    assert not gate.passed
+    assert "; significant at 95 %" in gate.told
+    (gate,) = gates(output(images=1, positions=1, argmax_agreement=0.0), min_agreement=60, confidence=99)
+    assert not gate.passed
+    assert "so few images" in gate.told
+
+
+def test_a_drop_is_significant_beyond_the_limit_not_beyond_none() -> None:
+    """Of 10,000 images 501 net are lost: surely a drop, but hardly one of more than 5 points."""
+    for limit, passed in ((5, True), (0.5, False)):
+        (gate,) = gates(changes(700, 199, 10_000), max_drop=limit, confidence=95)
+        assert gate.passed is passed, limit
+
+
+@given(lost=st.integers(0, 400), gained=st.integers(0, 400))
+def test_beyond_no_drop_the_score_test_is_mcnemars(lost: int, gained: int) -> None:
+    from scipy import stats
+
+    found = Top1Changes(images=1000, lost=lost, gained=gained)
+    exact = stats.binomtest(lost, max(lost + gained, 1), 0.5, alternative="greater").pvalue
+    score = stats.norm.sf((lost - gained) / math.sqrt(max(lost + gained, 1)))
+    assert drop_beyond(found, 0) == pytest.approx(max(score, exact) if lost > gained else 1.0)
+
+
+@pytest.mark.parametrize(("limit", "gained"), [(0.0, 0.02), (0.01, 0.005), (0.01, 0.05), (0.05, 0.02)])
+def test_a_file_at_the_limit_fails_no_more_often_than_it_may(limit: float, gained: float) -> None:
+    """20,000 draws of 1,000 images each: 5 % would fail of an exact test."""
+    rng = np.random.default_rng(0)
+    draws, times = np.unique(
+        rng.multinomial(1000, [gained + limit, gained, 1 - 2 * gained - limit], 20_000)[:, :2],
+        axis=0,
+        return_counts=True,
+    )
+    failed = [drop_beyond(Top1Changes(images=1000, lost=int(b), gained=int(c)), limit) < 0.05 for b, c in draws]
+    assert 0.02 < times[failed].sum() / 20_000 < 0.06
+
+
+def test_a_file_far_beyond_the_limit_fails() -> None:
+    assert drop_beyond(Top1Changes(images=1000, lost=60, gained=10), 0.01) < 1e-4
 
 
 def test_size_latency_and_layers() -> None:
@@ -171,6 +272,7 @@ def test_a_value_that_reads_like_the_limit_gets_more_digits() -> None:
         ("max_metric_drop", 0.125, True),
         ("max_metric_drop", 0.1, False),
         ("max_metric_rise", 0, True),
+        ("max_metric_drop", 0.12499, False),
     ],
 )
 def test_metrics(option: str, limit: float, passed: bool) -> None:
@@ -178,6 +280,21 @@ def test_metrics(option: str, limit: float, passed: bool) -> None:
     (gate,) = gates(metrics=found, **{option: {"iou": limit}})
     assert gate.passed is passed
     assert gate.option == f"--{option.replace('_', '-')} iou"
+
+
+def test_rounding_is_no_drop() -> None:
+    assert 0.8 - 0.7 > 0.1
+    for option, values in (("max_metric_drop", (0.8, 0.7)), ("max_metric_rise", (0.7, 0.8))):
+        found = (MetricValue(name="iou", float_value=values[0], quantized_value=values[1]),)
+        assert [gate.passed for gate in gates(metrics=found, **{option: {"iou": 0.1}})] == [True]
+        assert [gate.passed for gate in gates(metrics=found, **{option: {"iou": 0.0999999}})] == [False]
+
+
+def test_no_layer_at_all_is_no_pass() -> None:
+    nothing = KernelCount(integer={}, floating={}, floating_nodes=())
+    (gate,) = gates(measured(kernels=nothing), no_float_layers=True)
+    assert not gate.passed
+    assert "no layer that could run in integers" in gate.told
 
 
 @pytest.mark.parametrize(
@@ -189,6 +306,10 @@ def test_metrics(option: str, limit: float, passed: bool) -> None:
         ({"min_metric": ["iou=1", "iou=2"]}, "iou is given twice"),
         ({"min_metric": "iou=0.5"}, "no metric gives 'iou'; expected one of none: --metric is not given"),
         ({"junit": "gates.xml"}, "--junit gates.xml: there is no gate to tell of"),
+        ({"min_agreement": 0.95}, "--min-agreement 0.95: expected a share in percent; did you mean 95?"),
+        ({"min_agreement": 1}, "did you mean 100?"),
+        ({"confidence": 95}, "--confidence 95: there is no gate that it is for"),
+        ({"confidence": 95, "max_size_ratio": 1}, "--confidence 95: there is no gate that it is for"),
         ({"max_drop": -1}, "--max-drop -1: expected a number from 0 to 100"),
         ({"confidence": 0.95}, "--confidence 0.95: expected a number from 50 to 99.9999"),
     ],

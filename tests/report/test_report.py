@@ -45,6 +45,7 @@ def test_json_follows_the_schema():
         "parts",
         "predictions",
         "uncompared",
+        "not_finite",
         "metrics",
         "gates",
     ]

@@ -147,9 +147,29 @@ def test_no_argmax_over_one_channel(shape):
     assert agreement((np.ones(shape), np.ones(shape))).argmax_agreement is None
 
 
-def test_everything_is_finite_for_a_reference_of_zeros():
-    result = agreement(([[0, 0]], [[1, 0]]))
-    assert all(math.isfinite(value) for value in (result.sqnr_db, result.relative_error, result.max_relative_error))
+def wide_agreement(reference, outputs):
+    meter = AgreementMeter()
+    meter.update(reference, outputs)
+    return meter.result()
+
+
+@pytest.mark.parametrize("reference", [0.0, 1e200])
+def test_no_signal_has_no_error_in_relation_to_it(reference):
+    """Zeros, and numbers whose squares leave float64."""
+    result = wide_agreement(np.full((1, 2), reference), np.full((1, 2), 9 - reference))
+    errors = (result.sqnr_db, result.relative_error, result.median_relative_error, result.max_relative_error)
+    assert errors == (None, None, None, None)
+    assert (result.has_signal, result.median_sqnr_db, result.sqnr_error_db) == (False, None, None)
+    equal = wide_agreement(np.full((1, 2), reference), np.full((1, 2), reference))
+    assert (equal.has_signal, equal.sqnr_db, equal.relative_error) == (True, None, 0.0)
+
+
+def test_infinities_that_are_equal_count_as_equal():
+    found = agreement(([[-math.inf, 2, 3]], [[-math.inf, 2, 4]]))
+    finite = agreement(([[0, 2, 3]], [[0, 2, 4]]))
+    assert (found.sqnr_db, found.argmax_agreement) == (finite.sqnr_db, 1.0)
+    with pytest.raises(ValidationError, match="NaN or infinity"):
+        agreement(([[math.inf, 2]], [[-math.inf, 2]]))
 
 
 def test_unequal_shapes_and_values_that_are_not_finite():

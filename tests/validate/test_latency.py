@@ -86,3 +86,20 @@ def test_files_are_timed_round_by_round(tmp_path):
 def test_a_batch_that_does_not_fit():
     with pytest.raises(ValidationError, match=r"batch of shape \[1, 7\]"):
         measure_latency(model(), CLIPPED, np.zeros((1, 7), np.float32), seconds=0)
+
+
+def test_a_clip_that_is_an_output_stays():
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[N,3,4,4] x) => (float[N,3,4,4] y, uint8[N,3,4,4] c)
+        <float s = {0.1}, uint8 z = {0}, uint8 lo = {0}, uint8 hi = {15}>
+        { q = QuantizeLinear(x, s, z) c = Clip(q, lo, hi) y = DequantizeLinear(c, s, z) }"""
+    pair = measure_latency(model(), onnx.parser.parse_model(text).SerializeToString(), X, seconds=0)
+    assert (pair.clips, pair.clip_ratio) == (0, None)
+
+
+def test_without_its_clips_a_file_may_not_run(monkeypatch, caplog):
+    monkeypatch.setattr("pdq_export.validate.latency._with_wide_activations", lambda _: (model("y = Neg(nothing)"), 1))
+    pair = measure_latency(model(), CLIPPED, X, seconds=0)
+    assert (pair.clips, pair.clip_ratio) == (1, None)
+    assert "what activations below 8 bits cost is not measured" in caplog.text
+    with pytest.raises(ValidationError):
+        measure_latency(model(), model("y = Neg(nothing)"), X, seconds=0)

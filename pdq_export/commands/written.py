@@ -1,0 +1,57 @@
+"""What a command writes beside a model, and what it must not replace. Imports nothing heavy: it is checked first."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pdq_export.config.config import Config
+from pdq_export.data import names_function
+from pdq_export.data.function import user_function
+from pdq_export.errors import OptionError
+from pdq_export.graph.save import check_output
+from pdq_export.user_code import UserFunction
+
+
+def side_files(config: Config) -> dict[str, Path]:
+    """What is to be written beside a model, by option."""
+    asked = {"--report": config.file.report, "--junit": config.gates.junit, "--markdown": config.gates.markdown}
+    return {option: Path(path) for option, path in asked.items() if path is not None}
+
+
+def check_written(
+    config: Config, *, model: Any = None, data: Iterable[Any] = (), others: Iterable[Any] = (), makes_model: bool
+) -> None:
+    """Raise OptionError for a file that cannot be written, or that would replace what the command reads.
+
+    That is ``model`` with its external data, ``data``, files and whole folders, the modules of functions that options
+    name, and ``others``, such as the file of the configuration; what is no path is left out. ``makes_model``: whether
+    the command writes --output.
+    """
+    data = list(data)
+    functions = [
+        *(user_function(source) for source in data if isinstance(source, str) and names_function(source)),
+        *(metric_function(text) for text in config.gates.metric),
+    ]
+    read = [source for source in data if not names_function(source)] + list(others)
+    check_output(
+        config.file.output if makes_model else None,
+        overwrite=config.file.overwrite,
+        model=model if isinstance(model, str | Path) else None,
+        inputs=(
+            *(path for path in read if isinstance(path, str | Path)),
+            *(file for function in functions for file in function.files()),
+        ),
+        external=config.file.external_data,
+        beside=side_files(config),
+    )
+
+
+def metric_function(text: str) -> UserFunction:
+    """The function that --metric names."""
+    return UserFunction(
+        source=text,
+        error=OptionError,
+        kind="a function of outputs and labels",
+        expected="expected MODULE:FUNCTION, such as metrics:mean_iou of a metrics.py in the current folder",
+        begins="--metric ",
+    )
