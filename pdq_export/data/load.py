@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 # Tensors of torch are iterables as well.
 DataSource = str | Path | NDArray[Any] | ImageSet | InputSet | Mapping[str, Any] | DataReader | Iterable[Any]
-Labelled = TypeVar("Labelled", ImageSet, InputSet)
+Labelled = TypeVar("Labelled", bound=ImageSet | InputSet)
 _ARCHIVES = {".npz": load_npz, ".npy": load_npy}
 _FORMS = ".npz, .npy or a folder of images"
 
