@@ -43,6 +43,8 @@ class _QcdqGraph(QdqGraph):
         """Whether all that a Clip does to what is quantized behind it is a Relu."""
         if clip.output[0] not in self.activations or (quantized := self.activation(clip.output[0])).point.bits == 8:
             return False
+        if not all(self.index.is_constant(name) for name in clip.input[1:] if name):
+            return False
         return bound(self.index, clip, 1) == 0 and integer_range(self.index, quantized, clip)[1] == quantized.point.qmax
 
     def container(self, point: Point) -> int:

@@ -22,6 +22,7 @@ from pdq_export.graph.lookup import GraphIndex, optional_input
 from pdq_export.spec import Layer, Point
 
 _LONGEST = 8  # nodes between the operator that ends a chain and its integers, at most
+_MOST_PLANES = max(len(width.planes) for width in WIDTHS.values())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,11 @@ class Chain:
     point: Point
     shape: tuple[int, ...]
     zero_point: NDArray[np.int16]
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """The shape of the scale: [] or [C]."""
+        return () if self.point.axis is None else (self.shape[self.point.axis],)
 
 
 def read_weight(
@@ -60,18 +66,24 @@ def read_bias(written: GraphIndex, layer: Layer, weight: Weight, input_scale: np
     if layer.bias is None or name in (None, "", layer.bias):
         return None
     if written.producer[node.input[1]].op_type == QUANT:
-        return None if input_scale is None else on_grid(layer.bias, _value(written, name), input_scale, weight.scale)
+        if input_scale is None:
+            return None
+        values = _constant(written, name)
+        _check_shape("a bias", values, weight.scale.shape or (values.size,))
+        return on_grid(layer.bias, values, input_scale, weight.scale)
     dequantize = written.producer.get(name)
     if dequantize is None:
         return None
     integers, scale = (_value(written, tensor) for tensor in dequantize.input[:2])
+    _check_shape("a bias", integers, (scale.size,))
     return Bias(tensor=layer.bias, integers=integers.astype(np.int32), scale=scale)
 
 
 def _read_dequantized(chain: Chain) -> Weight:
     """Integers in a type of any width, or in bytes that tables unpack, before a DequantizeLinear."""
     written = chain.written
-    scale = np.asarray(_value(written, chain.end.input[1]), np.float32)
+    scale = np.asarray(_constant(written, chain.end.input[1]), np.float32)
+    _check_shape("a scale", scale, chain.channels)
     learned = np.broadcast_to(chain.zero_point, scale.shape)
     offset = np.broadcast_to(_value(written, chain.end.input[2]), scale.shape).astype(np.int16)
     tensor = chain.end.input[0]
@@ -85,7 +97,9 @@ def _read_dequantized(chain: Chain) -> Weight:
         if node.op_type == "Sub":
             offset = offset + _value(written, node.input[1]).astype(np.int16).reshape(offset.shape)
         tensor = node.input[0]
-    values = _value(written, tensor).astype(np.int16)
+    values = _constant(written, tensor)
+    _check_shape("a weight", values, chain.shape)
+    values = values.astype(np.int16)
     unshifted = Weight(point=chain.point, integers=values, zero_point=offset, scale=scale)
     integers = np.asarray(unshifted.centered + unshifted.along_axis(learned), np.int16)
     return dataclasses.replace(unshifted, integers=integers, zero_point=learned)
@@ -93,7 +107,9 @@ def _read_dequantized(chain: Chain) -> Weight:
 
 def _read_floats(chain: Chain) -> Weight:
     """Floats that a Quant leaves as they are."""
-    values, scale = (_value(chain.written, name) for name in chain.end.input[:2])
+    values, scale = (_constant(chain.written, name) for name in chain.end.input[:2])
+    _check_shape("a weight", values, chain.shape)
+    _check_shape("a scale", scale, tuple(n if axis == chain.point.axis else 1 for axis, n in enumerate(chain.shape)))
     return from_floats(values, scale, chain.point, chain.zero_point)
 
 
@@ -110,18 +126,24 @@ def _read_packed(chain: Chain, gather: NodeProto) -> NDArray[np.int16]:
 def _planes(written: GraphIndex, index: str) -> list[NDArray[Any]]:
     """The bytes that make up an index, the main plane first."""
     found: list[NDArray[Any]] = []
-    for _ in range(_LONGEST):
+    for _ in range(_MOST_PLANES):
         node = written.producer[index]
-        if node.op_type == "Cast":
-            return [_value(written, node.input[0]), *found]
-        if node.op_type == "Gather":  # a plane above the main one
-            index = node.input[1]
-        elif (above := written.producer[node.input[1]]).op_type == "Gather":
-            found = [*_planes(written, above.input[1]), *found]
-            index = node.input[0]
-        else:  # an offset was added
-            index = node.input[0]
+        above = written.producer.get(node.input[1]) if node.op_type == "Add" else None
+        if above is None or above.op_type != "Gather":
+            return [_plane(written, index), *found]
+        found.insert(0, _plane(written, above.input[1]))
+        index = node.input[0]
     raise ValueError(f"tensor {index[:100]!r} is no index of packed integers")
+
+
+def _plane(written: GraphIndex, index: str) -> NDArray[Any]:
+    """The bytes of one plane, to which an offset may have been added."""
+    node = written.producer[index]
+    if node.op_type == "Add":
+        node = written.producer[node.input[0]]
+    if node.op_type != "Cast":
+        raise ValueError(f"tensor {index[:100]!r} is no plane of packed integers")
+    return _constant(written, node.input[0])
 
 
 def _width(written: GraphIndex, table: str) -> Width:
@@ -132,19 +154,34 @@ def _width(written: GraphIndex, table: str) -> Width:
 
 
 def _value(written: GraphIndex, tensor: str) -> NDArray[Any]:
-    """A constant, as it is or as a Cast of integers or a product of scales gives it; one 0 for a ConstantOfShape."""
-    value = written.constant(tensor)
-    if value is not None:
-        return value
-    node = written.producer[tensor]
-    values = [_value(written, name) for name in node.input]
-    if node.op_type == "Mul":
-        return np.asarray(np.multiply(*values))
-    if node.op_type == "Cast":
-        return values[0]
+    """A constant, as it is or as one node gives it: a Cast of integers, a product with a scale of a tensor, zeros.
+
+    It is as large as a constant of the file: what is read here is a stranger's.
+    """
+    node = written.producer.get(tensor)
+    if node is None:
+        return _constant(written, tensor)
     if node.op_type == "ConstantOfShape":
-        return np.zeros((), np.int8)  # which broadcasts; the shape is a stranger's
-    raise KeyError(tensor)
+        return np.zeros((), np.int8)  # which broadcasts
+    first, *others = (_constant(written, name) for name in node.input)
+    if node.op_type == "Cast":
+        return first
+    if node.op_type == "Mul" and first.ndim == 0:
+        return np.asarray(first * others[0])
+    raise ValueError(f"tensor {tensor[:100]!r} is none of the constants of a layer")
+
+
+def _constant(written: GraphIndex, tensor: str) -> NDArray[Any]:
+    value = written.constant(tensor)
+    if value is None:
+        raise KeyError(tensor)
+    return value
+
+
+def _check_shape(what: str, value: NDArray[Any], *expected: tuple[int, ...]) -> None:
+    """Raise ValueError for another shape than one of those expected, before anything is computed with the value."""
+    if value.shape not in expected:
+        raise ValueError(f"{what} has shape {list(value.shape)}; expected {' or '.join(map(str, map(list, expected)))}")
 
 
 READERS: Mapping[str, Callable[[Chain], Weight]] = {"DequantizeLinear": _read_dequantized, QUANT: _read_floats}

@@ -7,7 +7,8 @@ from typing import Annotated
 from annotated_types import Interval
 
 from pdq_export.export.layouts import FORM, OLDEST_FORM, Packing
-from pdq_export.export.runtimes import parse_version
+from pdq_export.export.runtimes import OLDEST, parse_version
+from pdq_export.export.runtimes import shown as shown_version
 from pdq_export.spec import Axis, Bits, BitWidths, Plan, Point, Positive, Role
 from pdq_export.spec.plain import from_text, parse_json, shown, to_text, unique
 
@@ -55,8 +56,8 @@ class StoredPlan:
 
     def __post_init__(self) -> None:
         BitWidths.parse(self.bits, option="bits")
-        if self.runtime is not None:
-            parse_version(self.runtime)
+        if self.runtime is not None and parse_version(self.runtime) < OLDEST:
+            raise ValueError(f"runtime is {self.runtime[:40]!r}; expected {shown_version(OLDEST)} or newer")
         points = self.plan_points()
         for name, (_, zero_point) in self.activations.items():
             _check_zero_points(name, (zero_point,), points)

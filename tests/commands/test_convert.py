@@ -265,6 +265,45 @@ def test_a_file_that_was_changed_is_refused(what: str, small_weights_are_packed:
     assert "\n" not in str(info.value)
 
 
+@pytest.mark.parametrize("what", ["planes", "product", "shape", "scale"])
+def test_what_would_take_more_than_the_file_holds_is_not_computed(what: str, small_weights_are_packed: None) -> None:
+    """Chains that double at every node, and shapes that broadcast to a square."""
+    file = export("residual", "4/4", "ort")
+    graph = file.graph
+    end = next(n for n in graph.node if n.op_type == "DequantizeLinear" and n.input[1] == "w1_scale")
+    gather = next(n for n in graph.node if n.op_type == "Gather" and n.output[0] == "w1_row")
+    many = onnx.numpy_helper.from_array(np.ones((40_000, 1), np.int8), "many")
+    more: list[onnx.NodeProto] = []
+    match what:
+        case "planes":
+            index = base = gather.input[1]
+            for n in range(40):
+                more.append(onnx.helper.make_node("Gather", [gather.input[0], index], [f"g{n}"]))
+                more.append(onnx.helper.make_node("Add", [base, f"g{n}"], [f"m{n}"]))
+                more.append(onnx.helper.make_node("Add", [f"m{n}", f"g{n}"], [f"n{n}"]))
+                index = f"n{n}"
+            gather.input[1] = index
+        case "product":
+            scale = end.input[1]
+            for n in range(40):
+                more.append(onnx.helper.make_node("Mul", [scale, scale], [f"s{n}"]))
+                scale = f"s{n}"
+            end.input[1] = scale
+        case "shape":
+            end.input[0] = "many"
+        case "scale":
+            square = onnx.numpy_helper.from_array(np.ones((1, 40_000), np.float32), "wide")
+            graph.initializer.append(square)
+            more.append(onnx.helper.make_node("Mul", ["many", "wide"], ["square"]))
+            end.input[1] = "square"
+    graph.initializer.append(many)
+    nodes = [*more, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    with pytest.raises(ModelError, match="in its metadata does not fit its graph"):
+        convert(file, "native")
+
+
 def test_inferred_shapes_do_not_matter() -> None:
     file = export("chain", "4/4", "ort")
     assert content(convert(onnx.shape_inference.infer_shapes(file), "native")) == content(convert(file, "native"))

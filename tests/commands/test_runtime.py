@@ -33,7 +33,8 @@ MOVES = """c = Conv(image, w) r = Relu(c) d = DepthToSpace<blocksize = 2>(r) s =
 SHAPES = {"w": (16, 3, 3, 3), "u": (16, 16, 1, 1), "v": (5, 16)}
 # Layers that share a weight, as the heads of detectors do.
 SHARES = """c = Conv<pads = [1, 1, 1, 1]>(image, w) r = Relu(c) d = Conv<pads = [1, 1, 1, 1]>(r, u) s = Relu(d)
-    e = Conv<pads = [1, 1, 1, 1]>(s, u) z = Relu(e) p = GlobalAveragePool(z) f = Flatten(p) y = Gemm<transB = 1>(f, v)"""
+    e = Conv<pads = [1, 1, 1, 1]>(s, u) z = Relu(e) p = GlobalAveragePool(z) f = Flatten(p)
+    y = Gemm<transB = 1>(f, v)"""
 
 
 def quantize(model: Any = EMBEDDED, **fields: Any) -> pdq_export.Result:

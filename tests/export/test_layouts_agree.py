@@ -120,3 +120,15 @@ def test_every_layout_loads_and_says_with_which_option(name: str, bits: str, sma
         assert config == {}
     if name == "chain" and bits in ("4/4", "2/2"):  # a MaxPool between narrow pairs
         assert config or (bits == "2/2" and not onnxruntime_is("1.28"))
+
+
+@pytest.mark.parametrize("target", LAYOUTS)
+def test_a_clip_whose_bound_is_computed_stays_one(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(NETS, "computed", computed_bound)
+    assert [node.op_type for node in export("computed", "4/4", target).graph.node if "z" in node.output][:1] != ["Relu"]
+
+
+def computed_bound() -> onnx.ModelProto:
+    model = network(f"{STEM} high = ReduceMax <keepdims=0> (c) z = Clip(c, low, high)")
+    model.graph.initializer.append(onnx.helper.make_tensor("low", onnx.TensorProto.FLOAT, [], [0.0]))
+    return model

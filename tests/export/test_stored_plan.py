@@ -41,6 +41,7 @@ def test_what_a_plan_holds() -> None:
         ({"opsets": [10**9, None]}, "opsets[0] is 1000000000; expected at most 1000"),
         ({"opsets": [17]}, "opsets[1]: is missing"),
         ({"bits": "4/9"}, "activation bits are 9"),
+        ({"runtime": "1.2"}, "runtime is '1.2'; expected 1.15 or newer"),
         ({"bits": 4}, "bits is 4; expected a valid string"),
         ({"points": [["w", "weight", 10**9, 0, False, None]]}, "points[0][2] is 1000000000; expected at most 8"),
         ({"points": [["w", "weight", True, 0, False, None]]}, "points[0][2] is True; expected a valid integer"),

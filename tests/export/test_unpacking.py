@@ -44,7 +44,10 @@ def written(weights: list[Weight], opset: int = 13) -> tuple[onnx.ModelProto, li
     out = GraphWriter(onnx.GraphProto(name="g", output=outputs))
     unpack = Unpacking(out, weights)
     layers = LayerWriter(
-        out, lambda out, weight: unpacked_weight(out, weight, unpack.write(weight.key), sole=False), packs=True, form=FORM
+        out,
+        lambda out, weight: unpacked_weight(out, weight, unpack.write(weight.key), sole=False),
+        packs=True,
+        form=FORM,
     )
     for number, weight in enumerate(weights):
         names = layers.constants(LayerConstants(weight=weight, bias=None), None)
