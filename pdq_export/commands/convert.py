@@ -34,8 +34,9 @@ def convert(
     """Write a file that `pdq_export.quantize` wrote for ort, native, qcdq or qonnx in another layout.
 
     ``opset`` and ``runtime``: as in `quantize`; by default what was given there. Its graph is what
-    quantizing for ``target`` would have written, and converting it back gives the first file again, byte for byte. Both
-    are run on a random input, without optimizations, where onnxruntime runs the files of both targets. Raises
+    quantizing for ``target`` would have written, and converting it back gives the first file again, byte for byte
+    (with another ``runtime`` its graph, given the first one again). Both are run on a random input, without
+    optimizations, where onnxruntime runs the files of both targets. Raises
     ModelError for a file that pdq-export did not write or that was changed since, OptionError for tensorrt, whose
     calibration is another one, and for an opset or a runtime that cannot be had, ValidationError where outputs differ.
     """

@@ -2,7 +2,8 @@
 
 The weights lie in the graph, in any layout. The rest is the prepared float graph without its weights, the plan, and
 the activations' parameters: an ONNX model with the plan as JSON in its own metadata, compressed; about 2 kB for a
-ResNet-20. `read_blueprint` joins both again. The text is the same for every layout of one calibration.
+ResNet-20. `read_blueprint` joins both again. The text is the same for every layout of one
+calibration with the same packing and --runtime.
 """
 
 import base64

@@ -133,8 +133,9 @@ def from_rows(rows: Integers, shape: Sequence[int], axis: int | None) -> Integer
 class Packable:
     """What decides how a weight lies in the file: its ``shape``, the ``axis`` of its channels, its ``bits``.
 
-    ``rows``: 1 where all channels have the same zero point, else the number of channels. ``shifted``: whether the
-    zero point is not the first of the table of its width, so that indices need an offset.
+    ``rows``: 1 where all channels have the same zero point, else the number of channels. ``shifted``: whether channels
+    differ in theirs, so that indices need an offset. One zero point that is not the first of the table of its width
+    needs an Add as well, which depends on the other weights and is not counted.
     """
 
     shape: tuple[int, ...]

@@ -119,10 +119,12 @@ class Ranges:
     def _computes(node: NodeProto) -> bool:
         """Whether a node certainly keeps its pair apart from one behind it."""
         operator = operators.get(node.op_type)
-        return operator.weighted or operator.merges or operator.bounded
+        return not node.domain and (operator.weighted or operator.merges or operator.bounded)
 
     def _of(self, node: NodeProto) -> Interval:
-        """Of the first output of a node."""
+        """Of the first output of a node; of an operator that is not ONNX's own nothing is known, whatever its name."""
+        if node.domain:
+            return _UNBOUNDED
         operator = operators.get(node.op_type)
         least = 0.0 if operator.nonnegative else -math.inf
         match node.op_type:

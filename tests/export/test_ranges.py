@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pdq_export.errors import ExportError
-from pdq_export.export.ranges import integer_range
+from pdq_export.export.ranges import Ranges, integer_range
 from pdq_export.graph.lookup import GraphIndex
-from pdq_export.spec import Point, QuantizedTensor, Role
+from pdq_export.spec import BitWidths, Plan, Point, QuantizedTensor, Role
 
 
 def graph(node: str, **bounds: float) -> GraphIndex:
@@ -84,3 +84,12 @@ def test_other_activations_are_refused_by_name():
 def test_computed_bounds_are_refused():
     with pytest.raises(ExportError, match=r"tensor 'y'.*'v'.*not constant"):
         limits(graph("Clip(x, , v)"), quantized(0.1, 0, 4))
+
+
+@pytest.mark.parametrize(("domain", "expected"), [("", (2, 12)), ("custom", (0, 255))])
+def test_an_operator_of_another_domain_is_not_bounded_by_its_name(domain, expected):
+    index = graph("Sigmoid(x)")
+    index.graph.node[0].domain = domain
+    ranges = Ranges(index, Plan(bits=BitWidths.parse("4/4"), points={}, passthrough={}, layers=(), blocks=()))
+    ranges.visit(index.graph.node[0])
+    assert ranges.reachable(quantized(0.1, 2, 8), None, (0, 255)) == expected
