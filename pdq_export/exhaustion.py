@@ -22,6 +22,7 @@ _TOLD = (
         "alloc_failed",
         "unable to allocate",
         "bad_array_new_length",
+        "could not create a primitive",  # all that oneDNN says
     ),
 )
 _CALIBRATE = (

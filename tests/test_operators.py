@@ -361,6 +361,7 @@ OWN = {
     "graph/passes": "patterns that a pass rewrites",
     "plan/parts.py": "what leaves axes in their places, or makes one of several",
     "validate/runtime.py": "the two halves of a pair",
+    "validate/weights.py": "what stands between a weight's pair and its layer",
 }
 
 

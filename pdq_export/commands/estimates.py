@@ -15,6 +15,7 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
+from pdq_export import operators
 from pdq_export.errors import ValidationError
 from pdq_export.graph.lookup import GraphIndex
 from pdq_export.graph.noise import noise
@@ -144,7 +145,7 @@ def _as_on_images(prepared: PreparedModel) -> onnx.ModelProto:
     for node in prepared.model.graph.node:
         changed.graph.node.append(node)
         statistics = prepared.statistics.get(node.output[0]) if node.output else None
-        if statistics is None or node.op_type not in ("Conv", "ConvTranspose"):
+        if statistics is None or not operators.get(node.op_type).weighted:
             continue
         name = node.output[0]
         sizes = (prepared.index.shape(name) or ())[2:]

@@ -117,16 +117,16 @@ def test_the_weight_of_an_excluded_layer_is_refused() -> None:
 
 
 def test_bits_of_tensors_are_planned_before_everything_that_follows_from_them() -> None:
-    """The opset is that of the narrowest; the range of a weight that got 8 bits is reduced, residuals are widened."""
+    """The opset is that of the narrowest type; a weight that got 8 bits has less range, residuals are widened."""
     allotment = {"w2": 2, "w3": 8, "a2": 8, "a1": 3}
     options = PlanOptions.of("8/8", tensor_bits=allotment, reduce_range=True, wide_residuals=True)
-    prepared, plan, _ = prepare_and_plan(model_of("residual"), options, target="ort", opset=None)
+    prepared, plan, _ = prepare_and_plan(model_of("residual"), options, target="native")
     assert prepared.model.opset_import[0].version == 25
     assert {name: plan.points[name].bits for name in ("w1", "w2", "w3", "w4")} == {"w1": 7, "w2": 2, "w3": 7, "w4": 7}
     assert (plan.points["a1"].role, plan.points["a1"].bits) == (Role.CARRIER, 8)
     assert plan.points["m_narrow"].bits == 3
     assert dict(options.tensor_bits) == allotment
-    dry_run(prepared, plan, "ort")
+    dry_run(prepared, plan, "native")
 
 
 def test_a_target_has_the_last_word() -> None:
