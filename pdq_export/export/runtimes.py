@@ -78,7 +78,8 @@ def check_opset(opset: int, runtime: str) -> None:
         needed = shown(_of_opset(opset, OLDEST).version)
         raise OptionError(
             f"--runtime {runtime}: the model's own opset is {opset}, which needs onnxruntime {needed}; expected what "
-            f"{runtime} runs; export the model with opset {known}, or give --runtime {needed}"
+            f"{runtime} runs; export the model with opset {known}, or give --runtime {needed} and try the file with "
+            f"`pdq-export convert FILE --target ort --runtime {runtime}`"
         )
 
 

@@ -107,6 +107,15 @@ def test_what_a_version_does_not_run_is_refused_before_calibration() -> None:
         pdq_export.convert(quantize(bits="4/4").model, "native", runtime="1.23")
 
 
+def test_a_model_of_a_newer_opset_is_refused_and_its_file_is_converted() -> None:
+    model, x = name_nodes(fill(parse(MOVES, opset=20), SHAPES)), images()
+    with pytest.raises(OptionError, match=r"convert FILE --target ort --runtime 1\.15"):
+        quantize(model, calib=x, runtime="1.15")
+    written = quantize(model, calib=x, bits="4/4").model
+    older = pdq_export.convert(written, "ort", runtime="1.15")
+    assert [min_onnxruntime(content(file)) for file in (written, older)] == ["1.17", "1.15"]
+
+
 @pytest.mark.parametrize("opset", [None, 20])
 def test_a_version_and_a_newest_opset_go_together(opset: int | None) -> None:
     """The lower of both counts; without types of few bits weights lie in bytes."""
