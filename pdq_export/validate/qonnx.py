@@ -5,6 +5,7 @@ import onnx
 from numpy.typing import NDArray
 
 from pdq_export.errors import ModelError
+from pdq_export.graph.lookup import opset_version
 from pdq_export.validate.runtime import Batch, Session
 
 _DOMAIN = "qonnx.custom_op.general"
@@ -49,7 +50,7 @@ def runnable(content: bytes) -> bytes:
     one bit, which QONNX reads as a sign, and opsets below 13.
     """
     model = onnx.load_model_from_string(content)
-    (opset,) = (known.version for known in model.opset_import if known.domain in ("", "ai.onnx"))
+    opset = opset_version(model)
     if opset < _OLDEST_OPSET:
         raise ModelError(
             f"a QONNX file of opset {opset}: expected {_OLDEST_OPSET} or newer; raise it with "
