@@ -14,7 +14,7 @@ from pdq_export.errors import first_few, printable
 from pdq_export.process import find_modules_here
 
 from .command import Frame, Outcome, command
-from .paths import ModelPath
+from .options import pair_arguments
 
 if TYPE_CHECKING:
     from pdq_export.report.layers import LayerReport, LayerRow
@@ -28,14 +28,7 @@ _DECIBELS = (("at output", "output_db"), ("own", "own_db"), ("handed on", "hande
     example="pdq-export compare model.onnx model-w4a4.onnx --data test.npz --samples 32",
     json_schema="pdq_export.report.layers",
 )
-@click.argument("model", type=ModelPath(), metavar="FP32.onnx")
-@click.argument("quantized", type=ModelPath("a quantized model"), metavar="QUANT.onnx")
-@click.option(
-    "--data",
-    required=True,
-    metavar="PATH",
-    help="Images: .npz, .npy, a folder, or MODULE:FUNCTION, as --eval of quantize takes them.",
-)
+@pair_arguments
 @click.option("--samples", type=click.INT, metavar="N", default=64, show_default=True, help="Take the first N of them.")
 @click.option(
     "--batch-size",

@@ -11,10 +11,27 @@ from pdq_export.config.option import Option
 from pdq_export.config.toml import default_text
 from pdq_export.errors import OptionError
 
-from .paths import ConfigPath, OutputPath
+from .paths import ConfigPath, ModelPath, OutputPath
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _TYPES = {int: click.INT, float: click.FLOAT}
+
+
+def pair_arguments(function: Command) -> Command:
+    """Give a click command an FP32 file, a quantized one and ``--data``, as ``model``, ``quantized`` and ``data``."""
+    decorators = (
+        click.argument("model", type=ModelPath(), metavar="FP32.onnx"),
+        click.argument("quantized", type=ModelPath("a quantized model"), metavar="QUANT.onnx"),
+        click.option(
+            "--data",
+            required=True,
+            metavar="PATH",
+            help="Images: .npz, .npy, a folder, or MODULE:FUNCTION, as --eval of quantize takes them.",
+        ),
+    )
+    for decorator in reversed(decorators):
+        function = decorator(function)
+    return function
 
 
 def config_options(command: str, config: type = Config) -> Callable[[Command], Command]:

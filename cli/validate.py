@@ -14,8 +14,7 @@ from pdq_export.errors import first_few
 from pdq_export.process import find_modules_here
 
 from .command import Frame, Outcome, command
-from .options import config_options, given
-from .paths import ModelPath
+from .options import config_options, given, pair_arguments
 from .render import gate_lines, report_table, session_note
 
 if TYPE_CHECKING:
@@ -27,14 +26,7 @@ if TYPE_CHECKING:
     example="pdq-export validate model.onnx model-int8.onnx --data test.npz --max-drop 1 --no-float-layers",
     json_schema="pdq_export.report.report",
 )
-@click.argument("model", type=ModelPath(), metavar="FP32.onnx")
-@click.argument("quantized", type=ModelPath("a quantized model"), metavar="QUANT.onnx")
-@click.option(
-    "--data",
-    required=True,
-    metavar="PATH",
-    help="Images: .npz, .npy, a folder, or MODULE:FUNCTION, as --eval of quantize takes them.",
-)
+@pair_arguments
 @click.option(
     "--batch-size",
     type=click.INT,

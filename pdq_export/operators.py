@@ -8,6 +8,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
+QONNX_DOMAIN = "qonnx.custom_op.general"  # of its Quant nodes
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Operator:

@@ -27,7 +27,7 @@ from pdq_export.config.option import QUANTIZE
 from pdq_export.config.signature import takes_options
 from pdq_export.data import DataSource, read_samples
 from pdq_export.exhaustion import tells_of_memory
-from pdq_export.export import MIN_OPSET
+from pdq_export.export.layouts import MIN_OPSET
 from pdq_export.fidelity import Fidelity
 from pdq_export.files import Draft
 from pdq_export.gates import check_outputs

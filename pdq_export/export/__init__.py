@@ -15,7 +15,7 @@ from pdq_export.export import ort
 from pdq_export.export.blueprint import KEY as BLUEPRINT_KEY
 from pdq_export.export.blueprint import Blueprint, describe_blueprint, read_blueprint
 from pdq_export.export.constants import settle_constants
-from pdq_export.export.layouts import Layout, Packing, Quantized
+from pdq_export.export.layouts import MIN_OPSET, Layout, Packing, Quantized
 from pdq_export.export.runtimes import KEY as RUNTIME_KEY
 from pdq_export.export.runtimes import check_runtime, min_onnxruntime
 from pdq_export.export.storage import NARROW, storage_opset
@@ -37,8 +37,6 @@ __all__ = [
     "required_opset",
     "round_bias",
 ]
-
-MIN_OPSET = 13
 
 
 def required_opset(

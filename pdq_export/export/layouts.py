@@ -16,6 +16,8 @@ from pdq_export.spec import Plan, QuantizedTensors
 # below 8 bits has a Clip, two of which may follow one another, and in qcdq a Clip of floats stays before it.
 FORM, OLDEST_FORM = 4, 2
 
+MIN_OPSET = 13  # DequantizeLinear along an axis, Clip of integers, and what unpacks weights
+
 
 class Packing(enum.Enum):
     """How ort stores weights of less than 8 bits: what the runtime has to know, and what loading costs it.
@@ -44,6 +46,10 @@ class Quantized:
     packing: Packing = Packing.BYTES
 
 
+def _lowest_opset(plan: Plan) -> int:
+    return MIN_OPSET
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
     """How learned integers are written. ``required_opset(plan)`` gives the opset it wants, ``write`` the graph.
@@ -54,8 +60,8 @@ class Layout:
     """
 
     name: str
-    required_opset: Callable[[Plan], int]
     write: Callable[[Quantized], onnx.GraphProto]
+    required_opset: Callable[[Plan], int] = _lowest_opset
     packs: bool = False
     for_onnxruntime: bool = True
     domains: Mapping[str, int] = dataclasses.field(default_factory=dict)

@@ -22,14 +22,7 @@ from pdq_export.export.storage import storage_bits
 from pdq_export.export.unpacking import Unpacking
 from pdq_export.export.writer import GraphWriter
 from pdq_export.graph.lookup import attribute, describe
-from pdq_export.spec import Plan, Point
-
-MIN_OPSET = 13  # DequantizeLinear along an axis
-
-
-def required_opset(plan: Plan) -> int:
-    """13: DequantizeLinear along an axis, and what unpacks weights."""
-    return MIN_OPSET
+from pdq_export.spec import Point
 
 
 def write(quantized: Quantized) -> GraphProto:
@@ -127,4 +120,4 @@ class _OrtGraph(QdqGraph):
         return [*inputs[:2], self.zero_point(source), *inputs[3:]]
 
 
-LAYOUT = Layout(name="ort", required_opset=required_opset, write=write, packs=True)
+LAYOUT = Layout(name="ort", write=write, packs=True)

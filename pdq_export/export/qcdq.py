@@ -16,12 +16,7 @@ from pdq_export.export.layouts import Layout, Quantized
 from pdq_export.export.qdq import QdqGraph
 from pdq_export.export.ranges import bound, integer_range
 from pdq_export.export.writer import GraphWriter
-from pdq_export.spec import Plan, Point
-
-
-def required_opset(plan: Plan) -> int:
-    """13: DequantizeLinear along an axis, Clip of integers."""
-    return 13
+from pdq_export.spec import Point
 
 
 def write(quantized: Quantized) -> GraphProto:
@@ -56,4 +51,4 @@ class _QcdqGraph(QdqGraph):
         return centered_weight(out, weight)
 
 
-LAYOUT = Layout(name="qcdq", required_opset=required_opset, write=write)
+LAYOUT = Layout(name="qcdq", write=write)

@@ -23,10 +23,11 @@ from pdq_export.export.constants import LayerConstants, Weight, along_axis
 from pdq_export.export.layers import ConstantsWriter
 from pdq_export.export.layouts import Layout, Quantized
 from pdq_export.export.qdq import QdqGraph
-from pdq_export.export.qonnx_constants import DOMAIN, QUANT, Floats, bias_values, weight_values
+from pdq_export.export.qonnx_constants import QUANT, Floats, bias_values, weight_values
 from pdq_export.export.ranges import integer_range
 from pdq_export.export.writer import GraphWriter
 from pdq_export.graph.lookup import attribute
+from pdq_export.operators import QONNX_DOMAIN
 from pdq_export.spec import Point
 
 _WRITTEN_OUT = {
@@ -34,11 +35,6 @@ _WRITTEN_OUT = {
     "MaxPool": ("strides", "pads"),
     "AveragePool": ("strides", "pads"),
 }
-
-
-def required_opset(plan: object) -> int:
-    """13, as for the other layouts: quantization is none of ONNX's operators here."""
-    return 13
 
 
 def write(quantized: Quantized) -> GraphProto:
@@ -144,7 +140,7 @@ class _QuantWriter:
             [*inputs, self.number("bits", point.bits)],
             output,
             name=name,
-            domain=DOMAIN,
+            domain=QONNX_DOMAIN,
             signed=int(signed),
             narrow=int(point.symmetric and point.qmin == -point.qmax),
             rounding_mode="ROUND",
@@ -189,4 +185,4 @@ def _floats(values: object) -> Floats:
     return np.asarray(values, np.float32)
 
 
-LAYOUT = Layout(name="qonnx", required_opset=required_opset, write=write, for_onnxruntime=False, domains={DOMAIN: 1})
+LAYOUT = Layout(name="qonnx", write=write, for_onnxruntime=False, domains={QONNX_DOMAIN: 1})

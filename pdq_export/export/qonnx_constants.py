@@ -13,7 +13,6 @@ from pdq_export.export.constants import Bias, Weight, along_axis
 from pdq_export.spec import Point
 
 QUANT = "Quant"
-DOMAIN = "qonnx.custom_op.general"
 
 Floats = NDArray[np.float32]
 _NEIGHBOURS = (0, 1, -1, 2, -2)  # how many floats up from the product

@@ -14,12 +14,7 @@ from pdq_export.export.layouts import Layout, Quantized
 from pdq_export.export.qdq import QdqGraph
 from pdq_export.export.tensorrt_rules import tensorrt_problems
 from pdq_export.export.writer import GraphWriter
-from pdq_export.spec import Plan, Point
-
-
-def required_opset(plan: Plan) -> int:
-    """13: DequantizeLinear along an axis."""
-    return 13
+from pdq_export.spec import Point
 
 
 def write(quantized: Quantized) -> GraphProto:
@@ -41,4 +36,4 @@ class _TensorrtGraph(QdqGraph):
         return textbook_weight(out, weight, 8, clip=False)
 
 
-LAYOUT = Layout(name="tensorrt", required_opset=required_opset, write=write, for_onnxruntime=False)
+LAYOUT = Layout(name="tensorrt", write=write, for_onnxruntime=False)

@@ -6,13 +6,13 @@ from numpy.typing import NDArray
 
 from pdq_export.errors import ModelError
 from pdq_export.graph.lookup import opset_version
+from pdq_export.operators import QONNX_DOMAIN
 from pdq_export.validate.runtime import Batch, Session
 
-_DOMAIN = "qonnx.custom_op.general"
 _OLDEST_OPSET = 13  # of what a Quant is said in
 _HALF_TO_EVEN = ("ROUND", "HALF_EVEN")  # two names of one mode
 # As QONNX defines it: the bounds are clipped to before rounding, and signed integers alone have a narrow lower bound.
-_QUANT = """<domain: "qonnx.custom_op.general", opset_import: ["": OPSET]>
+_QUANT = """<domain: "DOMAIN", opset_import: ["": OPSET]>
 Quant <signed, narrow, rounding_mode> (x, scale, zeropt, bitwidth) => (y) {
     one = Constant <value_float: float = 1.0> ()
     two = Constant <value_float: float = 2.0> ()
@@ -40,7 +40,9 @@ Quant <signed, narrow, rounding_mode> (x, scale, zeropt, bitwidth) => (y) {
 def is_qonnx(model: onnx.ModelProto) -> bool:
     """Whether there is a node that QONNX defines, which onnxruntime does not know."""
     functions = {(function.domain, function.name) for function in model.functions}
-    return any(node.domain == _DOMAIN and (node.domain, node.op_type) not in functions for node in model.graph.node)
+    return any(
+        node.domain == QONNX_DOMAIN and (node.domain, node.op_type) not in functions for node in model.graph.node
+    )
 
 
 def runnable(content: bytes) -> bytes:
@@ -57,7 +59,8 @@ def runnable(content: bytes) -> bytes:
             "onnx.version_converter, or export the file anew"
         )
     _check_quants(model.graph)
-    model.functions.append(onnx.parser.parse_function(_QUANT.replace("OPSET", str(opset))))
+    text = _QUANT.replace("DOMAIN", QONNX_DOMAIN).replace("OPSET", str(opset))
+    model.functions.append(onnx.parser.parse_function(text))
     model.ir_version = max(model.ir_version, 8)  # the first with functions
     return bytes(model.SerializeToString())
 
@@ -65,7 +68,7 @@ def runnable(content: bytes) -> bytes:
 def _check_quants(graph: onnx.GraphProto) -> None:
     numbers = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
-        if node.domain != _DOMAIN:
+        if node.domain != QONNX_DOMAIN:
             continue
         given = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
         mode = given.get("rounding_mode", b"ROUND").decode()
