@@ -1,4 +1,4 @@
-"""Every option of a run, once: the command line, TOML files, metadata, reports and README's tables derive from this.
+"""Every option of a run, once: the command line, TOML files, metadata, reports and the tables in docs derive from this.
 
 A new option is one field here, or in `CalibrationOptions` where it is a number of the method, and the code that reads
 it. Names are unique over all sections: ``--max-memory`` on the command line, ``max_memory=`` in Python and
@@ -93,7 +93,7 @@ class PlanSection:
     layer_bits: tuple[str, ...] = option(
         (),
         "Other bits for layers whose node name or module matches, the last that matches counts",
-        more="see [below](#single-layers-and-a-look-before)",
+        more="see [single layers](bits.md#single-layers-and-a-look-before)",
         metavar="REGEX=W/A",
         expects="a list of rules REGEX=W/A",
         adapt=_rules,
@@ -102,7 +102,7 @@ class PlanSection:
     exclude: tuple[str, ...] = option(
         (),
         "Leave layers and other nodes whose name or module matches in float",
-        more="see [below](#single-layers-and-a-look-before)",
+        more="see [single layers](bits.md#single-layers-and-a-look-before)",
         metavar="REGEX",
         expects="a list of regular expressions",
         adapt=texts,
@@ -126,14 +126,14 @@ class PlanSection:
     wide_residuals: bool = option(
         False,
         "Keep 8 bits in residual connections, of which layers read A bits; not as in the paper, for A of 2 or 3",
-        more="see [What is quantized](#what-is-quantized)",
+        more="see [What is quantized](quantized.md)",
         commands=_BOTH,
     )
     reduce_range: bool = option(
         False,
         "Weights of 7 bits where wider ones saturate on x86 processors without VNNI: layers with 8-bit inputs, at 4/4 "
         "the first and the last",
-        more="see [the layout](#the-layout-and-why-it-is-fast)",
+        more="see [the layout](layout.md)",
         commands=_BOTH,
     )
 
@@ -147,14 +147,14 @@ class FileSection:
         "Layout of the file: ort runs as integers in ONNX Runtime; native has INT4 and INT2 pairs, for compilers; qcdq "
         "has INT8 and Clip, for older runtimes; qonnx has Quant nodes and weights in FP32, for FINN and hls4ml; "
         "tensorrt is symmetric, 8/8 only",
-        more="see [Targets](#targets)",
+        more="see [Targets](targets.md)",
         choices=("ort", "native", "qcdq", "qonnx", "tensorrt"),
         commands=_BOTH,
     )
     runtime: str | None = option(
         None,
         "The oldest onnxruntime that has to load the file, which gets the form that takes the least memory there",
-        more="what cannot be had in it is refused before calibration; see [Targets](#targets)",
+        more="what cannot be had in it is refused before calibration; see [Targets](targets.md)",
         metavar="VERSION",
         expects="a version of onnxruntime as text, 1.15 or newer, such as 1.23",
         pattern=r"(1\.(1[5-9]|[2-9]\d|[1-9]\d\d)|([2-9]|[1-9]\d)\.\d{1,3})(\.\d{1,5})?",
@@ -207,7 +207,9 @@ class MethodSection:
     be None for each of them.
     """
 
-    preset: str = option("balanced", "The budget of images and steps", more="see below", choices=tuple(PRESETS))
+    preset: str = option(
+        "balanced", "The budget of images and steps", more="see [the method](method.md)", choices=tuple(PRESETS)
+    )
     method: str = option("pd-quant", "PD-Quant, or a method that it grew from", choices=tuple(METHODS))
 
 
@@ -255,7 +257,7 @@ class DataSection:
     calib: str | None = option(
         None,
         "Calibration images: .npz, .npy, a folder of images, or MODULE:FUNCTION, whose code is run and returns data",
-        more="what is given is written into the file; see [Data from a function](#data-from-a-function)",
+        more="what is given is written into the file; see [Data from a function](data.md#data-from-a-function)",
         metavar="PATH",
         expects="the name of a file or folder of images, or MODULE:FUNCTION",
         is_path=True,
@@ -385,7 +387,7 @@ class RunSection:
     work_dir: str | None = option(
         None,
         "Keep finished blocks in DIR, so that the run can be resumed",
-        more="or in `$PDQ_EXPORT_CACHE`; see [Interrupted](#interrupted)",
+        more="or in `$PDQ_EXPORT_CACHE`; see [Interrupted](resume.md)",
         metavar="DIR",
         unset="the user's cache folder",
         expects="the name of a folder",

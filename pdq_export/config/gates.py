@@ -62,7 +62,7 @@ class GatesSection:
     )
     confidence: float | None = _gate(
         "Let the gates of accuracy fail only on what is significantly beyond the limit at this confidence, in percent",
-        more="see [Gates](#gates-for-ci)",
+        more="see [Gates](gates.md)",
         metavar="PERCENT",
         least=50,
         most=99.9999,
@@ -70,7 +70,7 @@ class GatesSection:
     metric: tuple[str, ...] = option(
         (),
         "A function of yours, called with (outputs, labels) of each file, which returns a number or {name: number}",
-        more="see [Gates](#gates-for-ci)",
+        more="see [Gates](gates.md)",
         metavar="MODULE:FUNCTION",
         expects="a list of functions MODULE:FUNCTION",
         adapt=texts,

@@ -22,7 +22,7 @@ QUANTIZE, INSPECT, VALIDATE = "quantize", "inspect", "validate"
 class Declaration:
     """What is said about an option besides its name, type and default.
 
-    ``help``: one sentence or two, without a full stop at the end where one. ``more``: what README's table adds, in
+    ``help``: one sentence or two, without a full stop at the end where one. ``more``: what the tables in docs add, in
     Markdown. ``choices``: the values that there are. ``metavar``: what stands for the value, ``W/A`` or ``N``.
     ``unset``: what None stands for. ``least``, ``most``: bounds that are allowed, ``above``: one that is not.
     ``expects``: what is expected, where type, choices and bounds do not say it. ``short``: as in ``-o``.

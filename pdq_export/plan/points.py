@@ -1,4 +1,4 @@
-"""Finds the weighted layers and the quantization points (README.md, "What is quantized")."""
+"""Finds the weighted layers and the quantization points (docs/quantized.md)."""
 
 import dataclasses
 import itertools

@@ -70,7 +70,7 @@ def _check_range(weight: int, activation: int, option: str) -> None:
 
 
 class Role(enum.Enum):
-    """Why a tensor is quantized (README, "What is quantized")."""
+    """Why a tensor is quantized (docs/quantized.md)."""
 
     WEIGHT = "weight"  # constant weight: per output channel, W bits, rounding is learned
     ACTIVATION = "activation"  # per tensor, A bits, scale is learned

@@ -1,4 +1,4 @@
-"""`pdq-export validate`: what is printed and written, exit codes, and the jobs that README and recipes show."""
+"""`pdq-export validate`: what is printed and written, exit codes, and the jobs that docs and recipes show."""
 
 import importlib.util
 import json
@@ -188,9 +188,9 @@ def test_the_recipe_for_any_ci(place: Path, environment: dict[str, str], quantiz
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
 @pytest.mark.parametrize(("quantized", "status"), [("good.onnx", 0), ("bad.onnx", 1)])
-def test_readmes_job(place: Path, environment: dict[str, str], quantized: str, status: int) -> None:
+def test_the_job_for_github(place: Path, environment: dict[str, str], quantized: str, status: int) -> None:
     """The commands of the job as they stand there, with files of those names."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "gates.md").read_text(encoding="utf-8")
     (job,) = re.findall(r"```yaml\n(name: quantized model.*?)```", text, re.DOTALL)
     (judge,) = re.findall(r"run: \|\n(.*?)      - if", job, re.DOTALL)
     (summary,) = re.findall(r"run: (cat .*)", job)

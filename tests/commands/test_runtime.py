@@ -222,7 +222,7 @@ def test_a_version_loads_what_is_written_for_it(folder: str, bits: str, tmp_path
         assert ran.returncode == 0, ran.stderr
         assert ran.stdout.strip() == version
         (expected,) = Session(content(written), optimize=False).run(x)
-        # At 8/8 sums leave what float32 holds exactly, and integers differ by one now and then (README, "The layout").
+        # At 8/8 sums leave what float32 holds exactly, and integers differ by one now and then (docs/layout.md).
         most = np.abs(expected).max() * (0.02 if bits == "8/8" else 1e-5)
         for found in np.load(tmp_path / "y.npy"):
             np.testing.assert_allclose(found, expected, rtol=0, atol=most)

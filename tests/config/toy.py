@@ -11,7 +11,7 @@ class ToySection:
     flavour: str = option(
         "plain",
         "What it tastes of",
-        more="see [Tastes](#tastes)",
+        more="see [Tastes](tastes.md)",
         choices=("plain", "sweet", "salty"),
         commands=(QUANTIZE, INSPECT),
     )

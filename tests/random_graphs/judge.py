@@ -109,7 +109,7 @@ def _problem(reference: Array, found: Array | None, integers: bool) -> str:
 def _integers(model: onnx.ModelProto) -> set[str]:
     """What is dequantized and moved about alone: 8 bits as they are.
 
-    What a float operator computes of 8 bits, a Sigmoid at the end say, is declared (README, "What is quantized").
+    What a float operator computes of 8 bits, a Sigmoid at the end say, is declared (docs/quantized.md).
     """
     found: set[str] = set()
     for node in model.graph.node:
