@@ -17,7 +17,19 @@ from pdq_export.plan import PlanOptions, make_plan
 from pdq_export.spec import BitWidths
 
 SIZE = 64
+# Rounding is compensated in one network alone: of 25 million weights it takes longer than all else together, and it
+# changes which integers there are, not what a file makes of them.
 TINY = {"samples": 4, "iters": 1, "correction_iters": 1, "batch_size": 4}
+COMPENSATED = "mobilenetv2"
+# Of each kind of unit one network at 2/2 with BatchNormalization, and one at 4/4 with it folded.
+RUNS = {
+    "resnet18": ("2/2", True),
+    "resnet50": ("4/4", False),
+    "mobilenetv2": ("2/2", True),
+    "mnasnet": ("4/4", False),
+    "regnetx_600m": ("2/2", True),
+    "regnetx_3200m": ("4/4", False),
+}
 
 # The published figures, but for MNASNet x2.0: its count is that of BRECQ's definition.
 PARAMETERS = {
@@ -105,11 +117,12 @@ def test_import_and_blocks(name: str, keep_batch_norm: bool, tmp_path: Path) -> 
 
 
 @pytest.mark.usefixtures("short_search")
-@pytest.mark.parametrize(("bits", "keep_batch_norm"), [("2/2", True), ("4/4", False)], ids=["2/2-kept", "4/4-folded"])
 @every_network
-def test_quantized_file_agrees_with_its_simulation(name: str, bits: str, keep_batch_norm: bool, tmp_path: Path) -> None:
+def test_quantized_file_agrees_with_its_simulation(name: str, tmp_path: Path) -> None:
+    bits, keep_batch_norm = RUNS[name]
     path = exported(name, tmp_path, keep_batch_norm=keep_batch_norm)
-    report = quantize(path, bits=bits, calib=images(4), options=TINY, device="cpu").report
+    options = {**TINY, "compensate_rounding": name == COMPENSATED}
+    report = quantize(path, bits=bits, calib=images(4), options=options, device="cpu").report
     (output,) = report.outputs
     assert output.quantized_simulated is not None
     assert output.quantized_simulated.relative_error < 1e-3
