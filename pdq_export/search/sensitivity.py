@@ -1,0 +1,132 @@
+"""What quantizing each group of tensors alone does to the network, at every width."""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, fx
+
+from pdq_export.calibrate.cache import Cache, Source, Store
+from pdq_export.calibrate.context import Context
+from pdq_export.calibrate.finished import Quantizers
+from pdq_export.calibrate.forward import FORWARD_BATCH, spread
+from pdq_export.calibrate.journal import BlockProgress, Journal
+from pdq_export.calibrate.memory import trim_heap
+from pdq_export.calibrate.precision import settled_torch
+from pdq_export.calibrate.scores import Scores, score
+from pdq_export.calibrate.sizes import FOLDING_IMAGES, fold_sizes
+from pdq_export.calibrate.subgraph import input_tensors
+from pdq_export.config.method import CalibrationOptions
+from pdq_export.search.candidates import find_candidates
+from pdq_export.search.effect import Effect, root_mean_square
+from pdq_export.search.fisher import Expansion, expand
+from pdq_export.search.measured import measure
+from pdq_export.spec import MAX_BITS, MIN_BITS, Bits, Plan
+from pdq_export.spec.sensitivity import Group, Sensitivity
+
+WIDTHS: tuple[Bits, ...] = tuple(range(MIN_BITS, MAX_BITS + 1))
+PROBES = 4
+Estimate = Literal["fisher", "measured"]
+
+
+@settled_torch()
+def measure_sensitivity(
+    network: fx.GraphModule,
+    plan: Plan,
+    groups: Sequence[Group],
+    inputs: Sequence[Tensor | Source],
+    options: CalibrationOptions,
+    *,
+    device: torch.device,
+    symmetric_weights: bool = False,
+    widths: Sequence[Bits] = WIDTHS,
+    estimate: Estimate = "fisher",
+    pairs: bool = False,
+    probes: int = PROBES,
+    max_memory: int | None = None,
+    progress: Callable[[BlockProgress], None] | None = None,
+    told: Callable[[int, int], None] = lambda *_: None,
+) -> Sensitivity:
+    """What each of ``groups`` does to the predictions of ``network`` (FP32, imported from ONNX) on ``inputs``.
+
+    ``inputs``: one tensor [N, ...] per graph input, or a `Source`; all of them are used. ``options``: ``search_samples``
+    and ``output_loss`` count, and ``seed``. ``widths``: that each group is tried at. ``symmetric_weights``: of fewer
+    than 8 bits, too. ``estimate``: "fisher", the second-order expansion, from ``probes`` backward passes, or "measured",
+    the real thing, for each group and width a forward pass from its block on. ``pairs``: also what two groups of one
+    block do together, which the expansion knows at no cost. ``progress``: of the walk over the blocks, ``told``: of the
+    images, or with "measured" of groups and widths. Memory as in `calibrate`. Raises as `score` does.
+    """
+    network = network.to(device)
+    store = Store.of_process(device, max_memory)
+    try:
+        folded = fold_sizes(network, [x[:FOLDING_IMAGES].to(device) for x in inputs])
+        journal = Journal(plan.blocks, 0, progress)
+        context = Context(network=folded, plan=plan, options=options, store=store, journal=journal)
+        named = dict(zip(input_tensors(folded), (store.adopt(x) for x in inputs), strict=True))
+        return _measure(context, network, groups, named, tuple(widths), symmetric_weights, estimate, pairs, probes, told)
+    finally:
+        store.close()
+        trim_heap()
+
+
+def _measure(
+    context: Context,
+    network: fx.GraphModule,
+    groups: Sequence[Group],
+    inputs: Mapping[str, Cache],
+    widths: Sequence[Bits],
+    symmetric_weights: bool,
+    estimate: Estimate,
+    pairs: bool,
+    probes: int,
+    told: Callable[[int, int], None],
+) -> Sensitivity:
+    images = len(next(iter(inputs.values())))
+    chosen = spread(images, FORWARD_BATCH).to(context.store.device)
+    scores = score(context, inputs, [x[chosen] for x in inputs.values()])
+    done = Quantizers(context.network, context.plan, network)
+    candidates, units = find_candidates(context, done, inputs, widths, symmetric_weights=symmetric_weights)
+    units = {**units, **{name: root_mean_square(x) for name, x in scores.values.items()}}
+    together: dict[tuple[str, str], dict[tuple[Bits, Bits], float]] = {}
+    if estimate == "measured":
+        effects = measure(context, done, inputs, scores, groups, candidates, units, told)
+    else:
+        seed = context.options.seed
+        expansion = expand(
+            context, done, inputs, scores, groups, candidates, units, probes=probes, seed=seed, told=told
+        )
+        effects = expansion.effects()
+        together = _pairs(groups, widths, expansion) if pairs else {}
+    return Sensitivity(
+        groups=tuple(groups),
+        measure=_kind(scores),
+        images=images,
+        estimate=estimate,
+        prediction=_by_group(groups, widths, {key: effect.prediction for key, effect in effects.items()}),
+        block=_by_group(groups, widths, {key: effect.block for key, effect in effects.items()}),
+        pairs=together,
+    )
+
+
+def _by_group(
+    groups: Sequence[Group], widths: Sequence[Bits], values: Mapping[tuple[str, Bits], float]
+) -> dict[str, dict[Bits, float]]:
+    return {group.name: {width: values[group.name, width] for width in widths} for group in groups}
+
+
+def _pairs(
+    groups: Sequence[Group], widths: Sequence[Bits], expansion: Expansion
+) -> dict[tuple[str, str], dict[tuple[Bits, Bits], float]]:
+    """What two groups of one block do together, beyond the sum."""
+    inside = [(a.name, b.name) for a, b in itertools.combinations(groups, 2) if a.block == b.block]
+    return {
+        (a, b): {(v, w): expansion.interaction((a, v), (b, w)) for v in widths for w in widths} for a, b in inside
+    }
+
+
+def _kind(scores: Scores) -> Literal["kl", "mse", "kl and mse"]:
+    kinds = {axis is not None for axis in scores.class_axes.values()}
+    if len(kinds) > 1:
+        return "kl and mse"
+    return "kl" if kinds == {True} else "mse"
