@@ -65,7 +65,7 @@ def harden_block(
 
 def absorbs_error(done: Quantizers, layer: Layer, node: fx.Node) -> bool:
     """Whether the layer's bias can take up the mean error of its outputs."""
-    return done.can_shift_bias(layer) and node.kwargs.get("beta", 1.0) == 1.0
+    return done.can_shift_bias(layer) and bool(node.kwargs.get("beta", 1.0) == 1.0)
 
 
 class Compensation:

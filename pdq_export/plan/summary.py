@@ -53,7 +53,7 @@ def _activation_bits(index: GraphIndex, plan: Plan, tensor: str) -> int | None:
 
 
 def ending(index: GraphIndex, plan: Plan, tensor: str) -> Point | None:
-    """The first learned point behind a layer's output ``tensor`` and before the next layers, or, without one, a carrier.
+    """The first learned point behind a layer's output ``tensor`` and before the next layers, else the first carrier.
 
     None where neither is there.
     """

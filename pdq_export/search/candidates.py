@@ -5,6 +5,7 @@ problem that compensated rounding solves (`calibrate.hardening`), and takes a hu
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -13,14 +14,15 @@ from torch import Tensor, nn
 from pdq_export.calibrate.cache import Cache
 from pdq_export.calibrate.context import Context
 from pdq_export.calibrate.finished import Quantizers
-from pdq_export.calibrate.forward import FORWARD_BATCH, run_probe
+from pdq_export.calibrate.forward import FORWARD_BATCH, run_probe, spread
 from pdq_export.calibrate.hardening import Compensation, absorbs_error, hardening_bytes, inputs_of, is_product
 from pdq_export.calibrate.live import advance, outputs_for
 from pdq_export.calibrate.quantizers import ActivationQuantizer, SoftRounding, WeightQuantizer, weight_qparams
+from pdq_export.calibrate.scores import Scores, score
 from pdq_export.calibrate.subgraph import extract, tensor_nodes
 from pdq_export.numerics.search import Histogram
-from pdq_export.search.effect import root_mean_square
 from pdq_export.spec import Bits, Block, Layer, Point, Role
+from pdq_export.spec.sensitivity import Group
 
 _ELEMENTS = 2**22  # of an activation at a time
 
@@ -36,6 +38,14 @@ class Candidate:
 Candidates = Mapping[str, Mapping[Bits, Candidate]]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Effect:
+    """What quantizing a group does to the ``prediction`` and to what its ``block`` gives, as `Sensitivity` has it."""
+
+    prediction: float
+    block: float
+
+
 def walk(context: Context, inputs: Mapping[str, Cache]) -> Iterator[tuple[Block, Sequence[Block], dict[str, Cache]]]:
     """Every block with those behind it, and the live FP32 tensors by name, which are computed once."""
     live = dict(inputs)
@@ -47,29 +57,61 @@ def walk(context: Context, inputs: Mapping[str, Cache]) -> Iterator[tuple[Block,
         advance(live, module, block, later, context.store, {}, context.journal.images("FP32 pass"))
 
 
-@torch.no_grad()
-def find_candidates(
-    context: Context,
-    done: Quantizers,
-    inputs: Mapping[str, Cache],
-    widths: Sequence[Bits],
-    *,
-    symmetric_weights: bool,
-) -> tuple[Candidates, Mapping[str, float]]:
-    """What each weight and each learned activation of the plan is at each of the ``widths``, on FP32 inputs.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trial:
+    """All that the groups of a network are tried with.
 
-    And by tensor between blocks its root mean square. ``done``: nothing is finished in it, and nothing is put into it.
-    ``inputs``: of the graph, by name.
+    ``done``: quantizers of the network, none finished. ``inputs``: of the graph, by name. ``units``: by tensor between
+    blocks and of scores, the root mean square.
     """
-    finder = _Finder(context, done, widths, symmetric_weights)
-    units: dict[str, float] = {}
-    for name, x in inputs.items():
-        if (point := context.plan.points.get(name)) is not None and point.role is Role.ACTIVATION:
-            finder.activation(point, x)
-    for block, _, live in walk(context, inputs):
-        units |= {name: root_mean_square(x) for name, x in live.items() if name not in units and name not in inputs}
-        finder.block(block, [live[name] for name in block.inputs])
-    return finder.found, units
+
+    context: Context
+    done: Quantizers
+    inputs: Mapping[str, Cache]
+    scores: Scores
+    groups: Sequence[Group]
+    candidates: Candidates
+    units: Mapping[str, float]
+
+    @classmethod
+    @torch.no_grad()
+    def of(
+        cls,
+        context: Context,
+        done: Quantizers,
+        inputs: Mapping[str, Cache],
+        groups: Sequence[Group],
+        widths: Sequence[Bits],
+        *,
+        symmetric_weights: bool,
+    ) -> "Trial":
+        """Find the scores, and what each weight and each learned activation is at each width, on FP32 inputs."""
+        images = len(next(iter(inputs.values())))
+        chosen = spread(images, FORWARD_BATCH).to(context.store.device)
+        scores = score(context, inputs, [x[chosen] for x in inputs.values()])
+        finder = _Finder(context, done, widths, symmetric_weights)
+        units = {name: root_mean_square(x) for name, x in scores.values.items()}
+        for name, x in inputs.items():
+            if (point := context.plan.points.get(name)) is not None and point.role is Role.ACTIVATION:
+                finder.activation(point, x)
+        for block, _, live in walk(context, inputs):
+            units |= {name: root_mean_square(x) for name, x in live.items() if name not in units and name not in inputs}
+            finder.block(block, [live[name] for name in block.inputs])
+        return cls(
+            context=context,
+            done=done,
+            inputs=inputs,
+            scores=scores,
+            groups=groups,
+            candidates=finder.found,
+            units=units,
+        )
+
+
+def root_mean_square(x: Cache) -> float:
+    """Over all images and elements; sums are kept in float64."""
+    total = sum(float(batch.double().square().sum()) for batch in x.batches(FORWARD_BATCH))
+    return math.sqrt(total / max(math.prod(x.shape), 1))
 
 
 class _Finder:
@@ -119,9 +161,7 @@ class _Finder:
             before = inputs_of(self._done, block, layer, inputs)
             rounded = Compensation(node, soft[0], before, absorbs=absorbs).round(soft)
             store.reserve(0)
-        self.found[layer.weight] = {
-            width: Candidate(*one) for width, one in zip(self._widths, rounded, strict=True)
-        }
+        self.found[layer.weight] = {width: Candidate(*one) for width, one in zip(self._widths, rounded, strict=True)}
 
 
 class Shifted(nn.Module):

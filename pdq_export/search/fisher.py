@@ -15,17 +15,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from pdq_export import operators
-from pdq_export.calibrate.cache import Cache
-from pdq_export.calibrate.context import Context
-from pdq_export.calibrate.finished import Quantizers
 from pdq_export.calibrate.live import outputs_for
 from pdq_export.calibrate.prediction import images_first
-from pdq_export.calibrate.scores import Scores
 from pdq_export.calibrate.subgraph import extract, tensor_nodes
-from pdq_export.search.candidates import Candidates
-from pdq_export.search.effect import Effect
+from pdq_export.search.candidates import Effect, Trial
 from pdq_export.spec import Bits, Block, Layer, Role
-from pdq_export.spec.sensitivity import Group
 
 _BATCH = 16
 Products = Mapping[tuple[str, Bits], Tensor]
@@ -50,29 +44,17 @@ class Expansion:
         return float((self.prediction[first] * self.prediction[second]).mean())
 
 
-def expand(
-    context: Context,
-    done: Quantizers,
-    inputs: Mapping[str, Cache],
-    scores: Scores,
-    groups: Sequence[Group],
-    candidates: Candidates,
-    units: Mapping[str, float],
-    *,
-    probes: int,
-    seed: int,
-    told: Callable[[int, int], None],
-) -> Expansion:
+def expand(trial: Trial, *, probes: int, seed: int, told: Callable[[int, int], None]) -> Expansion:
     """Expand the loss around the FP32 network, a few images at a time; ``told``: of how many are done.
 
-    ``units``: by tensor, its root mean square. ``probes``: of the prediction, each a backward pass. The network is gone through block by block, so that no more
+    ``probes``: of the prediction, each a backward pass. The network is gone through block by block, so that no more
     than one block is held with what its backward pass needs.
     """
-    passes = _Passes(context, done, scores, groups, candidates, units, probes, seed)
-    images = len(next(iter(inputs.values())))
+    passes = _Passes(trial, probes, seed)
+    images = len(next(iter(trial.inputs.values())))
     for start in range(0, images, _BATCH):
         stop = min(start + _BATCH, images)
-        passes.run({name: x.slice(start, stop) for name, x in inputs.items()}, start, stop)
+        passes.run({name: x.slice(start, stop) for name, x in trial.inputs.items()}, start, stop)
         told(stop, images)
     return passes.result()
 
@@ -90,13 +72,14 @@ class Tap(nn.Module):
 class _Piece:
     """A block with taps at the activations of groups and at the outputs of layers."""
 
-    def __init__(self, context: Context, done: Quantizers, scores: Scores, block: Block, later: Sequence[Block]) -> None:
+    def __init__(self, trial: Trial, block: Block, later: Sequence[Block]) -> None:
+        context, scores = trial.context, trial.scores
         nodes = tensor_nodes(context.network)
         self.block = block
         self.handed_on = outputs_for(block, later)
         self.scores = [name for name in scores.values if _written_by(nodes[name]) in block.nodes]
         self.compared = scores.compared(block, later)
-        activations = [point.tensor for point in done.points(block) if point.role is Role.ACTIVATION]
+        activations = [point.tensor for point in trial.done.points(block) if point.role is Role.ACTIVATION]
         self.taps = {name: Tap() for name in dict.fromkeys([*activations, *(layer.output for layer in block.layers)])}
         ends = [*self.handed_on, *self.scores, *self.compared]
         self.names = list(dict.fromkeys([*ends, *(layer.input for layer in block.layers)]))
@@ -114,27 +97,16 @@ def _written_by(node: fx.Node) -> str:
 
 
 class _Passes:
-    def __init__(
-        self,
-        context: Context,
-        done: Quantizers,
-        scores: Scores,
-        groups: Sequence[Group],
-        candidates: Candidates,
-        units: Mapping[str, float],
-        probes: int,
-        seed: int,
-    ) -> None:
-        self._context, self._scores, self._candidates = context, scores, candidates
+    def __init__(self, trial: Trial, probes: int, seed: int) -> None:
+        self._scores, self._candidates, self._units = trial.scores, trial.candidates, trial.units
+        self._constants = trial.done.constants
         self._probes, self._seed = probes, seed
-        self._nodes = tensor_nodes(context.network)
-        self._places = context.network.meta.get("images", {})
-        self._group = {name: group for group in groups for name in group.tensors}
-        blocks = context.plan.blocks
-        self._pieces = [_Piece(context, done, scores, b, blocks[n + 1 :]) for n, b in enumerate(blocks)]
-        self._units = units
-        self._constants = done.constants
+        network, blocks = trial.context.network, trial.context.plan.blocks
+        self._nodes, self._places = tensor_nodes(network), network.meta.get("images", {})
+        self._group = {name: group for group in trial.groups for name in group.tensors}
+        self._pieces = [_Piece(trial, block, blocks[n + 1 :]) for n, block in enumerate(blocks)]
         self._parts: dict[tuple[str, Bits], list[Tensor]] = {}
+        self._sums: dict[tuple[str, Bits], Tensor] = {}  # of the images at hand
 
     def result(self) -> Expansion:
         joined = {key: torch.cat(parts, 1) for key, parts in self._parts.items()}
@@ -145,22 +117,21 @@ class _Passes:
 
     def run(self, inputs: Mapping[str, Tensor], start: int, stop: int) -> None:
         """Add what the images from ``start`` to ``stop`` say."""
-        count, generators = stop - start, [torch.Generator().manual_seed(_mixed(self._seed, n)) for n in range(start, stop)]
+        generators = [torch.Generator().manual_seed(_mixed(self._seed, image)) for image in range(start, stop)]
         values = dict(inputs)
         with torch.no_grad():
             for piece in self._pieces:
                 given = (values[name] for name in piece.block.inputs)
                 values.update(zip(piece.handed_on, piece.plain(*given), strict=True))
-        self._sums: dict[tuple[str, Bits], Tensor] = {}
+        self._sums = {}
         gradients: dict[str, list[Tensor]] = {}
         for piece in reversed(self._pieces):
-            self._run(piece, values, gradients, generators, (start, stop))
+            self._run(piece, values, gradients, generators)
         for name in inputs:
             if name in self._group and name in gradients:
                 self._add_activation(name, inputs[name], gradients[name], None)
         for key, total in self._sums.items():
             self._parts.setdefault(key, []).append(total.cpu())
-        assert count == stop - start
 
     def _run(
         self,
@@ -168,7 +139,6 @@ class _Passes:
         values: Mapping[str, Tensor],
         gradients: dict[str, list[Tensor]],
         generators: Sequence[torch.Generator],
-        images: tuple[int, int],
     ) -> None:
         """Send gradients back through a block, and multiply the errors in it by them."""
         leaves = {name: values[name].detach() for name in piece.block.inputs}
@@ -178,7 +148,7 @@ class _Passes:
         with torch.enable_grad():
             outputs = dict(zip(piece.names, piece.module(*leaves.values()), strict=True))
         taps = [tap.value for tap in piece.taps.values()]
-        starts = self._starts(piece, outputs, gradients, generators, images)
+        starts = self._starts(piece, outputs, gradients, generators)
         found: list[tuple[Tensor, ...]] = []
         for number, given in enumerate(starts):
             ends = {name: g for name, g in given.items() if outputs[name].requires_grad}
@@ -211,7 +181,6 @@ class _Passes:
         outputs: Mapping[str, Tensor],
         gradients: Mapping[str, Sequence[Tensor]],
         generators: Sequence[torch.Generator],
-        images: tuple[int, int],
     ) -> list[dict[str, Tensor]]:
         """What goes back from the block's outputs: of each probe of the prediction, and of one of the block itself."""
         starts: list[dict[str, Tensor]] = [{} for _ in range(self._probes + 1)]

@@ -7,19 +7,17 @@ from typing import Literal
 import torch
 from torch import Tensor, fx
 
-from pdq_export.calibrate.cache import Cache, Source, Store
+from pdq_export.calibrate.cache import Source, Store
 from pdq_export.calibrate.context import Context
 from pdq_export.calibrate.finished import Quantizers
-from pdq_export.calibrate.forward import FORWARD_BATCH, spread
 from pdq_export.calibrate.journal import BlockProgress, Journal
 from pdq_export.calibrate.memory import trim_heap
 from pdq_export.calibrate.precision import settled_torch
-from pdq_export.calibrate.scores import Scores, score
+from pdq_export.calibrate.scores import Scores
 from pdq_export.calibrate.sizes import FOLDING_IMAGES, fold_sizes
 from pdq_export.calibrate.subgraph import input_tensors
 from pdq_export.config.method import CalibrationOptions
-from pdq_export.search.candidates import find_candidates
-from pdq_export.search.effect import Effect, root_mean_square
+from pdq_export.search.candidates import Trial
 from pdq_export.search.fisher import Expansion, expand
 from pdq_export.search.measured import measure
 from pdq_export.spec import MAX_BITS, MIN_BITS, Bits, Plan
@@ -50,12 +48,13 @@ def measure_sensitivity(
 ) -> Sensitivity:
     """What each of ``groups`` does to the predictions of ``network`` (FP32, imported from ONNX) on ``inputs``.
 
-    ``inputs``: one tensor [N, ...] per graph input, or a `Source`; all of them are used. ``options``: ``search_samples``
-    and ``output_loss`` count, and ``seed``. ``widths``: that each group is tried at. ``symmetric_weights``: of fewer
-    than 8 bits, too. ``estimate``: "fisher", the second-order expansion, from ``probes`` backward passes, or "measured",
-    the real thing, for each group and width a forward pass from its block on. ``pairs``: also what two groups of one
-    block do together, which the expansion knows at no cost. ``progress``: of the walk over the blocks, ``told``: of the
-    images, or with "measured" of groups and widths. Memory as in `calibrate`. Raises as `score` does.
+    ``inputs``: one tensor [N, ...] per graph input, or a `Source`; all of them are used. ``options``: of these,
+    ``search_samples``, ``output_loss`` and ``seed`` count. ``widths``: that each group is tried at.
+    ``symmetric_weights``: those of fewer than 8 bits as well. ``estimate``: "fisher", the second-order expansion, from
+    ``probes`` backward passes; or "measured", the real thing, for each group and width a forward pass from its block
+    on. ``pairs``: also what two groups of one block do together, which the expansion knows at no cost. ``progress``: of
+    the walk over the blocks; ``told``: of the images, or with "measured" of groups and widths. Memory is as in
+    `calibrate`. Raises as `calibrate.scores.score` does.
     """
     network = network.to(device)
     store = Store.of_process(device, max_memory)
@@ -64,49 +63,27 @@ def measure_sensitivity(
         journal = Journal(plan.blocks, 0, progress)
         context = Context(network=folded, plan=plan, options=options, store=store, journal=journal)
         named = dict(zip(input_tensors(folded), (store.adopt(x) for x in inputs), strict=True))
-        return _measure(context, network, groups, named, tuple(widths), symmetric_weights, estimate, pairs, probes, told)
+        done = Quantizers(folded, plan, network)
+        trial = Trial.of(context, done, named, groups, widths, symmetric_weights=symmetric_weights)
+        together: dict[tuple[str, str], dict[tuple[Bits, Bits], float]] = {}
+        if estimate == "measured":
+            effects = measure(trial, told)
+        else:
+            expansion = expand(trial, probes=probes, seed=options.seed, told=told)
+            effects = expansion.effects()
+            together = _pairs(groups, widths, expansion) if pairs else {}
+        return Sensitivity(
+            groups=tuple(groups),
+            measure=_kind(trial.scores),
+            images=len(inputs[0]),
+            estimate=estimate,
+            prediction=_by_group(groups, widths, {key: effect.prediction for key, effect in effects.items()}),
+            block=_by_group(groups, widths, {key: effect.block for key, effect in effects.items()}),
+            pairs=together,
+        )
     finally:
         store.close()
         trim_heap()
-
-
-def _measure(
-    context: Context,
-    network: fx.GraphModule,
-    groups: Sequence[Group],
-    inputs: Mapping[str, Cache],
-    widths: Sequence[Bits],
-    symmetric_weights: bool,
-    estimate: Estimate,
-    pairs: bool,
-    probes: int,
-    told: Callable[[int, int], None],
-) -> Sensitivity:
-    images = len(next(iter(inputs.values())))
-    chosen = spread(images, FORWARD_BATCH).to(context.store.device)
-    scores = score(context, inputs, [x[chosen] for x in inputs.values()])
-    done = Quantizers(context.network, context.plan, network)
-    candidates, units = find_candidates(context, done, inputs, widths, symmetric_weights=symmetric_weights)
-    units = {**units, **{name: root_mean_square(x) for name, x in scores.values.items()}}
-    together: dict[tuple[str, str], dict[tuple[Bits, Bits], float]] = {}
-    if estimate == "measured":
-        effects = measure(context, done, inputs, scores, groups, candidates, units, told)
-    else:
-        seed = context.options.seed
-        expansion = expand(
-            context, done, inputs, scores, groups, candidates, units, probes=probes, seed=seed, told=told
-        )
-        effects = expansion.effects()
-        together = _pairs(groups, widths, expansion) if pairs else {}
-    return Sensitivity(
-        groups=tuple(groups),
-        measure=_kind(scores),
-        images=images,
-        estimate=estimate,
-        prediction=_by_group(groups, widths, {key: effect.prediction for key, effect in effects.items()}),
-        block=_by_group(groups, widths, {key: effect.block for key, effect in effects.items()}),
-        pairs=together,
-    )
 
 
 def _by_group(
@@ -120,9 +97,7 @@ def _pairs(
 ) -> dict[tuple[str, str], dict[tuple[Bits, Bits], float]]:
     """What two groups of one block do together, beyond the sum."""
     inside = [(a.name, b.name) for a, b in itertools.combinations(groups, 2) if a.block == b.block]
-    return {
-        (a, b): {(v, w): expansion.interaction((a, v), (b, w)) for v in widths for w in widths} for a, b in inside
-    }
+    return {(a, b): {(v, w): expansion.interaction((a, v), (b, w)) for v in widths for w in widths} for a, b in inside}
 
 
 def _kind(scores: Scores) -> Literal["kl", "mse", "kl and mse"]:
