@@ -30,6 +30,10 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
         {"advice", "errors", "config", "operators", "runs", "spec", "numerics", "frontend", "arithmetic"},
         {"numpy", "torch"},
     ),
+    "search": (
+        {"calibrate", "config", "errors", "graph.lookup", "numerics", "operators", "plan", "spec"},
+        {"numpy", "scipy", "torch"},
+    ),
     "export": ({"arithmetic", "errors", "operators", "spec", "graph.lookup", "graph.scopes"}, {"numpy", "onnx"}),
     "validate": ({"errors", "operators", "spec", "graph.lookup"}, {"numpy", "onnx", "onnxruntime"}),
     "data": ({"errors", "user_code"}, {"numpy", "PIL"}),

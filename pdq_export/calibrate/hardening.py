@@ -14,7 +14,7 @@ from torch import Tensor, fx
 
 from pdq_export.calibrate.cache import Cache
 from pdq_export.calibrate.finished import Quantizers
-from pdq_export.calibrate.quantizers import SoftRounding
+from pdq_export.calibrate.quantizers import SoftRounding, WeightQuantizer
 from pdq_export.calibrate.subgraph import tensor_nodes
 from pdq_export.numerics.rounding import round_compensated
 from pdq_export.spec import Block, Layer
@@ -52,25 +52,56 @@ def harden_block(
         if layer.weight not in soft or layer.weight in done.weights:
             continue
         weight, node = soft[layer.weight], nodes[layer.output]
-        if done.is_shared(layer.weight) or not _is_product(layer, node, weight):
+        if done.is_shared(layer.weight) or not is_product(layer, node, weight):
             done.weights[layer.weight] = weight.harden()
             continue
-        product = _Product(node, weight)
-        moments, means, rows = product.moments(_inputs_of(done, block, layer, inputs))
-        diagonal = torch.diagonal(moments, dim1=1, dim2=2)
-        damping = max(_DAMPING, _DAMPING_OF_FEW * moments.shape[1] / rows) * diagonal.mean(1)
-        absorbs = done.can_shift_bias(layer) and node.kwargs.get("beta", 1.0) == 1.0
-        if absorbs:
-            moments -= means[:, :, None] * means[:, None, :]
-        diagonal += damping.clamp(min=torch.finfo(torch.float64).tiny)[:, None]
-        relaxed = product.rows(weight.relaxed())
-        # What learning has decided stays: it knows of the predictions.
-        rounded = round_compensated(relaxed, relaxed.floor(), relaxed.ceil(), moments)
-        done.weights[layer.weight] = weight.harden(product.weight(rounded))
-        if absorbs:
-            mean_error = ((rounded - relaxed) @ means[:, :, None]).flatten() * weight.qparams.scale
-            done.shift_bias(layer, -mean_error.float())
+        absorbs = absorbs_error(done, layer, node)
+        compensation = Compensation(node, weight, inputs_of(done, block, layer, inputs), absorbs=absorbs)
+        ((done.weights[layer.weight], shift),) = compensation.round([weight])
+        if shift is not None:
+            done.shift_bias(layer, shift)
             done.round_biases(block, soft)
+
+
+def absorbs_error(done: Quantizers, layer: Layer, node: fx.Node) -> bool:
+    """Whether the layer's bias can take up the mean error of its outputs."""
+    return done.can_shift_bias(layer) and bool(node.kwargs.get("beta", 1.0) == 1.0)
+
+
+class Compensation:
+    """Rounds weights of a layer so that errors make up for each other on its ``inputs``, of which moments are kept.
+
+    ``node``: the layer's. ``weight``: any soft weight of it, which tells shapes. ``absorbs``: the bias takes up the
+    mean error.
+    """
+
+    def __init__(self, node: fx.Node, weight: SoftRounding, inputs: Iterable[Tensor], *, absorbs: bool) -> None:
+        self._product = _Product(node, weight)
+        self._absorbs = absorbs
+        self._moments, self._means, rows = self._product.moments(inputs)
+        diagonal = torch.diagonal(self._moments, dim1=1, dim2=2)
+        damping = max(_DAMPING, _DAMPING_OF_FEW * self._moments.shape[1] / rows) * diagonal.mean(1)
+        if absorbs:
+            self._moments -= self._means[:, :, None] * self._means[:, None, :]
+        diagonal += damping.clamp(min=torch.finfo(torch.float64).tiny)[:, None]
+
+    def round(self, weights: Sequence[SoftRounding]) -> list[tuple[WeightQuantizer, Tensor | None]]:
+        """The finished weights, each with what is to be added to the bias, [C], or None.
+
+        What learning has decided stays: it knows of the predictions.
+        """
+        relaxed = torch.cat([self._product.rows(weight.relaxed()) for weight in weights], 1)
+        rounded = round_compensated(relaxed, relaxed.floor(), relaxed.ceil(), self._moments)
+        errors = (rounded - relaxed) @ self._means[:, :, None]
+        return [
+            (
+                weight.harden(self._product.weight(part)),
+                -(error.flatten() * weight.qparams.scale).float() if self._absorbs else None,
+            )
+            for weight, part, error in zip(
+                weights, rounded.chunk(len(weights), 1), errors.chunk(len(weights), 1), strict=True
+            )
+        ]
 
 
 def hardening_bytes(network: fx.GraphModule, block: Block, soft: Mapping[str, SoftRounding]) -> int:
@@ -78,7 +109,7 @@ def hardening_bytes(network: fx.GraphModule, block: Block, soft: Mapping[str, So
     nodes = tensor_nodes(network)
     largest = 0
     for layer in block.layers:
-        if layer.weight in soft and _is_product(layer, nodes[layer.output], soft[layer.weight]):
+        if layer.weight in soft and is_product(layer, nodes[layer.output], soft[layer.weight]):
             weight, groups = soft[layer.weight], _groups(nodes[layer.output])
             largest = max(largest, _moments_bytes(groups, _k(weight), weight.alpha.numel()))
     return largest + 3 * 4 * _ELEMENTS
@@ -101,7 +132,7 @@ def _k(weight: SoftRounding) -> int:
     return weight.alpha.numel() // weight.alpha.shape[weight.point.axis]
 
 
-def _inputs_of(done: Quantizers, block: Block, layer: Layer, inputs: Sequence[Cache]) -> Iterator[Tensor]:
+def inputs_of(done: Quantizers, block: Block, layer: Layer, inputs: Sequence[Cache]) -> Iterator[Tensor]:
     """The layer's input in the quantized network, a few images at a time, in an order that is always the same."""
     before = done.block(block, [layer.input])
     order = torch.randperm(len(inputs[0]), generator=torch.Generator().manual_seed(0))
@@ -115,7 +146,8 @@ def _groups(node: fx.Node) -> int:
     return int(group)
 
 
-def _is_product(layer: Layer, node: fx.Node, weight: SoftRounding) -> bool:
+def is_product(layer: Layer, node: fx.Node, weight: SoftRounding) -> bool:
+    """Whether the layer is a product of a weight [O, K] with its inputs, of a size whose moments can be held."""
     if _groups(node) * _k(weight) ** 2 > _LARGEST_K**2:
         return False
     if layer.op_type == "ConvTranspose":

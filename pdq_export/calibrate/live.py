@@ -1,13 +1,15 @@
 """The tensors that later blocks read, over all calibration images, moved on block by block."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
+from torch import fx
 
-from pdq_export.calibrate.cache import Cache
+from pdq_export.calibrate.cache import Cache, Store
 from pdq_export.calibrate.context import Context
 from pdq_export.calibrate.finished import Quantizers
 from pdq_export.calibrate.forward import FORWARD_BATCH, run_forward
+from pdq_export.calibrate.quantizers import ActivationQuantizer
 from pdq_export.calibrate.subgraph import extract
 from pdq_export.spec import Block
 
@@ -44,21 +46,42 @@ class Live:
 
         What none of them reads is forgotten.
         """
-        needed = read_by(later)
-        outputs = [name for name in block.outputs if name in needed]
+        outputs = outputs_for(block, later)
         plain = extract(self._network, block.inputs, outputs)
         finished = self._done.block(block, outputs)
         for what, live, module, quantizers in (
             ("FP32 pass", self.full, plain, {}),
             ("quantized pass", self.quantized, finished, self._done.activations),
         ):
-            inputs = [live[name] for name in block.inputs]
-            if outputs:
-                told = self._journal.images(what)
-                live.update(run_forward(module, inputs, outputs, self._store, quantizers=quantizers, told=told))
-            del inputs
-            for name in set(live) - set(needed):
-                del live[name]
+            advance(live, module, block, later, self._store, quantizers, self._journal.images(what))
+
+
+def advance(
+    live: dict[str, Cache],
+    module: fx.GraphModule,
+    block: Block,
+    later: Sequence[Block],
+    store: Store,
+    quantizers: Mapping[str, ActivationQuantizer],
+    told: Callable[[int, int], None],
+) -> None:
+    """Turn what ``block`` reads into what ``later`` blocks read; ``module``: computes `outputs_for` them.
+
+    ``quantizers``: by tensor, those that have put it out.
+    """
+    outputs = outputs_for(block, later)
+    inputs = [live[name] for name in block.inputs]
+    if outputs:
+        live.update(run_forward(module, inputs, outputs, store, quantizers=quantizers, told=told))
+    del inputs
+    for name in set(live).difference(read_by(later)):
+        del live[name]
+
+
+def outputs_for(block: Block, later: Sequence[Block]) -> list[str]:
+    """The block's outputs that ``later`` blocks read."""
+    needed = read_by(later)
+    return [name for name in block.outputs if name in needed]
 
 
 def read_by(blocks: Iterable[Block]) -> dict[str, None]:

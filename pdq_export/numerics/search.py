@@ -84,17 +84,38 @@ def choose_activation_qparams(x: Tensor | Iterable[Tensor], bits: int, *, symmet
     histogram of 8,192 bins, so that the search costs the same for any number of elements. Small and
     large activations are searched in units of their own size.
     """
-    parts = [x] if isinstance(x, Tensor) else x
-    bounds = torch.stack([torch.stack(torch.aminmax(part)) for part in parts])
-    low, high = float(bounds[:, 0].amin()), float(bounds[:, 1].amax())
-    low, high = min(low, 0.0), max(high, 0.0)
-    levels = 2**bits - 1
-    device = bounds.device
-    if high == low:
-        return QParams(scale=torch.tensor(1.0 / levels, device=device), zero_point=torch.zeros((), device=device))
-    unit = unit_of(max(-low, high))
-    counts = _histogram(parts, low, high, unit).float()
-    return _search_activation(counts, low / unit, high / unit, bits, symmetric).times(unit)
+    return Histogram.of(x).choose_qparams(bits, symmetric=symmetric)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Histogram:
+    """How often an activation's elements fall into each of 8,192 bins from ``low`` to ``high``.
+
+    0 is between these. ``counts`` [bins], in float64. The search of any bits needs no more.
+    """
+
+    counts: Tensor
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, x: Tensor | Iterable[Tensor]) -> "Histogram":
+        """Of an activation of any shape, which may come in parts; these are gone through twice."""
+        parts = [x] if isinstance(x, Tensor) else x
+        bounds = torch.stack([torch.stack(torch.aminmax(part)) for part in parts])
+        low, high = min(float(bounds[:, 0].amin()), 0.0), max(float(bounds[:, 1].amax()), 0.0)
+        if high == low:
+            return cls(counts=torch.zeros(_BINS, dtype=torch.float64, device=bounds.device), low=low, high=high)
+        return cls(counts=_histogram(parts, low, high, unit_of(max(-low, high))), low=low, high=high)
+
+    def choose_qparams(self, bits: int, *, symmetric: bool = False) -> QParams:
+        """As `choose_activation_qparams`."""
+        levels, device = 2**bits - 1, self.counts.device
+        if self.high == self.low:
+            return QParams(scale=torch.tensor(1.0 / levels, device=device), zero_point=torch.zeros((), device=device))
+        unit = unit_of(max(-self.low, self.high))
+        counts = self.counts.float()
+        return _search_activation(counts, self.low / unit, self.high / unit, bits, symmetric).times(unit)
 
 
 def _search_activation(counts: Tensor, low: float, high: float, bits: int, symmetric: bool) -> QParams:

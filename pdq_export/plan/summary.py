@@ -3,7 +3,7 @@
 import dataclasses
 
 from pdq_export.graph.lookup import GraphIndex
-from pdq_export.spec import Layer, Plan, Role
+from pdq_export.spec import Layer, Plan, Point, Role
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,15 @@ def _summary(index: GraphIndex, plan: Plan, layer: Layer, excluded: bool) -> Lay
 
 
 def _activation_bits(index: GraphIndex, plan: Plan, tensor: str) -> int | None:
-    """Bits of the first learned point behind ``tensor`` and before the next layers, or, without one, of a carrier."""
+    point = ending(index, plan, tensor)
+    return None if point is None else point.bits
+
+
+def ending(index: GraphIndex, plan: Plan, tensor: str) -> Point | None:
+    """The first learned point behind a layer's output ``tensor`` and before the next layers, else the first carrier.
+
+    None where neither is there.
+    """
     carrier = None
     layers = {layer.node for layer in (*plan.layers, *plan.excluded)}
     pending, seen = [tensor], {tensor}
@@ -56,10 +64,10 @@ def _activation_bits(index: GraphIndex, plan: Plan, tensor: str) -> int | None:
         current = pending.pop(0)
         point = plan.points.get(current)
         if point is not None and point.role is Role.ACTIVATION:
-            return point.bits
+            return point
         carrier = carrier or point
         readers = (reader for reader in index.consumers(current) if reader.name not in layers)
         found = [name for reader in readers for name in reader.output if name not in seen]
         seen.update(found)
         pending.extend(found)
-    return None if carrier is None else carrier.bits
+    return carrier
