@@ -23,6 +23,7 @@ STAGES = {
     "load": "reading the model",
     "plan": "planning",
     "read": "reading images",
+    "synthesize": "making images",
     "check": "comparing with the file",
     "calibrate": "calibrating",
     "export": "writing the quantized graph",
@@ -87,7 +88,7 @@ class ProgressDisplay:
         detail = "" if at is None else describe(at, now - self._began)
         if progress.images is not None and progress.total:
             done = progress.images / progress.total
-            detail = describe_images(progress.images, progress.total, now - self._began)
+            detail = describe_images(progress.images, progress.total, now - self._began, progress.unit)
         if self._plain and not self._quiet:
             self._log(progress, detail, now)
         self._stage = progress.stage
@@ -122,9 +123,9 @@ def describe(at: "BlockProgress", elapsed: float) -> str:
     return ", ".join([*parts, *_left(fraction(at), elapsed), shorten(printable(at.block))])
 
 
-def describe_images(done: int, total: int, elapsed: float) -> str:
+def describe_images(done: int, total: int, elapsed: float, unit: str = "images") -> str:
     """``1,024/10,000 images, 1:20 left``."""
-    return ", ".join([f"{done:,}/{total:,} images", *_left(done / total, elapsed)])
+    return ", ".join([f"{done:,}/{total:,} {unit}", *_left(done / total, elapsed)])
 
 
 def _left(done: float, elapsed: float) -> list[str]:

@@ -57,8 +57,10 @@ def quantize(
     `std` for pixels scaled to 0..1, and optionally `labels`; (b) an .npy with float32 images; (c) a folder of images
     with an optional preprocess.toml (mean, std, resize, crop) and labels.csv (file,label); (d) MODULE:FUNCTION, in the
     current folder or installed, which is imported and called, so that its code is run, and returns arrays, (X, y) or
-    an iterable, such as a torch DataLoader. Without --calib, those in the folder calib_data are taken. Gates are judged
-    on --eval; where one fails the exit code is 1, and the files are written all the same.
+    an iterable, such as a torch DataLoader. Without --calib, those in the folder calib_data are taken. --calib
+    synthetic takes none: images are learned from what the model's BatchNormalization has gathered (./synthetic is a
+    file of that name). Gates are judged on --eval; where one fails the exit code is 1, and the files are written all
+    the same.
     """
     fields = given(arguments)
     fields |= _parse_assignments(assignments, fields)
@@ -122,9 +124,11 @@ def _check_paths(model: Path, config: Config, config_file: Path | None) -> None:
     """Nobody shall wait for a calibration, or for imports, whose result cannot be written, or lose a file to it."""
     from pdq_export.commands.written import check_written
     from pdq_export.data import check_form
+    from pdq_export.data.synthetic import asks_synthetic
 
     find_modules_here()
-    sources = [source for source in (config.data.calib, config.data.eval) if source is not None]
+    calib, judged = config.data.calib, config.data.eval
+    sources = [source for source in (None if asks_synthetic(calib) else calib, judged) if source is not None]
     for source in sources:
         check_form(source)
     check_written(config, model=model, data=sources, others=[config_file], makes_model=True)
@@ -141,7 +145,9 @@ def _run(model: Path, config: Config, frame: Frame) -> "Result":
 
 def _lines(config: Config, result: "Result") -> Iterable[RenderableType]:
     on = str(config.data.eval or config.data.calib)
-    if result.report.settings["evaluated_on_calibration_images"]:
+    if "synthesis" in result.report.settings and config.data.eval is None:
+        on = "the model's own making, which calibration has seen: agreement on them is no accuracy; --eval gives others"
+    elif result.report.settings["evaluated_on_calibration_images"]:
         on += f", used for calibration too: {'give others with --eval' if config.data.eval else '--eval gives others'}"
     yield f"{result.report.images:,} images of {on}"
     yield report_table(result.report, bits=config.plan.bits)

@@ -39,6 +39,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "data": ({"errors", "user_code"}, {"numpy", "PIL"}),
     "normalization": ({"data", "errors", "frontend", "spec"}, {"numpy", "torch"}),
     "torch_module": ({"errors"}, {"onnx", "torch"}),
+    "synthesis": ({"calibrate", "errors", "frontend", "numerics", "spec"}, {"numpy", "torch"}),
     "targets": ({"config", "errors", "spec", "graph.lookup", "plan", "export", "validate"}, {"onnx"}),
     "gates": ({"config", "errors", "validate"}, {"numpy", "scipy"}),
     "report": ({"advice", "errors", "gates", "validate"}, {"onnxruntime"}),

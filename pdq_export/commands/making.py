@@ -40,7 +40,7 @@ class Making:
             config=request.config,
             model=model,
             settled=settings(request.config, request.planning, chosen, work.family),
-            made_by=made_by(model, calibration, str(request.device)),
+            made_by=made_by(model, calibration, str(request.device), work.samples.synthesis),
         )
 
     def metadata(self) -> dict[str, str]:
@@ -76,11 +76,17 @@ def settings(config: Config, planning: PlanOptions, chosen: CalibrationOptions, 
     return record.settings(config, chosen, weights=planning.section.weights, family=family, **by_tensor)
 
 
-def made_by(model: ModelInfo, calibration: Mapping[str, str], device: str) -> dict[str, Any]:
-    """What a file is made of and by: ``calibration`` is the SHA-256 of the data by input name."""
+def made_by(
+    model: ModelInfo, calibration: Mapping[str, str], device: str, synthesis: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What a file is made of and by: ``calibration`` is the SHA-256 of the data by input name.
+
+    ``synthesis``: how these data were made, where they were.
+    """
     return {
         "model": {"name": model.name, "sha256": model.sha256},
         "calibration": dict(calibration),
+        **({} if synthesis is None else {"synthesis": dict(synthesis)}),
         "device": device,
         "threads": torch.get_num_threads(),
         "versions": versions(),

@@ -12,15 +12,16 @@ if TYPE_CHECKING:  # it comes with torch, which not every command needs
 class Progress:
     """Where a command is.
 
-    ``stage``: load, plan, read, check, calibrate, export, validate, rerun, time or fresh; ``block`` once one is
-    calibrated. ``images``: how many of the ``total`` are done, once there are any; rerun, which compares ways of
-    running the file, may go over a few of them first.
+    ``stage``: load, plan, read, synthesize, check, calibrate, export, validate, rerun, time or fresh; ``block`` once
+    one is calibrated. ``images``: how many of the ``total`` are done, once there are any; rerun, which compares ways of
+    running the file, may go over a few of them first. ``unit``: what is counted so, images or steps.
     """
 
     stage: str
     block: "BlockProgress | None" = None
     images: int | None = None
     total: int | None = None
+    unit: str = "images"
 
 
 ProgressCallback = Callable[[Progress], None]
@@ -43,6 +44,10 @@ class Tell:
     def images(self, stage: str, done: int, total: int) -> None:
         """So many of the images are done."""
         self._tell(Progress(stage=stage, images=done, total=total))
+
+    def steps(self, stage: str, done: int, total: int) -> None:
+        """So many of the steps are done."""
+        self._tell(Progress(stage=stage, images=done, total=total, unit="steps"))
 
     def _tell(self, progress: Progress) -> None:
         if self.callback is not None:

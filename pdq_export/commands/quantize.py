@@ -10,6 +10,7 @@ from typing import Any
 
 import onnx
 import torch
+from torch import fx
 
 from pdq_export.calibrate import Calibrated, Source, calibrate
 from pdq_export.calibrate.memory import trim_heap
@@ -21,11 +22,13 @@ from pdq_export.commands.keeping import describe_run, kept_blocks
 from pdq_export.commands.making import Making
 from pdq_export.commands.progress import Progress, ProgressCallback, Tell
 from pdq_export.commands.request import Request
+from pdq_export.commands.synthetic import make_samples
 from pdq_export.config.config import Config, FileSection
 from pdq_export.config.method import CalibrationOptions
 from pdq_export.config.option import QUANTIZE
 from pdq_export.config.signature import takes_options
-from pdq_export.data import DataSource, read_samples
+from pdq_export.data import DataSource, InputSpec, Samples, read_samples
+from pdq_export.data.synthetic import asks_synthetic
 from pdq_export.exhaustion import tells_of_memory
 from pdq_export.export.layouts import MIN_OPSET
 from pdq_export.fidelity import Fidelity
@@ -96,8 +99,10 @@ def quantize(
     of them; (X, y) with labels y [N]; a torch DataLoader or Dataset, onnxruntime's CalibrationDataReader, or any
     iterable of arrays, tensors, (image, label) pairs or dicts by input name, one by one or in batches; or
     "module:function", which is imported and called and returns any of these. Iterables are gone through once, of
-    ``calib`` only as far as ``samples``. ``eval`` gives the figures of the report; without it agreement is measured on
-    the calibration images and the report says so. ``labels``: class indices [N] of ``eval``, or else of ``calib``.
+    ``calib`` only as far as ``samples``. ``calib`` "synthetic" (a file of that name is "./synthetic"): images are
+    learned from what the model's BatchNormalization has gathered. ``eval`` gives the figures of the report; without it
+    agreement is measured on the calibration images and the report says so. ``labels``: class indices [N] of ``eval``,
+    or else of ``calib``.
 
     ``config``: options, as a `Config` or the path of a TOML file; those given here as ``fields`` win over it. All of
     them are below. ``options``: those of `CalibrationOptions`, which can be given as ``fields`` as well; they win over
@@ -138,16 +143,7 @@ def _run(request: Request, tell: Tell, until_end: contextlib.ExitStack) -> Resul
     chosen, inputs = request.options(planned.family), planned.inputs
     network = import_planned(planned)
     tell.stage("read")
-    told = functools.partial(tell.images, "read")
-    samples = read_samples(
-        request.calib,
-        request.eval,
-        inputs,
-        chosen.samples,
-        told=told,
-        labels=request.labels,
-        preprocess=request.preprocess,
-    )
+    samples = _samples(request, planned, inputs, network, tell)
     work = begin_work(planned, network, samples)
     del planned, network
     tell.stage("check")
@@ -201,6 +197,24 @@ def _run(request: Request, tell: Tell, until_end: contextlib.ExitStack) -> Resul
     return Result(model=quantized, plan=work.plan, tensors=calibrated.tensors, report=report, files=tuple(files))
 
 
+def _samples(
+    request: Request, planned: PlannedModel, inputs: Sequence[InputSpec], network: fx.GraphModule, tell: Tell
+) -> Samples:
+    """What is calibrated on, read or made, and what is judged on."""
+    count = request.options(planned.family).samples
+    if asks_synthetic(request.calib):
+        return make_samples(request, planned, network, count, tell)
+    return read_samples(
+        request.calib,
+        request.eval,
+        inputs,
+        count,
+        told=functools.partial(tell.images, "read"),
+        labels=request.labels,
+        preprocess=request.preprocess,
+    )
+
+
 def _check(work: Work, fidelity: Fidelity, asked: FileSection) -> None:
     """Refuse what would not compute what the file does, and what could not be written or run in the end."""
     fidelity.check_finite()
@@ -232,7 +246,8 @@ def _tell_normalization(work: Work) -> None:
     """Warn of images that seem to be normalized in another way than those of training."""
     samples = work.samples
     others = () if samples.shared == len(samples.judged) else (samples.judged,)
-    for data in (samples.calibration, *others):
+    made = samples.synthesis is not None  # they fit, whatever the normalization is
+    for data in (*(() if made else (samples.calibration,)), *others):
         warn_of_normalization(work.network, work.plan, work.prepared.statistics, data)
 
 

@@ -16,6 +16,7 @@ from pdq_export.config.config import Config
 from pdq_export.config.method import CalibrationOptions
 from pdq_export.config.option import QUANTIZE
 from pdq_export.data import DataSource, Preprocess, check_exists
+from pdq_export.data.synthetic import asks_synthetic
 from pdq_export.errors import DataError, OptionError
 from pdq_export.gates import Limits, flag, parse_limits
 from pdq_export.plan import PlanOptions
@@ -87,7 +88,8 @@ class Request:
             limits=limits,
             metrics=named,
         )
-        check_exists(request.calib)
+        if not asks_synthetic(request.calib):
+            check_exists(request.calib)
         check_exists(request.eval)
         request._check_files(config)
         return request
@@ -96,7 +98,8 @@ class Request:
         work_dir = self.config.run.work_dir
         if work_dir is not None:
             check_root(Path(work_dir))
-        check_written(self.config, model=self.model, data=[self.calib, self.eval], others=[given], makes_model=True)
+        data = [self.eval] if asks_synthetic(self.calib) else [self.calib, self.eval]
+        check_written(self.config, model=self.model, data=data, others=[given], makes_model=True)
 
     def options(self, family: str) -> CalibrationOptions:
         """The numbers of the method for a network of this family."""

@@ -19,6 +19,7 @@ from pdq_export.config.method import FAMILIES, METHODS, PRESETS, CalibrationOpti
 from pdq_export.config.option import INSPECT, QUANTIZE, VALIDATE, Option, did_you_mean, find_options, option, shown
 from pdq_export.errors import OptionError
 
+SYNTHETIC = "synthetic"  # what `calib` is where images are to be made
 WEIGHTS = ("asymmetric", "symmetric")
 _BOTH = (QUANTIZE, INSPECT)
 
@@ -41,7 +42,11 @@ def _widths(value: Any) -> Any:
 
 def _plain_path(value: Any) -> Any:
     """A path in one spelling, ``c.npz`` for ``./c.npz``: it is written into the file."""
-    return str(Path(value)) if isinstance(value, str | os.PathLike) and str(value) else value
+    if not isinstance(value, str | os.PathLike) or not str(value):
+        return value
+    plain = str(Path(value))
+    # The word asks for no file; what is a path to one stays so.
+    return os.path.join(os.curdir, plain) if plain == SYNTHETIC and value != SYNTHETIC else plain
 
 
 def _size(value: Any) -> Any:
@@ -256,10 +261,12 @@ class DataSection:
 
     calib: str | None = option(
         None,
-        "Calibration images: .npz, .npy, a folder of images, or MODULE:FUNCTION, whose code is run and returns data",
-        more="what is given is written into the file; see [Data from a function](data.md#data-from-a-function)",
+        "Calibration images: .npz, .npy, a folder of images, MODULE:FUNCTION, whose code is run and returns data, or "
+        "synthetic: images learned from the model's BatchNormalization",
+        more="what is given is written into the file; see [Data from a function](data.md#data-from-a-function) and "
+        "[Without data](data.md#without-data)",
         metavar="PATH",
-        expects="the name of a file or folder of images, or MODULE:FUNCTION",
+        expects="the name of a file or folder of images, MODULE:FUNCTION, or synthetic",
         is_path=True,
         unset="calib_data/calib.*",
         adapt=_plain_path,

@@ -9,7 +9,7 @@ from pdq_export.data.load import DataSource, check_exists, check_form, find_defa
 from pdq_export.data.outliers import find_outliers
 from pdq_export.data.overlap import all_equal, count_shared, count_shared_digests, image_digests
 from pdq_export.data.preprocess import Preprocess
-from pdq_export.data.samples import Data, Samples, read_samples
+from pdq_export.data.samples import Data, Samples, pair_samples, read_samples
 
 __all__ = [
     "Data",
@@ -30,6 +30,7 @@ __all__ = [
     "load_images",
     "load_inputs",
     "names_function",
+    "pair_samples",
     "read_data",
     "read_samples",
     "sha256_by_input",

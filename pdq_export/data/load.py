@@ -18,6 +18,7 @@ from pdq_export.data.input_set import InputSet
 from pdq_export.data.input_spec import InputSpec
 from pdq_export.data.items import TAKEN, DataReader, as_array, is_iterable, read_items
 from pdq_export.data.preprocess import Preprocess, unused
+from pdq_export.data.synthetic import asks_synthetic
 from pdq_export.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -95,6 +96,11 @@ def check_exists(source: DataSource | None) -> None:
         missing = isinstance(source, str | Path) and not Path(source).exists()
     except OSError as error:
         raise DataError(f"{source}: cannot be read: {error.strerror or error}") from error
+    if missing and asks_synthetic(source):
+        raise DataError(
+            f"{source}: images are made for --calib alone, and say nothing of how good a file is; expected images to "
+            "judge it on: --eval PATH"
+        )
     if missing:
         raise DataError(
             f"{source}: no such file or folder; expected images as {_FORMS}, or an .npz of arrays by input name"

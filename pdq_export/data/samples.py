@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pdq_export.data.image_set import ImageSet
@@ -23,13 +23,15 @@ Data = ImageSet | InputSet
 class Samples:
     """What is calibrated on and what is judged on; ``shared``: how many of the latter calibration sees.
 
-    ``left_out``: positions of samples given for calibration that calibration does not see.
+    ``left_out``: positions of samples given for calibration that calibration does not see. ``synthesis``: how images to
+    calibrate on were made, where they were.
     """
 
     calibration: Data
     judged: Data
     shared: int
     left_out: tuple[int, ...] = ()
+    synthesis: Mapping[str, Any] | None = None
 
     def settings(self) -> dict[str, Any]:
         """What the report says of them."""
@@ -39,6 +41,7 @@ class Samples:
             "evaluation": str(self.judged),
             "evaluated_on_calibration_images": self.shared == len(self.judged),
             "evaluation_images_seen_in_calibration": self.shared,
+            **({} if self.synthesis is None else {"synthesis": dict(self.synthesis)}),
         }
 
 
@@ -53,13 +56,24 @@ def read_samples(
 ) -> Samples:
     """At most ``limit`` samples to calibrate on, and those to judge on, in whole batches: ``eval``, or else the same.
 
-    Warns of samples that are all the same, left over, or in both, and of single ones far out of the others' range,
-    which calibration does not see. ``told``: of how many images of a folder are read, one folder after the other.
-    ``labels``: of the samples that are judged on. ``preprocess``: as in `read_data`, of both.
+    ``told``: of how many images of a folder are read, one folder after the other. ``labels``: of the samples that are
+    judged on. ``preprocess``: as in `read_data`, of both. Warns as `pair_samples` does.
     """
     of_calibration = labels if eval is None else None
     calibration = read_data(calib, specs, limit=limit, labels=of_calibration, told=told, preprocess=preprocess)
-    judged = calibration if eval is None else read_data(eval, specs, labels=labels, told=told, preprocess=preprocess)
+    judged = None if eval is None else read_data(eval, specs, labels=labels, told=told, preprocess=preprocess)
+    return pair_samples(calibration, judged, specs)
+
+
+def pair_samples(
+    calibration: Data, judged: Data | None, specs: Sequence[InputSpec], *, synthesis: Mapping[str, Any] | None = None
+) -> Samples:
+    """What is calibrated on and judged on, in whole batches: ``judged``, or else the same.
+
+    Warns of samples that are all the same, left over, or in both, and of single ones far out of the others' range,
+    which calibration does not see. ``synthesis``: as in `Samples`.
+    """
+    given, judged = judged, calibration if judged is None else judged
     judged = _whole_batches(judged, specs[0].shape[0] or 1)
     if all_equal(calibration):
         logger.warning("%s: all %d images are the same; expected different ones", calibration.source, len(calibration))
@@ -74,8 +88,8 @@ def read_samples(
             first_few([str(position) for position in outliers]),
         )
         calibration = calibration.take(sorted(set(range(len(calibration))) - set(outliers)))
-    shared = len(judged) if eval is None else _tell_shared(calibration, judged)
-    return Samples(calibration=calibration, judged=judged, shared=shared, left_out=tuple(outliers))
+    shared = len(judged) if given is None else _tell_shared(calibration, judged)
+    return Samples(calibration=calibration, judged=judged, shared=shared, left_out=tuple(outliers), synthesis=synthesis)
 
 
 def _tell_shared(calibration: Data, judged: Data) -> int:

@@ -14,7 +14,8 @@ Schema, version 1 (null stands for "not measured", for sqnr_db for "no differenc
                                             it; asked: those that were given, how images are read among them;
                                             made_by: {model, calibration: {input: SHA-256}, device, threads,
                                             versions}; calibration_outliers: positions
-                                            of calibration images that were left out;
+                                            of calibration images that were left out; synthesis: {method, images,
+                                            steps, layers, loss}, where these images were made (made_by has it, too);
                                             loading: {unpacking, portable}, bytes that unpacking weights takes at the
                                             peak of loading, and would take in the form that every onnxruntime loads;
                                             evaluation_images_seen_in_calibration: how many, and

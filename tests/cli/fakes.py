@@ -23,6 +23,7 @@ class FakeProgress:
     block: "FakeBlock | None" = None
     images: int | None = None
     total: int | None = None
+    unit: str = "images"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

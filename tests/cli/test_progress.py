@@ -66,6 +66,16 @@ def test_validation_counts_images() -> None:
     assert "2,500/10,000 images, 0:30 left" in text
 
 
+def test_making_images_counts_steps(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    clock = iter(range(0, 1000, 10))
+    with ProgressDisplay(Console(file=io.StringIO()), clock=lambda: next(clock)) as display:
+        display(FakeProgress(stage="synthesize"))
+        for step in (25, 50, 75):
+            display(FakeProgress(stage="synthesize", images=step, total=100, unit="steps"))
+    assert "making images: 75/100 steps, 0:10 left" in caplog.text
+
+
 def test_without_a_terminal_there_is_a_line_a_block_and_one_in_a_while(caplog: pytest.LogCaptureFixture) -> None:
     console = Console(file=io.StringIO())
     seconds = 0.0
