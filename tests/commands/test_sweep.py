@@ -175,19 +175,14 @@ def test_a_folder_is_one_sweeps(folder: Path) -> None:
     assert seen == [1]
 
 
-def test_a_cluster_that_loses_a_worker_gives_the_same(folder: Path) -> None:
+def test_a_cluster_that_loses_a_worker_gives_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Twelve runs on two workers; the first that calibrates kills its own process."""
     ray = pytest.importorskip("ray", reason="needs the package ray: pip install 'pdq-export[ray]'")
     shutil.copy(Path(__file__).parent / "sweep_data.py", "own_data.py")
+    monkeypatch.syspath_prepend(folder)  # the workers look for it in the folder that the command runs in
     axes = {"bits": ("8/8", "4/4", "2/2"), "seed": (0, 1)}
-    root = str(Path(__file__).parents[2])
-    paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    ray.init(
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": paths}},
-    )
+    paths = {"PYTHONPATH": os.pathsep.join(map(str, sys.path))}
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": paths})
     try:
         table = run_sweep(
             sweep("a.onnx", "b.onnx", calib="own_data:images_after_a_fall", **axes), "results", ray="local"
