@@ -1,8 +1,8 @@
 """1,000 broken models, data sets and quantized files: only the project's own errors, within bounds of time and memory.
 
 The inputs are the same every time. They run in processes of their own (`tests/fuzz/worker.py`), which a crash in native
-code would end; the message of a failure names its seed, and ``worker.py KIND SEED 1`` runs it again. ``worker.py models 0
-5000`` tries as many as one likes.
+code would end; the message of a failure names its seed, and ``worker.py KIND SEED 1`` runs it again, ``worker.py KIND
+0 5000`` many.
 """
 
 import os

@@ -19,6 +19,7 @@ from typing import Any
 import filelock
 
 from pdq_export.commands.progress import Progress, ProgressCallback
+from pdq_export.commands.settle import check
 from pdq_export.config.config import make_config
 from pdq_export.config.sweep import Sweep, SweepRun, read_sweep, settled
 from pdq_export.data import check_exists
@@ -121,7 +122,7 @@ def complete(jobs: Sequence[Job], folder: Path, executor: Executor, told: Told |
 
 
 def find_jobs(runs: Iterable[SweepRun], folder: Path) -> list[Job]:
-    """The runs with their keys, kept in ``folder``. Raises PdqError for models and data that are not there."""
+    """The runs with their keys, kept in ``folder``. Raises PdqError for wrong options and missing files."""
     digests: dict[str, str] = {}
 
     def digest(given: str, of: Callable[[str], str]) -> str:
@@ -131,6 +132,7 @@ def find_jobs(runs: Iterable[SweepRun], folder: Path) -> list[Job]:
 
     jobs, used = [], versions()
     for run in runs:
+        check(run.config)
         data = run.config.data
         if data.calib is None:
             raise OptionError("calib is not given; expected calibration data in the section [data] of a sweep")

@@ -1,4 +1,14 @@
-"""What came of the runs of a sweep, and the table of them as CSV, Markdown and JSON."""
+"""What came of the runs of a sweep, and the table of them as CSV, Markdown and JSON.
+
+Schema, version 1::
+
+    schema_version  1
+    runs            one a run, in the order of the sweep: {key, model, varied, change, report, error,
+                    calibration_seconds, calibration_cpu_seconds, figures}, see `Finished`; report: as
+                    `pdq_export.report.report` has it, null where error says why there is none; figures: those of the
+                    table, {float_top1, top1, agreement, sqnr_db, size, size_ratio, latency_ratio, gates_failed,
+                    seconds}, of the first output
+"""
 
 import csv
 import dataclasses
@@ -108,9 +118,9 @@ class SweepTable:
         return "\n".join(markdown_table(*self.cells())) + "\n" if self.runs else ""
 
     def to_json(self) -> str:
-        """A list of the runs, with their whole reports."""
+        """The runs with their whole reports, as the schema has it."""
         content = [{**dataclasses.asdict(run), "figures": run.figures} for run in self.runs]
-        return json.dumps({"runs": content}, indent=2) + "\n"
+        return json.dumps({"schema_version": 1, "runs": content}, indent=2) + "\n"
 
     def cells(self) -> tuple[list[str], list[list[str]]]:
         """Head and rows, as text."""

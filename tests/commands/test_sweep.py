@@ -156,6 +156,8 @@ def test_what_cannot_be_run_is_refused_first(folder: Path) -> None:
         run_sweep(sweep("a.onnx", "c.onnx"), "results")
     with pytest.raises(DataError, match=r"none\.npz"):
         run_sweep(sweep(calib="none.npz"), "results")
+    with pytest.raises(OptionError, match=r"--bits '4/9': "):
+        run_sweep(sweep(bits=("8/8", "4/9")), "results")
     with pytest.raises(OptionError, match="calib is not given"):
         run_sweep(Sweep(models=("a.onnx",), base=TINY), "results")
     assert not Path("results").exists()
