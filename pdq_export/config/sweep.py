@@ -92,7 +92,7 @@ def _with_effect(given: Mapping[str, Any]) -> dict[str, Any]:
     base = make_config(kept).calibration
     tried: dict[str, Any] = {}
     for name, value in given.items():
-        if name not in numbers or name in METHODS[base.method]:
+        if name not in numbers or METHODS[base.method].get(name, value) != value:
             continue
         try:
             choose_options(method=base.method, preset=base.preset, overrides={**tried, name: value})
