@@ -25,7 +25,7 @@ from .sweep_data import FALLEN
 NETWORK = """c = Conv <pads = [1, 1, 1, 1]> (image, w1) r = Relu(c) d = Conv <pads = [1, 1, 1, 1]> (r, w2)
     q = Relu(d) p = GlobalAveragePool(q) f = Flatten(p) y = Gemm <transB = 1> (f, w3)"""
 TINY = {"samples": 8, "iters": 2, "correction_iters": 0, "batch_size": 4, "reduce_range": True, "device": "cpu"}
-AXES = {"bits": ("8/8", "4/4", "2/2"), "method": ("nearest", "qdrop"), "seed": (0, 1)}
+AXES = {"bits": ("8/8", "2/2"), "method": ("nearest", "qdrop"), "seed": (0, 1)}
 
 
 @pytest.fixture
@@ -54,9 +54,9 @@ def alone(finished: Finished) -> str:
 def test_each_result_is_that_of_a_single_run(folder: Path) -> None:
     told: list[tuple[int, int]] = []
     table = run_sweep(sweep("a.onnx", "b.onnx", **AXES), "results", told=lambda _, *at: told.append(at))
-    assert told == [(done, 18) for done in range(1, 19)]  # the seed of rounding to nearest draws nothing
+    assert told == [(done, 12) for done in range(1, 13)]  # the seed of rounding to nearest draws nothing
     assert not table.failed
-    for finished in (table.runs[0], table.runs[5], table.runs[-1]):
+    for finished in (table.runs[0], table.runs[-1]):
         assert finished.report is not None
         assert finished.report["quantized"]["sha256"] == alone(finished)
     rows = list(csv.DictReader(Path("results/results.csv").read_text().splitlines()))
@@ -64,7 +64,7 @@ def test_each_result_is_that_of_a_single_run(folder: Path) -> None:
         ("a.onnx", "8/8", "nearest", ""),
         ("a.onnx", "8/8", "qdrop", "0"),
         ("a.onnx", "8/8", "qdrop", "1"),
-        ("a.onnx", "4/4", "nearest", ""),
+        ("a.onnx", "2/2", "nearest", ""),
     ]
     assert float(rows[0]["size_ratio"]) == table.runs[0].report["size_ratio"]
     assert Path("results/results.md").read_text() == table.to_markdown()
