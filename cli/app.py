@@ -14,6 +14,7 @@ from .init import init
 from .inspect import inspect
 from .quantize import quantize
 from .show_config import show_config
+from .sweep import sweep
 from .validate import validate
 
 _EPILOG = f"""\b
@@ -37,6 +38,7 @@ def app() -> None:
 
 
 app.add_command(quantize)
+app.add_command(sweep)
 app.add_command(inspect)
 app.add_command(validate)
 app.add_command(bench)

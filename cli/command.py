@@ -56,11 +56,13 @@ class Outcome:
 
     ``text``: lines and tables for people, printed one by one as they come. ``to_json``: the same for programs, of
     commands that declare a ``json_schema``. ``failed_gates``: a line for each that failed, with value and limit.
+    ``errors``: a line for each part of the work that could not be done, of commands that do the others all the same.
     """
 
     text: Iterable[RenderableType] = ()
     to_json: Callable[[], str] | None = None
     failed_gates: Sequence[str] = ()
+    errors: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,6 +143,10 @@ def _tell(outcome: Outcome, *, quiet: bool, as_json: bool) -> ExitCode:
                 console.print(item)
     for line in outcome.failed_gates:
         _say(f"gate failed: {line}")
+    for line in outcome.errors:
+        _say(f"error: {line}")
+    if outcome.errors:
+        return ExitCode.WRONG_INPUT
     return ExitCode.GATE_FAILED if outcome.failed_gates else ExitCode.DONE
 
 

@@ -14,12 +14,15 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _NEVER = -1, -3, 2**31 - 1
 _LARGEST_THRESHOLD = 32 * 2**20
 
 
-def tune_process(*, limited: bool = False) -> None:
+def tune_process(*, limited: bool = False, threads: int | None = None) -> None:
     """Set what makes calibration fast, for the rest of the process: memory that is kept, and threads that do not spin.
 
     To be called before torch is imported; where that has happened, threads stay as they are. ``limited``: for runs with
-    ``max_memory``. Results are the same with it and without it.
+    ``max_memory``. Results are the same with it and without it. ``threads``: of an operator, where others share the
+    machine; sums of several threads are in another order.
     """
+    if threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
     _let_threads_sleep()
     _keep_heap(limited=limited)
 
@@ -50,6 +53,18 @@ def _keep_heap(*, limited: bool) -> None:
         # Before 2.35 the threshold has a limit.
         if libc.mallopt(_M_MMAP_THRESHOLD, _NEVER) or libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_THRESHOLD):
             libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)
+
+
+def work_in(folder: str) -> None:
+    """Go to the folder that relative paths, and ``module:function``, of whoever started this process are in."""
+    os.chdir(folder)
+    find_modules_here()
+
+
+def ray_is_quiet() -> None:
+    """Have Ray, before it is imported, send nothing to its makers and print nothing; what is set already wins."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # its warning about a default of the future
 
 
 def find_modules_here() -> None:

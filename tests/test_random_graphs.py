@@ -10,7 +10,7 @@ import pytest
 from .random_graphs.graphs import draw
 from .random_graphs.judge import judge
 
-GRAPHS, CHUNK = 200, 50
+GRAPHS, CHUNK = 100, 50
 MOST_SAID = 0.05  # of graphs: what a run says excuses its file, but only so often
 
 

@@ -20,20 +20,28 @@ _WIDTH = 100
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TomlFile:
-    """What a file says: the ``values`` of options by name, each of which its option takes."""
+    """What a file says: the ``values`` of options by name, each of which its option takes.
+
+    ``others``: the sections that are no options, as they are.
+    """
 
     path: Path
     text: str
     values: Mapping[str, Any]
     options: Mapping[str, Option]
+    others: Mapping[str, Any]
 
     def where(self, name: str) -> str:
         """The file and the line in which an option stands, as messages begin."""
-        return _where(self.path, self.text, (*self.options[name].path, name))
+        return self.where_stands(*self.options[name].path, name)
+
+    def where_stands(self, *keys: str) -> str:
+        """The same of any keys, from the outermost section on."""
+        return _where(self.path, self.text, keys)
 
 
-def read_toml(path: str | Path, *, config: type = Config) -> TomlFile:
-    """Read the options that a file, or a pipe, gives.
+def read_toml(path: str | Path, *, config: type = Config, others: Sequence[str] = ()) -> TomlFile:
+    """Read the options that a file, or a pipe, gives; ``others``: names of sections that are no options.
 
     Raises OptionError with file and line: for what is no TOML, an unknown key, with the nearest, a key of another
     section, and a value that its option does not take.
@@ -48,8 +56,9 @@ def read_toml(path: str | Path, *, config: type = Config) -> TomlFile:
         line = next((line for line, statement in _statements(text) if _is_too_long(statement)), 1)
         raise OptionError(f"{path}, line {line}: a number has too many digits; expected one of 64 bits") from error
     options = options_of(config)
+    rest = {name: content.pop(name) for name in others if name in content}
     values = dict(_leaves(content, (), options, functools.partial(_where, path, text)))
-    return TomlFile(path=path, text=text, values=values, options=options)
+    return TomlFile(path=path, text=text, values=values, options=options, others=rest)
 
 
 def _read(path: Path) -> str:
@@ -89,13 +98,17 @@ def _leaves(
             if key in known and key not in options:
                 raise OptionError(f"{key} stands {_in(path)}; expected it {_in(known[key].path)}")
             check_name(key, [*options, *sections] if path else sections, "option " if path else "section ")
-            yield key, _checked(known[key], value, f"{key} is {shown(value)};")
+            yield key, read_value(known[key], value)
         except OptionError as error:
             raise OptionError(f"{where(keys)}{error}") from error
 
 
-def _checked(one: Option, value: Any, found: str) -> Any:
-    """The value as the option stores it; a number in quotes is a text here, unlike on the command line."""
+def read_value(one: Option, value: Any) -> Any:
+    """The value as the option stores it; a number in quotes is a text here, unlike on the command line.
+
+    Raises OptionError for one that it does not take.
+    """
+    found = f"{one.name} is {shown(value)};"
     if isinstance(value, str) and one.kind in (bool, int, float):
         raise OptionError(f"{found} expected {one.expected(value)}")
     return checked(one, tuple(value) if isinstance(value, list) else value, found)

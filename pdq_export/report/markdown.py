@@ -22,17 +22,18 @@ def _lines(report: Report) -> Iterator[str]:
     yield ""
     if report.gates:
         rows = [("✅" if gate.passed else "❌", gate.asked, gate.told) for gate in report.gates]
-        yield from _table(("", "gate", "found"), rows)
+        yield from markdown_table(("", "gate", "found"), rows)
         yield ""
     evaluation = report.settings.get("evaluation", "")
     yield f"{report.images:,} images{_escaped(f' of {evaluation}') if evaluation else ''}"
     yield ""
-    yield from _table(("", "FP32", "quantized", "difference"), report_rows(report))
+    yield from markdown_table(("", "FP32", "quantized", "difference"), report_rows(report))
     yield ""
     yield ", ".join(f"{name} {version}" for name, version in report.versions.items())
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """The lines of a table; what stands in its cells is shown as it is."""
     yield f"| {' | '.join(head)} |"
     yield f"|{'---|' * len(head)}"
     for row in rows:
