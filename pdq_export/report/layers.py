@@ -3,8 +3,9 @@
 ``{"schema_version": 1, "images", "evaluation", "model", "quantized", "tensors": [...], "left_out": [...],
 "weights": [...]}``, each tensor as `LayerRow` has it: ``tensor`` and ``node`` of the FP32 file, ``op_type``,
 ``layers``; in dB, null without an error, ``output_db`` (of the FP32 network's first output, where this tensor alone has
-its own error), ``own_db`` (the layer has the FP32 network's input), ``handed_on_db`` (of what the layer makes of the error of its input), ``sqnr_db`` (both, in the
-quantized network), ``quantizer_db`` (of the tensor's quantizer alone); ``cosine``; ``range`` of the FP32 tensor and
+its own error), ``own_db`` (the layer has the FP32 network's input), ``handed_on_db`` (of what the layer makes of the
+error of its input), ``sqnr_db`` (both, in the quantized network), ``quantizer_db`` (of the tensor's quantizer alone);
+``cosine``; ``range`` of the FP32 tensor and
 ``quantizer_range``; ``clipped``, the share beyond the latter; ``levels_used`` of ``levels``; ``weight_bits``,
 ``weight_levels_used``; ``remedy``: ``line``, options of quantize, and ``bytes``, by how much the file grows, about; and
 ``histogram`` of the FP32 tensor, null without a quantizer: ``start``, ``width`` and ``counts`` of its bins, 64 of them
