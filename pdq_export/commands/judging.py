@@ -48,7 +48,7 @@ class Observed:
 
     def __call__(self, original: Mapping[str, Any], quantized: Mapping[str, Any], samples: slice) -> None:
         labels = None if self._labels is None else self._labels[samples]
-        if self._scores in original and self._scores in quantized:
+        if self._scores is not None and self._scores in original and self._scores in quantized:
             self._changes.update(original[self._scores], quantized[self._scores], labels, samples.start)
         for meter, outputs in zip(self._meters, (original, quantized), strict=True):
             meter.update(outputs, labels, samples.stop - samples.start)

@@ -45,6 +45,9 @@ def _uri(picture: Image.Image) -> str:
     picture.thumbnail((_SIDE, _SIDE))
     stream = io.BytesIO()
     small = max(picture.size) <= _EXACT
-    picture.save(stream, **({"format": "PNG", "optimize": True} if small else {"format": "JPEG", "quality": 80}))
+    if small:
+        picture.save(stream, format="PNG", optimize=True)
+    else:
+        picture.save(stream, format="JPEG", quality=80)
     kind = "png" if small else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"

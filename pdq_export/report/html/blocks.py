@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
-Tone = Literal["", "good", "bad", "muted", "code", "command", "nowrap"]
+Tone = Literal["", "good", "bad", "muted", "code", "command", "nowrap", "words"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

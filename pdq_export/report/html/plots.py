@@ -10,21 +10,24 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.ticker import Locator
 
 # By name of the page's custom property; what matplotlib writes of them is taken for nothing else.
 _COLOURS = {
-    name: f"#0{n}0{n}0{n}" for n, name in enumerate(("fg", "muted", "line", "float", "quantized", "bad", "good"), 1)
+    name: f"#0{n}0{n}0{n}"
+    for n, name in enumerate(("fg", "muted", "line", "grid", "float", "quantized", "bad", "good"), 1)
 }
-FG, MUTED, LINE, FLOAT, QUANTIZED, BAD, GOOD = _COLOURS.values()
+FG, MUTED, LINE, GRID, FLOAT, QUANTIZED, BAD, GOOD = _COLOURS.values()
 _WIDTH = 340  # px: what a phone shows without scrolling
 _ROW = 30
 _LABELS = 96
 _FONT = 11
 _LAYER = 14  # px for each layer, where there is one mark a layer
 _CARD = (220, 80)
-_SETTINGS = {
+_SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "pdq-export",
     "text.parse_math": False,
@@ -87,7 +90,7 @@ class Plots:
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(_in_bytes)
         axes.set_xlim(0, count + 1)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(_whole_numbers())
         axes.grid(axis="y", color=LINE, linewidth=0.7)
         axes.set_xlabel("position in the table below", color=MUTED, loc="left")
         axes.text(0, 1.03, unit, transform=axes.transAxes, color=MUTED)
@@ -106,16 +109,17 @@ class Plots:
     def histogram(self, parts: Sequence[Any], grid: Sequence[float], span: tuple[float, float]) -> str:
         """Histograms over one another, the first of floats, with the ``grid`` of integers; for a card.
 
-        Heights are square roots of densities, each part in relation to its highest.
+        Heights are square roots of counts, each part in relation to its second highest bin: one alone, such as that
+        of zeros, is cut off.
         """
         figure, axes = self._card_axes()
-        drawn = []
+        drawn: list[Artist] = []
         if grid:
             xs = [x for at in grid for x in (at, at, float("nan"))]
-            drawn += axes.plot(xs, [0, 1, float("nan")] * len(grid), color=LINE, linewidth=0.8)
+            drawn += axes.plot(xs, [0, 1, float("nan")] * len(grid), color=GRID, linewidth=0.8)
         for position, part in enumerate(parts):
-            most = max(part.counts) or 1
-            heights = [(count / most) ** 0.5 * 0.95 for count in part.counts]
+            most = sorted(part.counts)[-2:][0] or max(part.counts) or 1
+            heights = [min((count / most) ** 0.5 * 0.9, 1) for count in part.counts]
             edges = [part.start + part.width * at for at in range(len(heights) + 1)]
             filled = position == 0
             colour = FLOAT if filled else QUANTIZED
@@ -170,6 +174,12 @@ class Plots:
         return _plain(stream.getvalue())
 
 
+def _whole_numbers() -> "Locator":
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(integer=True)
+
+
 def _in_bytes(value: float, _: object) -> str:
     for unit, size in (("MB", 1e6), ("kB", 1e3)):
         if value >= size:
@@ -184,7 +194,8 @@ def drawing() -> Iterator[Plots]:
 
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_SETTINGS)
+        for name, value in _SETTINGS.items():
+            matplotlib.rcParams[name] = value
         yield Plots()
 
 

@@ -40,14 +40,17 @@ def _rows(report: Report) -> list[list[Cell]]:
 
 
 def _figures(report: Report, plots: Plots) -> Iterator[Figure]:
-    measured = (("FP32", report.float_accuracy), ("quantized", report.quantized_accuracy))
-    shown = [
-        (name, found) for name, found in (*measured, ("simulated", report.simulated_accuracy)) if found is not None
-    ]
+    measured = [("FP32", report.float_accuracy), ("quantized", report.quantized_accuracy)]
+    simulated = report.simulated_accuracy
+    if simulated is not None and (report.quantized_accuracy is None or report.saturated_layers):
+        measured.append(("simulated", simulated))
+    shown = [(name, found) for name, found in measured if found is not None]
     if len(shown) < 2:
         return
     rows = [_row(name, found.top1, found) for name, found in shown]
-    caption = "Bars: 95 % bounds (Clopper and Pearson) of each share by itself; both are of the same images."
+    caption = "Bars: 95 % bounds (Clopper and Pearson) of each share by itself."
+    if shown[-1][1].images != report.images:
+        caption += f" The simulation saw {shown[-1][1].images:,} of the images."
     yield Figure(svg=plots.intervals(rows, "top-1, %"), label=_told("top-1", rows), caption=caption)
     fives = [(name, found, found.top5) for name, found in shown if found.top5 is not None]
     if len(fives) >= 2:

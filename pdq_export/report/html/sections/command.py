@@ -6,7 +6,7 @@ from typing import Any
 
 from pdq_export.config.config import options_of
 from pdq_export.errors import printable
-from pdq_export.report.html.blocks import Command, Section, Text
+from pdq_export.report.html.blocks import Block, Command, Section, Text
 from pdq_export.report.html.plots import Plots
 from pdq_export.report.html.source import Source
 from pdq_export.report.report import Report
@@ -25,7 +25,7 @@ def command(source: Source, plots: Plots) -> Section | None:
         else "It makes the same file, byte for byte on the same machine; data for --eval, gates and what is written "
         "beside are yours to add."
     )
-    blocks = [Command(text=line), Text(text=note, tone="muted")]
+    blocks: list[Block] = [Command(text=line), Text(text=note, tone="muted")]
     return Section(anchor="command", title="The command that makes it again", blocks=blocks)
 
 

@@ -17,7 +17,7 @@ def gates(source: Source, plots: Plots) -> Section | None:
         [
             Cell(text="passed" if gate.passed else "failed", tone="good" if gate.passed else "bad"),
             Cell(text=gate.asked, tone="command"),
-            Cell(text=gate.told),
+            Cell(text=gate.told, tone="words"),
             number(gate.value, "{:.4g}"),
             number(gate.limit, "{:.4g}"),
             number(gate.error, "± {:.2g}"),

@@ -28,7 +28,8 @@ def _weights(weights: tuple[WeightHistogram, ...], plots: Plots) -> Iterator[Blo
     first = "filled: FP32 before rounding, in steps of each channel's scale; " if floats else ""
     yield Text(
         text=f"Weights: {first}outline: the integers of the file; lines: the grid, where it has up to {_FINEST} "
-        "levels, or its ends. Heights are square roots, so that what is rare shows.",
+        "levels, or its ends. Heights are square roots, so that what is rare shows; one bin far above all others is "
+        "cut off.",
         tone="muted",
     )
     yield _fold("weights", [_weight(weight, plots) for weight in weights[:_MOST]], len(weights))
