@@ -6,18 +6,23 @@ import hashlib
 import html.parser
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
 
 from pdq_export import ImageSet, LayerReport, Report, Result, quantize, validate_models
+from pdq_export.cli import app
+from pdq_export.gates import Gate
 from pdq_export.report import read_report, to_html
 from pdq_export.report.html.sections import SECTIONS
 
 from ...browser import browser
+from ...cli.fakes import make_report
 
 EVIL = "<script>alert(1)</script>"
 IMAGE = '"><img src=x onerror=alert(2)>{{ 7 * 7 }}'
@@ -190,6 +195,52 @@ def test_the_errors_of_layers_alone(case: Case) -> None:
     text = to_html(read).decode()
     assert re.findall(r'<section id="([a-z]+)">', text) == ["errors", "histograms"]
     assert EVIL not in text
+
+
+def test_the_command_says_what_was_asked() -> None:
+    """As the command line reads it; what is no option of ours is not in it."""
+    asked = {
+        "bits": "2/4",
+        "layer_bits": ["^a b$=8/8", "^it's$=4/4"],
+        "reduce_range": True,
+        "equalize_channels": False,
+        "calib": "my images",
+        "iters": 20,
+        "temperature": 0.123456789012,
+        "; rm -rf": "x",
+    }
+    line = commands(make_report(settings={"asked": asked, "bits": "2/4"}))
+    program, name, *words = shlex.split(line)
+    assert (program, name) == ("pdq-export", "quantize")
+    with CliRunner().isolated_filesystem():
+        Path("m.onnx").write_bytes(b"")
+        found = app.commands["quantize"].make_context("quantize", words).params
+    assert found["bits"] == "2/4"
+    assert found["layer_bits"] == ("^a b$=8/8", "^it's$=4/4")
+    assert found["reduce_range"] is True
+    assert (found["calib"], found["iters"]) == ("my images", 20)
+    assert set(found["assignments"]) == {"equalize_channels=false", "temperature=0.123456789012"}
+    assert "rm" not in line
+
+
+def test_the_command_that_judges_again() -> None:
+    gates = case_gates()
+    line = commands(make_report(settings={"command": "validate", "confidence": 95.0}, gates=gates))
+    assert line == "pdq-export validate m.onnx q.onnx --data PATH --max-drop 1 --no-float-layers --confidence 95"
+
+
+def case_gates() -> tuple[Gate, ...]:
+    found = {"value": 0.0, "passed": True, "told": ""}
+    return (
+        Gate(option="--max-drop", limit=1.0, unit="points", **found),
+        Gate(option="--no-float-layers", limit=0.0, unit="layers", **found),
+    )
+
+
+def commands(report: Report) -> str:
+    page = Parsed(to_html(report).decode())
+    (line,) = (text for text in page.texts if text.startswith("pdq-export "))
+    return line
 
 
 def test_several_inputs_that_are_no_images(tmp_path: Path) -> None:

@@ -42,9 +42,8 @@ def _quantize(report: Report, settings: Mapping[str, Any]) -> Iterator[str]:
         if not one.declared.flag:
             yield from ("--set", _word(f"{name}={_text(value)}"))
         elif one.kind is bool:
-            positive = one.flag.removeprefix("--no-").removeprefix("--")
-            yes = bool(value) is not one.flag.startswith("--no-") or bool(value)
-            yield one.flag if yes else f"--no-{positive}"
+            off = one.flag.replace("--no-", "--", 1) if one.flag.startswith("--no-") else f"--no-{one.flag[2:]}"
+            yield one.flag if value else off
         else:
             for item in value if isinstance(value, list | tuple) else (value,):
                 yield from (one.flag, _word(_text(item)))
@@ -62,7 +61,7 @@ def _validate(report: Report, settings: Mapping[str, Any]) -> Iterator[str]:
 def _text(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    return printable(f"{value:g}" if isinstance(value, float) else str(value))
+    return printable(str(value))
 
 
 def _word(text: str) -> str:

@@ -1,5 +1,7 @@
 """Where the error arises: signal-to-noise ratios of each layer, its own and handed on."""
 
+from collections.abc import Iterable
+
 from pdq_export.report.html.blocks import Block, Cell, Command, Figure, Figures, Section, Table, Text, number
 from pdq_export.report.html.plots import BAD, FLOAT, QUANTIZED, Plots
 from pdq_export.report.html.source import Source
@@ -11,6 +13,7 @@ _HEAD = (
 )
 _NUMERIC = (2, 3, 4, 5, 6, 9, 10, 11, 13)
 _LINES = 10
+_MOST_DB = 60  # that are drawn: above it is float rounding
 _TOLD = (
     "Signal-to-noise ratios, in dB: the fewer, the worse. Own: of the layer with FP32's input; handed on: of what it "
     "makes of the error of its input; both: in the quantized network; at output: of the network's output where nothing "
@@ -45,17 +48,22 @@ def errors(source: Source, plots: Plots) -> Section | None:
 
 
 def _figure(found: LayerReport, plots: Plots) -> Figure:
+    rows = found.tensors
     series = (
-        ("handed on", FLOAT, [row.handed_on_db for row in found.tensors]),
-        ("own", QUANTIZED, [row.own_db for row in found.tensors]),
-        ("at output", BAD, [row.output_db for row in found.tensors]),
+        ("handed on", FLOAT, _drawn(row.handed_on_db for row in rows)),
+        ("own", QUANTIZED, _drawn(row.own_db for row in rows)),
+        ("at output", BAD, _drawn(row.output_db for row in rows)),
     )
     return Figure(
         svg=plots.marks(series, "dB"),
         label="Signal-to-noise ratios of layers: own, handed on and at the output; the table below has the numbers",
-        caption="The worst layer first, as in the table.",
+        caption=f"The worst layer first, as in the table; up to {_MOST_DB} dB.",
         legend=(("own (squares)", "quantized"), ("handed on (circles)", "float"), ("at output (diamonds)", "bad")),
     )
+
+
+def _drawn(ratios: Iterable[float | None]) -> list[float | None]:
+    return [None if ratio is None or ratio > _MOST_DB else ratio for ratio in ratios]
 
 
 def _row(row: LayerRow) -> list[Cell]:

@@ -13,9 +13,10 @@ def size(source: Source, plots: Plots) -> Section | None:
         return None
     names = ("FP32", "quantized")
     sizes, texts = (report.model.size, report.quantized.size), format_sizes(report.model.size, report.quantized.size)
-    rows = [(name, size / 1e3, text) for name, size, text in zip(names, sizes, texts, strict=True)]
+    unit, bytes_ = ("MB", 1e6) if texts[0].endswith("MB") else ("kB", 1e3)
+    rows = [(name, size / bytes_, text) for name, size, text in zip(names, sizes, texts, strict=True)]
     told = f"size: {texts[0]} in FP32, {texts[1]} quantized"
-    figures = [Figure(svg=plots.bars(rows, "kB"), label=told, caption=f"Size of the file: × {report.size_ratio:.3f}.")]
+    figures = [Figure(svg=plots.bars(rows, unit), label=told, caption=f"Size of the file: × {report.size_ratio:.3f}.")]
     blocks: list[Block] = [Figures(figures=figures)]
     if (latency := report.latency) is None:
         blocks.append(Text(text="Latency was not measured.", tone="muted"))
