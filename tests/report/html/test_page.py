@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from click.testing import CliRunner
 
 from pdq_export import ImageSet, LayerReport, Report, Result, quantize, validate_models
 from pdq_export.cli import app
@@ -197,7 +196,7 @@ def test_the_errors_of_layers_alone(case: Case) -> None:
     assert EVIL not in text
 
 
-def test_the_command_says_what_was_asked() -> None:
+def test_the_command_says_what_was_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the command line reads it; what is no option of ours is not in it."""
     asked = {
         "bits": "2/4",
@@ -212,9 +211,9 @@ def test_the_command_says_what_was_asked() -> None:
     line = commands(make_report(settings={"asked": asked, "bits": "2/4"}))
     program, name, *words = shlex.split(line)
     assert (program, name) == ("pdq-export", "quantize")
-    with CliRunner().isolated_filesystem():
-        Path("m.onnx").write_bytes(b"")
-        found = app.commands["quantize"].make_context("quantize", words).params
+    monkeypatch.chdir(tmp_path)
+    Path("m.onnx").write_bytes(b"")
+    found = app.commands["quantize"].make_context("quantize", words).params
     assert found["bits"] == "2/4"
     assert found["layer_bits"] == ("^a b$=8/8", "^it's$=4/4")
     assert found["reduce_range"] is True
