@@ -75,7 +75,7 @@ def _lines(report: "Report", config: Config) -> Iterable[RenderableType]:
     yield report_table(report, bits="quantized")
     yield from _float_lines(report)
     yield from gate_lines(report)
-    written = (config.file.report, config.gates.junit, config.gates.markdown)
+    written = (*config.file.report, config.gates.junit, config.gates.markdown)
     yield from (f"wrote {shlex.quote(path)}" for path in written if path is not None)
     if report.session_config:
         yield session_note(report.session_config)

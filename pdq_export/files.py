@@ -41,6 +41,8 @@ def check_targets(
     seen: dict[Path, str] = {}
     inputs = list(inputs)
     for option, path in targets:
+        if seen.get(path.resolve()) == option:
+            raise OptionError(f"{path}: {option} is given twice with this name; expected two files")
         if (other := seen.setdefault(path.resolve(), option)) != option:
             raise OptionError(f"{path}: is both {option} and {other}; expected two files")
         check_writable(path, overwrite=overwrite, inputs=inputs)

@@ -43,9 +43,9 @@ def check_labels(output: str, scores: NDArray[np.floating], images: ImageSet | I
             f"{len(scores)} images; expected a score for each class, [N, classes]; leave the labels out, or export the "
             "model with its class scores as the first output"
         )
-    if isinstance(images, ImageSet) and images.classes not in (None, by_class.shape[1]):
+    if isinstance(images, ImageSet) and images.classes is not None and len(images.classes) != by_class.shape[1]:
         raise DataError(
-            f"{images.source}: {images.classes} folders of classes, but output {output!r} has {by_class.shape[1]} "
+            f"{images.source}: {len(images.classes)} folders of classes, but output {output!r} has {by_class.shape[1]} "
             "classes; expected a folder for each, whose rank by name is the class; add empty folders for those without "
             "images, or a labels.csv with the columns file and label"
         )

@@ -42,12 +42,12 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "synthesis": ({"calibrate", "errors", "frontend", "numerics", "spec"}, {"numpy", "torch"}),
     "targets": ({"config", "errors", "spec", "graph.lookup", "plan", "export", "validate"}, {"onnx"}),
     "gates": ({"config", "errors", "validate"}, {"numpy", "scipy"}),
-    "report": ({"advice", "errors", "gates", "validate"}, {"onnxruntime"}),
+    "report": ({"advice", "config", "errors", "gates", "spec", "validate"}, {"jinja2", "matplotlib", "onnxruntime"}),
     "user_code": ({"errors", "process"}, set()),
     "signature": ({"data", "errors", "graph.lookup", "validate"}, {"numpy"}),
     "fidelity": ({"errors", "frontend", "graph", "validate"}, {"numpy", "onnx", "onnxruntime", "torch"}),
 }
-BIG = {"numpy", "scipy", "torch", "onnx", "onnxsim", "onnxruntime", "PIL", "click", "rich"}
+BIG = {"numpy", "scipy", "torch", "onnx", "onnxsim", "onnxruntime", "PIL", "click", "rich", "jinja2", "matplotlib"}
 
 
 def imports(file: Path) -> Iterator[tuple[int, str]]:

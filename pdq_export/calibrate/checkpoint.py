@@ -2,12 +2,13 @@
 
 import logging
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pdq_export.calibrate.block_state import BlockRecord, BlockState
 from pdq_export.errors import CheckpointError, PdqError, StateError
-from pdq_export.runs import RunFolder, read_blocks
+from pdq_export.runs import RunFolder, block_files, damaged, read_block, read_blocks
 from pdq_export.spec import Block
 from pdq_export.spec.plain import from_text, parse_json, to_text
 
@@ -28,6 +29,7 @@ class DiskCheckpoint:
         self._folder, self._largest = folder, largest
         self._failed = False
         self._last = 0  # position of the block that was loaded last
+        self.records: dict[str, BlockRecord] = {}  # of the blocks so far
 
     def load(self, position: int, block: Block) -> BlockState | None:
         """The state of a block. Raises CheckpointError, which names the file, where it is damaged."""
@@ -35,14 +37,11 @@ class DiskCheckpoint:
         if lines is None:
             return None
         try:
-            size = _stated_size(parse_json(lines[1], longest=_LONGEST, what="its state"))
-            if size > self._largest:
-                raise ValueError(f"its arrays take {size:,} bytes; expected at most {self._largest:,}")
-            record = from_text(BlockRecord, lines[0], longest=_LONGEST, what="its record")
-            state = from_text(BlockState, lines[1], longest=_LONGEST, what="its state")
+            record, state = _parse(*lines, self._largest)
         except ValueError as error:
             raise self._folder.damaged(position, error) from error
         self._last = position
+        self.records[block.name] = record
         for warning in record.warnings:
             logger.warning("%s", warning)
         return state
@@ -53,6 +52,7 @@ class DiskCheckpoint:
 
     def save(self, position: int, block: Block, state: BlockState, record: BlockRecord) -> None:
         """Keep a block; where the disk does not take it, say so once and let the run go on."""
+        self.records[block.name] = record
         if self._failed:
             return
         try:
@@ -60,6 +60,17 @@ class DiskCheckpoint:
         except (PdqError, OSError) as error:
             self._failed = True
             logger.warning("finished blocks are not kept from here on: %s", error)
+
+
+def _parse(record: str, state: str, largest: int) -> tuple[BlockRecord, BlockState]:
+    """Raises ValueError for what is none, and for arrays of more than ``largest`` bytes before they are unpacked."""
+    size = _stated_size(parse_json(state, longest=_LONGEST, what="its state"))
+    if size > largest:
+        raise ValueError(f"its arrays take {size:,} bytes; expected at most {largest:,}")
+    return (
+        from_text(BlockRecord, record, longest=_LONGEST, what="its record"),
+        from_text(BlockState, state, longest=_LONGEST, what="its state"),
+    )
 
 
 def _stated_size(plain: Any) -> int:
@@ -70,6 +81,19 @@ def _stated_size(plain: Any) -> int:
         return _LARGEST_ITEM * abs(math.prod(sizes))
     inner = plain.values() if isinstance(plain, dict) else plain if isinstance(plain, list) else ()
     return sum(_stated_size(value) for value in inner)
+
+
+def read_kept(folder: Path, largest: int) -> Iterator[tuple[str, BlockRecord, BlockState]]:
+    """Name, record and state of the blocks that a run's folder holds, in order; arrays of at most ``largest`` bytes.
+
+    Raises CheckpointError, which names the file, where one is damaged.
+    """
+    for _, path in block_files(folder):
+        header, record, state = read_block(path)
+        try:
+            yield header.block, *_parse(record, state, largest)
+        except ValueError as error:
+            raise damaged(path, error) from error
 
 
 def read_records(folder: Path) -> dict[str, BlockRecord]:

@@ -24,7 +24,6 @@ from pdq_export.validate import (
     LatencyPair,
     Measurements,
     Metric,
-    MetricValue,
     Simulate,
     measure_latency,
     validate,
@@ -46,7 +45,7 @@ def evaluate(
     simulated_images: int,
     metrics: Sequence[Metric] = (),
     tell: Tell,
-) -> tuple[Measurements, Parity, tuple[MetricValue, ...]]:
+) -> tuple[Measurements, Parity, Observed]:
     """Measure a file, ``content``, on all samples to judge on, and on some of them against the simulation.
 
     ``device``: of the simulation, which sees at most ``simulated_images``, evenly spread. Where the ``target`` is no
@@ -55,7 +54,7 @@ def evaluate(
     the file does not load or run, or its outputs are not comparable.
     """
     judged, size = work.samples.judged, work.batch or BATCH_SIZE
-    observed = Observed(metrics, judged.labels)
+    observed = Observed(metrics, judged.labels, work.compared[0])
     comparison = Comparison(
         original=reference.content(work.prepared.model),
         quantized=content if target.in_onnxruntime else None,
@@ -67,7 +66,7 @@ def evaluate(
         simulate=_simulator(work, calibrated, device),
         simulate_every=math.ceil(len(judged) / size / max(simulated_images // size, 1)),
         optimize=reference.optimize,
-        observe=observed if metrics else None,
+        observe=observed,
     )
     if not target.in_onnxruntime:
         _check_first(target, content, comparison)
@@ -80,7 +79,7 @@ def evaluate(
         reducible=bool(saturating_layers(work.plan)),
         progress=functools.partial(tell.images, "rerun"),
     )
-    return measured, parity, observed.result()
+    return measured, parity, observed
 
 
 def time_beside(work: Work, content: bytes, reference: Reference, *, target: Target) -> LatencyPair | None:

@@ -18,6 +18,7 @@ from onnx import GraphProto
 
 import pdq_export
 from pdq_export.calibrate import Source
+from pdq_export.calibrate.block_state import BlockRecord, BlockState
 from pdq_export.calibrate.checkpoint import DiskCheckpoint
 from pdq_export.commands.machine import describe_machine
 from pdq_export.config.method import CalibrationOptions
@@ -25,7 +26,7 @@ from pdq_export.errors import CheckpointError, OptionError, StateError
 from pdq_export.exhaustion import is_exhaustion
 from pdq_export.graph.prepare import PreparedModel
 from pdq_export.runs import InUseError, Run, RunFolder, RunKey, clear_runs, default_root, find_runs, open_run
-from pdq_export.spec import Plan
+from pdq_export.spec import Block, Plan
 from pdq_export.spec.plain import to_text
 
 logger = logging.getLogger(__name__)
@@ -70,19 +71,34 @@ def describe_run(
     return Run(model=name, bits=str(plan.bits), created=now, blocks=blocks, digest=key.digest, key=key)
 
 
+class Unkept:
+    """A checkpoint that keeps no states; ``records``: how the blocks were calibrated."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, BlockRecord] = {}
+
+    def load(self, position: int, block: Block) -> BlockState | None:
+        """None: each block is yet to be calibrated."""
+        return None
+
+    def save(self, position: int, block: Block, state: BlockState, record: BlockRecord) -> None:
+        """Remember how a block was calibrated."""
+        self.records[block.name] = record
+
+
 @contextlib.contextmanager
 def kept_blocks(
     run: Run, prepared: PreparedModel, *, work_dir: str | None, resume: bool
-) -> Iterator[DiskCheckpoint | None]:
+) -> Iterator[DiskCheckpoint | Unkept]:
     """A context with a checkpoint for ``run`` in ``work_dir``, or in the user's cache folder; says what it finds.
 
-    None where the cache folder cannot be written, or another run is at work in this one's place: a warning says so,
-    and the run goes on without. Whatever ends it in between is told how to go on. Raises OptionError where a
+    It keeps nothing where the cache folder cannot be written, or another run is at work in this one's place: a warning
+    says so, and the run goes on without. Whatever ends it in between is told how to go on. Raises OptionError where a
     ``work_dir`` cannot be written, and CheckpointError where what is to be resumed is damaged or in use.
     """
     folder = _open(work_dir, run, resume=resume)
     if folder is None:
-        yield None
+        yield Unkept()
         return
     if work_dir is None:
         _clear_old(folder.path.parent)

@@ -7,7 +7,7 @@ from typing import Any, Self
 import torch
 
 import pdq_export
-from pdq_export.calibrate import Calibrated
+from pdq_export.calibrate import BlockRecord, Calibrated
 from pdq_export.calibrate.ramps import with_fitted_ramps
 from pdq_export.commands.request import Request
 from pdq_export.config import record
@@ -16,7 +16,7 @@ from pdq_export.config.method import CalibrationOptions
 from pdq_export.data import sha256_by_input
 from pdq_export.plan import PlanOptions
 from pdq_export.plan.summary import summarize_layers
-from pdq_export.report import ModelInfo, Report, versions
+from pdq_export.report import BlockCourse, ModelInfo, Report, versions
 from pdq_export.targets import find_target
 from pdq_export.validate import Measurements
 from pdq_export.work import Work
@@ -48,14 +48,32 @@ class Making:
         return file_metadata(self.config, self.settled, self.made_by)
 
     def report(
-        self, measured: Measurements, work: Work, calibrated: Calibrated, *, settings: Mapping[str, Any], **run: Any
+        self,
+        measured: Measurements,
+        work: Work,
+        calibrated: Calibrated,
+        *,
+        weight_bytes: Mapping[str, int],
+        records: Mapping[str, BlockRecord],
+        settings: Mapping[str, Any],
+        **run: Any,
     ) -> Report:
-        """The report on what was measured of the file; ``settings``: what else was settled; ``run``: further fields."""
+        """The report on what was measured of the file; ``settings``: what else was settled; ``run``: further fields.
+
+        ``weight_bytes``: of the file, by weight. ``records``: how blocks were calibrated.
+        """
+        weights = {layer.node: layer.weight for layer in (*work.plan.layers, *work.plan.excluded)}
         target, plan = find_target(self.config.file.target), with_fitted_ramps(work.plan, calibrated.tensors)
         return Report.of(
             measured,
             model=self.model,
-            layers=tuple(dataclasses.asdict(layer) for layer in summarize_layers(work.index, work.plan)),
+            layers=tuple(
+                {**dataclasses.asdict(layer), "weight_bytes": weight_bytes.get(weights.get(layer.node, ""))}
+                for layer in summarize_layers(work.index, work.plan)
+            ),
+            blocks=tuple(
+                BlockCourse.of(name, record.losses.tolist(), record.seconds) for name, record in records.items()
+            ),
             floating=tuple(dataclasses.asdict(node) for node in target.find_floating(work.index, plan)),
             predictions=calibrated.predictions,
             settings={

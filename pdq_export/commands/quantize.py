@@ -12,9 +12,10 @@ import onnx
 import torch
 from torch import fx
 
-from pdq_export.calibrate import Calibrated, Source, calibrate
+from pdq_export.calibrate import BlockRecord, Calibrated, Source, calibrate
 from pdq_export.calibrate.memory import trim_heap
 from pdq_export.calibrate.precision import settled_torch
+from pdq_export.commands.details import weight_histograms, with_layer_errors
 from pdq_export.commands.dry_run import dry_run, tell_loading
 from pdq_export.commands.evaluate import evaluate, time_beside
 from pdq_export.commands.judging import Metrics, Observed, batch_slices, side_contents
@@ -23,13 +24,16 @@ from pdq_export.commands.making import Making
 from pdq_export.commands.progress import Progress, ProgressCallback, Tell
 from pdq_export.commands.request import Request
 from pdq_export.commands.synthetic import make_samples
+from pdq_export.commands.warned import Warned
+from pdq_export.commands.written import asks_page
 from pdq_export.config.config import Config, FileSection
 from pdq_export.config.method import CalibrationOptions
 from pdq_export.config.option import QUANTIZE
 from pdq_export.config.signature import takes_options
-from pdq_export.data import DataSource, InputSpec, Samples, read_samples
+from pdq_export.data import Data, DataSource, InputSpec, Samples, classes_of, read_samples
 from pdq_export.data.synthetic import asks_synthetic
 from pdq_export.exhaustion import tells_of_memory
+from pdq_export.export.cost import constant_bytes
 from pdq_export.export.layouts import MIN_OPSET
 from pdq_export.fidelity import Fidelity
 from pdq_export.files import Draft
@@ -127,10 +131,11 @@ def quantize(
         metrics=metrics,
     )
     with contextlib.ExitStack() as until_end:
-        return _run(request, Tell(progress), until_end)
+        warned = until_end.enter_context(Warned())
+        return _run(request, Tell(progress), until_end, warned)
 
 
-def _run(request: Request, tell: Tell, until_end: contextlib.ExitStack) -> Result:
+def _run(request: Request, tell: Tell, until_end: contextlib.ExitStack, warned: Warned) -> Result:
     """The stages in order; ``until_end`` holds what is kept for a run that is interrupted in any of them.
 
     What is deleted is not held while calibration needs the memory.
@@ -158,7 +163,7 @@ def _run(request: Request, tell: Tell, until_end: contextlib.ExitStack) -> Resul
     work, equalized = _equalize(work, chosen, fidelity, seen)
     reference = fidelity.reference()
     del fidelity
-    calibrated = _calibrate(work, seen, chosen, request, tell, until_end)
+    calibrated, records = _calibrate(work, seen, chosen, request, tell, until_end)
     del seen
     tell.stage("export")
     making = Making.of(request, work, chosen)
@@ -167,7 +172,7 @@ def _run(request: Request, tell: Tell, until_end: contextlib.ExitStack) -> Resul
     with Draft() as draft:
         own, files = _keep(draft, quantized, asked)
         content, target = quantized.SerializeToString(deterministic=True), find_target(asked.target)
-        measured, parity, metric_values = evaluate(
+        measured, parity, observed = evaluate(
             work,
             calibrated,
             content,
@@ -185,14 +190,25 @@ def _run(request: Request, tell: Tell, until_end: contextlib.ExitStack) -> Resul
             measured,
             work,
             calibrated,
+            weight_bytes=constant_bytes(quantized.graph, work.plan.layers).weights,
+            records=records,
             quantized=own,
             saturated_layers=parity.saturated,
             latency=time_beside(work, content, reference, target=target),
             settings=changed,
-            metrics=metric_values,
+            metrics=observed.result(),
+            changed=observed.changed(classes_of(samples.judged)),
         ).judged(request.limits)
-        files += _keep_beside(draft, report, request.config)
-        tell_verdict(report, parity, samples.judged.source)
+        if asks_page(request.config):
+            weights = weight_histograms(work.prepared.index, work.plan, calibrated.tensors)
+            original = onnx.load_from_string(reference.content(work.prepared.model))
+            report = dataclasses.replace(report, weights=weights)
+            report = with_layer_errors(report, original, quantized, samples.judged, tell)
+        try:
+            tell_verdict(report, parity, samples.judged.source)
+        finally:  # what is refused is told with all figures
+            report = dataclasses.replace(report, warnings=warned.texts)
+            files += _keep_beside(draft, report, request.config, samples.judged)
         draft.place(overwrite=asked.overwrite)
     return Result(model=quantized, plan=work.plan, tensors=calibrated.tensors, report=report, files=tuple(files))
 
@@ -270,8 +286,8 @@ def _calibrate(
     request: Request,
     tell: Tell,
     until_end: contextlib.ExitStack,
-) -> Calibrated:
-    """Calibrate, with finished blocks kept or taken up."""
+) -> tuple[Calibrated, Mapping[str, BlockRecord]]:
+    """Calibrate, with finished blocks kept or taken up; by block, how it was done."""
     asked, how = request.config.file, request.config.run
     run = describe_run(
         name=work.original.name,
@@ -289,7 +305,8 @@ def _calibrate(
         device=request.device,
     )
     kept = kept_blocks(run, work.prepared, work_dir=how.work_dir, resume=how.resume)
-    return calibrate(
+    checkpoint = until_end.enter_context(kept)
+    calibrated = calibrate(
         work.network,
         work.plan,
         work.prepared.statistics,
@@ -298,8 +315,9 @@ def _calibrate(
         device=request.device,
         max_memory=request.max_memory,
         progress=tell.block,
-        checkpoint=until_end.enter_context(kept),
+        checkpoint=checkpoint,
     )
+    return calibrated, checkpoint.records
 
 
 def _export(work: Work, calibrated: Calibrated, config: Config, metadata: Mapping[str, str]) -> onnx.ModelProto:
@@ -324,9 +342,9 @@ def _keep(draft: Draft, quantized: onnx.ModelProto, asked: FileSection) -> tuple
     return ModelInfo.of(Path(asked.output).name, *written.values()), list(written)
 
 
-def _keep_beside(draft: Draft, report: Report, config: Config) -> list[Path]:
+def _keep_beside(draft: Draft, report: Report, config: Config, data: Data) -> list[Path]:
     """Have the report, in every form that is asked for, safe on the disk, and where it will be."""
-    contents = side_contents(config, report)
+    contents = side_contents(config, report, data)
     if contents:
         draft.add(contents)
     return list(contents)

@@ -10,15 +10,17 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from pdq_export.commands.details import with_layer_errors
 from pdq_export.commands.judging import Metrics, Observed, find_metrics, side_contents
 from pdq_export.commands.pairs import File, Model, choose_batch, first_batch, read_samples
 from pdq_export.commands.progress import ProgressCallback, Tell
 from pdq_export.commands.settle import asked_preprocess, settle
-from pdq_export.commands.written import check_written
+from pdq_export.commands.warned import Warned
+from pdq_export.commands.written import asks_page, check_written
 from pdq_export.config.config import Config
 from pdq_export.config.option import VALIDATE
 from pdq_export.config.signature import takes_options
-from pdq_export.data import Data, DataSource, check_exists
+from pdq_export.data import Data, DataSource, check_exists, classes_of
 from pdq_export.errors import ModelError, ValidationError
 from pdq_export.exhaustion import tells_of_memory
 from pdq_export.files import write_together
@@ -33,6 +35,7 @@ from pdq_export.validate import (
     Batch,
     Course,
     LatencyPair,
+    Measurements,
     Metric,
     Pair,
     measure_latency,
@@ -71,8 +74,24 @@ def validate_models(
     written together at the very end. Raises PdqError for anything that can be wrong with files, data, options or
     metrics, before anything is written.
     """
-    tell = Tell(progress)
     settled = settle(config, fields, command=VALIDATE)
+    with Warned() as warned:
+        return _validate(model, quantized, data, labels, metrics, batch_size, settled, config, Tell(progress), warned)
+
+
+def _validate(
+    model: Model,
+    quantized: Model,
+    data: DataSource,
+    labels: Any,
+    metrics: Metrics,
+    batch_size: int | None,
+    settled: Config,
+    config: Config | str | Path | None,
+    tell: Tell,
+    warned: Warned,
+) -> Report:
+    """What `validate_models` does with its settled options."""
     named = find_metrics(settled.gates, metrics)
     limits = parse_limits(settled.gates, metrics=len(named))
     preprocess = asked_preprocess(settled)
@@ -87,7 +106,7 @@ def validate_models(
     samples = read_samples(data, labels, pair, size, tell, preprocess=preprocess)
     limits.check_labels(samples.source, labelled=samples.labels is not None)
     run = _Run(pair=pair, samples=samples, size=size, limits=limits, metrics=named)
-    measured, metric_values = run.measure(files[0].structure, tell)
+    measured, observed = run.measure(files[0].structure, tell)
     tell.stage("time")
     latency = None if any(file.is_qonnx for file in files) else run.time(*(file.content for file in files))
     report = Report.of(
@@ -95,7 +114,8 @@ def validate_models(
         model=files[0].info(),
         quantized=files[1].info(),
         latency=latency,
-        metrics=metric_values,
+        metrics=observed.result(),
+        changed=observed.changed(classes_of(samples)),
         settings={
             "command": "validate",
             "evaluation": str(samples),
@@ -106,7 +126,10 @@ def validate_models(
         },
     )
     report = report.judged(limits)
-    if contents := side_contents(settled, report):
+    if asks_page(settled):
+        report = with_layer_errors(report, model, quantized, samples, tell)
+    report = dataclasses.replace(report, warnings=warned.texts)
+    if contents := side_contents(settled, report, samples):
         write_together(contents, overwrite=settled.file.overwrite)
     return report
 
@@ -125,17 +148,17 @@ class _Run:
         """The first batch."""
         return first_batch(self.samples, self.size)
 
-    def measure(self, structure: onnx.ModelProto, tell: Tell) -> tuple[Any, Any]:
-        """What the files compute, and what the metrics say of it; ``structure``: of the first."""
+    def measure(self, structure: onnx.ModelProto, tell: Tell) -> tuple[Measurements, Observed]:
+        """What the files compute, and what was seen of it beside; ``structure``: of the first."""
         pair, samples = self.pair, self.samples
         outputs = pair.original.run_by_name(self.first())
         check_outputs(self.limits, outputs)
-        observed = Observed(self.metrics, samples.labels)
+        observed = Observed(self.metrics, samples.labels, pair.original.gives[0].name)
         course = Course(
             batches=lambda: samples.batches(self.size),
             labels=self._labels(outputs),
             places=_places(structure, outputs, min(self.size, len(samples))),
-            observe=observed if self.metrics else None,
+            observe=observed,
             strict=False,
         )
         told = lambda done: tell.images("validate", done, len(samples))  # noqa: E731
@@ -153,7 +176,7 @@ class _Run:
             dataclasses.replace(
                 measured, outputs=tuple(named), uncompared=uncompared, session_config=pair.quantized.config
             ),
-            observed.result(),
+            observed,
         )
 
     def _labels(self, outputs: Mapping[str, NDArray[Any]]) -> NDArray[np.integer] | None:

@@ -11,11 +11,24 @@ from pdq_export.errors import OptionError
 from pdq_export.graph.save import check_output
 from pdq_export.user_code import UserFunction
 
+_PAGES = (".html", ".htm")
 
-def side_files(config: Config) -> dict[str, Path]:
-    """What is to be written beside a model, by option."""
-    asked = {"--report": config.file.report, "--junit": config.gates.junit, "--markdown": config.gates.markdown}
-    return {option: Path(path) for option, path in asked.items() if path is not None}
+
+def side_files(config: Config) -> list[tuple[str, Path]]:
+    """What is to be written beside a model, each with its option."""
+    asked = [("--junit", config.gates.junit), ("--markdown", config.gates.markdown)]
+    reports = [("--report", path) for path in config.file.report]
+    return [(option, Path(path)) for option, path in (*reports, *asked) if path is not None]
+
+
+def is_page(path: Path) -> bool:
+    """Whether a report of this name is a page for a browser."""
+    return path.suffix.lower() in _PAGES
+
+
+def asks_page(config: Config) -> bool:
+    """Whether a page for a browser is to be written."""
+    return any(is_page(Path(path)) for path in config.file.report)
 
 
 def check_written(

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from pdq_export.config.adapt import path, texts
+from pdq_export.config.adapt import path, paths, texts
 from pdq_export.config.gates import JUDGED, GatesSection
 from pdq_export.config.method import FAMILIES, METHODS, PRESETS, CalibrationOptions
 from pdq_export.config.option import INSPECT, QUANTIZE, VALIDATE, Option, did_you_mean, find_options, option, shown
@@ -187,16 +187,16 @@ class FileSection:
         recorded=False,
         adapt=path,
     )
-    report: str | None = option(
-        None,
-        "Write the report as JSON",
-        more="its schema is documented in `pdq_export/report/report.py`",
-        metavar="OUT.json",
-        expects="the name of a file to write",
+    report: tuple[str, ...] = option(
+        (),
+        "Write the report, as a page for a browser where the name ends in .html, else as JSON",
+        more="the schema of the JSON is documented in `pdq_export/report/report.py`; for the page the file is compared "
+        "layer by layer, too, on 64 images",
+        metavar="OUT.json|OUT.html",
+        expects="the name of a file to write, or a list of them",
         writes=True,
-        unset="none",
         recorded=False,
-        adapt=path,
+        adapt=paths,
         commands=JUDGED,
     )
     overwrite: bool = option(

@@ -103,7 +103,8 @@ class Option:
         if value is None:
             return self.optional
         if self.kind is tuple:
-            return isinstance(value, tuple) and all(isinstance(item, str) for item in value)
+            items = isinstance(value, tuple) and all(isinstance(item, str) for item in value)
+            return items and (not self.declared.writes or all(map(_is_file_name, value)))
         if not (type(value) is self.kind or (self.kind is float and type(value) is int)):
             return False
         if self.declared.choices:
@@ -111,7 +112,7 @@ class Option:
         if self.declared.pattern:
             return re.fullmatch(self.declared.pattern, str(value), re.ASCII) is not None
         if self.declared.writes:
-            return value not in ("", "-") and not str(value).endswith(("/", os.sep))
+            return _is_file_name(str(value))
         if self.declared.is_path:
             return value != ""
         return not isinstance(value, int | float) or is_within(value, self.declared)
@@ -124,6 +125,10 @@ _KINDS: Mapping[type, str] = {
     str: "text",
     tuple: "a list of texts",
 }
+
+
+def _is_file_name(text: str) -> bool:
+    return text not in ("", "-") and not text.endswith(("/", os.sep))
 
 
 def shown(value: object) -> str:

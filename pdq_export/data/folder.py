@@ -123,8 +123,10 @@ def load_folder(
     )
 
 
-def _labels(folder: Path, listing: Listing, given: NDArray[Any] | None) -> tuple[Mapping[str, int] | None, int | None]:
-    """The label of each file by name, from labels.csv, subfolders or the caller; of how many subfolders."""
+def _labels(
+    folder: Path, listing: Listing, given: NDArray[Any] | None
+) -> tuple[Mapping[str, int] | None, tuple[str, ...] | None]:
+    """The label of each file by name, from labels.csv, subfolders or the caller; the subfolders."""
     csv_file = folder / labels_csv.FILE_NAME
     check_unlabelled(str(folder), given, has_labels=csv_file.exists() or listing.classes is not None)
     if csv_file.exists():
@@ -135,7 +137,7 @@ def _labels(folder: Path, listing: Listing, given: NDArray[Any] | None) -> tuple
     if listing.classes is None:
         return None, None
     check_ranks(folder, listing.classes)
-    return listing.labels, len(listing.classes)
+    return listing.labels, tuple(listing.classes)
 
 
 def _preprocess(folder: Path, given: Preprocess) -> Preprocess:

@@ -92,6 +92,11 @@ def pair_samples(
     return Samples(calibration=calibration, judged=judged, shared=shared, left_out=tuple(outliers), synthesis=synthesis)
 
 
+def classes_of(data: Data) -> tuple[str, ...] | None:
+    """The names of the classes, in order, where folders tell them."""
+    return data.classes if isinstance(data, ImageSet) else None
+
+
 def _tell_shared(calibration: Data, judged: Data) -> int:
     """How many evaluation images calibration sees, with a warning where it sees any."""
     shared = count_shared(calibration, judged)

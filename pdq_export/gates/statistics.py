@@ -13,6 +13,12 @@ def mcnemar(changes: Top1Changes) -> float:
     return float(stats.binomtest(changes.lost, changed, 0.5).pvalue) if changed else 1.0
 
 
+def share_bounds(share: float, images: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Exact bounds of a share of ``images``, as Clopper and Pearson's are."""
+    found = stats.binomtest(round(share * images), images).proportion_ci(confidence, method="exact")
+    return float(found.low), float(found.high)
+
+
 def drop_beyond(changes: Top1Changes, limit: float) -> float:
     """The one-sided p-value of a drop like this or a larger one where the true one is ``limit``, a share of images.
 

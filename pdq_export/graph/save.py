@@ -1,8 +1,7 @@
 """Write an ONNX file, in one piece or with its weights in a second one."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from types import MappingProxyType
 
 import onnx
 from onnx import TensorProto
@@ -25,17 +24,18 @@ def check_output(
     model: str | Path | None = None,
     inputs: tuple[str | Path, ...] = (),
     external: bool = False,
-    beside: Mapping[str, Path] = MappingProxyType({}),
+    beside: Iterable[tuple[str, Path]] = (),
 ) -> None:
     """Make sure that ``path``, with ``external`` also ``path.data``, and what is written ``beside`` it can be written.
 
-    ``beside``: by the option that asks for it, each to be a file of its own. Raises OptionError if that is not so, or
-    if one of them is among ``inputs``, is ``model``, or holds external data of ``model``.
+    ``beside``: each with the option that asks for it, and to be a file of its own. Raises OptionError if that is not
+    so, or if one of them is among ``inputs``, is ``model``, or holds external data of ``model``.
     """
+    beside = list(beside)
     # Weights go to a second file too where one is not enough, which only shows at the end.
     written = [] if path is None else [Path(path), *([data_path(path)] if Path(path).name else [])]
     read = [*inputs, *([] if model is None else [model])]
-    targets = [*(("--output", file) for file in written[: 2 if external else 1]), *beside.items()]
+    targets = [*(("--output", file) for file in written[: 2 if external else 1]), *beside]
     if (
         model is not None and overwrite and any(file.exists() for _, file in targets)
     ):  # what exists is refused otherwise
@@ -45,7 +45,7 @@ def check_output(
             f"{path}: its name is not UTF-8, so that a model cannot name the file of its weights; expected a UTF-8 "
             "name with --external-data; choose another name"
         )
-    for option, file in beside.items():
+    for option, file in beside:
         if file.resolve() in [other.resolve() for other in written]:
             raise OptionError(f"{file}: is both {option} and --output; expected two files")
     check_targets(targets, overwrite=overwrite, inputs=read)

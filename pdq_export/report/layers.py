@@ -1,21 +1,25 @@
 """Where the error of a quantized file arises, tensor by tensor, worst first, with what would help, and its JSON schema.
 
-``{"schema_version": 1, "images", "evaluation", "model", "quantized", "tensors": [...], "left_out": [...]}``,
-each tensor as `LayerRow` has it: ``tensor`` and ``node`` of the FP32 file, ``op_type``, ``layers``; in dB,
-null without an error, ``output_db`` (of
-the FP32 network's first output, where this tensor alone has its own error), ``own_db`` (the layer has the FP32
-network's input), ``handed_on_db`` (of what the layer makes of the error of its input), ``sqnr_db`` (both, in the
-quantized network), ``quantizer_db`` (of the tensor's quantizer alone); ``cosine``; ``range`` of the FP32 tensor and
+``{"schema_version": 1, "images", "evaluation", "model", "quantized", "tensors": [...], "left_out": [...],
+"weights": [...]}``, each tensor as `LayerRow` has it: ``tensor`` and ``node`` of the FP32 file, ``op_type``,
+``layers``; in dB, null without an error, ``output_db`` (of the FP32 network's first output, where this tensor alone has
+its own error), ``own_db`` (the layer has the FP32 network's input), ``handed_on_db`` (of what the layer makes of the
+error of its input), ``sqnr_db`` (both, in the quantized network), ``quantizer_db`` (of the tensor's quantizer alone);
+``cosine``; ``range`` of the FP32 tensor and
 ``quantizer_range``; ``clipped``, the share beyond the latter; ``levels_used`` of ``levels``; ``weight_bits``,
-``weight_levels_used``; and ``remedy``: ``line``, options of quantize, and ``bytes``, by how much the file grows, about.
+``weight_levels_used``; ``remedy``: ``line``, options of quantize, and ``bytes``, by how much the file grows, about; and
+``histogram`` of the FP32 tensor, null without a quantizer: ``start``, ``width`` and ``counts`` of its bins, 64 of them
+over the quantizer's range. Each of the ``weights`` as `WeightHistogram` has it, on the axis of its integers.
 """
 
 import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pdq_export.report.remedies import Remedy, find_remedies
+from pdq_export.validate.histograms import Histogram, WeightHistogram
 from pdq_export.validate.layers import LayerErrors, TensorError
 from pdq_export.validate.weights import WeightLevels
 
@@ -44,11 +48,14 @@ class LayerRow:
     weight_bits: int | None
     weight_levels_used: int | None
     remedy: Remedy | None
+    histogram: Histogram | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerReport:
-    """What `compare_models` has found: ``tensors``, worst first; ``left_out``: those whose shapes differ."""
+    """What `compare_models` has found: ``tensors``, worst first; ``left_out``: those whose shapes differ; ``weights``:
+    of layers, in the order of the file.
+    """
 
     images: int
     evaluation: str
@@ -56,6 +63,7 @@ class LayerReport:
     quantized: str
     tensors: tuple[LayerRow, ...]
     left_out: tuple[str, ...] = ()
+    weights: tuple[WeightHistogram, ...] = ()  # in the order of the quantized file
 
     @classmethod
     def of(
@@ -78,6 +86,7 @@ class LayerReport:
             quantized=quantized,
             tensors=tuple(_row(one, by_layer, remedies.get(one.match.name)) for one in worst_first),
             left_out=errors.unmatched,
+            weights=tuple(one.histogram for one in weights),
         )
 
     @property
@@ -87,9 +96,11 @@ class LayerReport:
 
     def to_json(self) -> str:
         """The report as JSON with a newline at the end."""
-        return (
-            json.dumps({"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)}, indent=2, allow_nan=False) + "\n"
-        )
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report in plain types, as the schema has it."""
+        return {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)}
 
 
 def badness(one: TensorError) -> tuple[bool, float, float]:
@@ -120,4 +131,5 @@ def _row(one: TensorError, weights: Mapping[str, WeightLevels], remedy: Remedy |
         weight_bits=min((weight.bits for weight in own), default=None),
         weight_levels_used=min((weight.levels for weight in own), default=None),
         remedy=remedy,
+        histogram=one.histogram,
     )

@@ -50,8 +50,10 @@ Schema, version 1 (null stands for "not measured", for sqnr_db for "no differenc
     min_onnxruntime version                 the lowest onnxruntime that computes what the quantized file says, as
                                             measured; null where the file is for other runtimes
     layers          [{...}]                 one per weighted layer: {node, op_type, weight_shape,
-                                            weight_bits, input_bits, activation_bits, excluded, scope}; null
-                                            bits stand for float; scope: path of the module, where it is known
+                                            weight_bits, input_bits, activation_bits, excluded, scope,
+                                            weight_bytes}; null bits stand for float; weight_bytes: of the written
+                                            file, what is there for the layer's weight alone; scope: path of the
+                                            module, where it is known
     floating        [{node, op_type, reason}]  what computes in float, as `pdq_export.commands.inspect` tells it
     parts           [{output, name, quantized_float}]  of outputs that are several things in one tensor, such as boxes
                                             and scores; name: the part as a slice of the output
@@ -61,6 +63,17 @@ Schema, version 1 (null stands for "not measured", for sqnr_db for "no differenc
     not_finite      [output]                those of them with NaN, or infinity where FP32's have none
     metrics         [{name, float_value, quantized_value}]  numbers of --metric
     gates           [{option, value, limit, unit, error, p_value, passed, told}]  see `pdq_export.gates.Gate`
+    warnings        [text]                  what the run has warned of
+    changed         {images, changed, samples: [{number, float_class, quantized_class, label, margin}], names: {class:
+                    name}}  of class scores in the first output, see `ChangedPredictions`; null where there are none
+    blocks          [{block, steps, losses, seconds: {phase: seconds}}]  how each was calibrated, see `BlockCourse`
+    weights         [{layer, bits, qmin, qmax, elements, integers, floats}]  see `WeightHistogram`; each histogram
+                    {start, width, counts}; empty where no page was asked for
+    layer_errors    {...}                   what `pdq-export compare` writes, of the first images; null where no page
+                                            was asked for, or the files could not be compared so
+
+A key that this version does not know is no error to its reader, and one that is missing is as if nothing were known of
+it: the version is for changes of what there is.
 """
 
 import dataclasses
@@ -73,8 +86,12 @@ from typing import Any, Self
 
 import pdq_export
 from pdq_export.gates import Gate, Limits, judge
+from pdq_export.report.course import BlockCourse
 from pdq_export.report.latency import latency_note
+from pdq_export.report.layers import LayerReport
 from pdq_export.validate import Accuracy, KernelCount, LatencyPair, Measurements, MetricValue, Top1Changes
+from pdq_export.validate.changes import ChangedPredictions
+from pdq_export.validate.histograms import WeightHistogram
 
 SCHEMA_VERSION = 1
 _PIECE = 2**24  # bytes
@@ -129,6 +146,11 @@ class Report(Measurements):
     predictions: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     metrics: tuple[MetricValue, ...] = ()
     gates: tuple[Gate, ...] = ()
+    warnings: tuple[str, ...] = ()
+    changed: ChangedPredictions | None = None
+    blocks: tuple[BlockCourse, ...] = ()
+    weights: tuple[WeightHistogram, ...] = ()
+    layer_errors: LayerReport | None = None
 
     @classmethod
     def of(cls, measured: Measurements, **run: Any) -> Self:
@@ -197,6 +219,11 @@ class Report(Measurements):
             "not_finite": list(self.not_finite),
             "metrics": [dataclasses.asdict(value) for value in self.metrics],
             "gates": [dataclasses.asdict(gate) for gate in self.gates],
+            "warnings": list(self.warnings),
+            "changed": None if self.changed is None else dataclasses.asdict(self.changed),
+            "blocks": [dataclasses.asdict(block) for block in self.blocks],
+            "weights": [dataclasses.asdict(weight) for weight in self.weights],
+            "layer_errors": None if self.layer_errors is None else self.layer_errors.to_dict(),
         }
 
     def to_json(self) -> str:

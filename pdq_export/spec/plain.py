@@ -8,7 +8,7 @@ once a dataclass checks in ``__post_init__``, with a ValueError.
 import functools
 import json
 import typing
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -37,21 +37,30 @@ def to_text(value: Any, *, defaults: bool = True) -> str:
     return json.dumps(to_plain(value, defaults=defaults), separators=(",", ":"), allow_nan=False)
 
 
-def from_text(kind: type[T], text: str, *, longest: int, what: str | None = None) -> T:
+def from_text(
+    kind: type[T],
+    text: str,
+    *,
+    longest: int,
+    what: str | None = None,
+    extra: Literal["forbid", "ignore"] = "forbid",
+    digits: int = _MOST_DIGITS,
+) -> T:
     """Read a ``kind`` from JSON of at most ``longest`` characters, called ``what`` in messages.
 
-    Raises ValueError, which says where in it what was found and what was expected. Nothing in ``text`` is trusted.
+    ``extra``: what is done about unknown fields. ``digits``: that an integer may have. Raises
+    ValueError, which says where in it what was found and what was expected. Nothing in ``text`` is trusted.
     """
     what, schema = what or f"the {kind.__name__}", typing.cast(Any, kind)
-    parse_json(text, longest=longest, what=what)  # refuses what pydantic's parser would let pass
+    parse_json(text, longest=longest, what=what, digits=digits)  # refuses what pydantic's parser would let pass
     try:
-        found: T = _adapter(schema).validate_json(text, strict=True, extra="forbid")
+        found: T = _adapter(schema).validate_json(text, strict=True, extra=extra)
     except ValidationError as error:
         raise ValueError(_told(error, what)) from error
     return found
 
 
-def parse_json(text: str, *, longest: int, what: str) -> Any:
+def parse_json(text: str, *, longest: int, what: str, digits: int = _MOST_DIGITS) -> Any:
     """The JSON in ``text`` without duplicate names, endless numbers, NaN or infinity. Raises ValueError."""
     if len(text) > longest:
         raise ValueError(f"{what} has {len(text):,} characters; expected at most {longest:,}")
@@ -59,8 +68,13 @@ def parse_json(text: str, *, longest: int, what: str) -> Any:
     def refuse(constant: str) -> NoReturn:
         raise ValueError(f"{constant} in {what}; expected finite numbers")
 
+    def parse_int(text: str) -> int:
+        if len(text) > digits:
+            raise ValueError(f"an integer of {len(text)} digits; expected at most {digits}")
+        return int(text)
+
     try:
-        return json.loads(text, parse_int=_parse_int, parse_constant=refuse, object_pairs_hook=unique)
+        return json.loads(text, parse_int=parse_int, parse_constant=refuse, object_pairs_hook=unique)
     except RecursionError as error:
         raise ValueError(f"{what} is nested too deeply") from error
 
@@ -81,12 +95,6 @@ def shown(value: Any) -> str:
 @functools.cache
 def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
-
-
-def _parse_int(text: str) -> int:
-    if len(text) > _MOST_DIGITS:
-        raise ValueError(f"an integer of {len(text)} digits; expected at most {_MOST_DIGITS}")
-    return int(text)
 
 
 def _told(error: ValidationError, what: str) -> str:

@@ -14,6 +14,7 @@ import onnx
 from numpy.typing import NDArray
 
 from pdq_export.errors import ModelError
+from pdq_export.validate.histograms import BINS, Bins, Histogram
 from pdq_export.validate.matching import Match, Matching, Quantizer
 from pdq_export.validate.runtime import WITHOUT_FUSION, Batch, Session, batch_size, with_outputs
 
@@ -31,7 +32,7 @@ class TensorError:
     of the FP32 network's first output where this tensor alone has its own error, on the first batch, if it
     ``reaches_output``. ``cosine``: of both in the quantized network. ``least``, ``largest``: of the FP32 tensor.
     ``clipped``: the share of its numbers that the quantizer cuts off. ``levels_used``: of the quantizer's, in the
-    quantized network.
+    quantized network. ``histogram``: of the FP32 tensor, None without a quantizer.
     """
 
     match: Match
@@ -46,6 +47,7 @@ class TensorError:
     levels_used: int | None = None
     output_db: float | None = None
     reaches_output: bool = False
+    histogram: Histogram | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -168,6 +170,8 @@ class _Meter:
         self._count = self._clipped = 0
         quantizer = match.quantizer
         self._used = None if quantizer is None else np.zeros(quantizer.levels, bool)
+        self._bins = None if quantizer is None else Bins.around(*quantizer.range, quantizer.levels)
+        self._histogram = np.zeros(BINS, np.int64)
         self.fits = True
 
     def update(self, reference: Array, whole: Array, single: Array) -> None:
@@ -185,12 +189,14 @@ class _Meter:
 
     def _add_integers(self, quantizer: Quantizer, reference: Array, whole: Array) -> None:
         assert self._used is not None
+        assert self._bins is not None
         near = reference.astype(np.float32, copy=False)
         error = (quantizer.dequantize(quantizer.integers(near)) - near).astype(np.float64).reshape(-1)
         self._sums[6] += error @ error
         low, high = quantizer.range
         half = quantizer.scale / 2
         self._clipped += int(((near < low - half) | (near > high + half)).sum())
+        self._histogram += self._bins.count(near)
         self._used[(quantizer.integers(whole) - quantizer.qmin).astype(np.int64).reshape(-1)] = True
 
     def result(self) -> TensorError:
@@ -208,6 +214,7 @@ class _Meter:
             largest=self._largest,
             clipped=self._clipped / max(self._count, 1) if quantized else None,
             levels_used=int(self._used.sum()) if self._used is not None else None,
+            histogram=None if self._bins is None else self._bins.histogram(self._histogram),
         )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from pdq_export.validate.histograms import WeightHistogram
 from pdq_export.validate.matching import Matching
 from pdq_export.validate.runtime import WITHOUT_FUSION, Session
 
@@ -17,13 +18,14 @@ _MOVES = ("Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WeightLevels:
     """Of a layer's quantized weight: ``elements``; ``bits``, which hold the integers of each channel; ``levels``: how
-    many different ones the weight has.
+    many different ones the weight has. ``histogram``: of the integers.
     """
 
     layer: str
     elements: int
     bits: int
     levels: int
+    histogram: WeightHistogram
 
 
 def weight_levels(quantized: onnx.ModelProto, matching: Matching) -> tuple[WeightLevels, ...]:
@@ -52,7 +54,14 @@ def _levels(layer: str, integers: NDArray[Any], scales: int, axis: int) -> Weigh
         channels = np.moveaxis(integers, axis, 0).reshape(scales, -1)
     spans = channels.max(axis=1) - channels.min(axis=1)
     bits = max(int(spans.max()).bit_length(), 1)
-    return WeightLevels(layer=layer, elements=integers.size, bits=bits, levels=len(np.unique(integers)))
+    least, largest = int(integers.min()), int(integers.max())
+    return WeightLevels(
+        layer=layer,
+        elements=integers.size,
+        bits=bits,
+        levels=len(np.unique(integers)),
+        histogram=WeightHistogram.of(layer, integers, least, largest, bits=bits),
+    )
 
 
 def _evaluate(model: onnx.ModelProto, names: Iterable[str]) -> dict[str, NDArray[Any]]:

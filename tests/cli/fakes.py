@@ -87,7 +87,7 @@ class FakePipeline:
         files = (output, *([data_path(output)] if options["external_data"] else []))
         for path in files:
             path.write_bytes(b"quantized")
-        if options["report"] is not None:
-            Path(options["report"]).write_text(self.report.to_json(), encoding="utf-8")
-            files = (*files, Path(options["report"]))
+        for path in map(Path, options["report"]):
+            path.write_text(self.report.to_json(), encoding="utf-8")
+            files = (*files, path)
         return types.SimpleNamespace(model=onnx.ModelProto(), plan=None, tensors={}, report=self.report, files=files)

@@ -51,7 +51,7 @@ def test_defaults(run: Run, pipeline: FakePipeline, folder: Path) -> None:
         "calib": "images.npy",
         "eval": None,
         "output": "model-w4a4.onnx",
-        "report": None,
+        "report": (),
         "overwrite": False,
         "target": "ort",
         "opset": None,

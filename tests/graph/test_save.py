@@ -132,7 +132,7 @@ def test_a_model_is_parsed_only_where_its_files_could_be_replaced(
         check_output(tmp_path / "old.onnx", model=model)
     assert parsed == []
     check_output(tmp_path / "old.onnx", model=model, overwrite=True)
-    check_output(None, model=model, overwrite=True, beside={"--report": tmp_path / "old.onnx"})
+    check_output(None, model=model, overwrite=True, beside=[("--report", tmp_path / "old.onnx")])
     assert parsed == [model, model]
 
 

@@ -48,6 +48,11 @@ def test_json_follows_the_schema():
         "not_finite",
         "metrics",
         "gates",
+        "warnings",
+        "changed",
+        "blocks",
+        "weights",
+        "layer_errors",
     ]
     assert read == report.to_dict()
     assert read["schema_version"] == 1

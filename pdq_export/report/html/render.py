@@ -1,0 +1,52 @@
+"""The page's sections put into its template; everything but our own style, script and plots is escaped."""
+
+import base64
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+import pdq_export
+from pdq_export.errors import printable
+from pdq_export.report.html.plots import drawing
+from pdq_export.report.html.sections import SECTIONS
+from pdq_export.report.html.source import Source
+from pdq_export.report.html.summary import tiles, title
+
+_FOLDER = Path(__file__).parent
+_LONGEST = 1000  # characters of a text; names may be of any length
+
+
+def render(source: Source) -> bytes:
+    """The page, in UTF-8."""
+    with drawing() as plots:
+        found = [section for make in SECTIONS if (section := make(source, plots)) is not None]
+    heading, subtitle = title(source)
+    script, style = ((_FOLDER / name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_FOLDER),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=False,
+        finalize=_shown,
+    )
+    page = environment.get_template("page.html.jinja").render(
+        title=heading,
+        subtitle=subtitle,
+        tiles=tiles(source),
+        sections=found,
+        script=script,
+        script_hash=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
+        style=style,
+        footer=f"Written by pdq-export {pdq_export.__version__}.",
+    )
+    return page.encode(errors="replace")
+
+
+def _shown(value: Any) -> Any:
+    """Texts without characters that nobody sees, and of a length that a page can have; what is safe stays as it is."""
+    if type(value) is not str:
+        return value
+    text = value if len(value) <= _LONGEST else f"{value[:_LONGEST]}…"
+    return "\n".join(printable(line) for line in text.split("\n"))

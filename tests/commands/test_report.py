@@ -1,0 +1,108 @@
+"""The page of what was written before: a report's JSON, or what a run has kept."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from pdq_export import quantize
+from pdq_export.commands.report import write_page
+from pdq_export.errors import CheckpointError, DataError, OptionError, PdqError
+from pdq_export.report import to_html
+
+from ..cli.fakes import make_report
+
+RNG = np.random.default_rng(0)
+NET = """<ir_version: 8, opset_import: ["" : 17]>
+net (float[N,3,8,8] x) => (float[N,4] scores) {
+    a = Conv<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>(x, w1)
+    b = Relu(a)
+    c = Conv<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>(b, w2)
+    d = Relu(c)
+    pooled = GlobalAveragePool(d)
+    flat = Flatten(pooled)
+    scores = Gemm(flat, w3)
+}"""
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    path = tmp_path / "r.json"
+    path.write_text(make_report().to_json(), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that is finished."""
+    net = onnx.parser.parse_model(NET)
+    for name, shape in (("w1", (6, 3, 3, 3)), ("w2", (6, 6, 3, 3)), ("w3", (6, 4))):
+        net.graph.initializer.append(onnx.numpy_helper.from_array(RNG.standard_normal(shape, dtype=np.float32), name))
+    root = tmp_path_factory.mktemp("runs")
+    options = {"preset": "fast", "samples": 16, "iters": 3, "correction_iters": 1, "device": "cpu"}
+    quantize(net, calib=RNG.standard_normal((16, 3, 8, 8), dtype=np.float32), bits="4/4", work_dir=root, **options)
+    (folder,) = root.iterdir()
+    return folder
+
+
+def test_a_report(written: Path, tmp_path: Path) -> None:
+    assert write_page(written, tmp_path / "r.html") == tmp_path / "r.html"
+    assert (tmp_path / "r.html").read_bytes() == to_html(make_report())
+
+
+def test_a_run(run: Path, tmp_path: Path) -> None:
+    text = write_page(run, tmp_path / "r.html").read_text(encoding="utf-8")
+    assert re.findall(r'<section id="([a-z]+)">', text) == ["asked", "layers", "losses", "histograms"]
+    assert "3 of 3 blocks are kept" in text
+    assert text.count('<div class="card">') == 3 + 3  # curves, and weights
+    for weight in ("w1", "w2", "w3"):
+        assert f"<b>{weight}</b>" in text
+
+
+def test_a_damaged_run(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for file in run.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    block = folder / "block-0002.jsonl"
+    block.write_bytes(block.read_bytes().replace(b"losses", b"lesson"))
+    with pytest.raises(CheckpointError, match="block-0002"):
+        write_page(folder, tmp_path / "r.html")
+    (folder / "pdq-export-run.json").write_text("{}")
+    with pytest.raises(DataError, match=r"pdq-export-run\.json.*is missing"):
+        write_page(folder, tmp_path / "r.html")
+    assert not (tmp_path / "r.html").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\x80\x04pickle", b'{"schema_version": 9, "outputs": []}', b"[1, 2]"])
+def test_what_is_no_report(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"r\.json: .*expected a report"):
+        write_page(path, tmp_path / "r.html")
+
+
+def test_what_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="No such file"):
+        write_page(tmp_path / "none.json", tmp_path / "r.html")
+    with pytest.raises(DataError, match=r"has no pdq-export-run\.json"):
+        write_page(tmp_path, tmp_path / "r.html")
+
+
+def test_nothing_of_the_users_is_replaced(written: Path, run: Path, tmp_path: Path) -> None:
+    before = written.read_bytes()
+    for overwrite in (False, True):
+        with pytest.raises(OptionError):
+            write_page(written, written, overwrite=overwrite)
+        with pytest.raises(PdqError):
+            write_page(run, run / "block-0001.jsonl", overwrite=overwrite)
+    assert written.read_bytes() == before
+    page = tmp_path / "r.html"
+    page.write_text("mine")
+    with pytest.raises(OptionError, match="exists already"):
+        write_page(written, page)
+    assert page.read_text() == "mine"
+    write_page(written, page, overwrite=True)
+    assert page.read_bytes() == to_html(make_report())

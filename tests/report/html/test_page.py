@@ -1,0 +1,308 @@
+"""The page of a report: whole, small, of one file, and nothing in a model's names is more than text."""
+
+import base64
+import dataclasses
+import hashlib
+import html.parser
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from pdq_export import ImageSet, LayerReport, Report, Result, quantize, validate_models
+from pdq_export.cli import app
+from pdq_export.gates import Gate
+from pdq_export.report import read_report, to_html
+from pdq_export.report.html.sections import SECTIONS
+
+from ...browser import browser
+from ...cli.fakes import make_report
+
+EVIL = "<script>alert(1)</script>"
+IMAGE = '"><img src=x onerror=alert(2)>{{ 7 * 7 }}'
+LINK = "javascript:alert(3)"
+RNG = np.random.default_rng(0)
+COLOURS, NOISE = RNG.integers(0, 226, (64, 3, 1, 1)), RNG.integers(0, 30, (64, 3, 12, 12))
+IMAGES = (COLOURS + NOISE).astype(np.uint8)
+LABELS = RNG.integers(0, 4, 64)
+NET = """<ir_version: 8, opset_import: ["" : 17]>
+net (float[N,3,12,12] x) => (float[N,4] scores) {
+    a = Conv<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>(x, w1)
+    b = Relu(a)
+    c = Conv<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>(b, w2)
+    d = Relu(c)
+    pooled = GlobalAveragePool(d)
+    flat = Flatten(pooled)
+    scores = Gemm(flat, w3)
+}"""
+
+
+def model() -> onnx.ModelProto:
+    """Its nodes, weights and tensors have names that are markup."""
+    net = onnx.parser.parse_model(NET)
+    rng = np.random.default_rng(1)
+    for name, shape in (("w1", (8, 3, 3, 3)), ("w2", (8, 8, 3, 3)), ("w3", (8, 4))):
+        net.graph.initializer.append(onnx.numpy_helper.from_array(rng.standard_normal(shape, dtype=np.float32), name))
+    names = {"w2": IMAGE, "b": EVIL, "d": LINK, "scores": f"scores{EVIL}"}
+    for node, name in zip(net.graph.node, (IMAGE, "r1", EVIL, "r2", "p", "f", LINK), strict=True):
+        node.name = name
+        node.input[:] = [names.get(tensor, tensor) for tensor in node.input]
+        node.output[:] = [names.get(tensor, tensor) for tensor in node.output]
+    for value in (*net.graph.initializer, *net.graph.output):
+        value.name = names.get(value.name, value.name)
+    return net
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    result: Result
+    page: Path
+    json: Path
+
+    @property
+    def text(self) -> str:
+        return self.page.read_text(encoding="utf-8")
+
+
+def images() -> ImageSet:
+    classes = ("cat", EVIL, "<b>dog</b>", IMAGE)
+    mean = np.full(3, 0.5, np.float32)
+    return ImageSet(pixels=IMAGES, labels=LABELS, mean=mean, std=mean / 2, source=f"set {EVIL}", classes=classes)
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    folder = tmp_path_factory.mktemp("page")
+    page, written = folder / "r.html", folder / "r.json"
+    result = quantize(
+        model(),
+        calib=images().head(32),
+        eval=images(),
+        bits="2/2",
+        preset="fast",
+        samples=32,
+        iters=4,
+        correction_iters=1,
+        device="cpu",
+        max_drop=100,
+        max_size_ratio=0.01,
+        work_dir=folder / "runs",
+        output=folder / f"q {EVIL.replace('/', '')}.onnx",
+        report=[written, page],
+    )
+    return Case(result, page, written)
+
+
+class Parsed(html.parser.HTMLParser):
+    """Tags with their attributes, texts, and scripts."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def test_names_are_text(case: Case) -> None:
+    parsed = Parsed(case.text)
+    assert [tag for tag, _ in parsed.tags].count("script") == 1
+    assert {tag for tag, _ in parsed.tags}.isdisjoint({"iframe", "object", "embed", "form", "base", "b1"})
+    for tag, attributes in parsed.tags:
+        assert not [name for name in attributes if name.startswith("on")], tag
+        assert not [v for v in attributes.values() if v and v.strip().lower().startswith("javascript:")], tag
+        if tag == "img":
+            assert re.fullmatch(r"data:image/png;base64,[A-Za-z0-9+/=]+", attributes["src"] or "")
+    shown = {text.strip() for text in parsed.texts}
+    assert {EVIL, IMAGE, LINK} <= shown  # as names of layers, whole
+    changed = case.result.report.changed
+    assert changed is not None
+    assert changed.samples
+    for one in changed.samples:
+        named = [f"{of} ({images().classes[of]})" for of in (one.float_class, one.quantized_class)]  # type: ignore[index]
+        assert " → ".join(named) in shown
+
+
+def test_it_asks_nobody_for_anything(case: Case) -> None:
+    parsed = Parsed(case.text)
+    addresses = [(n, v) for _, a in parsed.tags for n, v in a.items() if n in ("src", "href", "xlink:href", "action")]
+    assert addresses
+    assert all(value and value.startswith(("#", "data:")) for _, value in addresses)
+    assert "url(" not in re.sub(r"url\(#p[0-9a-f]+\)", "", case.text)
+    (policy,) = (a["content"] for tag, a in parsed.tags if a.get("http-equiv") == "Content-Security-Policy")
+    script = case.text.partition("<script>")[2].partition("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert policy is not None
+    assert policy.startswith("default-src 'none'")
+    assert f"script-src 'sha256-{digest}'" in policy
+
+
+def test_it_has_every_section(case: Case) -> None:
+    anchors = re.findall(r'<section id="([a-z]+)">', case.text)
+    expected = "asked gates accuracy size layers errors losses histograms changed floating warnings versions command"
+    assert anchors == [name for name in expected.split() if name != "warnings" or case.result.report.warnings]
+    assert len(SECTIONS) == len(expected.split())
+    assert case.text.count("<svg") > 3 + 3 + 3  # figures, and cards of weights and blocks
+    assert len(case.text) < 3_000_000
+
+
+def test_equal_reports_have_equal_pages(case: Case) -> None:
+    """And what is read from JSON is the report: it has the same page, but for pictures."""
+    read = read_report(case.json.read_text(encoding="utf-8"))
+    assert isinstance(read, Report)
+    page = to_html(read)
+    assert page == to_html(read)
+    assert page == to_html(case.result.report)
+    assert page != case.page.read_bytes()
+    assert len(re.findall(rb"<img ", case.page.read_bytes())) == len(case.result.report.changed.samples)  # type: ignore[union-attr]
+
+
+def test_figures_are_those_of_the_report(case: Case) -> None:
+    report, text = case.result.report, case.text
+    assert report.layer_errors is not None
+    assert {row.tensor for row in report.layer_errors.tensors} >= {EVIL}
+    assert [weight.layer for weight in report.weights] == [IMAGE, EVIL, LINK]
+    for weight in report.weights:
+        assert sum(weight.integers.counts) == weight.elements
+        assert weight.floats is not None
+        assert sum(weight.floats.counts) == weight.elements
+    assert [len(block.losses) for block in report.blocks] == [4] * len(report.blocks)
+    assert sum(layer["weight_bytes"] for layer in report.layers) < report.quantized.size
+    changed = report.changed
+    assert changed is not None
+    agreement = report.outputs[0].against_float.argmax_agreement
+    assert changed.changed == round((1 - agreement) * changed.images)  # type: ignore[operator]
+    assert f"{changed.changed} of 64 images have another class" in text
+    assert "failed" in text
+
+
+def test_the_errors_of_layers_alone(case: Case) -> None:
+    errors = case.result.report.layer_errors
+    assert errors is not None
+    read = read_report(errors.to_json())
+    assert isinstance(read, LayerReport)
+    text = to_html(read).decode()
+    assert re.findall(r'<section id="([a-z]+)">', text) == ["errors", "histograms"]
+    assert EVIL not in text
+
+
+def test_the_command_says_what_was_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the command line reads it; what is no option of ours is not in it."""
+    asked = {
+        "bits": "2/4",
+        "layer_bits": ["^a b$=8/8", "^it's$=4/4"],
+        "reduce_range": True,
+        "equalize_channels": False,
+        "calib": "my images",
+        "iters": 20,
+        "temperature": 0.123456789012,
+        "; rm -rf": "x",
+    }
+    line = commands(make_report(settings={"asked": asked, "bits": "2/4"}))
+    program, name, *words = shlex.split(line)
+    assert (program, name) == ("pdq-export", "quantize")
+    monkeypatch.chdir(tmp_path)
+    Path("m.onnx").write_bytes(b"")
+    found = app.commands["quantize"].make_context("quantize", words).params
+    assert found["bits"] == "2/4"
+    assert found["layer_bits"] == ("^a b$=8/8", "^it's$=4/4")
+    assert found["reduce_range"] is True
+    assert (found["calib"], found["iters"]) == ("my images", 20)
+    assert set(found["assignments"]) == {"equalize_channels=false", "temperature=0.123456789012"}
+    assert "rm" not in line
+
+
+def test_the_command_that_judges_again() -> None:
+    gates = case_gates()
+    line = commands(make_report(settings={"command": "validate", "confidence": 95.0}, gates=gates))
+    assert line == "pdq-export validate m.onnx q.onnx --data PATH --max-drop 1 --no-float-layers --confidence 95"
+
+
+def case_gates() -> tuple[Gate, ...]:
+    found = {"value": 0.0, "passed": True, "told": ""}
+    return (
+        Gate(option="--max-drop", limit=1.0, unit="points", **found),
+        Gate(option="--no-float-layers", limit=0.0, unit="layers", **found),
+    )
+
+
+def commands(report: Report) -> str:
+    page = Parsed(to_html(report).decode())
+    (line,) = (text for text in page.texts if text.startswith("pdq-export "))
+    return line
+
+
+def test_several_inputs_that_are_no_images(tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    net (float[N,6] left, float[N,6] right) => (float[N,3] y) {
+        sum = Add(left, right)
+        a = MatMul(sum, w)
+        b = Relu(a)
+        y = MatMul(b, v)
+    }"""
+    net = onnx.parser.parse_model(text)
+    other = onnx.ModelProto()
+    for name, shape in (("w", (6, 5)), ("v", (5, 3))):
+        weight = RNG.standard_normal(shape, dtype=np.float32)
+        net.graph.initializer.append(onnx.numpy_helper.from_array(weight, name))
+    other.CopyFrom(net)
+    other.graph.initializer[0].CopyFrom(
+        onnx.numpy_helper.from_array(np.round(onnx.numpy_helper.to_array(net.graph.initializer[0]), 1), "w")
+    )
+    data = {name: RNG.standard_normal((20, 6), dtype=np.float32) for name in ("left", "right")}
+    report = validate_models(net, other, data=data, report=tmp_path / "r.html")
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert report.float_accuracy is None
+    assert "No labels" in page
+    assert "No gates were asked for" in page
+    assert "<img" not in page
+
+
+def test_in_a_browser(case: Case, tmp_path: Path) -> None:
+    """It says and asks for nothing, fits a phone, sorts and filters; no name is run."""
+    with browser(tmp_path / "profile") as found:
+        for width in (1280, 390):
+            for dark in (False, True):
+                found.show(case.page, width=width, dark=dark)
+                assert found.evaluate("document.documentElement.scrollWidth") <= width
+        found.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true; })")
+        assert found.evaluate("document.querySelectorAll('img').length") > 0
+        assert found.evaluate("[...document.images].every(one => one.complete && one.naturalWidth > 0)")
+        rows = "[...document.querySelectorAll('#layers tbody tr')]"
+        before = found.evaluate(f"{rows}.map(row => row.cells[0].textContent)")
+        found.evaluate("document.querySelector('#layers th:last-child button').click()")
+        sizes = found.evaluate(f"{rows}.map(row => Number(row.cells[row.cells.length - 1].dataset.value))")
+        assert sizes == sorted(sizes)
+        found.evaluate(
+            "{ const one = document.querySelector('#layers input.filter'); one.value = '<SCRIPT>'; "
+            "one.dispatchEvent(new Event('input')); }"
+        )
+        assert found.evaluate(f"{rows}.filter(row => !row.hidden).map(row => row.cells[0].textContent)") == [EVIL]
+        assert set(before) == {EVIL, IMAGE, LINK}
+        assert {one for one in found.seen.requests if not one.startswith("data:")} == {case.page.resolve().as_uri()}
+        assert found.seen.messages == []
+
+
+def test_a_report_without_anything(case: Case) -> None:
+    """What is not there is left out, or said in a line: as JSON of before there were pages."""
+    plain = json.loads(case.json.read_text(encoding="utf-8"))
+    for name in ("warnings", "changed", "blocks", "weights", "layer_errors"):
+        del plain[name]
+    plain |= {"latency": None, "kernels": None, "gates": [], "layers": [], "floating": [], "top1_changes": None}
+    plain["accuracy"] = dict.fromkeys(plain["accuracy"])
+    read = read_report(json.dumps(plain))
+    text = to_html(read).decode()
+    assert "Layers were not compared in this run" in text
+    assert "Latency was not measured" in text
+    sections: Any = re.findall(r'<section id="([a-z]+)">', text)
+    assert sections == ["asked", "gates", "accuracy", "size", "errors", "floating", "versions", "command"]
