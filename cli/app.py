@@ -21,7 +21,7 @@ from .validate import validate
 _EPILOG = f"""\b
 Try it on the embedded example:
   pdq-export example
-  pdq-export quantize calib_data/fashion_resnet.onnx --bits 4/4
+  pdq-export quantize calib_data/fashion_resnet.onnx --bits 4/8
 
 {EXIT_CODES}
 """

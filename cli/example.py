@@ -47,4 +47,4 @@ def _lines(directory: Path, names: Sequence[str]) -> Iterable[str]:
     yield from (str(directory / FOLDER / name) for name in names)
     model = next((name for name in names if name.endswith(".onnx")), "MODEL.onnx")
     change = "" if directory == Path() else f"cd {directory} && "
-    yield from ("", "Next:", f"  {change}pdq-export quantize {FOLDER}/{model} --bits 4/4")
+    yield from ("", "Next:", f"  {change}pdq-export quantize {FOLDER}/{model} --bits 4/8")

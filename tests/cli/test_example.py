@@ -15,7 +15,7 @@ Run = Callable[..., Result]
 def test_copies_and_says_how_to_go_on(run: Run, folder: Path) -> None:
     result = run("example")
     assert result.exit_code == 0, result.output
-    assert "pdq-export quantize calib_data/fashion_resnet.onnx --bits 4/4" in result.stdout
+    assert "pdq-export quantize calib_data/fashion_resnet.onnx --bits 4/8" in result.stdout
     for name in ("fashion_resnet.onnx", "calib.npz", "eval.npz"):
         assert (folder / "calib_data" / name).read_bytes() == calib_data.path(name).read_bytes()
     assert (folder / "calib_data" / "README.md").exists()

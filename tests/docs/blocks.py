@@ -7,7 +7,7 @@ from pathlib import Path
 
 _BLOCK = re.compile(r"^(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^(?P=indent)```$", re.DOTALL | re.MULTILINE)
 _NOTE = re.compile(r"<!-- test: (.+?) -->")
-_FILE = re.compile(r"^# ((?:[\w-]+/)*[\w-]+\.\w+)\b")
+_FILE = re.compile(r"^# ((?:[\w.-]+/)*[\w-]+\.[a-z]+)\b")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,11 @@ class Block:
         """The exit code that is expected."""
         told = [re.fullmatch(r"exits with (\d+)", note) for note in self.notes]
         return next((int(found[1]) for found in told if found), 0)
+
+    @property
+    def commands(self) -> list[str]:
+        """What is run before it."""
+        return [note.removeprefix("sh ") for note in self.notes if note.startswith("sh ")]
 
 
 def blocks_of(text: str) -> list[Block]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from torch import nn
 
 from pdq_export.torch_module import export_module
 
+from .broken import BROKEN
 from .server import write_clients
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,6 +91,12 @@ def trained() -> nn.Module:
     return net.eval()
 
 
+def with_output(name: str, model: onnx.ModelProto) -> onnx.ModelProto:
+    (output,), last = model.graph.output, model.graph.node[-1]
+    last.output[0] = output.name = name
+    return model
+
+
 def write_folder(folder: Path, count: int) -> None:
     images, labels = pictures(count, seed=2)
     folder.mkdir()
@@ -112,7 +120,7 @@ class Reader(CalibrationDataReader):  # type: ignore[misc]
 def write_example(folder: Path) -> None:
     """The embedded model with the first of its images."""
     folder.mkdir()
-    for name, most in (("calib.npz", 32), ("eval.npz", 64)):
+    for name, most in (("calib.npz", 256), ("eval.npz", 200)):
         arrays = np.load(ROOT / "calib_data" / name)
         np.savez(
             folder / name,
@@ -128,18 +136,17 @@ def write_example(folder: Path) -> None:
 def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What every page starts from, and below ``made`` what pages may ask for."""
     folder = tmp_path_factory.mktemp("given")
-    import onnx
-
-    onnx.save(export_module(trained(), torch.zeros(1, 3, SIZE, SIZE)), folder / "model.onnx")
+    onnx.save(with_output("scores", export_module(trained(), torch.zeros(1, 3, SIZE, SIZE))), folder / "model.onnx")
     write_folder(folder / "images", 32)
     images, labels = pictures(200, seed=3)
     np.savez(folder / "test.npz", images=images.transpose(0, 3, 1, 2), labels=labels, mean=MEAN, std=STD)
     write_example(folder / "calib_data")
+    shutil.copytree(ROOT / "recipes" / "ci", folder / "recipes" / "ci")
     return folder
 
 
 @pytest.fixture(scope="session")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def programs(given: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with the programs that blocks call."""
     folder = tmp_path_factory.mktemp("bin")
     for name, reason in LEFT_OUT.items():
@@ -149,7 +156,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     address = str(folder / "socket")
     write_clients(folder, address)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "tests.docs.server", address]
+    command = [sys.executable, "-m", "tests.docs.server", address, str(given / "calib_data")]
     with subprocess.Popen(
         command, env=environment, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as server:
@@ -185,6 +192,7 @@ def made(given: Path, programs: Path, tmp_path_factory: pytest.TempPathFactory) 
         )
 
     makers: dict[str, Callable[[Path], None]] = {
+        **BROKEN,
         "model-int8.onnx": static,
         "model-8-8.onnx": quantized("--bits", "8/8"),
         "model-w4a4.onnx": quantized("--bits", "4/4"),

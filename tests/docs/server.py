@@ -1,13 +1,15 @@
 """Runs commands of the documentation as processes of their own, with small budgets, importing torch only once.
 
 A process imports everything once and forks for each command. What is smaller than users have it: images and steps of
-calibration, and how long latency is measured. Commands are as they stand in the text.
+calibration, the embedded data, and how long latency is measured. Commands are as they stand in the text.
 """
 
 import contextlib
 import dataclasses
+import importlib
 import json
 import os
+import pkgutil
 import runpy
 import select
 import socket
@@ -37,16 +39,20 @@ def write_clients(folder: Path, address: str) -> None:
         client.chmod(0o755)
 
 
-def _import_everything() -> None:
+def _import_everything(example: Path) -> None:
     import pdq_export
-    import pdq_export.cli
+    import pdq_export.cli.example
     import pdq_export.validate.latency
     from pdq_export.commands import bench, settle
 
-    for name in pdq_export.__all__:
-        getattr(pdq_export, name)
+    for name in ("torch._dynamo", "torch._inductor"):  # which fx imports as soon as a graph runs
+        importlib.import_module(name)
+    for module in pkgutil.walk_packages(pdq_export.__path__, "pdq_export."):
+        if module.name.rpartition(".")[2] not in ("__main__", "fresh_process"):
+            importlib.import_module(module.name)
     pdq_export.validate.latency.SECONDS = 0.0
     settle.choose_options = _small(settle.choose_options)
+    pdq_export.cli.example.resources.files = lambda _: example
     bench._load = _with_last(bench._load, 1)  # loads
     bench._time = _with_last(bench._time, 0.0)  # seconds
 
@@ -77,6 +83,9 @@ def _run(program: str, arguments: list[str]) -> int:
     elif first == "-m":
         sys.argv, sys.path[0] = rest, os.getcwd()
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    elif first == "-":
+        sys.argv, sys.path[0] = arguments, ""
+        exec(compile(sys.stdin.read(), "-", "exec"), {"__name__": "__main__"})
     else:
         sys.argv, sys.path[0] = arguments, str(Path(first).parent.resolve())
         runpy.run_path(first, run_name="__main__")
@@ -118,9 +127,12 @@ def _serve(client: socket.socket) -> None:
     client.sendall(str(os.waitstatus_to_exitcode(ended)).encode())
 
 
-def main(address: str) -> None:
-    """Serve at this address until stdin ends, which says that whoever asked is gone."""
-    _import_everything()
+def main(address: str, example: str) -> None:
+    """Serve at this address until stdin ends, which says that whoever asked is gone.
+
+    ``example``: the folder with what `pdq-export example` writes.
+    """
+    _import_everything(Path(example))
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(address)
         server.listen()
@@ -137,4 +149,4 @@ def main(address: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

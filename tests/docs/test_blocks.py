@@ -1,7 +1,8 @@
 """Every block of README and of the pages in docs runs, or is read as what it is.
 
 Each page has a folder of its own with ``model.onnx``, ``images/``, ``test.npz`` and ``calib_data/``, small ones, and
-its blocks go in order. What a block is decides what becomes of it:
+its blocks go in order, each in the folder that the one before it ends in, which at first is as a clone of the
+repository. What a block is decides what becomes of it:
 
 - ``sh`` is run by bash. ``pdq-export`` and ``python`` are those of this tree (server.py); what does nothing here is in
   `LEFT_OUT` of conftest.py, with the reason. It has to succeed, or to end as a comment before it says:
@@ -11,7 +12,8 @@ its blocks go in order. What a block is decides what becomes of it:
 - ``text`` shows what the block before it has printed: every line has to be among it, with figures of any value, and
   ``…`` for anything.
 
-``<!-- test: needs model-int8.onnx -->`` gives a page more files (`made` in conftest.py). Other blocks fail.
+``<!-- test: needs model-int8.onnx -->`` gives a page more files (`made` in conftest.py), and
+``<!-- test: sh mkdir empty -->`` runs a command first that readers need not see. Other blocks fail.
 """
 
 import os
@@ -41,6 +43,7 @@ class Session:
         self.printed = ""
         path = os.pathsep.join([str(programs), os.environ["PATH"]])
         summary = folder / "summary.md"
+        self._left = folder.parent / "left"
         self.environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "GITHUB_STEP_SUMMARY": str(summary)}
 
     def follow(self, block: Block) -> None:
@@ -52,11 +55,13 @@ class Session:
             "text": self._shown,
         }
         assert block.language in does, f"a block of {block.language or 'no language'!r} that no test runs"
+        for command in block.commands:
+            self.shell(command)
         does[block.language](block)
 
     def shell(self, script: str, status: int = 0) -> None:
         done = subprocess.run(
-            ["bash", "-eu", "-c", script],
+            ["bash", "-eu", "-c", f"trap 'pwd > {self._left}' EXIT\n{script}"],
             cwd=self.folder,
             env=self.environment,
             stdout=subprocess.PIPE,
@@ -66,6 +71,7 @@ class Session:
             timeout=SECONDS,
         )
         self.printed = done.stdout
+        self.folder = Path(self._left.read_text(encoding="utf-8").removesuffix("\n"))
         assert done.returncode == status, f"exit code {done.returncode} of\n{script}\n{done.stdout}"
 
     def _shell(self, block: Block) -> None:
@@ -126,7 +132,8 @@ def session(given: Path, programs: Path, tmp_path: Path) -> Session:
 def test_blocks_of(page: Path, session: Session, made: Callable[[str], Path]) -> None:
     text = page.read_text(encoding="utf-8")
     for name in needs_of(text):
-        shutil.copy(made(name), session.folder / name)
+        source = made(name)
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, session.folder / name)
     for block in blocks_of(text):
         try:
             session.follow(block)
