@@ -1,14 +1,10 @@
-"""Finished runs of `benchmarks.accuracy`: a JSON line each, and the Markdown tables made of them."""
+"""The Markdown tables of `benchmarks.accuracy`, made of its runs."""
 
 import dataclasses
-import json
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
-from benchmarks.common import append_line, markdown, read_lines
-from pdq_export.errors import DataError
+from benchmarks.common import markdown
 
 _NAMED = ("iters", "correction_iters")  # options that a title has words for
 FULL = "pd-quant"  # what the rows of the ablation are compared with
@@ -18,17 +14,12 @@ FULL = "pd-quant"  # what the rows of the ablation are compared with
 class Work:
     """What all rows of one table share. The numbers of steps are pd-quant's.
 
-    Files go by name and digest: of the model with its weights, and of the images that are used. ``family``: whose
-    hyper-parameters the model gets. ``versions``: of what decides the result.
+    Files go by name. ``versions``: of what decides the result.
     """
 
     model: str
-    model_sha256: str
-    family: str
     calib: str
-    calib_sha256: str
     eval: str
-    eval_sha256: str
     eval_images: int
     preset: str
     weights: str
@@ -57,65 +48,33 @@ class Work:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """One measurement. ``seed`` is None where nothing is drawn, ``bits`` for FP32.
-
-    ``options``: the settled `CalibrationOptions`, none for FP32 and for other tools.
-    """
+    """One measurement. ``seed`` is None where nothing is drawn, ``bits`` for FP32."""
 
     work: Work
     row: str
     bits: str | None
     seed: int | None
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    @property
-    def key(self) -> str:
-        """What makes two runs the same."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
     """What a run gave. ``wall_seconds`` and ``cpu_seconds``: of calibration alone, without export and evaluation.
 
-    ``agreement``: share of images on which onnxruntime and the simulation predict the same class. ``error``: why there
-    is nothing else.
+    ``error``: why there is nothing else.
     """
 
     run: Run
     top1: float | None = None
     wall_seconds: float | None = None
     cpu_seconds: float | None = None
-    agreement: float | None = None
-    size_ratio: float | None = None
     error: str | None = None
-
-
-def append(path: Path, outcome: Outcome) -> None:
-    """Add a finished run to the file."""
-    append_line(path, json.dumps(dataclasses.asdict(outcome), sort_keys=True, allow_nan=False))
-
-
-def read(path: Path) -> list[Outcome]:
-    """All runs of a file; of equal runs the last one. Raises DataError for lines with other fields."""
-    found: dict[str, Outcome] = {}
-    for fields in read_lines(path):
-        try:
-            run = fields.pop("run")
-            outcome = Outcome(run=Run(**{**run, "work": Work(**run["work"])}), **fields)
-        except (TypeError, KeyError) as error:
-            raise DataError(
-                f"{path}: a line is not of this version of the benchmark ({error}); write to another file"
-            ) from error
-        found[outcome.run.key] = outcome
-    return list(found.values())
 
 
 def tables(outcomes: Sequence[Outcome], rows: Sequence[str], ablation: Sequence[str]) -> str:
     """For every piece of work its accuracy and seconds by row and bits, and its ablation; rows in the order given."""
-    works = {json.dumps(dataclasses.asdict(o.run.work), sort_keys=True): o.run.work for o in outcomes}
+    works = list({str(o.run.work): o.run.work for o in outcomes}.values())
     return "\n\n".join(
-        text for work in works.values() for text in _work([o for o in outcomes if o.run.work == work], rows, ablation)
+        text for work in works for text in _work([o for o in outcomes if o.run.work == work], rows, ablation)
     )
 
 

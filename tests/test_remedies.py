@@ -494,7 +494,7 @@ def test_of_labels_and_batches(tmp_path: Path) -> None:
     for mended in (right, bare):
         quantize(model, calib=mended, options=options, device="cpu")
     spec = (InputSpec(name="image", shape=(6, 3, 8, 8)),)
-    with pytest.raises(DataError, match="4 images; expected at least 6, the model's batch size"):
+    with pytest.raises(DataError, match="4 samples; expected at least 6, the model's batch size"):
         read_samples(bare, None, spec, 8)
     more = npz(tmp_path, "more.npz", images=np.concatenate([FLOATS, FLOATS[::-1]]))
     assert len(read_samples(more, None, spec, 8).judged) == 6

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from pdq_export.calibrate import Calibrated
 from pdq_export.commands.judging import Observed
 from pdq_export.commands.progress import Tell
-from pdq_export.errors import ValidationError
 from pdq_export.fidelity import Reference, as_seen
 from pdq_export.plan.saturation import saturating_layers
 from pdq_export.targets import Target
@@ -25,7 +24,7 @@ from pdq_export.validate import (
     Measurements,
     Metric,
     Simulate,
-    measure_latency,
+    try_latency,
     validate,
 )
 from pdq_export.validate.parity import NOTICED, Parity, judge_parity
@@ -90,12 +89,8 @@ def time_beside(work: Work, content: bytes, reference: Reference, *, target: Tar
     if not target.in_onnxruntime:
         return None
     batches: Iterable[Batch] = work.samples.judged.batches(work.batch or 1)
-    try:
-        original, batch = reference.content(work.prepared.model), next(iter(batches))
-        return measure_latency(original, content, batch, optimize=reference.optimize)
-    except ValidationError as error:  # it runs on larger ones
-        logger.warning("latency is not measured: %s", error)
-        return None
+    original = reference.content(work.prepared.model)
+    return try_latency(original, content, next(iter(batches)), optimize=reference.optimize)
 
 
 def _check_first(target: Target, content: bytes, comparison: Comparison) -> None:

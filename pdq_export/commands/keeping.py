@@ -61,7 +61,7 @@ def describe_run(
         "images": _digest_images(inputs),
         "graph": _digest_graph(prepared, plan),
         **{key: str(value) for key, value in settings.items()},
-        "pdq-export": f"{pdq_export.__version__} ({_digest_code()[:12]})",
+        "pdq-export": f"{pdq_export.__version__} ({digest_code()[:12]})",
         **{library: version for library in _LIBRARIES if (version := _version(library))},
         **describe_machine(device),
     }
@@ -226,7 +226,7 @@ def _digest_graph(prepared: PreparedModel, plan: Plan) -> str:
 
 
 @functools.cache
-def _digest_code() -> str:
+def digest_code() -> str:
     """Of our own modules: a clone changes without a new version."""
     root = Path(pdq_export.__file__).parent
     digest = hashlib.sha256()

@@ -9,8 +9,8 @@ from typing import Any
 import onnx
 
 from pdq_export.commands.progress import Tell
-from pdq_export.data import Data, DataSource, InputSpec, Preprocess, read_data
-from pdq_export.errors import DataError, ModelError, OptionError
+from pdq_export.data import Data, DataSource, InputSpec, Preprocess, read_data, whole_batches
+from pdq_export.errors import ModelError, OptionError
 from pdq_export.graph.external import external_locations
 from pdq_export.graph.load import in_memory, read_model, read_structure
 from pdq_export.report import ModelInfo
@@ -102,12 +102,7 @@ def read_samples(
     samples = read_data(data, specs, labels=labels, told=told, preprocess=preprocess)
     if most is not None and len(samples) > most:
         samples = samples.head(most)
-    if pair.batch is None or not (left_over := len(samples) % size):
-        return samples
-    if left_over == len(samples):
-        raise DataError(f"{samples.source}: {len(samples)} samples; expected at least {size}, the files' batch size")
-    logger.warning("the files' batch size is %d: the last %d samples are left out", size, left_over)
-    return samples.head(len(samples) - left_over)
+    return samples if pair.batch is None else whole_batches(samples, size, whose="the files'")
 
 
 def first_batch(samples: Data, size: int) -> Batch:

@@ -18,6 +18,7 @@ from typing import Any
 
 import filelock
 
+from pdq_export.commands.keeping import digest_code
 from pdq_export.commands.progress import Progress, ProgressCallback
 from pdq_export.commands.settle import check
 from pdq_export.config.config import make_config
@@ -130,7 +131,7 @@ def find_jobs(runs: Iterable[SweepRun], folder: Path) -> list[Job]:
             digests[given] = of(given)
         return digests[given]
 
-    jobs, used = [], versions()
+    jobs, used = [], {**versions(), "code": digest_code()}
     for run in runs:
         check(run.config)
         data = run.config.data

@@ -38,10 +38,10 @@ from pdq_export.validate import (
     Measurements,
     Metric,
     Pair,
-    measure_latency,
     min_onnxruntime,
     open_pair,
     run_course,
+    try_latency,
 )
 from pdq_export.validate.compare import class_scores
 
@@ -200,11 +200,7 @@ class _Run:
     def time(self, *contents: bytes | Path) -> LatencyPair | None:
         """Both on one sample, or the batch that they fix, on one thread; None, with a warning, where one fails."""
         batch = first_batch(self.samples, self.pair.batch or 1)
-        try:
-            return measure_latency(contents[0], contents[1], batch, inputs=self.pair.quantized.inputs)
-        except ValidationError as error:  # it runs on larger ones
-            logger.warning("latency is not measured: %s", error)
-            return None
+        return try_latency(contents[0], contents[1], batch, inputs=self.pair.quantized.inputs)
 
 
 def _places(structure: onnx.ModelProto, outputs: Mapping[str, NDArray[Any]], count: int) -> dict[str, Place]:

@@ -40,13 +40,14 @@ class Sweep:
     """What is to be run: every model, with every combination of values, with every change and without.
 
     ``base``: options of all runs by name; ``axes``: the values of those that change; ``changes``: by name, options that
-    win over both.
+    win over both. ``strict``: whether an option without effect in any run is refused.
     """
 
     models: tuple[str, ...]
     base: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     axes: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     changes: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    strict: bool = True
 
     def runs(self) -> tuple[SweepRun, ...]:
         """All runs, each once: what has no effect in one, such as the seed of rounding to nearest, is left out of it.
@@ -67,7 +68,7 @@ class Sweep:
                 run = SweepRun(model=model, varied=shown, change=change, config=config)
                 found.setdefault(json.dumps([model, settled(config)], sort_keys=True), run)
         asked = {*self.base, *self.axes, *(name for changed in self.changes.values() for name in changed)}
-        if idle := sorted(asked - effective):
+        if self.strict and (idle := sorted(asked - effective)):
             raise OptionError(
                 f"{idle[0]} has no effect in any run of the sweep, with its methods, presets and other options; leave "
                 "it out, or change those"

@@ -9,7 +9,7 @@ from pdq_export.data.load import DataSource, check_exists, check_form, find_defa
 from pdq_export.data.outliers import find_outliers
 from pdq_export.data.overlap import all_equal, count_shared, count_shared_digests, image_digests
 from pdq_export.data.preprocess import Preprocess
-from pdq_export.data.samples import Data, Samples, classes_of, pair_samples, read_samples
+from pdq_export.data.samples import Data, Samples, classes_of, pair_samples, read_samples, whole_batches
 
 __all__ = [
     "Data",
@@ -35,4 +35,5 @@ __all__ = [
     "read_data",
     "read_samples",
     "sha256_by_input",
+    "whole_batches",
 ]

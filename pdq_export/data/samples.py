@@ -74,7 +74,7 @@ def pair_samples(
     which calibration does not see. ``synthesis``: as in `Samples`.
     """
     given, judged = judged, calibration if judged is None else judged
-    judged = _whole_batches(judged, specs[0].shape[0] or 1)
+    judged = whole_batches(judged, specs[0].shape[0] or 1)
     if all_equal(calibration):
         logger.warning("%s: all %d images are the same; expected different ones", calibration.source, len(calibration))
     outliers = find_outliers(calibration)
@@ -112,11 +112,14 @@ def _tell_shared(calibration: Data, judged: Data) -> int:
     return shared
 
 
-def _whole_batches(images: Data, batch: int) -> Data:
-    """Without the images that do not fill a batch, where the model fixes its size."""
-    left_over = len(images) % batch
-    if left_over == len(images):
-        raise DataError(f"{images.source}: {len(images)} images; expected at least {batch}, the model's batch size")
+def whole_batches(samples: Data, batch: int, *, whose: str = "the model's") -> Data:
+    """Without the samples that do not fill a batch, where a model or files fix its size; a warning says how many.
+
+    Raises DataError where they do not fill one.
+    """
+    left_over = len(samples) % batch
+    if left_over == len(samples):
+        raise DataError(f"{samples.source}: {len(samples)} samples; expected at least {batch}, {whose} batch size")
     if left_over:
-        logger.warning("the model's batch size is %d: the last %d images are not evaluated", batch, left_over)
-    return images.head(len(images) - left_over)
+        logger.warning("%s batch size is %d: the last %d samples are left out", whose, batch, left_over)
+    return samples.head(len(samples) - left_over)

@@ -5,7 +5,7 @@ import onnx
 from pdq_export.validate.compare import Accuracy, AccuracyMeter, Agreement, AgreementMeter, Top1Changes
 from pdq_export.validate.deviation import DeviationMeter, Simulate
 from pdq_export.validate.kernels import KernelCount
-from pdq_export.validate.latency import LatencyPair, Spread, Timing, measure_latency, time_files
+from pdq_export.validate.latency import LatencyPair, Spread, Timing, measure_latency, time_files, try_latency
 from pdq_export.validate.measure import (
     BATCH_SIZE,
     Comparison,
@@ -78,6 +78,7 @@ __all__ = [
     "run_course",
     "runnable",
     "time_files",
+    "try_latency",
     "validate",
     "with_outputs",
 ]

@@ -126,6 +126,17 @@ def measure_latency(
     )
 
 
+def try_latency(
+    original: bytes | str | Path, quantized: bytes | str | Path, batch: Batch, **options: Any
+) -> LatencyPair | None:
+    """`measure_latency`; None, with a warning, where a file does not run on that batch: it may on larger ones."""
+    try:
+        return measure_latency(original, quantized, batch, **options)
+    except ValidationError as error:
+        logger.warning("latency is not measured: %s", error)
+        return None
+
+
 def time_files(
     models: Sequence[Path], batch: Batch, *, threads: int, rounds: int | None = None, least: float = _LEAST
 ) -> list[Timing]:

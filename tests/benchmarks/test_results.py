@@ -1,21 +1,15 @@
 """Tables of made-up runs."""
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 
-from benchmarks.results import Outcome, Run, Work, append, read, tables
-from pdq_export.errors import DataError
+from benchmarks.results import Outcome, Run, Work, tables
 
 WORK = Work(
     model="m.onnx",
-    model_sha256="0",
-    family="plain",
     calib="calib.npz",
-    calib_sha256="1",
     eval="eval.npz",
-    eval_sha256="2",
     eval_images=10_000,
     preset="fast",
     weights="asymmetric",
@@ -93,21 +87,3 @@ def test_failed_runs_are_shown_and_not_counted(outcomes: list[Outcome]) -> None:
     ]
     assert seconds.splitlines()[2:] == ["| pd-quant | 110 / 110 | 120 / 120 |"]
     assert ablation.splitlines()[3:] == ["| drops off | 68.00 (68.00–68.00) [+1.00] |"]
-
-
-def test_lines_of_another_version_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "results.jsonl"
-    path.write_text('{"run": {"work": {"model": "m.onnx"}, "row": "fp32", "bits": null, "seed": null}, "top1": 0.5}\n')
-    with pytest.raises(DataError, match="not of this version of the benchmark"):
-        read(path)
-
-
-def test_lines(outcomes: list[Outcome], tmp_path: Path) -> None:
-    path = tmp_path / "results.jsonl"
-    assert read(path) == []
-    for o in outcomes:
-        append(path, o)
-    assert read(path) == outcomes
-    again = dataclasses.replace(outcomes[0], top1=0.5)
-    append(path, again)
-    assert read(path) == [again, *outcomes[1:]]
