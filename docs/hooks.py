@@ -26,6 +26,7 @@ PAGES = (
     "calib_data/README.md",
     "recipes/imagenet/README.md",
 )
+_NOTE = re.compile(r"^<!-- test: .* -->\n", re.MULTILINE)
 _ROW, _SPAN = re.compile(r"^\|.*$", re.MULTILINE), re.compile(r"`[^`\n]*`")
 _FETCHED = re.compile(
     r"<(?:script|img|iframe|source)\b[^>]*\bsrc=.?(?:https?:)?//|<link\b[^>]*stylesheet[^>]*(?:https?:)?//"
@@ -45,7 +46,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Links as they are in the repository, led to where their pages are on the site.
 
-    And `|` in code in tables, which GitHub wants escaped and Python-Markdown does not.
+    And without what is said to tests; and with `|` in code in tables, which GitHub wants escaped, Python-Markdown not.
     """
     here = page.file.src_uri
     source = here.removeprefix(f"{FOLDER}/") if here.startswith(f"{FOLDER}/") else f"docs/{here}"
@@ -56,7 +57,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return posixpath.relpath(place, posixpath.dirname(here) or ".")
 
     rows = _ROW.sub(lambda row: _SPAN.sub(lambda code: code[0].replace("\\|", "|"), row[0]), markdown)
-    return _LINK.sub(on_site, rows)
+    return _LINK.sub(on_site, _NOTE.sub("", rows))
 
 
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
