@@ -7,6 +7,8 @@ import html.parser
 import json
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -291,6 +293,16 @@ def test_in_a_browser(case: Case, tmp_path: Path) -> None:
         assert set(before) == {EVIL, IMAGE, LINK}
         assert {one for one in found.seen.requests if not one.startswith("data:")} == {case.page.resolve().as_uri()}
         assert found.seen.messages == []
+
+
+def test_plots_and_templates_are_imported_for_pages_alone() -> None:
+    """matplotlib takes a second or two to import."""
+    code = (
+        "import sys, pdq_export.commands.validate, pdq_export.commands.compare, pdq_export.report\n"
+        "print([name for name in ('jinja2', 'matplotlib') if name in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
 
 
 def test_a_report_without_anything(case: Case) -> None:
