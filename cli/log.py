@@ -8,8 +8,8 @@ import warnings
 from rich.console import Console
 
 NOTES = logging.getLogger("pdq_export.cli")
-# What --resume has found, and which onnxruntime a file needs, is no detail.
-_TOLD = ("pdq_export.commands.keeping", "pdq_export.commands.dry_run")
+# What --resume has found, which onnxruntime a file needs, and what a page has cost, is no detail.
+_TOLD = ("pdq_export.commands.keeping", "pdq_export.commands.dry_run", "pdq_export.commands.details")
 
 
 class ConsoleHandler(logging.Handler):

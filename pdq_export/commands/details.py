@@ -25,14 +25,18 @@ logger = logging.getLogger(__name__)
 IMAGES = 64  # that layers are compared on
 
 
-def with_layer_errors(report: Report, model: Model, quantized: Model, data: Data, tell: Tell) -> Report:
+def with_layer_errors(
+    report: Report, model: Model, quantized: Model, data: Data, tell: Tell, batch: int | None
+) -> Report:
     """The report with what `compare_models` measures on the first images, and with the integers of weights.
 
-    Where the files cannot be compared so, a warning says why, and the report stays as it is.
+    ``batch``: what the files fix, so that there are whole ones. Where the files cannot be compared so, a warning says
+    why, and the report stays as it is.
     """
-    began = time.perf_counter()
+    began, one = time.perf_counter(), batch or 1
+    first = data.head(max(IMAGES // one, 1) * one)
     try:
-        found = compare_models(model, quantized, data=data.head(IMAGES), progress=tell.callback)
+        found = compare_models(model, quantized, data=first, samples=len(first), progress=tell.callback)
     except PdqError as error:
         logger.warning("the page does not show where the error arises: %s", error)
         return report

@@ -203,7 +203,7 @@ def _run(request: Request, tell: Tell, until_end: contextlib.ExitStack, warned: 
             weights = weight_histograms(work.prepared.index, work.plan, calibrated.tensors)
             original = onnx.load_from_string(reference.content(work.prepared.model))
             report = dataclasses.replace(report, weights=weights)
-            report = with_layer_errors(report, original, quantized, samples.judged, tell)
+            report = with_layer_errors(report, original, quantized, samples.judged, tell, work.batch)
         try:
             tell_verdict(report, parity, samples.judged.source)
         finally:  # what is refused is told with all figures

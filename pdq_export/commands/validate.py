@@ -127,7 +127,7 @@ def _validate(
     )
     report = report.judged(limits)
     if asks_page(settled):
-        report = with_layer_errors(report, model, quantized, samples, tell)
+        report = with_layer_errors(report, model, quantized, samples, tell, pair.batch)
     report = dataclasses.replace(report, warnings=warned.texts)
     if contents := side_contents(settled, report, samples):
         write_together(contents, overwrite=settled.file.overwrite)

@@ -50,8 +50,9 @@ def test_json_and_page_at_once(here: Path) -> None:
         onnx.save(model, name)
     np.savez("x.npz", x=X, labels=LABELS)
     asked = ["validate", "a.onnx", "b.onnx", "--data", "x.npz"]
-    code, told, _ = run(*asked, "--report", "r.json", "--report", "r.HTML")
+    code, told, messages = run(*asked, "--report", "r.json", "--report", "r.HTML")
     assert code == 0
+    assert f"compared layer by layer on {len(X)} images in " in messages
     assert "wrote r.json\nwrote r.HTML" in told
     assert (here / "r.HTML").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     assert json.loads((here / "r.json").read_text(encoding="utf-8"))["layer_errors"]["images"] == len(X)

@@ -2,19 +2,19 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
-from pdq_export import quantize
+from pdq_export import Report, quantize
 from pdq_export.commands.report import write_page
 from pdq_export.errors import CheckpointError, DataError, OptionError, PdqError
 from pdq_export.report import to_html
 
 from ..cli.fakes import make_report
 
-RNG = np.random.default_rng(0)
 NET = """<ir_version: 8, opset_import: ["" : 17]>
 net (float[N,3,8,8] x) => (float[N,4] scores) {
     a = Conv<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>(x, w1)
@@ -34,17 +34,37 @@ def written(tmp_path: Path) -> Path:
     return path
 
 
+def quantized(**where: Any) -> Report:
+    rng = np.random.default_rng(0)
+    net = onnx.parser.parse_model(NET)
+    for name, shape in (("w1", (6, 3, 3, 3)), ("w2", (6, 6, 3, 3)), ("w3", (6, 4))):
+        net.graph.initializer.append(onnx.numpy_helper.from_array(rng.standard_normal(shape, dtype=np.float32), name))
+    options: dict[str, Any] = {"preset": "fast", "samples": 16, "iters": 3, "correction_iters": 1, "device": "cpu"}
+    images = rng.standard_normal((16, 3, 8, 8), dtype=np.float32)
+    return quantize(net, calib=images, bits="4/4", **options, **where).report
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that is finished."""
-    net = onnx.parser.parse_model(NET)
-    for name, shape in (("w1", (6, 3, 3, 3)), ("w2", (6, 6, 3, 3)), ("w3", (6, 4))):
-        net.graph.initializer.append(onnx.numpy_helper.from_array(RNG.standard_normal(shape, dtype=np.float32), name))
     root = tmp_path_factory.mktemp("runs")
-    options = {"preset": "fast", "samples": 16, "iters": 3, "correction_iters": 1, "device": "cpu"}
-    quantize(net, calib=RNG.standard_normal((16, 3, 8, 8), dtype=np.float32), bits="4/4", work_dir=root, **options)
+    quantized(work_dir=root)
     (folder,) = root.iterdir()
     return folder
+
+
+def test_the_course_of_blocks_is_known_however_they_came(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taken up, or without a folder to be kept in; and warnings are in the report."""
+    resumed = quantized(work_dir=run.parent, resume=True)
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("PDQ_EXPORT_CACHE", str(tmp_path / "file"))
+    unkept = quantized()
+    assert [(block.block, block.losses) for block in resumed.blocks] == [(b.block, b.losses) for b in unkept.blocks]
+    assert [len(block.losses) for block in unkept.blocks] == [3, 3, 3]
+    assert any("finished blocks are not kept" in warning for warning in unkept.warnings)
+    assert not any("finished blocks are not kept" in warning for warning in resumed.warnings)
 
 
 def test_a_report(written: Path, tmp_path: Path) -> None:

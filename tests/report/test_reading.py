@@ -136,7 +136,7 @@ def _leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [path, *(leaf for key, one in inner for leaf in _leaves(one, (*path, key)))]
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.sampled_from(_leaves(PLAIN)[1:]),
     st.sampled_from(

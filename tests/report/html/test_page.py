@@ -7,6 +7,8 @@ import html.parser
 import json
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -268,6 +270,19 @@ def test_several_inputs_that_are_no_images(tmp_path: Path) -> None:
     assert "<img" not in page
 
 
+def test_a_fixed_batch_that_64_is_no_multiple_of(tmp_path: Path) -> None:
+    """The layers are compared on whole batches, and nothing is warned of."""
+    for batch, images in ((12, 60), (70, 70)):
+        net = onnx.parser.parse_model(NET.replace("N,", f"{batch},"))
+        for name, shape in (("w1", (8, 3, 3, 3)), ("w2", (8, 8, 3, 3)), ("w3", (8, 4))):
+            weight = RNG.standard_normal(shape, dtype=np.float32)
+            net.graph.initializer.append(onnx.numpy_helper.from_array(weight, name))
+        data = RNG.standard_normal((140, 3, 12, 12), dtype=np.float32)[: 140 // batch * batch]
+        report = validate_models(net, net, data=data, report=tmp_path / f"{batch}.html")
+        assert report.layer_errors is not None
+        assert (report.layer_errors.images, report.warnings) == (images, ())
+
+
 def test_in_a_browser(case: Case, tmp_path: Path) -> None:
     """It says and asks for nothing, fits a phone, sorts and filters; no name is run."""
     with browser(tmp_path / "profile") as found:
@@ -291,6 +306,16 @@ def test_in_a_browser(case: Case, tmp_path: Path) -> None:
         assert set(before) == {EVIL, IMAGE, LINK}
         assert {one for one in found.seen.requests if not one.startswith("data:")} == {case.page.resolve().as_uri()}
         assert found.seen.messages == []
+
+
+def test_plots_and_templates_are_imported_for_pages_alone() -> None:
+    """matplotlib takes a second or two to import."""
+    code = (
+        "import sys, pdq_export.commands.validate, pdq_export.commands.compare, pdq_export.report\n"
+        "print([name for name in ('jinja2', 'matplotlib') if name in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
 
 
 def test_a_report_without_anything(case: Case) -> None:

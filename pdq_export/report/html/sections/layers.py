@@ -10,13 +10,14 @@ from pdq_export.report.html.source import Source
 from pdq_export.validate.histograms import WeightHistogram
 
 _FLOAT_BYTES = 4
-_HEAD = ("layer", "operator", "weight", "W bits", "input bits", "A bits", "FP32 bytes", "bytes")
+_HEAD = ("layer", "operator", "weight", "W bits", "input bits", "A bits", "FP32 bytes")
 
 
 def layers(source: Source, plots: Plots) -> Section | None:
     """In the order of the graph; of a file of whoever made it, those whose weights were found."""
-    rows = [_planned(layer) for layer in (source.report.layers if source.report is not None else ())]
-    rows = rows or [_found(weight) for weight in source.weights]
+    planned = [_planned(layer) for layer in (source.report.layers if source.report is not None else ())]
+    rows = planned or [_found(weight) for weight in source.weights]
+    head = (*_HEAD, "bytes" if planned else "bytes, by bits")
     if not rows:
         return None
     before, after = ([row[column].value for row in rows] for column in (6, 7))
@@ -26,7 +27,7 @@ def layers(source: Source, plots: Plots) -> Section | None:
         f"Bytes of each layer's weight, on a logarithmic scale; {total[0]:,.0f} in FP32, {total[1]:,.0f} quantized."
     )
     figure = Figure(svg=svg, label=caption, caption=caption, legend=(("FP32", "float"), ("quantized", "quantized")))
-    table = Table(head=_HEAD, rows=rows, numeric=(3, 4, 5, 6, 7), searched="Filter layers")
+    table = Table(head=head, rows=rows, numeric=(3, 4, 5, 6, 7), searched="Filter layers")
     return Section(anchor="layers", title="Bits and bytes of layers", blocks=[Figures(figures=[figure]), table])
 
 
