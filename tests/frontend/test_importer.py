@@ -358,3 +358,22 @@ def test_integers_beside_data_are_buffers() -> None:
     model = parse(text)
     assert list(import_model(model).meta["tensors"].values()) == ["where"]
     assert run_torch(model, {"x": np.array([1, 2, 3], np.float32)})[0].tolist() == [3, 1]
+
+
+def test_convolutions_read_contiguous_tensors() -> None:
+    """What a strided 1x1 convolution of torch's does to memory in its backward pass otherwise ends the process."""
+    model = parse(
+        """
+        <ir_version: 8, opset_import: ["" : 17]>
+        network (float[N, 4, 4, 3] image) => (float[N, 2, 2, 2] y)
+        <float[2, 3, 1, 1] weight = {1, 2, 3, 4, 5, 6}>
+        {
+            channels_first = Transpose <perm = [0, 3, 1, 2]> (image)
+            y = Conv <strides = [2, 2]> (channels_first, weight)
+        }
+        """
+    )
+    image = np.random.default_rng(0).standard_normal((5, 4, 4, 3)).astype(np.float32)
+    assert_agree(model, {"image": image})
+    (y,) = import_model(model)(torch.from_numpy(image).requires_grad_())
+    assert y.is_contiguous()  # laid out as what the convolution has read
