@@ -55,7 +55,7 @@ def conv(
     if begins != ends or min(begins) < 0:
         x = F.pad(x, torch_pads(begins, ends))
         begins = [0] * rank
-    # Behind a Transpose: torch 2.13's backward pass of a 1x1 convolution with strides writes beyond its memory where the
+    # Behind a Transpose: torch 2.13's backward pass of a strided 1x1 convolution writes beyond its memory where the
     # channels are the last in memory (CPU).
     x = x.contiguous()
     return _CONV[rank](x, weight, bias, strides, begins, dilations, group)
