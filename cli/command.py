@@ -55,7 +55,8 @@ class Outcome:
     """What a command has found out.
 
     ``text``: lines and tables for people, printed one by one as they come. ``to_json``: the same for programs, of
-    commands that declare a ``json_schema``. ``failed_gates``: a line for each that failed, with value and limit.
+    commands that declare a ``json_schema``. ``failed_gates``: a line for each that failed, with value and limit, which
+    the text has, too.
     ``errors``: a line for each part of the work that could not be done, of commands that do the others all the same.
     """
 
@@ -141,7 +142,7 @@ def _tell(outcome: Outcome, *, quiet: bool, as_json: bool) -> ExitCode:
                 console.print(printable(item), markup=False, soft_wrap=True)
             else:
                 console.print(item)
-    for line in outcome.failed_gates:
+    for line in outcome.failed_gates if as_json or quiet else ():  # the text has them
         _say(f"gate failed: {line}")
     for line in outcome.errors:
         _say(f"error: {line}")

@@ -10,11 +10,13 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pdq_export.config.option import COMPARE
 from pdq_export.errors import first_few, printable
 from pdq_export.process import find_modules_here
 
 from .command import Frame, Outcome, command
-from .options import pair_arguments
+from .options import config_options, given, pair_arguments
+from .render import remedy_lines
 
 if TYPE_CHECKING:
     from pdq_export.report.layers import LayerReport, LayerRow
@@ -36,21 +38,37 @@ _DECIBELS = (("at output", "output_db"), ("own", "own_db"), ("handed on", "hande
     metavar="N",
     help="Samples in a batch.  [default: up to 16, as memory allows, or what the files fix]",
 )
-def compare(frame: Frame, *, model: Path, quantized: Path, data: str, **arguments: Any) -> Outcome:
+@config_options(COMPARE)
+def compare(
+    frame: Frame,
+    *,
+    model: Path,
+    quantized: Path,
+    data: str,
+    samples: int,
+    batch_size: int | None,
+    config_file: Path | None,
+    **arguments: Any,
+) -> Outcome:
     """Compare every tensor that a quantized ONNX file and its FP32 file both have, worst first.
 
     Whoever made the files, QDQ or QOperator: tensors are matched by name, or through the nodes around them.
     Signal-to-noise ratios, in dB: own, of a layer that has the FP32 network's input; handed on, of what it makes of the
     error of its input; both, in the quantized network; at output, of the FP32 network's output where nothing but this
-    layer has its own error, which is what the table is sorted by. Below are the options of quantize that would help,
-    with what they cost in bytes, about.
+    layer has its own error, which is what the table is sorted by. Below is what to try next, options of quantize
+    beside those that were given, with what they cost in bytes, about.
     """
+    from pdq_export.commands.settle import settle
+
+    config = settle(config_file, given(arguments), command=COMPARE)
     find_modules_here()
     with frame.progress() as progress, frame.work():
         # Imported here, behind every check that needs no onnxruntime.
         from pdq_export.commands.compare import compare_models
 
-        report = compare_models(model, quantized, data=data, progress=progress, **arguments)
+        report = compare_models(
+            model, quantized, data=data, samples=samples, batch_size=batch_size, config=config, progress=progress
+        )
     return Outcome(text=_lines(report), to_json=report.to_json)
 
 
@@ -59,10 +77,7 @@ def _lines(report: "LayerReport") -> Iterable[RenderableType]:
     yield _table(report)
     if report.left_out:
         yield f"left out, since their shapes differ: {first_few(report.left_out)}"
-    if report.remedies:
-        yield "what would help, the most first (options of quantize; bytes by the bits of weights):"
-    for remedy in report.remedies[:_LINES]:
-        yield f"  {remedy.line}  (+{remedy.bytes:,} bytes)"
+    yield from remedy_lines(report.remedies, most=_LINES)
 
 
 def _table(report: "LayerReport") -> Table:

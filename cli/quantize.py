@@ -18,7 +18,7 @@ from .command import Frame, Outcome, command
 from .log import NOTES
 from .options import config_options, given
 from .paths import ModelPath
-from .render import gate_lines, report_table, session_note, version_note
+from .render import REMEDIES, gate_lines, remedy_lines, report_table, session_note, version_note
 
 if TYPE_CHECKING:
     from pdq_export.commands.quantize import Result
@@ -151,9 +151,10 @@ def _lines(config: Config, result: "Result") -> Iterable[RenderableType]:
         on += f", used for calibration too: {'give others with --eval' if config.data.eval else '--eval gives others'}"
     yield f"{result.report.images:,} images of {on}"
     yield report_table(result.report, bits=config.plan.bits)
-    if result.report.latency_note is not None:
+    if result.report.latency_note is not None and not result.report.is_slower:  # else a warning has told it
         yield result.report.latency_note
     yield from gate_lines(result.report)
+    yield from remedy_lines(result.report.remedies, most=REMEDIES, loss=result.report.loss)
     yield from (f"wrote {shlex.quote(str(path))}" for path in result.files)
     if result.report.min_onnxruntime and config.file.target != "ort":
         yield version_note(result.report.min_onnxruntime)

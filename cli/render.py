@@ -1,6 +1,6 @@
 """The table at the end of a run, and names that are safe to print."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -10,9 +10,13 @@ from rich.text import Text
 from pdq_export.errors import printable
 
 if TYPE_CHECKING:
+    from pdq_export.advice import Remedy
     from pdq_export.report import Report
 
 _NARROW_ACTIVATIONS = "1.31"  # what export/runtimes.py gives for activations below 8 bits in types of their own
+
+
+REMEDIES = 6  # lines of what to try next; a report has them all
 
 
 def report_table(report: "Report", *, bits: str) -> Table:
@@ -31,6 +35,15 @@ def report_table(report: "Report", *, bits: str) -> Table:
 def gate_lines(report: "Report") -> Iterable[str]:
     """A line for each gate, with its verdict."""
     return (f"{'passed' if gate.passed else 'FAILED'}: {gate}" for gate in report.gates)
+
+
+def remedy_lines(remedies: Sequence["Remedy"], *, most: int, loss: str | None = None) -> Iterable[str]:
+    """What to try next, ``most`` lines of it; ``loss``: what for."""
+    if not remedies:
+        return
+    what = "what to try next, what helps most for its cost first (options of quantize, beside those that were given):"
+    yield f"{loss}; {what}" if loss else what
+    yield from (f"  {remedy}" for remedy in remedies[:most])
 
 
 def session_note(config: Mapping[str, str]) -> str:

@@ -15,7 +15,7 @@ from pdq_export.process import find_modules_here
 
 from .command import Frame, Outcome, command
 from .options import config_options, given, pair_arguments
-from .render import gate_lines, report_table, session_note
+from .render import REMEDIES, gate_lines, remedy_lines, report_table, session_note
 
 if TYPE_CHECKING:
     from pdq_export.report import Report
@@ -75,6 +75,7 @@ def _lines(report: "Report", config: Config) -> Iterable[RenderableType]:
     yield report_table(report, bits="quantized")
     yield from _float_lines(report)
     yield from gate_lines(report)
+    yield from remedy_lines(report.remedies, most=REMEDIES, loss=report.loss)
     written = (*config.file.report, config.gates.junit, config.gates.markdown)
     yield from (f"wrote {shlex.quote(path)}" for path in written if path is not None)
     if report.session_config:

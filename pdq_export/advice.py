@@ -1,13 +1,56 @@
 """What can help where a result is bad, given what was used: more bits cannot where all have 8 already."""
 
+import dataclasses
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from pdq_export.config.method import CalibrationOptions
+from pdq_export.config.method import PRESETS, CalibrationOptions
+from pdq_export.errors import percent
 from pdq_export.spec import CARRIER_BITS, BitWidths, Point, Role
 
 _REDUCED_BITS = 7  # of weights that get them for the runtime's sake
+_FEW_IMAGES = 256  # as many as the fastest preset takes
+# More than those of `fast` win no more than chance does; fewer lose points.
+_FEW_ITERS, _USUAL_ITERS = PRESETS["fast"]["iters"], PRESETS["balanced"]["iters"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Remedy:
+    """What to try next: ``line``, options of quantize beside those that were given, or words where no option does it.
+
+    ``bytes``: by how much the file grows. ``share``: of what quantization adds to the
+    output, the part that this takes away as far as measurements tell, None where they do not. ``why``: what it is for.
+    """
+
+    line: str
+    bytes: int = 0
+    share: float | None = None
+    why: str = ""
+
+    def __str__(self) -> str:
+        """With its cost and what it does, as people read it."""
+        told = [f"{self.bytes:+,} bytes"]
+        if self.share is not None:
+            told.append(f"about {percent(self.share, 0)} of the error")
+        if self.why:
+            told.append(self.why)
+        return f"{self.line}  ({'; '.join(told)})"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HowMade:
+    """What is known of how a file was made; of other tools' files nothing is.
+
+    ``settings``: of the run, as a report has them. ``images``: that it was calibrated on, None where that is not known.
+    ``free_activations``: whether 8 bits of activations take no more bytes and time than fewer. ``weight_bits``:
+    what is as good as 8 bits: fewer where 8 saturate.
+    """
+
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    images: int | None = None
+    free_activations: bool = False
+    weight_bits: int = CARRIER_BITS
 
 
 def can_have_more_bits(points: Iterable[Point]) -> bool:
@@ -49,3 +92,44 @@ def with_wide_activations(settings: Mapping[str, Any]) -> str:
 
 def _wide(bits: str) -> BitWidths:
     return BitWidths(BitWidths.parse(bits).weight, CARRIER_BITS)
+
+
+def widen_activations(made: HowMade) -> Remedy | None:
+    """Activations of 8 bits, where a run asked for fewer and they cost nothing."""
+    if not made.free_activations or not _asked_for_narrow_activations(made.settings):
+        return None
+    why = "activations of 8 bits: the file has the same size, and onnxruntime computes in bytes anyhow"
+    return Remedy(line=with_wide_activations(made.settings), why=why)
+
+
+def learn_more(made: HowMade) -> Iterator[Remedy]:
+    """What costs time in calibration, and no byte: parts of the method that are off, where they are worth most."""
+    settings = made.settings
+    if not settings:
+        return
+    method = settings.get("method")
+    if method == "nearest":
+        yield Remedy(line="--method pd-quant", why="roundings and scales are learned; nearest learns nothing")
+    if settings.get("family") == "depthwise" and not settings.get("equalize_channels", True):
+        why = "channels before depthwise layers are brought to one range"
+        yield Remedy(line="--set equalize_channels=true", why=why)
+
+
+def calibrate_more(made: HowMade) -> Iterator[Remedy]:
+    """What costs time in calibration, and no byte: more of what there is already."""
+    settings, images = made.settings, made.images
+    if not settings:
+        return
+    if images is not None and images < _FEW_IMAGES:
+        limited = images >= settings.get("samples", images)
+        line = f"--samples {PRESETS['balanced']['samples']}" if limited else "more images in --calib"
+        why = f"calibrated on {images} images; {_FEW_IMAGES} and more are usual"
+        yield Remedy(line=line, why=f"{why}{', as far as --calib has more' if limited else ''}")
+    if settings.get("method") != "nearest" and settings.get("iters", _USUAL_ITERS) < _FEW_ITERS:
+        yield Remedy(line=f"--iters {_USUAL_ITERS}", why=f"{_USUAL_ITERS} steps a block, not {settings['iters']}")
+
+
+def _asked_for_narrow_activations(settings: Mapping[str, Any]) -> bool:
+    texts = [settings.get("bits", "8/8"), *(rule.rpartition("=")[2] for rule in settings.get("layer_bits", ()))]
+    texts.append(settings.get("first_last", "8/8"))
+    return any(BitWidths.parse(text).activation < CARRIER_BITS for text in texts)

@@ -35,7 +35,8 @@ class Target:
     calibration it gets a file with placeholders, and afterwards the written one where onnxruntime does not measure
     that. ``in_onnxruntime``: whether onnxruntime runs the files.
     Where it does, kernels are counted and outputs measured in it; else inspections and reports have no kernels, and
-    figures of the simulation alone.
+    figures of the simulation alone. ``free_activations``: whether 8 bits of activations take no more bytes and time
+    than fewer, where the files run.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Target:
     find_floating: Callable[[GraphIndex, Plan], tuple[FloatNode, ...]] = find_floating
     check_runs: Callable[[bytes, Batch | None], Outputs | None] = check_runs_quantized
     in_onnxruntime: bool = True
+    free_activations: bool = False
 
     @property
     def convertible(self) -> bool:
@@ -155,9 +157,9 @@ def find_target(name: str) -> Target:
     return _TARGETS[name]
 
 
-register_target(Target(name="ort", layout=ort.LAYOUT))
+register_target(Target(name="ort", layout=ort.LAYOUT, free_activations=True))
 register_target(Target(name="native", layout=native.LAYOUT))
-register_target(Target(name="qcdq", layout=qcdq.LAYOUT))
+register_target(Target(name="qcdq", layout=qcdq.LAYOUT, free_activations=True))
 register_target(Target(name="qonnx", layout=qonnx.LAYOUT, check_runs=check_runs_qonnx, in_onnxruntime=False))
 register_target(
     Target(

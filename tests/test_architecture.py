@@ -20,7 +20,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "config": ({"errors"}, set()),
     # The simulation rounds with the exporter's own functions: one definition of what the file holds.
     "arithmetic": ({"errors", "spec"}, {"numpy"}),
-    "advice": ({"config", "spec"}, set()),
+    "advice": ({"config", "errors", "spec"}, set()),
     "process": (set(), set()),
     "graph": ({"errors", "files", "operators", "spec"}, {"numpy", "onnx", "onnxsim"}),
     "plan": ({"config", "errors", "operators", "spec", "graph"}, {"numpy", "onnx"}),

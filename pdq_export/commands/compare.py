@@ -4,14 +4,21 @@ import dataclasses
 import math
 from collections.abc import Container, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from pdq_export.advice import HowMade
+from pdq_export.commands.known import growth_of, read_how_made
 from pdq_export.commands.pairs import File, Model, choose_batch, first_batch, read_samples
 from pdq_export.commands.progress import ProgressCallback, Tell
-from pdq_export.data import DataSource, check_exists
+from pdq_export.commands.settle import asked_preprocess, settle
+from pdq_export.config.config import Config
+from pdq_export.config.option import COMPARE
+from pdq_export.config.signature import takes_options
+from pdq_export.data import DataSource, Preprocess, check_exists
 from pdq_export.errors import ModelError, OptionError
 from pdq_export.exhaustion import tells_of_memory
 from pdq_export.graph.load import in_memory, read_model
@@ -30,6 +37,7 @@ _HELD = 96_000_000  # bytes of a batch's tensors; there are three sets of them
 
 
 @tells_of_memory(calibrates=False)
+@takes_options(COMPARE)
 def compare_models(
     model: Model,
     quantized: Model,
@@ -37,15 +45,36 @@ def compare_models(
     data: DataSource,
     samples: int = SAMPLES,
     batch_size: int | None = None,
+    config: Config | str | Path | None = None,
     progress: ProgressCallback | None = None,
+    **fields: Any,
 ) -> LayerReport:
     """Compare every tensor that a quantized ONNX file and the FP32 file that it was made of both have, worst first.
 
     Whoever made the files, of pairs (QDQ) or integer operators (QOperator): tensors are matched by name, or through the
     nodes around them. ``data``: as ``eval`` of `quantize`, of which the first ``samples`` are taken. ``batch_size``: by
-    default what memory and the files allow. Raises PdqError for anything that can be wrong with files, data or options.
+    default what memory and the files allow. With ``config`` options, which say how images are read, come from a
+    `Config` or the path of a TOML file; ``fields`` win over it. Raises PdqError for anything that can be wrong with
+    files, data or options.
     """
-    tell = Tell(progress)
+    preprocess = asked_preprocess(settle(config, fields, command=COMPARE))
+    return compare_layers(
+        model, quantized, data=data, samples=samples, batch_size=batch_size, preprocess=preprocess, tell=Tell(progress)
+    )
+
+
+def compare_layers(
+    model: Model,
+    quantized: Model,
+    *,
+    data: DataSource,
+    samples: int,
+    tell: Tell,
+    batch_size: int | None = None,
+    preprocess: Preprocess | None = None,
+    made: HowMade | None = None,
+) -> LayerReport:
+    """What `compare_models` does, for other commands; ``made``: what they know of the file's making."""
     if type(samples) is not int or samples < 1:
         raise OptionError(f"--samples {samples!r}: expected a whole number, 1 or more")
     check_exists(data)
@@ -57,10 +86,11 @@ def compare_models(
             "DequantizeLinear; of a file of pdq-export, `pdq-export convert FILE --target ort` makes such a one"
         )
     pair = open_pair(*(file.content for file in files))
-    first, second = _graph(model), as_pairs(_graph(quantized))
+    first, written = _graph(model), _graph(quantized)
+    second = as_pairs(written)
     layers = _Layers(original=first, quantized=second, pair=pair)
     tell.stage("read")
-    found = read_samples(data, None, pair, choose_batch(pair, batch_size), tell, most=samples)
+    found = read_samples(data, None, pair, choose_batch(pair, batch_size), tell, most=samples, preprocess=preprocess)
     matching, sessions = layers.without_scaled(first_batch(found, pair.batch or 1))
     size = pair.batch or batch_size or _fitting(sessions, first_batch(found, 1))
     tell.stage("compare")
@@ -84,6 +114,9 @@ def compare_models(
         evaluation=str(found),
         model=_name(model),
         quantized=_name(quantized),
+        made=made or read_how_made(written),
+        growth=growth_of(written),
+        size=written.ByteSize(),
     )
 
 

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import onnx
 import torch
 from torch import fx
 
+from pdq_export.advice import HowMade
 from pdq_export.calibrate import BlockRecord, Calibrated, Source, calibrate
 from pdq_export.calibrate.memory import trim_heap
 from pdq_export.calibrate.precision import settled_torch
@@ -20,7 +21,9 @@ from pdq_export.commands.dry_run import dry_run, tell_loading
 from pdq_export.commands.evaluate import evaluate, time_beside
 from pdq_export.commands.judging import Metrics, Observed, batch_slices, side_contents
 from pdq_export.commands.keeping import describe_run, kept_blocks
+from pdq_export.commands.known import how_made
 from pdq_export.commands.making import Making
+from pdq_export.commands.next_steps import compare_few, with_next_steps
 from pdq_export.commands.progress import Progress, ProgressCallback, Tell
 from pdq_export.commands.request import Request
 from pdq_export.commands.synthetic import make_samples
@@ -43,6 +46,7 @@ from pdq_export.graph.lookup import opset_version
 from pdq_export.graph.save import in_order, model_files
 from pdq_export.normalization import warn_of_normalization
 from pdq_export.report import ModelInfo, Report, tell_verdict
+from pdq_export.report.layers import LayerReport
 from pdq_export.spec import Plan, QuantizedTensors
 from pdq_export.targets import find_target
 from pdq_export.validate import BATCH_SIZE, Batch, Session
@@ -204,6 +208,7 @@ def _run(request: Request, tell: Tell, until_end: contextlib.ExitStack, warned: 
             original = onnx.load_from_string(reference.content(work.prepared.model))
             report = dataclasses.replace(report, weights=weights)
             report = with_layer_errors(report, original, quantized, samples.judged, tell, work.batch)
+        report = with_next_steps(report, *_next(request, work, quantized, report, tell))
         try:
             tell_verdict(report, parity, samples.judged.source)
         finally:  # what is refused is told with all figures
@@ -331,6 +336,18 @@ def _export(work: Work, calibrated: Calibrated, config: Config, metadata: Mappin
         packing=work.loading.packing,
         runtime=config.file.runtime,
     )
+
+
+def _next(
+    request: Request, work: Work, quantized: onnx.ModelProto, report: Report, tell: Tell
+) -> tuple[HowMade, Callable[[], LayerReport] | None]:
+    """How the file was made, and what compares its layers where onnxruntime runs it."""
+    made = how_made(report.settings, None if asks_synthetic(request.calib) else len(work.samples.calibration))
+
+    def compare() -> LayerReport:
+        return compare_few(work.original.parse(), quantized, work.samples.judged, made, tell, work.batch)
+
+    return made, compare if find_target(request.config.file.target).in_onnxruntime else None
 
 
 def _keep(draft: Draft, quantized: onnx.ModelProto, asked: FileSection) -> tuple[ModelInfo, list[Path]]:

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from pdq_export.commands.details import with_layer_errors
 from pdq_export.commands.judging import Metrics, Observed, find_metrics, side_contents
+from pdq_export.commands.known import read_how_made
+from pdq_export.commands.next_steps import compare_few, with_next_steps
 from pdq_export.commands.pairs import File, Model, choose_batch, first_batch, read_samples
 from pdq_export.commands.progress import ProgressCallback, Tell
 from pdq_export.commands.settle import asked_preprocess, settle
@@ -128,6 +130,13 @@ def _validate(
     report = report.judged(limits)
     if asks_page(settled):
         report = with_layer_errors(report, model, quantized, samples, tell, pair.batch)
+    made = read_how_made(files[1].structure)
+    layers = (
+        None
+        if any(file.is_qonnx for file in files)
+        else lambda: compare_few(model, quantized, samples, made, tell, pair.batch)
+    )
+    report = with_next_steps(report, made, layers)
     report = dataclasses.replace(report, warnings=warned.texts)
     if contents := side_contents(settled, report, samples):
         write_together(contents, overwrite=settled.file.overwrite)

@@ -16,7 +16,17 @@ from typing import Any, Self
 from pdq_export.config.adapt import path, paths, texts
 from pdq_export.config.gates import JUDGED, GatesSection
 from pdq_export.config.method import FAMILIES, METHODS, PRESETS, CalibrationOptions
-from pdq_export.config.option import INSPECT, QUANTIZE, VALIDATE, Option, did_you_mean, find_options, option, shown
+from pdq_export.config.option import (
+    COMPARE,
+    INSPECT,
+    QUANTIZE,
+    VALIDATE,
+    Option,
+    did_you_mean,
+    find_options,
+    option,
+    shown,
+)
 from pdq_export.errors import OptionError
 
 SYNTHETIC = "synthetic"  # what `calib` is where images are to be made
@@ -285,7 +295,7 @@ class DataSection:
 
 def _reading(help: str, **declared: Any) -> Any:
     """What is said of images, for commands that read some."""
-    return option(None, help, commands=(QUANTIZE, VALIDATE), **declared)
+    return option(None, help, commands=(QUANTIZE, VALIDATE, COMPARE), **declared)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from pdq_export.report.course import BlockCourse
 from pdq_export.report.html import KeptRun, to_html
 from pdq_export.report.junit import to_junit
 from pdq_export.report.layers import LayerReport
+from pdq_export.report.loss import find_loss, saturation_remedy
 from pdq_export.report.markdown import to_markdown
 from pdq_export.report.reading import read_report
 from pdq_export.report.report import ModelInfo, Report, versions
@@ -15,7 +16,9 @@ __all__ = [
     "LayerReport",
     "ModelInfo",
     "Report",
+    "find_loss",
     "read_report",
+    "saturation_remedy",
     "tell_parity",
     "tell_verdict",
     "to_html",

@@ -5,23 +5,40 @@ from typing import Any
 
 from pdq_export.advice import with_wide_activations
 from pdq_export.errors import percent
-from pdq_export.validate import LatencyPair
+from pdq_export.validate import KernelCount, LatencyPair
 
 _NOTICED = 1.02  # less is within what repeating a measurement moves it by
 
 
-def latency_note(latency: LatencyPair, settings: Mapping[str, Any]) -> str | None:
+def latency_note(latency: LatencyPair, settings: Mapping[str, Any], kernels: KernelCount | None = None) -> str | None:
     """What to do about time that is lost in onnxruntime; None where none is.
 
-    ``settings``: of the run, as a report has them.
+    ``settings``: of the run, as a report has them. ``kernels``: of the file.
     """
     target, notes = settings.get("target", "ort"), []
-    if target != "ort" and latency.ratio.low > 1:
-        notes.append("onnxruntime takes longer for it than for FP32; --target ort writes what is fast there")
+    slower = latency.ratio.low > 1
+    if slower:
+        notes.append(
+            f"onnxruntime takes × {latency.ratio.median:.2f} of FP32's time for the file at batch {latency.batch}"
+            f"{'' if target == 'ort' else '; --target ort writes what is fast there'}"
+        )
     cost = latency.clip_ratio
     if cost is not None and cost.median >= _NOTICED:
         notes.append(
             f"activations below 8 bits cost {percent(cost.median - 1, 0)} more time ({latency.clips} Clips) and gain "
             f"none in onnxruntime: where it is all that the file is for, take {with_wide_activations(settings)}"
         )
+    if slower and kernels is not None and (told := _in_float(kernels)):
+        notes.append(f"{told} run in float between integers, and are converted to and fro")
     return "; ".join(notes) or None
+
+
+def is_slower(latency: LatencyPair | None) -> bool:
+    """Whether a file takes longer than FP32, and not by chance alone: in three quarters of the rounds."""
+    return latency is not None and latency.ratio.low > 1
+
+
+def _in_float(kernels: KernelCount) -> str:
+    """The layers and other nodes of a file that do not run as integers."""
+    counts = {**kernels.between_pairs, **kernels.floating}
+    return ", ".join(f"{count} {op_type}" for op_type, count in counts.items())

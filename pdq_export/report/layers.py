@@ -1,15 +1,18 @@
 """Where the error of a quantized file arises, tensor by tensor, worst first, with what would help, and its JSON schema.
 
 ``{"schema_version": 1, "images", "evaluation", "model", "quantized", "tensors": [...], "left_out": [...],
-"weights": [...]}``, each tensor as `LayerRow` has it: ``tensor`` and ``node`` of the FP32 file, ``op_type``,
+"weights": [...], "remedies": [...]}``, each tensor as `LayerRow` has it: ``tensor`` and ``node`` of the FP32 file,
+``op_type``,
 ``layers``; in dB, null without an error, ``output_db`` (of the FP32 network's first output, where this tensor alone has
 its own error), ``own_db`` (the layer has the FP32 network's input), ``handed_on_db`` (of what the layer makes of the
 error of its input), ``sqnr_db`` (both, in the quantized network), ``quantizer_db`` (of the tensor's quantizer alone);
 ``cosine``; ``range`` of the FP32 tensor and
 ``quantizer_range``; ``clipped``, the share beyond the latter; ``levels_used`` of ``levels``; ``weight_bits``,
-``weight_levels_used``; ``remedy``: ``line``, options of quantize, and ``bytes``, by how much the file grows, about; and
+``weight_levels_used``; ``remedy``, what would help that tensor, of ``line``, ``bytes``, ``share`` and ``why`` as
+`pdq_export.advice.Remedy` has it; and
 ``histogram`` of the FP32 tensor, null without a quantizer: ``start``, ``width`` and ``counts`` of its bins, 64 of them
 over the quantizer's range. Each of the ``weights`` as `WeightHistogram` has it, on the axis of its integers.
+``remedies``: what to try next, what helps most for its cost first.
 """
 
 import dataclasses
@@ -18,7 +21,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pdq_export.report.remedies import Remedy, find_remedies
+from pdq_export.advice import HowMade, Remedy
+from pdq_export.report.remedies import Growth, find_remedies
 from pdq_export.validate.histograms import Histogram, WeightHistogram
 from pdq_export.validate.layers import LayerErrors, TensorError
 from pdq_export.validate.weights import WeightLevels
@@ -54,7 +58,7 @@ class LayerRow:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerReport:
     """What `compare_models` has found: ``tensors``, worst first; ``left_out``: those whose shapes differ; ``weights``:
-    of layers, in the order of the file.
+    of layers, in the order of the file. ``remedies``: what to try next, in the order in which it can be given together.
     """
 
     images: int
@@ -64,6 +68,7 @@ class LayerReport:
     tensors: tuple[LayerRow, ...]
     left_out: tuple[str, ...] = ()
     weights: tuple[WeightHistogram, ...] = ()  # in the order of the quantized file
+    remedies: tuple[Remedy, ...] = ()
 
     @classmethod
     def of(
@@ -74,25 +79,24 @@ class LayerReport:
         evaluation: str,
         model: str = "",
         quantized: str = "",
+        made: HowMade | None = None,
+        growth: Growth | None = None,
+        size: int | None = None,
     ) -> "LayerReport":
-        """Compose it, and say of each tensor what would help."""
+        """Compose it, and say what would help; ``made``, ``growth`` and ``size`` as in `find_remedies`."""
         by_layer = {one.layer: one for one in weights}
         worst_first = sorted(errors.tensors, key=badness)
-        remedies = find_remedies(worst_first, by_layer)
+        remedies = find_remedies(worst_first, by_layer, made=made, growth=growth, size=size)
         return cls(
             images=errors.images,
             evaluation=evaluation,
             model=model,
             quantized=quantized,
-            tensors=tuple(_row(one, by_layer, remedies.get(one.match.name)) for one in worst_first),
+            tensors=tuple(_row(one, by_layer, remedies.by_tensor.get(one.match.name)) for one in worst_first),
             left_out=errors.unmatched,
             weights=tuple(one.histogram for one in weights),
+            remedies=remedies.next,
         )
-
-    @property
-    def remedies(self) -> tuple[Remedy, ...]:
-        """All that there are, those of the worst tensors first, in the order in which they can be given together."""
-        return tuple(row.remedy for row in self.tensors if row.remedy is not None)
 
     def to_json(self) -> str:
         """The report as JSON with a newline at the end."""

@@ -3,10 +3,12 @@
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from pdq_export.errors import printable
+from pdq_export.advice import Remedy
+from pdq_export.errors import percent, printable
 from pdq_export.report.report import Report
 from pdq_export.report.table import report_rows
 
+_NEXT = ("option of quantize", "bytes", "share of the error", "why")
 _MEANT = re.compile(r"([\\`*_\[\]#|<>&~$])")
 
 
@@ -29,7 +31,18 @@ def _lines(report: Report) -> Iterator[str]:
     yield ""
     yield from markdown_table(("", "FP32", "quantized", "difference"), report_rows(report))
     yield ""
+    if report.remedies:
+        yield f"{_escaped(report.loss or '')}. What to try next, what helps most for its cost first:"
+        yield ""
+        yield from markdown_table(
+            ("option of quantize", "bytes", "share of the error", "why"), map(_remedy, report.remedies)
+        )
+        yield ""
     yield ", ".join(f"{name} {version}" for name, version in report.versions.items())
+
+
+def _remedy(remedy: Remedy) -> tuple[str, str, str, str]:
+    return remedy.line, f"{remedy.bytes:+,}", "" if remedy.share is None else percent(remedy.share, 0), remedy.why
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:

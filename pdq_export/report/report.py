@@ -63,6 +63,11 @@ Schema, version 1 (null stands for "not measured", for sqnr_db for "no differenc
     not_finite      [output]                those of them with NaN, or infinity where FP32's have none
     metrics         [{name, float_value, quantized_value}]  numbers of --metric
     gates           [{option, value, limit, unit, error, p_value, passed, told}]  see `pdq_export.gates.Gate`
+    loss            what is lost, in words, where that is more than a point (`pdq_export.report.loss`), else null
+    remedies        [{line, bytes, share, why}]  what to try next then, what helps most for its cost first; line:
+                                            options of quantize beside those that were given, or words; bytes: by how
+                                            much the file grows; share: of the error of the output that it takes away,
+                                            as far as measurements of layers tell
     warnings        [text]                  what the run has warned of
     changed         {images, changed, samples: [{number, float_class, quantized_class, label, margin}], names: {class:
                     name}}  of class scores in the first output, see `ChangedPredictions`; null where there are none
@@ -85,9 +90,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import pdq_export
+from pdq_export.advice import Remedy
 from pdq_export.gates import Gate, Limits, judge
 from pdq_export.report.course import BlockCourse
-from pdq_export.report.latency import latency_note
+from pdq_export.report.latency import is_slower, latency_note
 from pdq_export.report.layers import LayerReport
 from pdq_export.validate import Accuracy, KernelCount, LatencyPair, Measurements, MetricValue, Top1Changes
 from pdq_export.validate.changes import ChangedPredictions
@@ -146,6 +152,8 @@ class Report(Measurements):
     predictions: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     metrics: tuple[MetricValue, ...] = ()
     gates: tuple[Gate, ...] = ()
+    loss: str | None = None
+    remedies: tuple[Remedy, ...] = ()
     warnings: tuple[str, ...] = ()
     changed: ChangedPredictions | None = None
     blocks: tuple[BlockCourse, ...] = ()
@@ -172,8 +180,13 @@ class Report(Measurements):
         return (
             None
             if self.latency is None or self.settings.get("command") == "validate"
-            else latency_note(self.latency, self.settings)
+            else latency_note(self.latency, self.settings, self.kernels)
         )
+
+    @property
+    def is_slower(self) -> bool:
+        """Whether onnxruntime takes longer for the quantized model than for the user's."""
+        return is_slower(self.latency)
 
     @property
     def failed_gates(self) -> tuple[Gate, ...]:
@@ -219,6 +232,8 @@ class Report(Measurements):
             "not_finite": list(self.not_finite),
             "metrics": [dataclasses.asdict(value) for value in self.metrics],
             "gates": [dataclasses.asdict(gate) for gate in self.gates],
+            "loss": self.loss,
+            "remedies": [dataclasses.asdict(remedy) for remedy in self.remedies],
             "warnings": list(self.warnings),
             "changed": None if self.changed is None else dataclasses.asdict(self.changed),
             "blocks": [dataclasses.asdict(block) for block in self.blocks],

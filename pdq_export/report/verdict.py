@@ -20,6 +20,7 @@ def tell_verdict(report: Report, parity: Parity, source: str) -> None:
     """Tell all that is to be said of a file, measured on ``source``. Raises ValidationError as `tell_parity` does."""
     warn_useless(report, source)
     warn_lost_parts(report, source)
+    warn_slow(report)
     tell_parity(parity)
 
 
@@ -73,6 +74,12 @@ def warn_lost_parts(report: Report, source: str) -> None:
                 percent(shown, 0),
                 bits_or_float(asked_for_fewer_bits(report.settings)),
             )
+
+
+def warn_slow(report: Report) -> None:
+    """Warn where onnxruntime takes longer for the file than for FP32, though it was made to be faster there."""
+    if report.is_slower and report.latency_note is not None:
+        logger.warning("%s", report.latency_note)
 
 
 def tell_parity(parity: Parity) -> None:

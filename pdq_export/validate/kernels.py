@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import re
 from collections.abc import Iterable, Iterator, Mapping, Set
 
 import onnx
@@ -9,13 +10,16 @@ from onnx import NodeProto
 
 from pdq_export import operators
 
+_LAID_OUT = re.compile(r"^fused |_nchwc$|/MatMulAddFusion$")  # what onnxruntime adds to a name
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KernelCount:
     """How many layers run in integers and in float, by operator: nodes with a weight, those of If and Loop too.
 
-    ``floating_nodes``: the float ones, under the names that onnxruntime's optimization gives them. ``between_pairs``:
-    other nodes without an integer kernel, which run in float between a DequantizeLinear and a QuantizeLinear.
+    ``floating_nodes``: the float ones, as the file names them; what is not found there, as inside a Loop, has the name
+    that onnxruntime's optimization gives it. ``between_pairs``: other nodes without an integer kernel, which run in
+    float between a DequantizeLinear and a QuantizeLinear.
     """
 
     integer: Mapping[str, int]
@@ -33,8 +37,9 @@ class KernelCount:
         return tuple(node for node in nodes if node not in self.floating_nodes)
 
 
-def count_layers(graph: onnx.GraphProto) -> KernelCount:
-    """Of a graph that onnxruntime has optimized."""
+def count_layers(graph: onnx.GraphProto, file: onnx.GraphProto) -> KernelCount:
+    """Of a graph that onnxruntime has optimized; ``file``: as it was before."""
+    names = _Names(file)
     layers = list(_layers(graph, frozenset()))
     integer = collections.Counter(node.op_type for node in layers if operators.get(node.op_type).kernel == "integer")
     floating = [node for node in layers if operators.get(node.op_type).kernel == "float"]
@@ -42,9 +47,29 @@ def count_layers(graph: onnx.GraphProto) -> KernelCount:
     return KernelCount(
         integer=dict(sorted(integer.items())),
         floating=dict(sorted(collections.Counter(node.op_type for node in floating).items())),
-        floating_nodes=tuple(node.name or node.output[0] for node in floating),
+        floating_nodes=tuple(map(names.of, floating)),
         between_pairs=dict(sorted(collections.Counter(_between_pairs(graph, outputs)).items())),
     )
+
+
+class _Names:
+    """What a file calls the layers that onnxruntime has fused, renamed or laid out in another way."""
+
+    def __init__(self, file: onnx.GraphProto) -> None:
+        self._layers = {node.output[0] for node in _layers(file, frozenset())}
+        self._made = {name: node for node in file.node for name in node.output}
+        self._nodes = {node.name: node for node in file.node if node.name}
+
+    def of(self, node: NodeProto) -> str:
+        """The name of the layer that became a node, which is named after it or after the tensor that it ends in."""
+        name = _LAID_OUT.sub("", node.name)
+        for start in (self._nodes.get(name), self._made.get(name), *(self._made.get(one) for one in node.output)):
+            layer = start
+            while layer is not None and layer.output[0] not in self._layers:
+                layer = next((self._made[one] for one in layer.input if one in self._made), None)
+            if layer is not None:
+                return str(layer.name or layer.output[0])
+        return str(node.name or node.output[0])
 
 
 def _layers(graph: onnx.GraphProto, constants: Set[str]) -> Iterator[NodeProto]:

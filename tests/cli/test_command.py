@@ -66,7 +66,8 @@ def test_a_gate_that_fails_is_a_result_with_exit_code_1(arguments: tuple[str, ..
     lines = ("top-1 falls by 2.0 points; --max-drop allows 1.0", "size × 0.3; --max-size-ratio allows 0.2")
     result = invoke(lambda _: found(failed_gates=lines), *arguments, json_schema="somewhere")
     assert result.exit_code == 1
-    assert result.stderr.splitlines() == [f"pdq-export: gate failed: {line}" for line in lines]
+    told = [f"pdq-export: gate failed: {line}" for line in lines] if arguments else []  # else the text has them
+    assert result.stderr.splitlines() == told
     assert ("accuracy" in result.stdout) == (arguments != ("--quiet",))
 
 

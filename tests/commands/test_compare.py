@@ -108,21 +108,17 @@ def test_names_are_not_needed(files: dict[QuantFormat, onnx.ModelProto], images:
 
 def test_a_layer_with_two_bits_is_named_first(tmp_path: Path, images: NDArray[Any]) -> None:
     rule = f"^{re.escape(BROKEN)}$"
-    made = quantize(
-        MODEL, calib=images[:16], eval=images[:16], bits="8/8", layer_bits=[f"{rule}=2/8"], method="nearest"
-    )
+    options: dict[str, Any] = {"bits": "8/8", "method": "nearest", "reduce_range": True}
+    made = quantize(MODEL, calib=images[:16], eval=images[:16], layer_bits=[f"{rule}=2/8"], **options)
     report = compared(made.model, images)
     worst = report.tensors[0]
     assert worst.node == BROKEN
     assert worst.weight_bits == 2
     assert worst.remedy is not None
-    elements = next(
-        np.prod(one.dims) for one in onnx.load(MODEL).graph.initializer if one.name == "blocks.1.conv2.weight"
-    )
-    assert worst.remedy.bytes == elements * 6 / 8
     (_, line) = shlex.split(worst.remedy.line)
     assert line == f"{rule}=8/8"
-    mended = quantize(MODEL, calib=images[:16], eval=images[:16], bits="8/8", layer_bits=[line], method="nearest")
+    mended = quantize(MODEL, calib=images[:16], eval=images[:16], layer_bits=[line], **options)
+    assert abs(mended.model.ByteSize() - made.model.ByteSize() - worst.remedy.bytes) < 400  # shared tables
     after = {row.node: row for row in compared(mended.model, images).tensors}[BROKEN]
     assert (after.own_db or 0) > (worst.own_db or 0) + 15
 

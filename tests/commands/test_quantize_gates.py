@@ -117,7 +117,8 @@ def test_the_exit_code_is_that_of_a_failed_gate(
     arguments += ["--samples", "32", "--max-drop", "100", "--markdown", "q.md"]
     failing = CliRunner().invoke(app, [*arguments, "--min-sqnr", "90", "--output", "q.onnx"])
     assert failing.exit_code == 1, failing.output
-    assert "gate failed: --min-sqnr 90: output 'scores':" in failing.stderr
+    assert failing.output.count("--min-sqnr 90: output 'scores':") == 1
+    assert "FAILED: --min-sqnr 90: output 'scores':" in failing.stdout
     assert "passed: --max-drop 100" in failing.stdout
     assert {"q.onnx", "q.md"} <= {path.name for path in tmp_path.iterdir()}
     exists = CliRunner().invoke(app, [*arguments, "--output", "again.onnx"])

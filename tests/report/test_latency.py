@@ -7,7 +7,7 @@ import pytest
 
 import pdq_export
 from pdq_export.report.latency import latency_note
-from pdq_export.validate import LatencyPair, Spread
+from pdq_export.validate import KernelCount, LatencyPair, Spread
 
 from ..onnx_text import fill, name_nodes, parse
 
@@ -28,13 +28,37 @@ def pair(ratio: float = 0.7, cost: float | None = None) -> LatencyPair:
         (pair(cost=1.01), {"bits": "4/4"}, None),  # within what measurements scatter by
         (pair(cost=1.09), {"bits": "4/4"}, "cost 9 % more time (3 Clips)"),
         (pair(cost=1.09), {"bits": "2/3", "target": "qcdq"}, "take --bits 2/8"),
-        (pair(1.3), {"bits": "4/4"}, None),
-        (pair(1.3), {"bits": "4/4", "target": "native"}, "onnxruntime takes longer for it than for FP32; --target ort"),
+        (pair(1.3), {"bits": "4/8"}, "onnxruntime takes × 1.30 of FP32's time for the file at batch 1"),
+        (pair(1.3, cost=1.09), {"bits": "4/4"}, "at batch 1; activations below 8 bits cost 9 % more time"),
+        (pair(1.3), {"bits": "4/4", "target": "native"}, "of FP32's time for the file at batch 1; --target ort writes"),
     ],
 )
 def test_time_that_gains_nothing_is_told(latency: LatencyPair, settings: dict[str, str], told: str | None) -> None:
     note = latency_note(latency, settings)
     assert note is None if told is None else told in str(note)
+
+
+def test_nodes_in_float_are_told_of_a_slow_file_alone() -> None:
+    kernels = KernelCount(integer={"QLinearConv": 3}, floating={}, floating_nodes=(), between_pairs={"Resize": 2})
+    assert latency_note(pair(), {"bits": "4/8"}, kernels) is None
+    assert "2 Resize run in float between integers" in str(latency_note(pair(1.3), {"bits": "4/8"}, kernels))
+
+
+def test_a_slow_file_is_warned_of_and_a_fast_one_is_not(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = name_nodes(
+        fill(
+            parse("c = Conv(image, w) r = Relu(c) y = GlobalAveragePool(r)", outputs="float[N,4,1,1] y"),
+            {"w": (4, 3, 3, 3)},
+        )
+    )
+    images = np.random.default_rng(0).normal(size=(8, 3, 8, 8)).astype(np.float32)
+    for ratio in (0.8, 1.3):
+        caplog.clear()
+        monkeypatch.setattr("pdq_export.commands.evaluate.measure_latency", lambda *_, ratio=ratio, **__: pair(ratio))
+        pdq_export.quantize(model, calib=images, **FAST)
+        assert ("of FP32's time for the file at batch 1" in caplog.text) == (ratio > 1)
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,8 @@ def test_json_follows_the_schema():
         "not_finite",
         "metrics",
         "gates",
+        "loss",
+        "remedies",
         "warnings",
         "changed",
         "blocks",

@@ -61,3 +61,14 @@ def test_integers_of_two_activations_are_no_layer():
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     assert sum(count_kernels(model.SerializeToString()).integer.values()) == 1
+
+
+def test_float_layers_have_the_names_of_the_file() -> None:
+    """However onnxruntime fuses and lays them out: with BatchNormalization, an activation, a bias."""
+    text = """g (float[N,3,8,8] x) => (float[N,5] y) {
+        [first] a = Conv(x, w) [norm] n = BatchNormalization(a, one, zero, zero, one) [act] r = Relu(n)
+        [second] c = Conv(r, v) [bound] l = LeakyRelu(c)
+        p = GlobalAveragePool(l) f = Flatten(p) [product] m = MatMul(f, u) [bias] y = Add(m, b) }"""
+    shapes = {"w": (16, 3, 3, 3), "v": (16, 16, 1, 1), "u": (16, 5), "b": (5,), "one": (16,), "zero": (16,)}
+    found = counted(text, **shapes)
+    assert sorted(found.floating_nodes) == ["first", "product", "second"]

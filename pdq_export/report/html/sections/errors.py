@@ -39,7 +39,7 @@ def errors(source: Source, plots: Plots) -> Section | None:
     blocks.append(Table(head=_HEAD, rows=rows, numeric=_NUMERIC, searched="Filter layers"))
     if found.remedies:
         blocks.append(Text(text="What would help, the most first (options of quantize):"))
-        lines = [f"{remedy.line}  # +{remedy.bytes:,} bytes" for remedy in found.remedies[:_LINES]]
+        lines = [f"{remedy.line}  # {remedy.bytes:+,} bytes" for remedy in found.remedies[:_LINES]]
         blocks.append(Command(text="\n".join(lines)))
     if found.left_out:
         left = ", ".join(found.left_out[:20]) + (", …" if len(found.left_out) > 20 else "")

@@ -1,0 +1,54 @@
+"""What to try next where a file loses much: how it was made, and which of its layers lose."""
+
+import dataclasses
+import logging
+from collections.abc import Callable
+
+from pdq_export.advice import HowMade
+from pdq_export.commands.compare import compare_layers
+from pdq_export.commands.pairs import Model
+from pdq_export.commands.progress import Tell
+from pdq_export.data import Data
+from pdq_export.errors import PdqError
+from pdq_export.report import Report, find_loss, saturation_remedy
+from pdq_export.report.layers import LayerReport
+from pdq_export.report.remedies import find_remedies
+
+logger = logging.getLogger(__name__)
+
+IMAGES = 16  # that layers are compared on after a loss: a fraction of the time that measuring the file takes
+
+
+def compare_few(
+    original: Model, quantized: Model, samples: Data, made: HowMade, tell: Tell, batch: int | None
+) -> LayerReport:
+    """The layers of a file on the first of these samples, or on the ``batch`` that the files fix.
+
+    Raises PdqError as `compare_layers` does.
+    """
+    count = max(IMAGES, batch or 1)
+    return compare_layers(original, quantized, data=samples.head(count), samples=count, made=made, tell=tell)
+
+
+def with_next_steps(report: Report, made: HowMade, compare: Callable[[], LayerReport] | None) -> Report:
+    """The report with what to try next, where the file loses more than a point; else as it is.
+
+    ``compare``: compares the layers of a file that onnxruntime runs, on few images, and knows the same ``made``. It is
+    called after such a loss alone, and where it fails the report is without what it would have said.
+    """
+    loss = find_loss(report)
+    if loss is None:
+        return report
+    layers = report.layer_errors  # where a page is asked for, they are compared anyhow
+    if layers is None and compare is not None:
+        try:
+            layers = compare()
+        except PdqError as error:
+            logger.warning("layers are not compared, and what to try next says nothing of them: %s", error)
+    found = find_remedies((), {}, made=made).next if layers is None else layers.remedies
+    saturated = saturation_remedy(report)
+    return dataclasses.replace(
+        report,
+        loss=f"{loss}{'' if layers is None else f'; layers compared on {layers.images} images'}",
+        remedies=(*([] if saturated is None else [saturated]), *found),
+    )

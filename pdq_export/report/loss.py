@@ -1,0 +1,42 @@
+"""Whether a file loses enough for its user to be told what to try next.
+
+More than a point of top-1 where there are labels. Without them a point is not measured: then it is an argmax that is
+FP32's on less than 95 % of the images, since of the classes that change about a fifth were right and become wrong; and
+where there are no classes an error of more than a tenth of FP32's output, 20 dB, on half of the images.
+"""
+
+from pdq_export.advice import Remedy
+from pdq_export.errors import percent
+from pdq_export.report.report import Report
+
+_POINTS = 1.0
+_AGREEMENT = 0.95
+_ERROR = 0.1
+
+
+def find_loss(report: Report) -> str | None:
+    """What a file loses, in words, with what can be chance; None where that is no more than a point."""
+    if (changes := report.top1_changes) is not None:
+        if changes.drop <= _POINTS:
+            return None
+        return f"top-1 falls by {changes.drop:.2f} points, ± {changes.error:.2f} on {changes.images:,} images"
+    several = len(report.outputs) > 1
+    for output in report.outputs:
+        found, where = output.against_float, f"output {output.name!r}: " if several else ""
+        if found.argmax_agreement is not None:
+            if found.argmax_agreement < _AGREEMENT:
+                told = f"argmax agrees with FP32's {percent(found.argmax_agreement, 1)} of the time"
+                return f"{where}{told}, on {found.images:,} images, and a point of accuracy goes with about 95 %"
+        elif (error := found.median_relative_error) is not None and error > _ERROR:
+            return f"{where}the error is {percent(error, 0)} of FP32's output, or more, on half of the images"
+    return None
+
+
+def saturation_remedy(report: Report) -> Remedy | None:
+    """What helps where kernels saturate on this processor and the simulation, which does not, is another."""
+    if not report.saturated_layers or report.settings.get("reduce_range", True):
+        return None
+    seen = report.simulated_accuracy
+    would = "" if seen is None else f"; without that top-1 is {percent(seen.top1, 2)} in the simulation"
+    why = f"integer kernels saturate on this processor, and not on those with VNNI{would}"
+    return Remedy(line="--reduce-range", why=why)
