@@ -16,12 +16,24 @@ from typing import Any, Self
 from pdq_export.config.adapt import path, paths, texts
 from pdq_export.config.gates import JUDGED, GatesSection
 from pdq_export.config.method import FAMILIES, METHODS, PRESETS, CalibrationOptions
-from pdq_export.config.option import INSPECT, QUANTIZE, VALIDATE, Option, did_you_mean, find_options, option, shown
+from pdq_export.config.option import (
+    INSPECT,
+    QUANTIZE,
+    SENSITIVITY,
+    VALIDATE,
+    Option,
+    did_you_mean,
+    find_options,
+    option,
+    shown,
+)
 from pdq_export.errors import OptionError
 
 SYNTHETIC = "synthetic"  # what `calib` is where images are to be made
 WEIGHTS = ("asymmetric", "symmetric")
-_BOTH = (QUANTIZE, INSPECT)
+_WRITTEN = (QUANTIZE, INSPECT)
+_BOTH = (*_WRITTEN, SENSITIVITY)
+_RUN = (QUANTIZE, SENSITIVITY)
 
 _WIDTHS = "W/A, weight and activation bits, for example 4/4"
 
@@ -164,7 +176,7 @@ class FileSection:
         expects="a version of onnxruntime as text, 1.15 or newer, such as 1.23",
         pattern=r"(1\.(1[5-9]|[2-9]\d|[1-9]\d\d)|([2-9]|[1-9]\d)\.\d{1,3})(\.\d{1,5})?",
         unset="1.15, or as few newer as keep loading within 64 MB more",
-        commands=_BOTH,
+        commands=_WRITTEN,
     )
     opset: int | None = option(
         None,
@@ -172,7 +184,7 @@ class FileSection:
         more="the file's metadata has N, the report the opset that was written",
         least=13,
         unset="what the layout needs",
-        commands=_BOTH,
+        commands=_WRITTEN,
     )
     external_data: bool = option(False, "Write the weights to OUT.onnx.data, which is always done for files over 2 GB")
     output: str | None = option(
@@ -270,6 +282,7 @@ class DataSection:
         is_path=True,
         unset="calib_data/calib.*",
         adapt=_plain_path,
+        commands=_RUN,
     )
     eval: str | None = option(
         None,
@@ -285,7 +298,7 @@ class DataSection:
 
 def _reading(help: str, **declared: Any) -> Any:
     """What is said of images, for commands that read some."""
-    return option(None, help, commands=(QUANTIZE, VALIDATE), **declared)
+    return option(None, help, commands=(QUANTIZE, VALIDATE, SENSITIVITY), **declared)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -370,6 +383,7 @@ class RunSection:
         expects="auto, cpu, cuda or cuda:N",
         pattern=r"auto|cpu|cuda(:\d{1,3})?",
         recorded=False,
+        commands=_RUN,
     )
     max_memory: str | None = option(
         None,
@@ -381,6 +395,7 @@ class RunSection:
         expects="a size, for example 4GB, 512MB or 1.5GiB",
         pattern=r"(?i)\s*(?=\S*[1-9])\d{1,30}(\.\d{1,30})?\s*([kmgt]i?)?b?\s*",
         recorded=False,
+        commands=_RUN,
         adapt=_size,
     )
     # The simulation takes most of the time of a validation, and a thousand images tell how near onnxruntime is to it.
@@ -400,6 +415,7 @@ class RunSection:
         expects="the name of a folder",
         is_path=True,
         recorded=False,
+        commands=_RUN,
         adapt=path,
     )
     resume: bool = option(
