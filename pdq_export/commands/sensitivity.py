@@ -20,6 +20,7 @@ from pdq_export.config.method import CalibrationOptions
 from pdq_export.config.option import SENSITIVITY
 from pdq_export.config.signature import takes_options
 from pdq_export.data import DataSource, check_exists, read_samples
+from pdq_export.data.synthetic import SYNTHETIC, asks_synthetic
 from pdq_export.errors import CheckpointError, DataError, OptionError, PdqError
 from pdq_export.exhaustion import tells_of_memory
 from pdq_export.report.sensitivity import SensitivityReport
@@ -80,6 +81,11 @@ def sensitivity(
     source = settled.data.calib if calib is None else calib
     if source is None:
         raise DataError("no calibration data: give calib, as data or as a path, here or in the configuration")
+    if asks_synthetic(source):
+        raise DataError(
+            f"--calib {SYNTHETIC}: images are made for quantize alone; expected images that there are: --calib PATH (a "
+            f"file of that name is ./{SYNTHETIC})"
+        )
     check_exists(source)
     how = Asked.of(settled, samples=samples, allowed_bits=allowed_bits, estimate=estimate, pairs=pairs)
     tell = Tell(progress)

@@ -69,7 +69,7 @@ def test_the_worst_come_first(model: onnx.ModelProto, images: np.ndarray) -> Non
     at_two = [row.prediction[0] for row in report.groups]
     assert at_two == sorted(at_two, reverse=True)
     planned = {row.tensors[0]: row.planned_bits for row in report.groups}
-    assert (planned["w1"], planned["w2"], planned["w4"]) == (8, 4, 8)
+    assert planned["w2"] == planned["ra"] == 4 < planned["w1"]
     assert report.sensitivity.images == 32
 
 
@@ -137,6 +137,11 @@ def test_wrong_options(model: onnx.ModelProto, images: np.ndarray, options: dict
 def test_without_images(model: onnx.ModelProto) -> None:
     with pytest.raises(DataError, match="give calib"):
         pdq_export.sensitivity(model)
+
+
+def test_images_are_not_made_here(model: onnx.ModelProto) -> None:
+    with pytest.raises(DataError, match="expected images that there are"):
+        pdq_export.sensitivity(model, calib="synthetic")
 
 
 def test_a_target_has_the_widths_that_it_has(model: onnx.ModelProto, images: np.ndarray) -> None:
