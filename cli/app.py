@@ -14,6 +14,7 @@ from .init import init
 from .inspect import inspect
 from .quantize import quantize
 from .report import report
+from .sensitivity import sensitivity
 from .show_config import show_config
 from .sweep import sweep
 from .validate import validate
@@ -45,6 +46,7 @@ app.add_command(validate)
 app.add_command(bench)
 app.add_command(compare)
 app.add_command(report)
+app.add_command(sensitivity)
 app.add_command(convert)
 app.add_command(init)
 app.add_command(show_config)

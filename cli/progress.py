@@ -26,6 +26,7 @@ STAGES = {
     "synthesize": "making images",
     "check": "comparing with the file",
     "calibrate": "calibrating",
+    "sensitivity": "trying every tensor",
     "export": "writing the quantized graph",
     "validate": "validating in onnxruntime",
     "rerun": "running the file in other ways",

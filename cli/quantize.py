@@ -66,7 +66,7 @@ def quantize(
     fields |= _parse_assignments(assignments, fields)
     from pdq_export.commands.settle import settle
 
-    config = _with_images(settle(config_file, fields, command=QUANTIZE))
+    config = with_images(settle(config_file, fields, command=QUANTIZE))
     if config.file.output is None:
         config = make_config({"output": _default_output(model, config)}, base=config)
     _check_paths(model, config, config_file)
@@ -92,7 +92,7 @@ def _parse_assignments(assignments: Sequence[str], given: Mapping[str, Any]) -> 
     return settings
 
 
-def _with_images(config: Config) -> Config:
+def with_images(config: Config) -> Config:
     """With what calib_data has where no images are named; its evaluation images only go with its calibration images."""
     if config.data.calib is not None:
         return config

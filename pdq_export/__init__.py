@@ -20,12 +20,14 @@ __all__ = [
     "Progress",
     "Report",
     "Result",
+    "SensitivityReport",
     "__version__",
     "bench_models",
     "compare_models",
     "convert",
     "inspect_model",
     "quantize",
+    "sensitivity",
     "tune_process",
     "validate_models",
 ]
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from pdq_export.commands.inspect import Inspection, inspect_model
     from pdq_export.commands.progress import Progress
     from pdq_export.commands.quantize import Result, quantize
+    from pdq_export.commands.sensitivity import sensitivity
     from pdq_export.commands.validate import validate_models
     from pdq_export.config.config import Config
     from pdq_export.config.method import CalibrationOptions
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
     from pdq_export.process import tune_process
     from pdq_export.report.layers import LayerReport
     from pdq_export.report.report import Report
+    from pdq_export.report.sensitivity import SensitivityReport
     from pdq_export.spec import BitWidths, Plan
 
 _HOMES = {
@@ -62,11 +66,13 @@ _HOMES = {
     "Progress": "pdq_export.commands.progress",
     "Report": "pdq_export.report.report",
     "Result": "pdq_export.commands.quantize",
+    "SensitivityReport": "pdq_export.report.sensitivity",
     "bench_models": "pdq_export.commands.bench",
     "compare_models": "pdq_export.commands.compare",
     "convert": "pdq_export.commands.convert",
     "inspect_model": "pdq_export.commands.inspect",
     "quantize": "pdq_export.commands.quantize",
+    "sensitivity": "pdq_export.commands.sensitivity",
     "tune_process": "pdq_export.process",
     "validate_models": "pdq_export.commands.validate",
 }

@@ -56,8 +56,19 @@ def describe_run(
     memory, which changes nothing.
     """
     settings = {**asked, **dataclasses.asdict(options)}
-    parts = {
-        "model": sha256,
+    parts = {"model": sha256, **run_parts(prepared, plan, inputs, settings, device)}
+    return run_of(name, RunKey(parts=parts), plan)
+
+
+def run_parts(
+    prepared: PreparedModel,
+    plan: Plan,
+    inputs: Sequence[torch.Tensor | Source],
+    settings: Mapping[str, Any],
+    device: torch.device,
+) -> dict[str, str]:
+    """What a result depends on, for a key: images, graph, settings, versions and the machine."""
+    return {
         "images": _digest_images(inputs),
         "graph": _digest_graph(prepared, plan),
         **{key: str(value) for key, value in settings.items()},
@@ -65,10 +76,13 @@ def describe_run(
         **{library: version for library in _LIBRARIES if (version := _version(library))},
         **describe_machine(device),
     }
-    key = RunKey(parts=parts)
+
+
+def run_of(name: str, key: RunKey, plan: Plan, **others: Any) -> Run:
+    """A run that begins now, of the model's ``name``; ``others``: fields of it."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    blocks = len(plan.blocks)
-    return Run(model=name, bits=str(plan.bits), created=now, blocks=blocks, digest=key.digest, key=key)
+    fields: dict[str, Any] = {"bits": str(plan.bits), "blocks": len(plan.blocks), **others}
+    return Run(model=name, created=now, digest=key.digest, key=key, **fields)
 
 
 class Unkept:
@@ -180,6 +194,7 @@ def _tell_found(root: Path, run: Run, found: int) -> None:
         kept.run
         for kept in find_runs(root)
         if kept.run is not None
+        and kept.run.kind == run.kind
         and kept.run.digest != run.digest
         and (kept.run.model == run.model or kept.run.key.parts.get("model") == run.key.parts["model"])
     ]

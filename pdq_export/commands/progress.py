@@ -12,9 +12,10 @@ if TYPE_CHECKING:  # it comes with torch, which not every command needs
 class Progress:
     """Where a command is.
 
-    ``stage``: load, plan, read, synthesize, check, calibrate, export, validate, rerun, time or fresh; ``block`` once
-    one is calibrated. ``images``: how many of the ``total`` are done, once there are any; rerun, which compares ways of
-    running the file, may go over a few of them first. ``unit``: what is counted so, images or steps.
+    ``stage``: load, plan, read, synthesize, check, calibrate, sensitivity, export, validate, rerun, time or fresh;
+    ``block`` once one is calibrated or tried. ``images``: how many of the ``total`` are done, once there are any;
+    rerun, which compares ways of running the file, may go over a few of them first. ``unit``: what is counted so,
+    images or steps.
     """
 
     stage: str
@@ -37,9 +38,9 @@ class Tell:
         """A stage begins."""
         self._tell(Progress(stage=stage))
 
-    def block(self, at: "BlockProgress") -> None:
-        """Calibration is there."""
-        self._tell(Progress(stage="calibrate", block=at))
+    def block(self, at: "BlockProgress", stage: str = "calibrate") -> None:
+        """Calibration, or another stage that goes over the blocks, is there."""
+        self._tell(Progress(stage=stage, block=at))
 
     def images(self, stage: str, done: int, total: int) -> None:
         """So many of the images are done."""

@@ -20,6 +20,7 @@ from pdq_export.config.option import (
     COMPARE,
     INSPECT,
     QUANTIZE,
+    SENSITIVITY,
     VALIDATE,
     Option,
     did_you_mean,
@@ -31,7 +32,9 @@ from pdq_export.errors import OptionError
 
 SYNTHETIC = "synthetic"  # what `calib` is where images are to be made
 WEIGHTS = ("asymmetric", "symmetric")
-_BOTH = (QUANTIZE, INSPECT)
+_WRITTEN = (QUANTIZE, INSPECT)
+_BOTH = (*_WRITTEN, SENSITIVITY)
+_RUN = (QUANTIZE, SENSITIVITY)
 
 _WIDTHS = "W/A, weight and activation bits, for example 4/4"
 
@@ -174,7 +177,7 @@ class FileSection:
         expects="a version of onnxruntime as text, 1.15 or newer, such as 1.23",
         pattern=r"(1\.(1[5-9]|[2-9]\d|[1-9]\d\d)|([2-9]|[1-9]\d)\.\d{1,3})(\.\d{1,5})?",
         unset="1.15, or as few newer as keep loading within 64 MB more",
-        commands=_BOTH,
+        commands=_WRITTEN,
     )
     opset: int | None = option(
         None,
@@ -182,7 +185,7 @@ class FileSection:
         more="the file's metadata has N, the report the opset that was written",
         least=13,
         unset="what the layout needs",
-        commands=_BOTH,
+        commands=_WRITTEN,
     )
     external_data: bool = option(False, "Write the weights to OUT.onnx.data, which is always done for files over 2 GB")
     output: str | None = option(
@@ -280,6 +283,7 @@ class DataSection:
         is_path=True,
         unset="calib_data/calib.*",
         adapt=_plain_path,
+        commands=_RUN,
     )
     eval: str | None = option(
         None,
@@ -295,7 +299,7 @@ class DataSection:
 
 def _reading(help: str, **declared: Any) -> Any:
     """What is said of images, for commands that read some."""
-    return option(None, help, commands=(QUANTIZE, VALIDATE, COMPARE), **declared)
+    return option(None, help, commands=(QUANTIZE, VALIDATE, COMPARE, SENSITIVITY), **declared)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -380,6 +384,7 @@ class RunSection:
         expects="auto, cpu, cuda or cuda:N",
         pattern=r"auto|cpu|cuda(:\d{1,3})?",
         recorded=False,
+        commands=_RUN,
     )
     max_memory: str | None = option(
         None,
@@ -391,6 +396,7 @@ class RunSection:
         expects="a size, for example 4GB, 512MB or 1.5GiB",
         pattern=r"(?i)\s*(?=\S*[1-9])\d{1,30}(\.\d{1,30})?\s*([kmgt]i?)?b?\s*",
         recorded=False,
+        commands=_RUN,
         adapt=_size,
     )
     # The simulation takes most of the time of a validation, and a thousand images tell how near onnxruntime is to it.
@@ -410,6 +416,7 @@ class RunSection:
         expects="the name of a folder",
         is_path=True,
         recorded=False,
+        commands=_RUN,
         adapt=path,
     )
     resume: bool = option(

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from pdq_export.config.option import check_bounds, did_you_mean, option, shown
+from pdq_export.config.option import QUANTIZE, SENSITIVITY, check_bounds, did_you_mean, option, shown
 from pdq_export.errors import OptionError
 
 OUTPUT_LOSSES = ("auto", "kl", "mse")
@@ -36,11 +36,13 @@ class CalibrationOptions:
         "file, byte for byte",
         metavar="S",
         least=0,
+        commands=(QUANTIZE, SENSITIVITY),
     )
     output_loss: str = option(
         "auto",
         "How predictions are compared: KL over classes, squared error, or auto, by the output's shape",
         choices=OUTPUT_LOSSES,
+        commands=(QUANTIZE, SENSITIVITY),
     )
     batch_size: int = option(32, "Images a step", least=1, flag=False)
     search_samples: int = option(256, "Images that scales are searched on", least=1, flag=False)

@@ -15,7 +15,7 @@ from pdq_export.errors import OptionError
 _KEY = "option"
 _LONGEST = 200  # characters of a value in a message
 _WHOLE = 2**63  # whole numbers are below
-QUANTIZE, INSPECT, VALIDATE, COMPARE = "quantize", "inspect", "validate", "compare"
+QUANTIZE, INSPECT, VALIDATE, COMPARE, SENSITIVITY = "quantize", "inspect", "validate", "compare", "sensitivity"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from pdq_export.spec.plain import from_text, to_text
 HEADER = "pdq-export-run.json"  # its name alone marks a folder as ours
 FOLDER_NAME = re.compile(r".+-w\d+a\d+-[0-9a-f]{12}")
 _LONGEST = 1 << 22  # characters
+_KINDS = ("pdq-export run", "pdq-export sensitivity", "pdq-export block")
 _DIGITS = 12  # of the key, in the name of a folder
 _LONGEST_STEM = 120  # bytes: the name of a folder may have 255
 _LONGEST_VALUE = 40  # characters of a part in a message
@@ -48,9 +49,12 @@ class RunKey:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run as its folder tells it; ``model``: its file's name, ``bits``: W/A, ``created``: ISO 8601, UTC."""
+    """A run as its folder tells it; ``model``: its file's name, ``bits``: W/A, ``created``: ISO 8601, UTC.
 
-    kind: Literal["pdq-export run"] = "pdq-export run"
+    ``kind``: a calibration, block by block, or a sensitivity, which is kept as one block.
+    """
+
+    kind: Literal["pdq-export run", "pdq-export sensitivity"] = "pdq-export run"
     version: Literal[1] = 1
     model: str
     bits: str
@@ -112,7 +116,7 @@ def of_other_version(text: bytes) -> bool:
         content = json.loads(text)
     except (ValueError, RecursionError):
         return False
-    ours = isinstance(content, dict) and content.get("kind") in ("pdq-export run", "pdq-export block")
+    ours = isinstance(content, dict) and content.get("kind") in _KINDS
     return ours and type(content.get("version")) is int and content["version"] != 1
 
 
