@@ -37,7 +37,7 @@ from pdq_export.validate import Session
 
 logger = logging.getLogger(__name__)
 
-_HELD = 256 * 2**20  # bytes of images that are held as floats
+_HELD = 128 * 2**20  # bytes of images that are held as floats
 Model = str | Path | onnx.ModelProto | nn.Module
 
 

@@ -24,6 +24,9 @@ from pdq_export.errors import CalibrationError, OptionError
 logger = logging.getLogger(__name__)
 
 _COPIED = 64  # rows of a source at a time
+# Bytes of caches in host memory where nobody says how much the process may take: they grow with the images. What was
+# written to a file is read from the system's page cache, as long as nobody else needs that memory.
+_KEPT = 512 * 2**20
 
 
 class Rows(Protocol):
@@ -275,7 +278,8 @@ class Store:
 
     ``device_bytes``: for caches and the working set of a step together, of which caches get half at most; None sets
     no limit, and then everything stays on the device as it is. ``host_bytes``: for caches in host memory where that
-    is not the device; None sets no limit. ``peak``: the most bytes that all caches occupied at one time.
+    is not the device; None sets no limit. ``kept_bytes``: for those in host memory, where the disk has room for others;
+    None sets no limit. ``peak``: the most bytes that all caches occupied at one time.
     """
 
     def __init__(
@@ -284,6 +288,7 @@ class Store:
         *,
         device_bytes: int | None = None,
         host_bytes: int | None = 0,
+        kept_bytes: int | None = None,
         max_memory: int | None = None,
     ) -> None:
         self._max_memory = max_memory
@@ -292,20 +297,24 @@ class Store:
         self.peak = 0
         self._room = device_bytes
         self._reserved = self._floor = self._least = 0
-        self._host = host_bytes
+        self._host, self._kept = host_bytes, kept_bytes
         self._caches: weakref.WeakSet[Cache] = weakref.WeakSet()
 
     @classmethod
     def of_process(cls, device: torch.device, max_memory: int | None) -> "Store":
-        """Budgets for a process that shall stay within ``max_memory`` bytes of host memory (None: no limit).
+        """Budgets for a process that shall stay within ``max_memory`` bytes of host memory.
 
-        What the process holds already is subtracted. Raises OptionError where that is all beside another device; on a
-        CPU that is for `require` to say, which knows what would do.
+        With None there is no limit but for caches, see ``kept_bytes``. What the process holds already is subtracted.
+        Raises OptionError where that is all beside another device; on a CPU that is for `require` to say, which knows
+        what would do.
         """
-        left = None if max_memory is None else process_budget(max_memory)
+        if max_memory is None:
+            room = None if device.type == "cpu" else device_budget(device)
+            return cls(device, device_bytes=room, host_bytes=None, kept_bytes=_KEPT)
+        left = process_budget(max_memory)
         if device.type == "cpu":
             return cls(device, device_bytes=left, max_memory=max_memory)
-        if max_memory is not None and left is not None and left <= 0:
+        if left <= 0:
             raise OptionError(
                 f"--max-memory {format_size(max_memory)}: the process holds {format_size(max_memory - left)} before "
                 f"calibration begins; give --max-memory {enough(max_memory - left)} or more"
@@ -330,7 +339,8 @@ class Store:
 
         Raises CalibrationError where they need a file and the disk has no room.
         """
-        codec = None if quantizer is None else _Grid(quantizer) if self.limited else _OneZero()
+        small = self.limited or self._tier(math.prod(shape) * dtype.itemsize) == "file"
+        codec = None if quantizer is None else _Grid(quantizer) if small else _OneZero()
         stored = torch.uint8 if isinstance(codec, _Grid) else dtype
         cache = Cache(self, self._place(tuple(shape), stored), shape, dtype, codec)
         self._register(cache)
@@ -395,14 +405,15 @@ class Store:
         ``least``: the part of it that has to be in memory.
         """
         self._reserved, self._least = nbytes, least
+        if not self.limited:
+            return
         inside = sorted((c for c in self._caches if c.tier == "device"), key=lambda c: c.nbytes, reverse=True)
         for cache in inside:
             if self._fits(0) or not isinstance(cache._data, _Memory) or not cache.nbytes:
                 break
             shape, dtype = tuple(cache._data.data.shape), cache._data.data.dtype
             cache._move(self._place(shape, dtype), rows=max(shape[0] // 64, 1))
-        if self.limited:
-            trim_heap()
+        trim_heap()
 
     def step(self, modules: Iterable[nn.Module]) -> AbstractContextManager[object]:
         """A context for steps of ``modules``, with what was reserved: beyond the budget they use a file as well."""
@@ -438,9 +449,31 @@ class Store:
 
     def _place(self, shape: tuple[int, ...], dtype: torch.dtype) -> _Memory | _File:
         nbytes = math.prod(shape) * dtype.itemsize
-        if self._fits(nbytes):
-            return _Memory(torch.empty(shape, dtype=dtype, device=self.device), "device")
-        if self._host is None or self.used["host"] + nbytes <= self._host:
-            return _Memory(torch.empty(shape, dtype=dtype), "host")
-        check_room(nbytes + sum(cache.unwritten for cache in self._caches))
-        return _File(shape, dtype)
+        tier = self._tier(nbytes)
+        if tier == "file" and self._has_room(nbytes):
+            return _File(shape, dtype)
+        on_device = tier == "device" or (tier == "file" and self._fits(nbytes))
+        device = self.device if on_device else torch.device("cpu")
+        return _Memory(torch.empty(shape, dtype=dtype, device=device), "device" if on_device else "host")
+
+    def _tier(self, nbytes: int) -> str:
+        """Where so much more is to lie."""
+        used, on_cpu = self.used, self.device.type == "cpu"
+        held = used["host"] + (used["device"] if on_cpu else 0)
+        kept = self._kept is None or held + nbytes <= self._kept
+        if self._fits(nbytes) and (kept or not on_cpu):
+            return "device"
+        return "host" if kept and (self._host is None or used["host"] + nbytes <= self._host) else "file"
+
+    def _has_room(self, nbytes: int) -> bool:
+        """Whether the disk has room, or raise CalibrationError where memory is no way out."""
+        try:
+            check_room(nbytes + sum(cache.unwritten for cache in self._caches))
+        except CalibrationError as error:
+            if self._kept is None:
+                raise
+            if not self._told:
+                self._told = True
+                logger.warning("block inputs and outputs stay in memory, beyond %s: %s", format_size(self._kept), error)
+            return False
+        return True

@@ -71,6 +71,6 @@ def _no_room(found: str) -> CalibrationError:
     except OSError:
         folder = "temporary files"
     return CalibrationError(
-        f"{folder}: no room for what --max-memory keeps out of memory: {found}; set TMPDIR to a folder "
-        "with room, raise --max-memory or lower --samples"
+        f"{folder}: no room for block inputs and outputs that are kept out of memory: {found}; set TMPDIR to a folder "
+        "with room, give a larger --max-memory or lower --samples"
     )

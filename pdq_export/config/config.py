@@ -377,7 +377,7 @@ class RunSection:
         more="block inputs and outputs beyond it go to `$TMPDIR`, which should be on a disk, and calibration can take "
         "ten times as long. A size that a pass or a step alone exceeds is refused, with the smallest that will do",
         metavar="SIZE",
-        unset="no limit",
+        unset="no limit, but 512 MiB of block inputs and outputs stay in memory",
         expects="a size, for example 4GB, 512MB or 1.5GiB",
         pattern=r"(?i)\s*(?=\S*[1-9])\d{1,30}(\.\d{1,30})?\s*([kmgt]i?)?b?\s*",
         recorded=False,

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 _MODES = {1: "L", 3: "RGB"}
 _NAMED = 3  # files that are skipped with a message each
-HELD = 256 * 2**20  # bytes of pixels that are held in memory
+HELD = 192 * 2**20  # bytes of pixels that are held in memory
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 import errno
 import shutil
+import types
 from pathlib import Path
 
 import numpy as np
@@ -236,6 +237,41 @@ def test_sizes(text: str | int, expected: int) -> None:
 def test_sizes_that_are_none(text: str | int) -> None:
     with pytest.raises(OptionError, match="--max-memory"):
         parse_size(text)
+
+
+def test_without_a_limit_what_many_images_take_goes_to_files(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("pdq_export.calibrate.cache._KEPT", 1000)
+    store, x = Store.of_process(CPU, None), torch.randn(20, 10)  # 800 bytes
+    inside, outside = filled(store, x), filled(store, x + 1)
+    assert [cache.tier for cache in (inside, outside)] == ["device", "file"]
+    assert bits(outside.slice(0, 20)) == bits(x + 1)
+    quantizer = quantizer_of(4, 0.5, 8)
+    y = quantizer(x).detach()
+    held, narrow = filled(store, y[:4], quantizer), filled(store, y, quantizer)
+    assert [cache.nbytes for cache in (held, narrow)] == [4 * 40, 200]  # floats in memory, bytes elsewhere
+    assert bits(narrow.slice(0, 20)) == bits(y + 0.0)
+    store.reserve(10**9)  # steps may take what they need
+    assert inside.tier == "device"
+    assert not store.limited
+    assert open_files(folder) == 2 - (narrow.tier == "device")
+    inside.close()
+    assert filled(store, x).tier == "device"
+    assert "block inputs" not in caplog.text
+
+
+def test_without_a_limit_a_full_disk_leaves_it_in_memory(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("pdq_export.calibrate.cache._KEPT", 1000)
+    monkeypatch.setattr(spill.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=100))
+    store, x = Store.of_process(CPU, None), torch.randn(20, 10)
+    caches = [filled(store, x) for _ in range(3)]
+    assert [cache.tier for cache in caches] == ["device"] * 3
+    assert all(bits(cache.slice(0, 20)) == bits(x) for cache in caches)
+    assert caplog.text.count("block inputs and outputs stay in memory, beyond 1.0 kB") == 1
+    assert "set TMPDIR to a folder with room" in caplog.text
 
 
 def test_a_budget_that_is_taken_already(monkeypatch: pytest.MonkeyPatch) -> None:
