@@ -24,9 +24,8 @@ from pdq_export.errors import CalibrationError, OptionError
 logger = logging.getLogger(__name__)
 
 _COPIED = 64  # rows of a source at a time
-# Bytes of caches in host memory where nobody says how much the process may take: with the pixels of calibration and
-# evaluation that are held beside them it stays below 1 GB, however many images there are. What was written to a file is
-# read from the system's page cache, as long as nobody else needs that memory.
+# Bytes of caches in host memory where nobody says how much the process may take: they grow with the images. What was
+# written to a file is read from the system's page cache, as long as nobody else needs that memory.
 _KEPT = 512 * 2**20
 
 
