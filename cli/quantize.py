@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import RenderableType
 
-from pdq_export.config.config import Config, check_name, make_config, options_of
+from pdq_export.config.config import AUTO, Config, check_name, make_config, options_of
 from pdq_export.config.method import CalibrationOptions
 from pdq_export.config.option import QUANTIZE
 from pdq_export.errors import DataError, OptionError
@@ -18,7 +18,7 @@ from .command import Frame, Outcome, command
 from .log import NOTES
 from .options import config_options, given
 from .paths import ModelPath
-from .render import REMEDIES, gate_lines, remedy_lines, report_table, session_note, version_note
+from .render import REMEDIES, gate_lines, remedy_lines, report_table, search_lines, session_note, version_note
 
 if TYPE_CHECKING:
     from pdq_export.commands.quantize import Result
@@ -115,9 +115,12 @@ def with_images(config: Config) -> Config:
 def _default_output(model: Path, config: Config) -> Path:
     from pdq_export.spec import BitWidths
 
-    widths = BitWidths.parse(config.plan.bits)
+    bits = AUTO if config.plan.bits == AUTO else "mixed"
+    if config.plan.bits != AUTO and config.search.bits_from is None:
+        widths = BitWidths.parse(config.plan.bits)
+        bits = f"w{widths.weight}a{widths.activation}"
     layout = "" if config.file.target == "ort" else f"-{config.file.target}"
-    return Path(f"{model.stem}-w{widths.weight}a{widths.activation}{layout}.onnx")
+    return Path(f"{model.stem}-{bits}{layout}.onnx")
 
 
 def _check_paths(model: Path, config: Config, config_file: Path | None) -> None:
@@ -151,6 +154,8 @@ def _lines(config: Config, result: "Result") -> Iterable[RenderableType]:
         on += f", used for calibration too: {'give others with --eval' if config.data.eval else '--eval gives others'}"
     yield f"{result.report.images:,} images of {on}"
     yield report_table(result.report, bits=config.plan.bits)
+    if result.report.search is not None:
+        yield from search_lines(result.report.search)
     if result.report.latency_note is not None and not result.report.is_slower:  # else a warning has told it
         yield result.report.latency_note
     yield from gate_lines(result.report)

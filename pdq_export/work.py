@@ -56,10 +56,13 @@ class PlannedModel:
     family: str
 
     @classmethod
-    def of(cls, original: UserFile, options: PlanOptions, asked: FileSection) -> Self:
-        """Prepare and plan the file's model; ``asked``: what is to be written. Raises ModelError, OptionError."""
+    def of(cls, original: UserFile, options: PlanOptions, asked: FileSection, *, told: bool = True) -> Self:
+        """Prepare and plan the file's model; ``asked``: what is to be written. Raises ModelError, OptionError.
+
+        ``told``: whether users hear what passes have done.
+        """
         prepared, plan, loading = prepare_and_plan(
-            original.parse(), options, target=asked.target, opset=asked.opset, runtime=asked.runtime
+            original.parse(), options, target=asked.target, opset=asked.opset, runtime=asked.runtime, told=told
         )
         family = network_family(prepared.index, (*plan.layers, *plan.excluded))
         return cls(original=original, prepared=prepared, plan=plan, loading=loading, family=family)
@@ -140,11 +143,18 @@ def open_model(model: Model, example_input: Any = None, *, opset: int | None = N
 
 
 def prepare_and_plan(
-    model: onnx.ModelProto, options: PlanOptions, *, target: str, opset: int | None = None, runtime: str | None = None
+    model: onnx.ModelProto,
+    options: PlanOptions,
+    *,
+    target: str,
+    opset: int | None = None,
+    runtime: str | None = None,
+    told: bool = True,
 ) -> tuple[PreparedModel, Plan, Loading]:
     """Prepare the model at the opset that the layout needs for what is planned, and plan it for the target.
 
-    Raises ModelError or OptionError where that cannot be done as asked.
+    ``told``: whether users hear what passes have done. Raises ModelError or OptionError where that cannot be done as
+    asked.
     """
     chosen = find_target(target)
     prepared = _separated(prepare(model))
@@ -162,7 +172,7 @@ def prepare_and_plan(
     if raised is not prepared:
         prepared = raised
         planned = _plan(prepared, options, chosen)
-    for level, text in planned.notes:
+    for level, text in planned.notes if told else ():
         logger.log(level, text)
     if planned.model is not prepared.model:  # nodes were added
         prepared = dataclasses.replace(prepared, model=planned.model)

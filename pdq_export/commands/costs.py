@@ -1,6 +1,7 @@
 """What each weight costs in the file at every width, without writing one: what bits by budget are chosen by."""
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping
 
 import onnx
@@ -10,6 +11,7 @@ from pdq_export.errors import OptionError
 from pdq_export.export.cost import constant_bytes
 from pdq_export.export.loading import Loading
 from pdq_export.graph.prepare import PreparedModel, at_opset
+from pdq_export.search.budget import Cost
 from pdq_export.spec import MAX_BITS, MIN_BITS, Plan, QuantizedTensors, Role
 from pdq_export.targets import Target
 
@@ -46,15 +48,18 @@ class WeightCosts:
                     f"weight {name!r}, {width} bits: has no costs; expected a planned weight with bits of "
                     f"{', '.join(map(str, sorted(self.shared)))}"
                 )
-        return self.size + round(self._sum({**self.planned, **bits}) - self._sum(self.planned))
+        return round(self.cost.of({**self.planned, **bits}))
 
-    def _sum(self, bits: Mapping[str, int]) -> float:
-        shared: dict[str, int] = {}
-        for width in sorted(set(bits.values())):
-            shared.update(self.shared[width])
-        own = sum(self.weights[name][width] for name, width in bits.items())
-        rest = sum(self.channels[name] * self.rest[width] for name, width in bits.items())
-        return own + sum(shared.values()) + rest / sum(self.channels.values())
+    @functools.cached_property
+    def cost(self) -> Cost:
+        """The same as a sum that a solver takes."""
+        channels = sum(self.channels.values())
+        single = {
+            name: {width: own + self.channels[name] * self.rest[width] / channels for width, own in by_width.items()}
+            for name, by_width in self.weights.items()
+        }
+        relative = Cost(single=single, shared=self.shared)
+        return dataclasses.replace(relative, constant=self.size - relative.of(self.planned))
 
 
 def weight_costs(

@@ -39,6 +39,7 @@ from typing import Any
 import onnx
 
 from pdq_export.calibrate.precision import settled_torch
+from pdq_export.commands.allotting import take_bits
 from pdq_export.commands.dry_run import dry_run
 from pdq_export.commands.estimates import estimate_tensors
 from pdq_export.commands.making import file_metadata, made_by, settings
@@ -173,8 +174,9 @@ def inspect_model(
     """
     settled = settle(config, fields, command=INSPECT)
     target = settled.file.target
-    options = plan_options(settled, choose(settled))
     file, session = _open(model, example_input, settled.file.opset)
+    settled, _ = take_bits(settled, file)
+    options = plan_options(settled, choose(settled))
     planned = PlannedModel.of(file, options, settled.file)
     family = planned.family
     info = planned.info

@@ -90,8 +90,8 @@ class Making:
 
 def settings(config: Config, planning: PlanOptions, chosen: CalibrationOptions, family: str) -> dict[str, Any]:
     """Every option as it was settled, in plain types, for the file's metadata and the report."""
-    by_tensor = {"tensor_bits": dict(planning.tensor_bits)} if planning.tensor_bits else {}
-    return record.settings(config, chosen, weights=planning.section.weights, family=family, **by_tensor)
+    decided = {"weights": planning.section.weights, "first_last": str(planning.first_last), "family": family}
+    return record.settings(config, chosen, **decided)
 
 
 def made_by(

@@ -12,9 +12,9 @@ if TYPE_CHECKING:  # it comes with torch, which not every command needs
 class Progress:
     """Where a command is.
 
-    ``stage``: load, plan, read, synthesize, check, calibrate, sensitivity, export, validate, rerun, time or fresh;
-    ``block`` once one is calibrated or tried. ``images``: how many of the ``total`` are done, once there are any;
-    rerun, which compares ways of running the file, may go over a few of them first. ``unit``: what is counted so,
+    ``stage``: load, plan, read, synthesize, check, search, calibrate, sensitivity, export, validate, rerun, time or
+    fresh; ``block`` once one is calibrated or tried. ``images``: how many of the ``total`` are done, once there are
+    any; rerun, which compares ways of running the file, may go over a few of them first. ``unit``: what is counted so,
     images or steps.
     """
 

@@ -16,9 +16,11 @@ from pdq_export.advice import HowMade
 from pdq_export.calibrate import BlockRecord, Calibrated, Source, calibrate
 from pdq_export.calibrate.memory import trim_heap
 from pdq_export.calibrate.precision import settled_torch
+from pdq_export.commands.allotting import bits_content, take_bits
 from pdq_export.commands.details import weight_histograms, with_layer_errors
 from pdq_export.commands.dry_run import dry_run, tell_loading
 from pdq_export.commands.evaluate import evaluate, time_beside
+from pdq_export.commands.find_bits import Finder, measure
 from pdq_export.commands.judging import Metrics, Observed, batch_slices, side_contents
 from pdq_export.commands.keeping import describe_run, kept_blocks
 from pdq_export.commands.known import how_made
@@ -26,10 +28,11 @@ from pdq_export.commands.making import Making
 from pdq_export.commands.next_steps import compare_few, with_next_steps
 from pdq_export.commands.progress import Progress, ProgressCallback, Tell
 from pdq_export.commands.request import Request
+from pdq_export.commands.search import Found
 from pdq_export.commands.synthetic import make_samples
 from pdq_export.commands.warned import Warned
-from pdq_export.commands.written import asks_page
-from pdq_export.config.config import Config, FileSection
+from pdq_export.commands.written import asks_page, bits_path
+from pdq_export.config.config import AUTO, Config, FileSection
 from pdq_export.config.method import CalibrationOptions
 from pdq_export.config.option import QUANTIZE
 from pdq_export.config.signature import takes_options
@@ -47,6 +50,7 @@ from pdq_export.graph.save import in_order, model_files
 from pdq_export.normalization import warn_of_normalization
 from pdq_export.report import ModelInfo, Report, tell_verdict
 from pdq_export.report.layers import LayerReport
+from pdq_export.search.allotment import Allotment
 from pdq_export.spec import Plan, QuantizedTensors
 from pdq_export.targets import find_target
 from pdq_export.validate import BATCH_SIZE, Batch, Session
@@ -148,7 +152,10 @@ def _run(request: Request, tell: Tell, until_end: contextlib.ExitStack, warned: 
     asked = request.config.file
     file, session = open_model(request.model, request.example_input, opset=asked.opset)
     tell.stage("plan")
-    planned = PlannedModel.of(file, request.planning, asked)
+    config, allotment = take_bits(request.config, file)
+    request, found = request.planned_as(config), None
+    searched = config.plan.bits == AUTO
+    planned = PlannedModel.of(file, request.planning, asked, told=not searched)
     chosen, inputs = request.options(planned.family), planned.inputs
     network = import_planned(planned)
     tell.stage("read")
@@ -160,6 +167,13 @@ def _run(request: Request, tell: Tell, until_end: contextlib.ExitStack, warned: 
     _check(work, fidelity, asked)
     _tell_normalization(work)
     _check_gates(request, work, fidelity)
+    if searched:
+        request, allotment, found = _find_bits(request, work, chosen, tell)
+        tell.stage("plan")
+        planned = PlannedModel.of(file, request.planning, asked)
+        work = begin_work(planned, import_planned(planned), samples)
+        fidelity = work.fidelity(session)
+        _check(work, fidelity, asked)
     del session
     trim_heap()  # of large models several copies were made so far
     tell.stage("calibrate")
@@ -202,7 +216,10 @@ def _run(request: Request, tell: Tell, until_end: contextlib.ExitStack, warned: 
             settings=changed,
             metrics=observed.result(),
             changed=observed.changed(classes_of(samples.judged)),
+            search=None if found is None else found.to_dict(),
         ).judged(request.limits)
+        if found is not None:
+            _check_size(found, report)
         if asks_page(request.config):
             weights = weight_histograms(work.prepared.index, work.plan, calibrated.tensors)
             original = onnx.load_from_string(reference.content(work.prepared.model))
@@ -213,7 +230,7 @@ def _run(request: Request, tell: Tell, until_end: contextlib.ExitStack, warned: 
             tell_verdict(report, parity, samples.judged.source)
         finally:  # what is refused is told with all figures
             report = dataclasses.replace(report, warnings=warned.texts)
-            files += _keep_beside(draft, report, request.config, samples.judged)
+            files += _keep_beside(draft, report, request.config, samples.judged, allotment)
         draft.place(overwrite=asked.overwrite)
     return Result(model=quantized, plan=work.plan, tensors=calibrated.tensors, report=report, files=tuple(files))
 
@@ -234,6 +251,24 @@ def _samples(
         labels=request.labels,
         preprocess=request.preprocess,
     )
+
+
+def _find_bits(
+    request: Request, work: Work, chosen: CalibrationOptions, tell: Tell
+) -> tuple[Request, Allotment, Found]:
+    """The request with the bits that were found, by layer and with how they compare."""
+    tell.stage("search")
+    sensitivity = measure(
+        work,
+        calibration_inputs(work),
+        chosen,
+        symmetric_weights=request.planning.symmetric_weights,
+        device=request.device,
+        max_memory=request.max_memory,
+        tell=tell,
+    )
+    config, allotment, found = Finder.of(work, request.config, chosen, sensitivity, request.device).find()
+    return request.planned_as(config), allotment, found
 
 
 def _check(work: Work, fidelity: Fidelity, asked: FileSection) -> None:
@@ -359,9 +394,24 @@ def _keep(draft: Draft, quantized: onnx.ModelProto, asked: FileSection) -> tuple
     return ModelInfo.of(Path(asked.output).name, *written.values()), list(written)
 
 
-def _keep_beside(draft: Draft, report: Report, config: Config, data: Data) -> list[Path]:
-    """Have the report, in every form that is asked for, safe on the disk, and where it will be."""
+def _check_size(found: Found, report: Report) -> None:
+    """Warn of a file that learned scales made larger than the budget that its bits were found for."""
+    most, size = found.budget.bytes(report.model.size), report.quantized.size
+    if most is not None and size > most:
+        logger.warning(
+            "the file has %d bytes, %d more than %s: scales that calibration found make larger biases than expected; "
+            "give a budget that is smaller by as much",
+            size,
+            size - most,
+            found.budget.told(),
+        )
+
+
+def _keep_beside(draft: Draft, report: Report, config: Config, data: Data, allotment: Allotment | None) -> list[Path]:
+    """Have the report, in every form that is asked for, and bits of layers safe on the disk; where they will be."""
     contents = side_contents(config, report, data)
+    if allotment is not None and (path := bits_path(config)) is not None:
+        contents[path] = bits_content(path, allotment)
     if contents:
         draft.add(contents)
     return list(contents)

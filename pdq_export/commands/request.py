@@ -101,6 +101,10 @@ class Request:
         data = [self.eval] if asks_synthetic(self.calib) else [self.calib, self.eval]
         check_written(self.config, model=self.model, data=data, others=[given], makes_model=True)
 
+    def planned_as(self, config: Config) -> "Request":
+        """The same with another configuration of the plan."""
+        return dataclasses.replace(self, config=config, planning=plan_options(config, choose(config)))
+
     def options(self, family: str) -> CalibrationOptions:
         """The numbers of the method for a network of this family."""
         return choose(self.config, family=family)

@@ -10,6 +10,7 @@ from pdq_export.config.toml import read_toml
 from pdq_export.data import Preprocess
 from pdq_export.errors import OptionError
 from pdq_export.plan.rules import PlanOptions
+from pdq_export.search.asked import check_search
 from pdq_export.targets import find_target
 
 Given = Config | str | Path | None
@@ -27,7 +28,7 @@ def settle(config: Given, fields: Mapping[str, Any], *, command: str = "") -> Co
     base = config if isinstance(config, Config) else None if file is None else make_config(file.values)
     settled = make_config(fields, base=base, command=command)
     try:
-        check(settled)
+        check(settled, command=command)
     except OptionError as error:
         if file is None:
             raise
@@ -39,10 +40,15 @@ def settle(config: Given, fields: Mapping[str, Any], *, command: str = "") -> Co
     return settled
 
 
-def check(config: Config) -> None:
-    """Raise OptionError for what options say that is wrong, alone or together, whatever the model is."""
+def check(config: Config, *, command: str = "") -> None:
+    """Raise OptionError for what options say that is wrong, alone or together, whatever the model is.
+
+    ``command``: that is to take them.
+    """
     plan_options(config, choose(config))
-    find_target(config.file.target).check_runtime(config.file.runtime)
+    target = find_target(config.file.target)
+    target.check_runtime(config.file.runtime)
+    check_search(config, command=command, fewest_bits=target.fewest_bits, target=target.name)
 
 
 def choose(config: Config, **family: str) -> CalibrationOptions:

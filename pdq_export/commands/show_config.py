@@ -45,7 +45,7 @@ def _head(record: Record, name: str) -> Iterable[str]:
     """Names and versions as JSON texts: they come from a file and may hold anything."""
     yield f"What made {json.dumps(name)}, as its metadata says; what is commented out was used without being asked for."
     made_by = record.made_by
-    if allotment := record.settled.get("tensor_bits"):
+    if isinstance(allotment := record.settled.get("tensor_bits"), dict):  # of files from before there was an option
         yield f"NOT in these options: bits that a Python caller gave to single tensors, {json.dumps(allotment)}"
     yield f"versions: {json.dumps(made_by.get('versions', {'pdq-export': record.version}))}"
     for what in ("model", "calibration", "device", "threads"):

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pdq_export.config.config import Config
+from pdq_export.config.config import AUTO, Config
 from pdq_export.data import names_function
 from pdq_export.data.function import user_function
 from pdq_export.errors import OptionError
@@ -31,6 +31,15 @@ def asks_page(config: Config) -> bool:
     return any(is_page(Path(path)) for path in config.file.report)
 
 
+def bits_path(config: Config) -> Path | None:
+    """Where bits of layers are to be written, if at all: beside the output, where they are yet to be found."""
+    if config.search.bits_to is not None:
+        return Path(config.search.bits_to)
+    if config.plan.bits == AUTO and config.file.output is not None:
+        return Path(config.file.output).with_suffix(".bits.toml")
+    return None
+
+
 def check_written(
     config: Config, *, model: Any = None, data: Iterable[Any] = (), others: Iterable[Any] = (), makes_model: bool
 ) -> None:
@@ -46,6 +55,11 @@ def check_written(
         *(metric_function(text) for text in config.gates.metric),
     ]
     read = [source for source in data if not names_function(source)] + list(others)
+    beside = side_files(config)
+    if makes_model and (path := bits_path(config)) is not None:
+        beside.append(("--bits-to", path))
+    if makes_model and config.search.bits_from is not None:
+        read.append(config.search.bits_from)
     check_output(
         config.file.output if makes_model else None,
         overwrite=config.file.overwrite,
@@ -55,7 +69,7 @@ def check_written(
             *(file for function in functions for file in function.files()),
         ),
         external=config.file.external_data,
-        beside=side_files(config),
+        beside=beside,
     )
 
 

@@ -28,6 +28,7 @@ from pdq_export.config.option import (
     option,
     shown,
 )
+from pdq_export.config.search import SearchSection
 from pdq_export.errors import OptionError
 
 SYNTHETIC = "synthetic"  # what `calib` is where images are to be made
@@ -37,6 +38,7 @@ _BOTH = (*_WRITTEN, SENSITIVITY)
 _RUN = (QUANTIZE, SENSITIVITY)
 
 _WIDTHS = "W/A, weight and activation bits, for example 4/4"
+AUTO = "auto"
 
 
 def _rules(value: Any) -> Any:
@@ -44,6 +46,11 @@ def _rules(value: Any) -> Any:
     if isinstance(value, Mapping):
         return tuple(f"{pattern}={_widths(bits)}" for pattern, bits in value.items())
     return texts(value)
+
+
+def _by_tensor(value: Any) -> Any:
+    """Bits of tensors: {TENSOR: BITS}, one text TENSOR=BITS, or several of them."""
+    return tuple(f"{name}={bits}" for name, bits in value.items()) if isinstance(value, Mapping) else texts(value)
 
 
 def _widths(value: Any) -> Any:
@@ -94,18 +101,20 @@ class PlanSection:
 
     bits: str = option(
         "4/4",
-        "Bits of weights and activations, 2 to 8 each",
-        metavar="W/A",
-        expects=_WIDTHS,
+        "Bits of weights and activations, 2 to 8 each; auto finds bits for every layer within a budget",
+        more="see [Bits by budget](bits.md#bits-by-budget)",
+        metavar="W/A|auto",
+        expects=f"{_WIDTHS}, or auto",
         adapt=_widths,
         commands=_BOTH,
     )
-    first_last: str = option(
-        "8/8",
+    first_last: str | None = option(
+        None,
         "Bits of the first and last layers' weights, and of the last layers' input",
         metavar="W/A",
         expects=_WIDTHS,
         adapt=_widths,
+        unset="8/8; with --bits auto what it finds, 4 or more",
         commands=_BOTH,
     )
     layer_bits: tuple[str, ...] = option(
@@ -115,6 +124,15 @@ class PlanSection:
         metavar="REGEX=W/A",
         expects="a list of rules REGEX=W/A",
         adapt=_rules,
+        commands=_BOTH,
+    )
+    tensor_bits: tuple[str, ...] = option(
+        (),
+        "Bits of a single weight or activation, by its name in the prepared model, which is how files tell of the bits "
+        "that --bits auto or --bits-from gave",
+        metavar="TENSOR=BITS",
+        expects="a list of TENSOR=BITS",
+        adapt=_by_tensor,
         commands=_BOTH,
     )
     exclude: tuple[str, ...] = option(
@@ -434,6 +452,7 @@ class Config:
     """
 
     plan: PlanSection = dataclasses.field(default_factory=PlanSection)
+    search: SearchSection = dataclasses.field(default_factory=SearchSection)
     file: FileSection = dataclasses.field(default_factory=FileSection)
     calibration: MethodSection = dataclasses.field(default_factory=CalibrationSection)
     data: DataSection = dataclasses.field(default_factory=DataSection)

@@ -134,6 +134,7 @@ def _guessed(settled: Mapping[str, Any]) -> dict[str, Any]:
     chosen: Sequence[str] = ("method", "preset", "family")
     usual = dataclasses.asdict(choose_options(**{name: settled[name] for name in chosen if name in settled}))
     given = {name: value for name, value in settled.items() if name in known and name not in numbers}
-    if given.get("weights") == "asymmetric":
-        given.pop("weights", None)  # what there is by default
+    for name, usually in {"weights": "asymmetric", "first_last": "8/8"}.items():
+        if given.get(name) == usually:
+            del given[name]
     return given | {name: settled[name] for name in numbers if name in settled and settled[name] != usual[name]}

@@ -236,18 +236,19 @@ def default_text(one: Option) -> str:
 def _written(one: Option, value: Any) -> str:
     """As TOML; None as what stands for a value, to be filled in."""
     if value is None:
-        return _literal(one.metavar) if one.kind is str else one.metavar
-    return _literal(value)
+        return literal(one.metavar) if one.kind is str else one.metavar
+    return literal(value)
 
 
-def _literal(value: Any) -> str:
+def literal(value: Any) -> str:
+    """A value in TOML, in ASCII. Raises OptionError for a text that is not Unicode."""
     if isinstance(value, str):  # JSON's escapes are TOML's, but for those of other characters than ASCII
         if any("\ud800" <= character <= "\udfff" for character in value):
             raise OptionError(f"{value!a}: is not Unicode, and TOML cannot say it; expected another name or pattern")
         quoted = json.dumps(value, ensure_ascii=False)
         return "".join(c if c.isascii() and c.isprintable() else _escaped(c) for c in quoted)
     if isinstance(value, tuple | list):
-        return f"[{', '.join(map(_literal, value))}]"
+        return f"[{', '.join(map(literal, value))}]"
     return str(value).lower() if isinstance(value, bool) else repr(value)
 
 

@@ -5,12 +5,13 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pdq_export.config.config import PlanSection, make_section
+from pdq_export.config.config import AUTO, PlanSection, make_section
 from pdq_export.errors import OptionError
 from pdq_export.plan.patterns import check_pattern, find_matches
-from pdq_export.spec import BitWidths
+from pdq_export.spec import MAX_BITS, BitWidths
 
 Widths = str | BitWidths
+_WIDEST = BitWidths(MAX_BITS, MAX_BITS)
 # What preparation writes operators as that --exclude-op then does not find (`graph.passes`).
 _SPELLED_AS = {
     "BatchNormalization": "Mul and Add",
@@ -34,7 +35,7 @@ class PlanOptions:
     ``section``: the options themselves; passes and rules read those that they are about, so that a new one is known to
     them alone. ``bits``: of weights and activations; ``first_last`` and ``layer_bits`` are the section's, read.
     ``per_layer``: every layer is a block of its own, which the method decides. ``tensor_bits``: bits of single weights
-    and learned activations, by tensor name (`passes.assign_bits`); no option has it yet.
+    and learned activations, by tensor name (`passes.assign_bits`). Bits that are yet to be found, auto, are 8/8 here.
 
     What wins: ``exclude`` and ``exclude_op``, then ``tensor_bits``, then ``layer_bits`` (the last one that matches),
     then ``first_last``, then ``bits``. W are the bits of a layer's weight. A are the bits of the activation that the
@@ -44,18 +45,21 @@ class PlanOptions:
 
     section: PlanSection
     per_layer: bool = False
-    tensor_bits: tuple[tuple[str, int], ...] = ()
     bits: BitWidths = dataclasses.field(init=False)
     first_last: BitWidths = dataclasses.field(init=False)
     layer_bits: tuple[tuple[str, BitWidths], ...] = dataclasses.field(init=False)
+    tensor_bits: tuple[tuple[str, int], ...] = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
         """Raises OptionError for bits and regular expressions that cannot be read."""
         asked = self.section
         derived = {
-            "bits": BitWidths.parse(asked.bits, option="--bits"),
-            "first_last": BitWidths.parse(asked.first_last, option="--first-last"),
+            "bits": _WIDEST if asked.bits == AUTO else BitWidths.parse(asked.bits, option="--bits"),
+            "first_last": _WIDEST
+            if asked.first_last is None
+            else BitWidths.parse(asked.first_last, option="--first-last"),
             "layer_bits": tuple(map(_read_rule, asked.layer_bits)),
+            "tensor_bits": tuple(map(_read_tensor_bits, asked.tensor_bits)),
         }
         for name, value in derived.items():
             object.__setattr__(self, name, value)  # the instance is frozen
@@ -70,7 +74,6 @@ class PlanOptions:
         bits: Widths,
         *,
         per_layer: bool = False,
-        tensor_bits: Mapping[str, int] | None = None,
         kind: type[PlanSection] = PlanSection,
         **fields: Any,
     ) -> "PlanOptions":
@@ -79,7 +82,7 @@ class PlanOptions:
         ``kind``: the section that has the options ``fields``.
         """
         section: PlanSection = make_section({"bits": bits, **fields}, kind)
-        return cls(section=section, per_layer=per_layer, tensor_bits=tuple((tensor_bits or {}).items()))
+        return cls(section=section, per_layer=per_layer)
 
     @property
     def symmetric_weights(self) -> bool:
@@ -139,3 +142,10 @@ def _read_rule(text: str) -> tuple[str, BitWidths]:
     if not equals or not pattern:
         raise OptionError(f"--layer-bits {text!r}: expected REGEX=W/A, for example '/layer1/=8/8'")
     return pattern, BitWidths.parse(bits, option=f"--layer-bits {pattern!r}:")
+
+
+def _read_tensor_bits(text: str) -> tuple[str, int]:
+    tensor, equals, bits = text.rpartition("=")
+    if not equals or not tensor or not bits.strip().isdecimal() or len(bits) > 2:
+        raise OptionError(f"--tensor-bits {text!r}: expected TENSOR=BITS, for example conv1.weight=4")
+    return tensor, int(bits)

@@ -52,7 +52,7 @@ def test_what_a_file_gives_can_be_unset(run: Run, pipeline: FakePipeline, folder
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--unset", "bitss"], "--unset 'bitss': 'bitss' is unknown; did you mean bits or iters?"),
+        (["--unset", "bitss"], "--unset 'bitss': 'bitss' is unknown; did you mean bits or bits_to or avg_bits?"),
         (["--unset", "bits", "--bits", "2/4"], "--unset bits: --bits is given as well; expected one of them"),
         (["--unset", "warmup", "--set", "warmup=0"], "--set 'warmup=0': warmup is set twice"),
         (["--set", "bits=2/2"], "--set 'bits=2/2': bits is no number of the method; expected --bits"),

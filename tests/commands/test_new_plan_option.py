@@ -72,15 +72,15 @@ def test_a_new_option_of_the_plan_is_one_field_and_its_pass(toy: Config, tmp_pat
     assert quantize(model(), config=toy, **fields).plan.points["w2"].bits == 3
 
 
-def test_bits_of_single_tensors_are_told_where_they_were_given() -> None:
-    """No option has them, so that what `show-config` prints does not make the file again."""
-    config = make_config({"bits": "4/4"})
+def test_bits_of_single_tensors_are_an_option_and_files_from_before_tell_of_them() -> None:
+    config = make_config({"tensor_bits": {"w1": 2}})
     planning, chosen = plan_options(config, choose(config)), choose(config)
-    assert "tensor_bits" not in settings(config, planning, chosen, "plain")
-    allotted = dataclasses.replace(planning, tensor_bits=(("w1", 2),))
-    settled = settings(config, allotted, chosen, "plain")
-    assert settled["tensor_bits"] == {"w1": 2}
+    settled = settings(config, planning, chosen, "plain")
+    assert (planning.tensor_bits, settled["tensor_bits"]) == ((("w1", 2),), ["w1=2"])
     written = model()
     onnx.helper.set_model_props(written, metadata(config, settled, {}, version="1"))
+    assert '\ntensor_bits = ["w1=2"]\n' in show_config(written)
+    before = {**settled, "tensor_bits": {"w1": 2}}
+    onnx.helper.set_model_props(written, metadata(make_config({}), before, {}, version="1"))
     told = [line for line in show_config(written).splitlines() if "single tensors" in line]
     assert told == ['# NOT in these options: bits that a Python caller gave to single tensors, {"w1": 2}']

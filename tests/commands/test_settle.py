@@ -17,7 +17,7 @@ def file(tmp_path: Path) -> Path:
 def test_fields_win_over_the_file_and_that_over_defaults(file: Path) -> None:
     file.write_text('[plan]\nbits = "2/4"\nexclude = ["a"]\n[calibration]\niters = 5\n')
     config = settle(file, {"bits": "3/3"})
-    assert (config.plan.bits, config.plan.exclude, config.plan.first_last) == ("3/3", ("a",), "8/8")
+    assert (config.plan.bits, config.plan.exclude, config.plan.first_last) == ("3/3", ("a",), None)
     assert settle(str(file), {"preset": "paper"}).calibration.preset == "paper"
     assert overrides(settle(file, {"preset": "paper"})) == {"iters": 5}  # given, so it wins over any preset
 

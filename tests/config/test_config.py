@@ -82,7 +82,7 @@ def test_what_python_callers_like_to_give() -> None:
         ({"wide_residual": True}, "option 'wide_residual' is unknown; did you mean wide_residuals?"),
         ({"wide_residuals": 1}, "--wide-residuals 1: expected true or false"),
         ({"wide_residuals": "yes"}, "--wide-residuals 'yes': expected true or false"),
-        ({"bits": 4}, "--bits 4: expected W/A, weight and activation bits, for example 4/4"),
+        ({"bits": 4}, "--bits 4: expected W/A, weight and activation bits, for example 4/4, or auto"),
         ({"weights": "signed"}, "--weights 'signed': expected asymmetric or symmetric"),
         (
             {"target": "nativ"},
@@ -166,7 +166,8 @@ def test_sizes_are_those_that_calibration_reads(text: str) -> None:
 
 
 def test_a_command_takes_its_own_options_alone() -> None:
-    assert set(options_of(command=INSPECT)) == {*PlanSection.__dataclass_fields__, "target", "runtime", "opset"}
+    planned = PlanSection.__dataclass_fields__.keys()
+    assert set(options_of(command=INSPECT)) == {*planned, "bits_from", "target", "runtime", "opset"}
     with pytest.raises(OptionError, match="'samples' is unknown"):
         make_config({"samples": 3}, command=INSPECT)
 

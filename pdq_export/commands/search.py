@@ -1,0 +1,302 @@
+"""`--bits auto`: bits for every tensor that lose least within a budget, by what each was measured to do."""
+
+import dataclasses
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from pdq_export.commands.costs import WIDTHS, weight_costs
+from pdq_export.commands.estimates import estimate_tensors
+from pdq_export.errors import OptionError
+from pdq_export.export.loading import choose_loading
+from pdq_export.plan.freedom import find_freedom, rule_bits
+from pdq_export.plan.rules import PlanOptions
+from pdq_export.search.asked import Budget
+from pdq_export.search.budget import Choices, Cost, Limit, Widths, solve
+from pdq_export.spec import MAX_BITS, BitWidths, Role
+from pdq_export.spec.sensitivity import Sensitivity
+from pdq_export.targets import find_target
+from pdq_export.work import PlannedModel
+
+logger = logging.getLogger(__name__)
+
+# Of the first and last layers, which a few bits ruin though a sum of estimates may not say so.
+LEAST_OUTERMOST = 4
+_BETTER = 0.95  # of the estimated loss of uniform bits: what promises less gain is no reason to leave them
+_FRONTIER = 9  # budgets that are solved for the chart
+_ROUNDS = 8
+# A bias can take a byte more, and zero points be stored in another way, once scales are learned.
+_SPARE = 0.001
+_NEAR = 1.01  # of a size: what is estimated beyond is not written to see
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """An allotment: ``size``: bytes of the file, ``loss``: the sum of what its tensors are estimated to do."""
+
+    name: str
+    size: int
+    loss: float
+    avg_weight: float
+    avg_activation: float | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Found:
+    """What was found: ``bits`` of every weight and learned activation, and how they compare.
+
+    ``uniform``: equal bits for all layers that keep the budget, the best of them; None where none do. ``frontier``: the
+    least loss at other sizes; ``uniforms``: what equal bits for all layers take and lose. ``note``: on activations.
+    """
+
+    bits: Widths
+    chosen: Estimate
+    uniform: Estimate | None
+    frontier: tuple[Estimate, ...]
+    uniforms: tuple[Estimate, ...]
+    budget: Budget
+    measure: str
+    note: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """In plain types, for the report."""
+        return {
+            "budget": self.budget.told(),
+            "measure": self.measure,
+            "chosen": dataclasses.asdict(self.chosen),
+            "uniform": None if self.uniform is None else dataclasses.asdict(self.uniform),
+            "frontier": [dataclasses.asdict(one) for one in self.frontier],
+            "uniforms": [dataclasses.asdict(one) for one in self.uniforms],
+            "note": self.note,
+        }
+
+
+class Search:
+    """What can be chosen for a model, what it costs, and what it loses.
+
+    ``planned``: with 8 bits wherever no rule says otherwise. ``original``: bytes of the user's file.
+    """
+
+    def __init__(
+        self,
+        planned: PlannedModel,
+        options: PlanOptions,
+        budget: Budget,
+        sensitivity: Sensitivity,
+        *,
+        target: str,
+        runtime: str | None,
+        metadata: Mapping[str, str],
+        operations: Callable[[], Cost] | None = None,
+    ) -> None:
+        self._planned, self._options, self._budget = planned, options, budget
+        self._target = find_target(target)
+        self._measure = sensitivity.measure
+        index, plan = planned.index, planned.plan
+        self._weights = {name for name, point in plan.points.items() if point.role is Role.WEIGHT}
+        self._elements = {name: math.prod(index.initializers[name].dims) for name in self._weights}
+        self._choices = self._find_choices()
+        self._loss = Cost(single={group.name: self._losses(sensitivity, group.name) for group in sensitivity.groups})
+        self._size = self._size_cost(runtime, metadata)
+        self._operations = operations() if operations is not None and budget.bit_ops is not None else None
+
+    def find(self, *, size: Callable[[Widths], int]) -> Found:
+        """The allotment of the least estimated loss that keeps the budget. Raises OptionError where none does.
+
+        ``size``: of a file with these bits, written with placeholders; what it takes more than estimated the next
+        solution has to spare.
+        """
+        bits, written = self._within(size)
+        uniform = self._best_uniform(size)
+        if uniform is not None and self._loss.of(bits) > _BETTER * self._loss.of(uniform):
+            bits, written = uniform, size(uniform)
+            logger.info("bits that differ promise no less loss than equal ones: %s keeps them", self._budget.told())
+        note = "" if self._budget.counts_activations else self._why_wide()
+        if note:
+            logger.info("%s", note)
+        return Found(
+            bits=bits,
+            chosen=dataclasses.replace(self._estimate("auto", bits), size=written),
+            uniform=None if uniform is None else self._estimate("uniform", uniform),
+            frontier=self._frontier(),
+            uniforms=tuple(self._estimate(str(widths), bits) for widths, bits in self._uniforms()),
+            budget=self._budget,
+            measure=self._measure,
+            note=note,
+        )
+
+    def _within(self, size: Callable[[Widths], int]) -> tuple[dict[str, int], int]:
+        """The best bits and the bytes of their file; what these are off the estimate, the next solution spares."""
+        limits = self._limits()
+        most = self._budget.bytes(len(self._planned.original.content))
+        if most is None:
+            bits = solve(self._choices, self._loss, limits)
+            if bits is None:
+                raise self._infeasible(limits)
+            return bits, size(bits)
+        spared = aim = most * (1 - _SPARE)
+        for _ in range(_ROUNDS):
+            bits = solve(self._choices, self._loss, [*limits, self._size_limit(aim)])
+            if bits is None:
+                break
+            if (written := size(bits)) <= spared:
+                return bits, written
+            aim = self._size.of(bits) - (written - spared)
+        bits = solve(self._choices, self._size, limits)
+        if bits is None:
+            raise self._infeasible(limits)
+        if (written := size(bits)) <= spared:
+            return bits, written
+        smallest, original = math.ceil(written / (1 - _SPARE)), len(self._planned.original.content)
+        raise OptionError(
+            f"--max-size: {most} bytes are fewer than any bits that are allowed take; the smallest that can be kept is "
+            f"{smallest} (× {math.ceil(1e4 * smallest / max(original, 1)) / 1e4:g} of FP32's)"
+        )
+
+    def _size_limit(self, most: float) -> Limit:
+        return Limit(option="--max-size", cost=self._size, most=most)
+
+    def _infeasible(self, limits: Sequence[Limit]) -> OptionError:
+        """What to say where no bits keep these, which are not of the size: the fewest keep whatever can be kept."""
+        fewest = {name: widths[0] for name, widths in self._choices.items()}
+        limit = next(limit for limit in limits if not limit.holds(fewest))
+        return OptionError(
+            f"{limit.option}: {limit.most:g} is less than any bits that are allowed take; the smallest that can be "
+            f"kept is {math.ceil(limit.cost.of(fewest) * 1e4) / 1e4:g}"
+        )
+
+    def _limits(self) -> list[Limit]:
+        """But that on the size."""
+        budget, limits = self._budget, []
+        if budget.avg_weight is not None:
+            limits.append(Limit(option="--avg-bits", cost=self._average(self._elements), most=budget.avg_weight))
+        if budget.avg_activation is not None:
+            activations = dict.fromkeys(self._choices.keys() - self._weights, 1)
+            limits.append(Limit(option="--avg-bits", cost=self._average(activations), most=budget.avg_activation))
+        if budget.bit_ops is not None:
+            assert self._operations is not None
+            limits.append(Limit(option="--max-bit-ops", cost=self._operations, most=budget.bit_ops))
+        return limits
+
+    def _average(self, sizes: Mapping[str, int]) -> Cost:
+        total = max(sum(sizes.values()), 1)
+        single = {name: {w: w * sizes[name] / total for w in WIDTHS} for name in self._choices if name in sizes}
+        return Cost(single=single)
+
+    def _find_choices(self) -> Choices:
+        planned, options, budget = self._planned, self._options, self._budget
+        free = find_freedom(planned.index, planned.plan, options)
+        given = dict(options.tensor_bits)
+        choices: dict[str, Sequence[int]] = {}
+        for name, point in planned.plan.points.items():
+            if point.role is Role.CARRIER:
+                continue
+            if name in given or name not in free.tensors:
+                choices[name] = (point.bits,)
+                continue
+            widths = budget.weights if point.role is Role.WEIGHT else budget.activations
+            widths = tuple(width for width in widths if width >= self._target.fewest_bits)
+            if name in free.outermost:
+                widths = tuple(width for width in widths if width >= LEAST_OUTERMOST) or widths[-1:]
+            if point.role is Role.ACTIVATION and not budget.counts_activations:
+                widths = widths[-1:]
+            if point.role is Role.WEIGHT and options.section.reduce_range:  # of 8 bits it would have 7
+                widths = tuple(sorted({min(width, MAX_BITS - 1) for width in widths}))
+            choices[name] = widths
+        return choices
+
+    def _losses(self, sensitivity: Sensitivity, name: str) -> dict[int, float]:
+        """By width; fewer bits are not estimated to lose less."""
+        found, least = {}, 0.0
+        for width in sorted(sensitivity.prediction[name], reverse=True):
+            least = max(least, sensitivity.prediction[name][width])
+            found[width] = least
+        return found
+
+    def _size_cost(self, runtime: str | None, metadata: Mapping[str, str]) -> Cost:
+        """With weights packed as they are at the fewest bits of which the file may consist."""
+        planned = self._planned
+        points = {
+            name: point.with_bits(self._choices[name][0]) if name in self._weights else point
+            for name, point in planned.plan.points.items()
+        }
+        plan = dataclasses.replace(planned.plan, points=points)
+        loading = choose_loading(planned.index, plan, runtime=runtime, max_opset=planned.loading.max_opset)
+        return weight_costs(planned.prepared, plan, self._target, loading=loading, metadata=metadata).cost
+
+    def _uniforms(self) -> Iterable[tuple[BitWidths, dict[str, int]]]:
+        """Equal bits for all layers, as --bits W/A gives them, where every tensor may have them."""
+        budget = self._budget
+        activations = budget.activations if budget.counts_activations else budget.activations[-1:]
+        narrowed = MAX_BITS - 1 if self._options.section.reduce_range else MAX_BITS
+        for weight in budget.weights:
+            for activation in activations:
+                widths = BitWidths(weight, activation)
+                bits = rule_bits(self._planned.index, self._planned.plan, self._options, widths)
+                bits |= dict(self._options.tensor_bits)
+                yield (
+                    widths,
+                    {name: min(width, narrowed) if name in self._weights else width for name, width in bits.items()},
+                )
+
+    def _best_uniform(self, size: Callable[[Widths], int]) -> dict[str, int] | None:
+        most = self._budget.bytes(len(self._planned.original.content))
+        limits = self._limits()
+        held = sorted(
+            (bits for _, bits in self._uniforms() if all(limit.holds(bits) for limit in limits)), key=self._loss.of
+        )
+        for bits in held:
+            if most is None or (self._size.of(bits) <= most * _NEAR and size(bits) <= most):
+                return bits
+        return None
+
+    def _frontier(self) -> tuple[Estimate, ...]:
+        """The least loss at sizes from the smallest to the largest."""
+        smallest, largest = (
+            self._size.of(chosen)
+            for chosen in (
+                {name: widths[0] for name, widths in self._choices.items()},
+                {name: widths[-1] for name, widths in self._choices.items()},
+            )
+        )
+        found = []
+        for number in range(_FRONTIER):
+            most = smallest * (largest / smallest) ** (number / (_FRONTIER - 1)) * (1 + _SPARE)
+            limits = [*self._limits(), self._size_limit(most)]
+            bits = solve(self._choices, self._loss, limits)
+            if bits is not None:
+                found.append(self._estimate("frontier", bits))
+        return tuple(found)
+
+    def _estimate(self, name: str, bits: Widths) -> Estimate:
+        weights = sum(self._elements[tensor] * bits[tensor] for tensor in self._weights)
+        learned = [bits[tensor] for tensor in self._choices if tensor not in self._weights]
+        return Estimate(
+            name=name,
+            size=round(self._size.of(bits)),
+            loss=self._loss.of(bits),
+            avg_weight=weights / max(sum(self._elements.values()), 1),
+            avg_activation=sum(learned) / len(learned) if learned else None,
+        )
+
+    def _why_wide(self) -> str:
+        widest = self._budget.activations[-1]
+        return (
+            f"activations get {widest} bits: {self._budget.told()} does not count them, and the file's size does not "
+            "depend on them; --max-bit-ops and --avg-bits W/A do"
+        )
+
+
+def placeholder_size(planned: PlannedModel, target: str, metadata: Mapping[str, str]) -> int:
+    """Bytes of the file of a plan, written with what calibration would learn, roughly."""
+    tensors = estimate_tensors(planned.prepared, planned.plan)
+    file = find_target(target).export(
+        planned.prepared.model,
+        planned.plan,
+        tensors,
+        metadata=metadata,
+        packing=planned.loading.packing,
+        max_opset=planned.loading.max_opset,
+    )
+    return int(file.ByteSize())

@@ -1,0 +1,150 @@
+"""What bits are to be found for: budgets and widths, read from the options and checked before any work."""
+
+import dataclasses
+import re
+
+from pdq_export.config.config import AUTO, Config
+from pdq_export.config.option import INSPECT
+from pdq_export.errors import OptionError
+from pdq_export.spec import MAX_BITS, MIN_BITS
+
+BUDGETS = ("max_size", "avg_bits", "max_bit_ops")
+_UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What an allotment keeps within; None where nothing is asked.
+
+    ``size``: bytes; ``size_ratio``: of FP32's file. ``avg_weight``, ``avg_activation``: average bits. ``bit_ops``: over
+    those of 8/8. ``weights``, ``activations``: bits to choose from.
+    """
+
+    size: int | None = None
+    size_ratio: float | None = None
+    avg_weight: float | None = None
+    avg_activation: float | None = None
+    bit_ops: float | None = None
+    weights: tuple[int, ...] = tuple(range(MIN_BITS, MAX_BITS + 1))
+    activations: tuple[int, ...] = tuple(range(MIN_BITS, MAX_BITS + 1))
+
+    @property
+    def counts_activations(self) -> bool:
+        """Whether bits of activations cost anything."""
+        return self.bit_ops is not None or self.avg_activation is not None
+
+    def bytes(self, original: int) -> int | None:
+        """The most bytes that the file may have, beside an FP32 file of ``original`` bytes."""
+        return self.size if self.size_ratio is None else int(self.size_ratio * original)
+
+    def told(self) -> str:
+        """The budgets as options."""
+        average = None if self.avg_weight is None else f"{self.avg_weight:g}"
+        if self.avg_activation is not None:
+            average = f"{average}/{self.avg_activation:g}"
+        size = self.size if self.size_ratio is None else f"{self.size_ratio:g}"
+        asked = {"--max-size": size, "--avg-bits": average, "--max-bit-ops": self.bit_ops}
+        return " ".join(
+            f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in asked.items()
+            if value is not None
+        )
+
+
+def check_search(config: Config, *, command: str, fewest_bits: int, target: str) -> None:
+    """Raise OptionError for options of a search that do not go together, or not with the ``command``.
+
+    ``fewest_bits``: that the ``target`` has.
+    """
+    search, auto = config.search, config.plan.bits == AUTO
+    given = [name for name in BUDGETS if getattr(search, name) is not None]
+    if auto and search.bits_from is not None:
+        raise OptionError(f"--bits-from {search.bits_from}: has the bits that --bits auto would find; give one of them")
+    if search.bits_from is not None and config.plan.bits != type(config.plan)().bits:
+        raise OptionError(
+            f"--bits {config.plan.bits}: --bits-from {search.bits_from} says the bits of all layers, in its first line "
+            "of those that it does not name; leave --bits out, or change the file"
+        )
+    if not auto:
+        if given or search.allowed_bits is not None:
+            option = _flag((given or ["allowed_bits"])[0])
+            gate = "; a limit on the file's size is --max-size-ratio" if option == "--max-size" else ""
+            raise OptionError(f"{option} {getattr(search, (given or ['allowed_bits'])[0])}: is for --bits auto{gate}")
+        return
+    if command == INSPECT:
+        raise OptionError(
+            "--bits auto: bits are found by what they do to images, and inspect takes none; quantize finds them, and "
+            "writes a file that --bits-from takes"
+        )
+    if fewest_bits == MAX_BITS:
+        raise OptionError(
+            f"--bits auto: --target {target} has {MAX_BITS} bits throughout; expected a target with a choice; use "
+            "--bits 8/8, or another --target"
+        )
+    if not given:
+        drop = "; --max-drop is a gate on the file, and says no size" if config.gates.max_drop is not None else ""
+        raise OptionError(
+            "--bits auto: there is no budget; expected --max-size 0.12 (of FP32's size, or bytes), --avg-bits 3.5 or "
+            f"--max-bit-ops 0.25 (of 8/8's){drop}"
+        )
+    parse_budget(config)
+
+
+def parse_budget(config: Config) -> Budget:
+    """Read the budgets. Raises OptionError for one that nothing keeps."""
+    search = config.search
+    size, ratio = _size(search.max_size)
+    weight, activation = _averages(search.avg_bits)
+    weights, activations = _allowed(search.allowed_bits)
+    return Budget(
+        size=size,
+        size_ratio=ratio,
+        avg_weight=weight,
+        avg_activation=activation,
+        bit_ops=search.max_bit_ops,
+        weights=weights,
+        activations=activations,
+    )
+
+
+def _size(text: str | None) -> tuple[int | None, float | None]:
+    if text is None:
+        return None, None
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)(b?)\s*", text, re.ASCII | re.IGNORECASE)
+    assert found is not None  # the option's pattern
+    number, bare = float(found[1]), not found[2] and not found[4]
+    if bare and 0 < number <= 1:
+        return None, number
+    size = int(number * (1024 if found[3] else 1000) ** _UNITS[found[2].lower()])
+    if size < 1 or (bare and not number.is_integer()):
+        raise OptionError(
+            f"--max-size {text}: expected a share of FP32's size up to 1, for example 0.12, or a size in bytes, for "
+            "example 900kB"
+        )
+    return size, None
+
+
+def _averages(text: str | None) -> tuple[float | None, float | None]:
+    if text is None:
+        return None, None
+    values = [float(part) for part in text.split("/")]
+    for value in values:
+        if not MIN_BITS <= value <= MAX_BITS:
+            raise OptionError(
+                f"--avg-bits {text}: {value:g} is no average of bits; expected {MIN_BITS} to {MAX_BITS}, for example "
+                "3.5"
+            )
+    return values[0], values[1] if len(values) > 1 else None
+
+
+def _allowed(text: str | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    usual = Budget().weights
+    if text is None:
+        return usual, usual
+    parts = text.partition("/")[::2]
+    weights, activations = (tuple(sorted(set(map(int, part.split(","))))) if part else usual for part in parts)
+    return weights, activations
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

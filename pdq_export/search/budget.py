@@ -1,0 +1,171 @@
+"""Widths for tensors, one each, that lose least within budgets: solved exactly, as a mixed-integer linear program."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import csr_array
+
+from pdq_export.spec import Bits
+
+Choices = Mapping[str, Sequence[Bits]]  # by tensor, the widths that it may have
+Widths = Mapping[str, Bits]
+_SECONDS = 60.0
+_GAP = 1e-6
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What an allotment costs, of whatever kind, as a sum.
+
+    ``constant``: whatever is chosen. ``single``: by tensor and its width. ``pairs``: by two tensors and both widths.
+    ``shared``: by width and name, once where any tensor of ``single`` has this width; widths may share a name.
+    """
+
+    constant: float = 0.0
+    single: Mapping[str, Mapping[Bits, float]] = dataclasses.field(default_factory=dict)
+    pairs: Mapping[tuple[str, str], Mapping[tuple[Bits, Bits], float]] = dataclasses.field(default_factory=dict)
+    shared: Mapping[Bits, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+
+    def of(self, bits: Widths) -> float:
+        """Of an allotment that names every tensor."""
+        single = sum(by_width[bits[name]] for name, by_width in self.single.items())
+        pairs = sum(by_widths[bits[a], bits[b]] for (a, b), by_widths in self.pairs.items())
+        shared: dict[str, float] = {}
+        for width in {bits[name] for name in self.single}:
+            shared |= self.shared.get(width, {})
+        return self.constant + single + pairs + sum(shared.values())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Limit:
+    """A cost that has to stay within ``most``; ``option``: who asks for that."""
+
+    option: str
+    cost: Cost
+    most: float
+
+    def holds(self, bits: Widths) -> bool:
+        """Whether an allotment keeps it, but for rounding."""
+        return self.cost.of(bits) <= self.most + 1e-9 * max(abs(self.most), 1)
+
+
+def solve(choices: Choices, objective: Cost, limits: Iterable[Limit] = ()) -> dict[str, Bits] | None:
+    """The allotment of the least ``objective`` within all limits; None where none keeps them.
+
+    ``choices``: of every tensor that a cost names. Equal arguments give equal allotments.
+    """
+    program = _Program(choices)
+    program.minimize(objective)
+    for limit in limits:
+        program.keep(limit)
+    return program.solve()
+
+
+class _Program:
+    """Binary variables: one for each tensor and width; one for two tensors and both widths; one for what is shared.
+
+    The last two need not be declared whole numbers: where the first are, the constraints leave them no other value.
+    """
+
+    def __init__(self, choices: Choices) -> None:
+        self._choices = choices
+        self._column: dict[object, int] = {}
+        self._rows: list[tuple[dict[int, float], float, float]] = []
+        self._objective: dict[int, float] = {}
+        self._sums = 0
+        for name, widths in choices.items():
+            columns = [self._variable(name, width) for width in widths]
+            self._rows.append((dict.fromkeys(columns, 1.0), 1.0, 1.0))
+        self._whole = len(self._column)
+
+    def minimize(self, cost: Cost) -> None:
+        """Take a cost as the objective."""
+        terms = self._terms(cost)
+        unit = max(map(abs, terms.values()), default=0.0) or 1.0
+        self._objective = {column: value / unit for column, value in terms.items()}
+
+    def keep(self, limit: Limit) -> None:
+        """Keep a cost within its limit."""
+        terms, most = self._terms(limit.cost), limit.most - limit.cost.constant
+        unit = max(map(abs, terms.values()), default=0.0) or 1.0
+        self._rows.append(({column: value / unit for column, value in terms.items()}, -np.inf, most / unit + 1e-9))
+
+    def solve(self) -> dict[str, Bits] | None:
+        """The widths, or None where no choice keeps all limits."""
+        count = len(self._column)
+        objective = np.zeros(count)
+        objective[list(self._objective)] = list(self._objective.values())
+        rows: list[int] = []
+        columns: list[int] = []
+        values: list[float] = []
+        for number, (terms, _, _) in enumerate(self._rows):
+            rows += [number] * len(terms)
+            columns += terms.keys()
+            values += terms.values()
+        matrix = csr_array((values, (rows, columns)), shape=(len(self._rows), count))
+        found = milp(
+            objective,
+            integrality=[1] * self._whole + [0] * (count - self._whole),
+            bounds=Bounds(0, 1),
+            constraints=LinearConstraint(
+                matrix, [low for _, low, _ in self._rows], [high for _, _, high in self._rows]
+            ),
+            options={"time_limit": _SECONDS, "mip_rel_gap": _GAP},
+        )
+        if found.x is None:
+            return None
+        return {
+            name: max(widths, key=lambda width, name=name: found.x[self._column[name, width]])  # type: ignore[misc]
+            for name, widths in self._choices.items()
+        }
+
+    def _variable(self, *key: object) -> int:
+        return self._column.setdefault(key, len(self._column))
+
+    def _terms(self, cost: Cost) -> dict[int, float]:
+        """A cost by column."""
+        terms: dict[int, float] = {}
+        for name, by_width in cost.single.items():
+            for width in self._choices[name]:
+                _add(terms, self._variable(name, width), by_width[width])
+        for (a, b), by_widths in cost.pairs.items():
+            for v, w in self._pair(a, b):
+                _add(terms, self._variable(a, b, v, w), by_widths[v, w])
+        for column, value in self._shared(cost):
+            _add(terms, column, value)
+        return terms
+
+    def _pair(self, a: str, b: str) -> list[tuple[Bits, Bits]]:
+        """The widths of two tensors, with a variable for each: it is 1 where both have these."""
+        widths = list(itertools.product(self._choices[a], self._choices[b]))
+        if (a, b, *widths[0]) in self._column:
+            return widths
+        for v, w in widths:
+            self._variable(a, b, v, w)
+        for v in self._choices[a]:
+            terms = {self._variable(a, b, v, w): 1.0 for w in self._choices[b]}
+            self._rows.append(({**terms, self._variable(a, v): -1.0}, 0.0, 0.0))
+        for w in self._choices[b]:
+            terms = {self._variable(a, b, v, w): 1.0 for v in self._choices[a]}
+            self._rows.append(({**terms, self._variable(b, w): -1.0}, 0.0, 0.0))
+        return widths
+
+    def _shared(self, cost: Cost) -> Iterator[tuple[int, float]]:
+        self._sums += 1  # names are those of one sum
+        sizes: dict[str, float] = {}
+        for width, by_name in cost.shared.items():
+            users = [name for name in cost.single if width in self._choices[name]]
+            for shared, size in by_name.items() if users else ():
+                sizes[shared] = size
+                column = self._variable("shared", self._sums, shared)
+                for name in users:
+                    self._rows.append(({column: 1.0, self._variable(name, width): -1.0}, 0.0, np.inf))
+        for shared, size in sizes.items():
+            yield self._variable("shared", self._sums, shared), size
+
+
+def _add(terms: dict[int, float], column: int, value: float) -> None:
+    terms[column] = terms.get(column, 0.0) + value

@@ -1,0 +1,164 @@
+"""``--bits auto``: bits keep the budget and rules, are better than equal ones, and the file is made again from them."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from pdq_export.commands.allotting import plan_widest
+from pdq_export.commands.inspect import inspect_model
+from pdq_export.commands.operations import bit_operations, count_multiplications
+from pdq_export.commands.quantize import quantize
+from pdq_export.commands.search import LEAST_OUTERMOST, Search, placeholder_size
+from pdq_export.commands.settle import choose, plan_options
+from pdq_export.config.config import Config, make_config
+from pdq_export.errors import OptionError
+from pdq_export.plan.freedom import rule_bits
+from pdq_export.search.asked import parse_budget
+from pdq_export.search.groups import find_groups
+from pdq_export.spec import BitWidths, Role
+from pdq_export.spec.sensitivity import Sensitivity
+from pdq_export.work import PlannedModel, open_model
+
+from ..onnx_text import fill, name_nodes, parse
+
+P = "<pads = [1, 1, 1, 1]>"
+BODY = f"""c1 = Conv {P} (image, w1) a1 = Relu(c1) c2 = Conv {P} (a1, w2) s = Add(c2, a1) z = Relu(s)
+    c3 = Conv {P} (z, w3) v = Relu(c3) p = GlobalAveragePool(v) f = Flatten(p) y = Gemm <transB = 1> (f, w4)"""
+SHAPES = {"w1": (64, 3, 3, 3), "w2": (64, 64, 3, 3), "w3": (64, 64, 3, 3), "w4": (5, 64)}
+IMAGES = np.random.default_rng(3).normal(size=(8, 3, 8, 8)).astype(np.float32)
+WEIGHTS = {"w1": 1.0, "w2": 1.0, "w3": 100.0, "w4": 1.0}  # how much each loses
+
+
+def model() -> onnx.ModelProto:
+    return name_nodes(fill(parse(BODY), SHAPES))
+
+
+def search(factors: dict[str, float] = WEIGHTS, **fields: Any) -> tuple[Search, PlannedModel, Config]:
+    """With losses that are made up: of each tensor by its factor, a quarter for each bit more."""
+    config = make_config({"bits": "auto", **fields})
+    file, _ = open_model(model())
+    planned = plan_widest(file, config)
+    groups = find_groups(planned.core, planned.plan)
+    losses = {group.name: {w: factors.get(group.name, 1.0) * 4.0**-w for w in range(2, 9)} for group in groups}
+    sensitivity = Sensitivity(groups=groups, measure="kl", images=1, prediction=losses, block=losses)
+
+    def operations() -> Any:
+        return bit_operations(planned.plan, count_multiplications(planned.prepared, planned.plan.layers, (IMAGES[:1],)))
+
+    asked = plan_options(config, choose(config))
+    found = Search(
+        *(planned, asked, parse_budget(config), sensitivity),
+        target=config.file.target,
+        runtime=None,
+        metadata={},
+        operations=operations,
+    )
+    return found, planned, config
+
+
+def size_of(planned: PlannedModel, bits: dict[str, int]) -> int:
+    points = {name: p.with_bits(bits[name]) if name in bits else p for name, p in planned.plan.points.items()}
+    changed = dataclasses.replace(planned, plan=dataclasses.replace(planned.plan, points=points))
+    return placeholder_size(changed, "ort", {})
+
+
+def find(factors: dict[str, float] = WEIGHTS, **fields: Any) -> tuple[dict[str, int], Any]:
+    searched, planned, _ = search(factors, **fields)
+    found = searched.find(size=lambda bits: size_of(planned, dict(bits)))
+    return dict(found.bits), found
+
+
+@pytest.mark.parametrize("width", [3, 4])
+def test_at_the_bytes_of_equal_bits_it_loses_less_and_is_no_larger(width: int) -> None:
+    _, planned, config = search(max_size="1MB")
+    options = plan_options(config, choose(config))
+    uniform = rule_bits(planned.index, planned.plan, options, BitWidths(width, 8))
+    most = size_of(planned, uniform)
+    bits, found = find(max_size=str(most))
+    assert size_of(planned, bits) == found.chosen.size <= most
+    assert found.uniform is not None
+    assert found.chosen.loss < 0.95 * found.uniform.loss
+    assert bits["w3"] > bits["w2"]
+    assert bits["w1"] >= LEAST_OUTERMOST <= bits["w4"]
+    assert {bits[name] for name in ("a1", "z", "v")} == {8}
+    assert "activations get 8 bits" in found.note
+    losses = [one.loss for one in found.frontier]
+    assert losses == sorted(losses, reverse=True)
+
+
+def test_where_nothing_is_gained_equal_bits_stay() -> None:
+    """The small first and last layers could give what no large one can use."""
+    _, planned, config = search(avg_bits=4)
+    uniform = rule_bits(planned.index, planned.plan, plan_options(config, choose(config)), BitWidths(4, 8))
+    sizes = {name: np.prod(shape) for name, shape in SHAPES.items()}
+    average = sum(size * uniform[name] for name, size in sizes.items()) / sum(sizes.values())
+    bits, found = find(dict.fromkeys(WEIGHTS, 1.0), avg_bits=f"{average + 1e-4:.4f}")
+    assert bits == uniform
+    assert found.chosen.loss == found.uniform.loss
+
+
+def test_rules_win() -> None:
+    fields = {"layer_bits": "c3=2/5", "first_last": "6/8", "tensor_bits": {"w2": 7}}
+    bits, _ = find(avg_bits=5, **fields)
+    assert (bits["w1"], bits["w2"], bits["w3"], bits["w4"], bits["v"]) == (6, 7, 2, 6, 5)
+    bits, _ = find(avg_bits=4.5, allowed_bits="2,8")
+    assert {bits["w2"], bits["w3"]} == {2, 8}
+
+
+def test_bits_of_activations_are_found_where_a_budget_counts_them() -> None:
+    _, planned, _ = search(max_bit_ops=1)
+    cost = bit_operations(planned.plan, count_multiplications(planned.prepared, planned.plan.layers, (IMAGES[:1],)))
+    names = [name for name, point in planned.plan.points.items() if point.role is not Role.CARRIER]
+    assert cost.of(dict.fromkeys(names, 8)) == pytest.approx(1)
+    # Every weight at every one of 64 places; c1 reads the image, and y a carrier, which have 8 bits.
+    per_layer = {"w1": 64 * 27 * 64, "w2": 4096 * 9 * 64, "w3": 4096 * 9 * 64, "w4": 320}
+    total = sum(per_layer.values())
+    by_hand = (per_layer["w1"] * 4 * 8 + (per_layer["w2"] + per_layer["w3"]) * 16 + 320 * 4 * 8) / 64 / total
+    assert cost.of(dict.fromkeys(names, 4)) == pytest.approx(by_hand)
+    bits, found = find(max_bit_ops=0.3)
+    assert cost.of(bits) <= 0.3
+    assert min(bits["a1"], bits["z"]) < 8
+    assert found.note == ""
+    averages, _ = find(avg_bits="8/4")
+    assert sum(averages[name] for name in ("a1", "z", "v")) <= 12
+
+
+@pytest.mark.parametrize(
+    ("fields", "option"),
+    [({"max_size": "3kB"}, "max_size"), ({"max_bit_ops": 0.001}, "max_bit_ops"), ({"avg_bits": 2}, "avg_bits")],
+)
+def test_a_budget_that_nothing_keeps_is_told_the_smallest_that_can_be_kept(fields: dict[str, Any], option: str) -> None:
+    with pytest.raises(
+        OptionError, match=r"than any bits that are allowed take; the smallest that can be kept is"
+    ) as told:
+        find(**fields)
+    smallest = str(told.value).partition("kept is ")[2].partition(" ")[0]
+    find(**{option: float(smallest) if option == "max_bit_ops" else smallest})
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    onnx.save(model(), "model.onnx")
+    return tmp_path
+
+
+def test_a_whole_run_and_the_same_file_from_its_bits(folder: Path) -> None:
+    fields: dict[str, Any] = {"calib": IMAGES, "method": "nearest", "device": "cpu", "overwrite": True}
+    budget = {"max_size": 0.16}
+    found = quantize("model.onnx", bits="auto", output="auto.onnx", report="auto.json", **budget, **fields)
+    assert [str(path) for path in found.files] == ["auto.onnx", "auto.json", "auto.bits.toml"]
+    report = json.loads(Path("auto.json").read_text())
+    assert report["search"]["budget"] == "--max-size 0.16"
+    assert report["quantized"]["size"] <= report["model"]["size"] * 0.16
+    assert len({point.bits for point in found.plan.points.values() if point.role is Role.WEIGHT}) > 1
+    quantize("model.onnx", bits_from="auto.bits.toml", output="again.onnx", **fields)
+    assert Path("again.onnx").read_bytes() == Path("auto.onnx").read_bytes()
+    assert inspect_model("model.onnx", bits_from="auto.bits.toml").plan == found.plan
+    with pytest.raises(OptionError, match="bits are found by what they do to images, and inspect takes none"):
+        inspect_model("model.onnx", bits="auto")
