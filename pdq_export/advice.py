@@ -98,6 +98,8 @@ def widen_activations(made: HowMade) -> Remedy | None:
     """Activations of 8 bits, where a run asked for fewer and they cost nothing."""
     if not made.free_activations or not _asked_for_narrow_activations(made.settings):
         return None
+    if made.settings.get("tensor_bits"):  # bits by budget or from a file, beside which --bits W/A is refused
+        return None
     why = "activations of 8 bits: the file has the same size, and onnxruntime computes in bytes anyhow"
     return Remedy(line=with_wide_activations(made.settings), why=why)
 

@@ -134,7 +134,7 @@ def _learn(
             count,
             shape,
             known=None if normalization is None else _range(*normalization),
-            batch=_fitting_batch(request, distance, count, shape),
+            batch=_batch(request, distance, count, shape),
             seed=request.options(planned.family).seed,
             device=request.device,
             told=lambda done, total: tell.steps("synthesize", done, total),
@@ -166,20 +166,18 @@ def _range(mean: NDArray[np.float32], std: NDArray[np.float32]) -> Range:
     return Range(low=torch.from_numpy((0 - mean) / std), high=torch.from_numpy((1 - mean) / std))
 
 
-def _fitting_batch(request: Request, distance: Distance, count: int, shape: tuple[int, int, int]) -> int:
-    """Images a step, fewer where --max-memory holds no more. Raises OptionError where it does not hold two."""
+def _batch(request: Request, distance: Distance, count: int, shape: tuple[int, int, int]) -> int:
+    """Images a step, the same under any --max-memory. Raises OptionError where it does not hold a step."""
     batch, most = batch_images(count, shape[1:]), request.max_memory
     if most is None or request.device.type != "cpu":
         return batch
     room, one = process_budget(most), step_bytes(distance, None, [torch.zeros(STEP_IMAGES, *shape)], [], 1)
     if batch * one <= room:
         return batch
-    if room < min(2, count) * one:
-        raise OptionError(
-            f"--max-memory {format_size(most)}: the process holds {format_size(most - room)}, and learning from two "
-            f"images takes {format_size(2 * one)}; give --max-memory {enough(most - room + 2 * one)} or more"
-        )
-    return max(room // one, 1)
+    raise OptionError(
+        f"--max-memory {format_size(most)}: the process holds {format_size(most - room)}, and learning {batch} images "
+        f"at once takes {format_size(batch * one)}; give --max-memory {enough(most - room + batch * one)} or more"
+    )
 
 
 def _image_set(

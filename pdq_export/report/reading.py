@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 def read_report(text: str) -> Report | LayerReport:
-    """What `Report.to_json` or `LayerReport.to_json` wrote, of this version or an older one.
+    """What `Report.to_json` or `LayerReport.to_json` wrote, of this version of the schema.
 
     Raises ValueError, which says where in it what was found and what was expected.
     """

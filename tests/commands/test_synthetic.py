@@ -226,3 +226,12 @@ def test_the_command_line_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert Path("first.onnx").read_bytes() == Path("third.onnx").read_bytes()
     alone = command("--calib", "synthetic", "-o", "alone.onnx")
     assert "agreement on them is no accuracy" in alone.output
+
+
+def test_memory_that_holds_no_step_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer images a step would be other images: the same command gives the same file under any --max-memory."""
+    free = run(eval=UNSEEN, max_memory="100GB", **NORMALIZATION)
+    assert content(free.model) == content(run(eval=UNSEEN, **NORMALIZATION).model)
+    monkeypatch.setattr("pdq_export.commands.synthetic.process_budget", lambda most: 1)
+    with pytest.raises(OptionError, match=r"--max-memory 4\.0 GB: .* images at once takes .*; give --max-memory "):
+        run(max_memory="4GB", **NORMALIZATION)

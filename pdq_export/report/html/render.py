@@ -16,6 +16,11 @@ from pdq_export.report.html.summary import tiles, title
 
 _FOLDER = Path(__file__).parent
 _LONGEST = 1000  # characters of a text; names may be of any length
+_LONGEST_COMMAND = 100_000  # of a command, which is of no use in part
+
+
+class _Whole(str):
+    """A text of any length that `_shown` leaves as it is; what shows it escapes it as any other."""
 
 
 def render(source: Source) -> bytes:
@@ -31,6 +36,7 @@ def render(source: Source) -> bytes:
         trim_blocks=False,
         finalize=_shown,
     )
+    environment.filters["whole"] = lambda text: _Whole(_shown(text, longest=_LONGEST_COMMAND))
     page = environment.get_template("page.html.jinja").render(
         title=heading,
         subtitle=subtitle,
@@ -44,9 +50,9 @@ def render(source: Source) -> bytes:
     return page.encode(errors="replace")
 
 
-def _shown(value: Any) -> Any:
+def _shown(value: Any, *, longest: int = _LONGEST) -> Any:
     """Texts without characters that nobody sees, and of a length that a page can have; what is safe stays as it is."""
     if type(value) is not str:
         return value
-    text = value if len(value) <= _LONGEST else f"{value[:_LONGEST]}…"
+    text = value if len(value) <= longest else f"{value[:longest]}…"
     return "\n".join(printable(line) for line in text.split("\n"))

@@ -224,6 +224,14 @@ def test_the_command_says_what_was_asked(tmp_path: Path, monkeypatch: pytest.Mon
     assert "rm" not in line
 
 
+def test_a_long_command_is_whole_and_asks_for_data_that_no_path_names() -> None:
+    rules = [f"^layer{number}/some/long/name$=4/4" for number in range(100)]
+    words = shlex.split(commands(make_report(settings={"asked": {"layer_bits": [*rules, EVIL]}, "bits": "2/4"})))
+    assert [word for word in words if word.startswith("^layer")] == rules
+    assert EVIL in words
+    assert words[-2:] == ["--calib", "PATH"]
+
+
 def test_the_command_that_judges_again() -> None:
     gates = case_gates()
     line = commands(make_report(settings={"command": "validate", "confidence": 95.0}, gates=gates))

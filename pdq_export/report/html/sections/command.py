@@ -22,8 +22,8 @@ def command(source: Source, plots: Plots) -> Section | None:
     note = (
         "Put in the data; the files are named as they were."
         if source.validates
-        else "It makes the same file, byte for byte on the same machine; data for --eval, gates and what is written "
-        "beside are yours to add."
+        else "With the same calibration data it makes the same file, byte for byte on the same machine; data for "
+        "--eval, gates and what is written beside are yours to add."
     )
     blocks: list[Block] = [Command(text=line), Text(text=note, tone="muted")]
     return Section(anchor="command", title="The command that makes it again", blocks=blocks)
@@ -47,6 +47,8 @@ def _quantize(report: Report, settings: Mapping[str, Any]) -> Iterator[str]:
         else:
             for item in value if isinstance(value, list | tuple) else (value,):
                 yield from (one.flag, _word(_text(item)))
+    if given.get("calib") is None:  # arrays, or what lay in the folder
+        yield from ("--calib", "PATH")
 
 
 def _validate(report: Report, settings: Mapping[str, Any]) -> Iterator[str]:
