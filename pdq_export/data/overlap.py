@@ -35,9 +35,10 @@ def all_equal(images: ImageSet | InputSet) -> bool:
 def count_shared(calibration: ImageSet | InputSet, evaluation: ImageSet | InputSet) -> int:
     """How many of the ``evaluation`` images are among those of ``calibration``, value for value.
 
-    An image is compared as a whole only if a small part of it is equal, or if that takes no decoding.
+    What a set has decoded before, to know its digests, is not decoded again. Of others an image is compared as a whole
+    only if a small part of it is equal.
     """
-    if isinstance(evaluation, ImageSet) and not isinstance(evaluation.pixels, np.ndarray):
+    if _streamed(calibration) or _streamed(evaluation):
         return count_shared_digests(*image_digests(calibration, evaluation))
     seen, judged = image_digests(_parts(calibration), _parts(evaluation))
     known = set(seen)
@@ -52,12 +53,15 @@ def count_shared_digests(seen: list[bytes], judged: list[bytes]) -> int:
     return sum(map(set(seen).__contains__, judged))
 
 
+def _streamed(images: ImageSet | InputSet) -> bool:
+    return isinstance(images, ImageSet) and not isinstance(images.pixels, np.ndarray)
+
+
 def _parts(images: ImageSet | InputSet) -> ImageSet | InputSet:
-    """Of every image the row in the middle; of other arrays as many values of the flattened sample."""
+    """Of every image held the row in the middle; of other arrays as many values of the flattened sample."""
     if isinstance(images, ImageSet):
-        pixels, middle = images.pixels, images.pixels.shape[2] // 2
-        rows = (pixels[start : start + _BATCH] for start in range(0, len(pixels), _BATCH))
-        return dataclasses.replace(images, pixels=np.concatenate([x[:, :, middle : middle + 1] for x in rows]))
+        middle = images.pixels.shape[2] // 2
+        return dataclasses.replace(images, pixels=images.pixels[:][:, :, middle : middle + 1])
     flat = (array.reshape(len(array), -1) for array in images.arrays)
     middles = tuple(array[:, array.shape[1] // 2 :][:, :_PART] for array in flat)
     return dataclasses.replace(images, arrays=middles)

@@ -1,6 +1,7 @@
 """Folders as people have them: a subfolder for each class, channel orders and layouts, crops, and too many images."""
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def test_subfolders_are_classes_that_take_turns(tmp_path: Path) -> None:
     images = load_images(tmp_path, expected=NCHW)
     assert images.labels is not None
     assert images.labels.tolist() == [0, 1, 3, 4, 1, 3, 3]
-    assert images.classes == 5
+    assert images.classes == ("a", "b", "bb", "c", "d.d")
     assert np.array_equal(images.pixels[:], np.stack([made[name] for name in order]).transpose(0, 3, 1, 2))
     assert load_images(tmp_path, expected=NCHW, limit=4).labels.tolist() == [0, 1, 3, 4]  # type: ignore[union-attr]
 
@@ -303,6 +304,19 @@ def test_a_large_folder_is_the_same_set(
     assert count_shared(held.head(2), found) == count_shared(held.head(2), held) == 2
     floats = read_data(held.images[1:3], (NCHW,))
     assert count_shared(floats, found) == 2
+
+
+def test_images_of_a_large_folder_are_found_again_without_decoding(
+    large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them together would lie in memory, the parts that are compared and what these are views of."""
+    streamed = load_images(large, expected=NCHW)
+    with monkeypatch.context() as context:
+        context.setattr("pdq_export.data.folder.HELD", 2**20)
+        held = load_images(large, expected=NCHW)
+    shutil.rmtree(large)
+    for calibration, evaluation in ((streamed, held), (held, streamed), (streamed, streamed)):
+        assert count_shared(calibration.head(3), evaluation) == 3
 
 
 def test_a_large_folder_that_changes_is_refused(large: Path) -> None:
