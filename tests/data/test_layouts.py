@@ -48,7 +48,7 @@ def test_subfolders_are_classes_that_take_turns(tmp_path: Path) -> None:
     images = load_images(tmp_path, expected=NCHW)
     assert images.labels is not None
     assert images.labels.tolist() == [0, 1, 3, 4, 1, 3, 3]
-    assert images.classes == 5
+    assert images.classes == ("a", "b", "bb", "c", "d.d")
     assert np.array_equal(images.pixels[:], np.stack([made[name] for name in order]).transpose(0, 3, 1, 2))
     assert load_images(tmp_path, expected=NCHW, limit=4).labels.tolist() == [0, 1, 3, 4]  # type: ignore[union-attr]
 
