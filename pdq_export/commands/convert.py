@@ -38,7 +38,8 @@ def convert(
     (with another ``runtime`` its graph, given the first one again). Both are run on a random input, without
     optimizations, where onnxruntime runs the files of both targets. Raises
     ModelError for a file that pdq-export did not write or that was changed since, OptionError for tensorrt, whose
-    calibration is another one, and for an opset or a runtime that cannot be had, ValidationError where outputs differ.
+    calibration is another one, and for an opset or a runtime that cannot be had, also where the file names the runtime
+    itself, ValidationError where outputs differ.
     """
     check_target(target)
     find_target(target).check_runtime(make_config({"runtime": runtime}).file.runtime)
@@ -70,8 +71,9 @@ def convert(
                 f"expected {here}; quantize the float model with --target {target} --opset {opset}"
             ) from error
         converted = _write(blueprint.quantized, target, here, metadata)
-    if runtime is not None:
-        check_runtime(converted, runtime)
+    if blueprint.runtime is not None and find_target(target).layout.for_onnxruntime:
+        own = f"{where}: was written with --runtime {blueprint.runtime}" if runtime is None else ""
+        check_runtime(converted, blueprint.runtime, own)
     _check_equal(file, converted, find_target(written_for or "ort"), find_target(target))
     return converted
 

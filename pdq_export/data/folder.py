@@ -119,6 +119,7 @@ def load_folder(
         labels=None if by_name is None else np.array([by_name[name] for name in used], dtype=np.int64),
         source=where,
         layout=layout,
+        channel_order=preprocess.channel_order or "RGB",
         classes=classes,
     )
 

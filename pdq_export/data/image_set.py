@@ -48,7 +48,7 @@ class ImageSet:
     ``pixels`` are float32, ready for the model, or uint8 together with ``mean`` and ``std`` of shape [C] in units of
     0..1. Then x = (pixels / 255 - mean) / std, computed only for the images that are asked for; those of a large folder
     are decoded then as well. ``source``: where they come from, for messages. ``layout``: NHWC where channels are the
-    last axis. ``classes``: the folders that the labels are ranks of.
+    last axis. ``channel_order``: RGB or BGR, of three channels. ``classes``: the folders that the labels are ranks of.
     """
 
     pixels: Pixels
@@ -57,6 +57,7 @@ class ImageSet:
     labels: NDArray[np.int64] | None = None
     source: str
     layout: str = "NCHW"
+    channel_order: str = "RGB"
     classes: tuple[str, ...] | None = None
 
     @classmethod

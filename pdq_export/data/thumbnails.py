@@ -32,6 +32,7 @@ def thumbnails(data: ImageSet | InputSet, numbers: Iterable[int]) -> dict[int, s
 def _picture(data: ImageSet, number: int) -> Image.Image:
     (pixels,) = data.take([number]).pixels[:1]
     array = pixels if data.layout == "NHWC" else pixels.transpose(1, 2, 0)
+    array = array[..., ::-1] if data.channel_order == "BGR" else array
     array = array if array.dtype == np.uint8 else _spread(array)
     return Image.fromarray(np.ascontiguousarray(array[..., 0] if array.shape[2] == 1 else array))
 

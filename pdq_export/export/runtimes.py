@@ -106,13 +106,16 @@ def min_onnxruntime(model: onnx.ModelProto) -> str:
     return shown(_greatest(model, OLDEST).version)
 
 
-def check_runtime(model: onnx.ModelProto, runtime: str) -> None:
-    """Raise OptionError where a written ``model`` needs a newer onnxruntime than ``runtime``, with what needs it."""
+def check_runtime(model: onnx.ModelProto, runtime: str, where: str = "") -> None:
+    """Raise OptionError where a written ``model`` needs a newer onnxruntime than ``runtime``, with what needs it.
+
+    ``where``: what the message begins with, by default the option.
+    """
     need = _greatest(model, parse_version(runtime))
     if need.version > parse_version(runtime):
         raise OptionError(
-            f"--runtime {runtime}: {need.what} needs onnxruntime {shown(need.version)}; expected what {runtime} runs; "
-            f"{need.remedy}, or give --runtime {shown(need.version)}"
+            f"{where or f'--runtime {runtime}'}: {need.what} needs onnxruntime {shown(need.version)}; expected what "
+            f"{runtime} runs; {need.remedy}, or give --runtime {shown(need.version)}"
         )
 
 

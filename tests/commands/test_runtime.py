@@ -85,9 +85,10 @@ def test_a_file_says_which_version_was_asked_for_and_comes_back_byte_for_byte() 
     properties = {entry.key: entry.value for entry in lean.metadata_props}
     assert json.loads(properties["pdq_export.config"])["runtime"] == "1.23"
     assert json.loads(properties["pdq_export.options"])["runtime"] == "1.23"
-    for target in ("native", "qcdq"):
-        for model in (plain, lean):
-            assert content(pdq_export.convert(pdq_export.convert(model, target), "ort")) == content(model)
+    for target, model in (("native", plain), ("qcdq", plain), ("qcdq", lean)):
+        assert content(pdq_export.convert(pdq_export.convert(model, target), "ort")) == content(model)
+    native = pdq_export.convert(lean, "native", runtime="1.31")  # 1.23 does not run it
+    assert pdq_export.convert(native, "ort", runtime="1.23").graph == lean.graph
     leaner, back = pdq_export.convert(plain, "ort", runtime="1.23"), pdq_export.convert(lean, "ort", runtime="1.15")
     assert (leaner.graph, leaner.opset_import) == (lean.graph, lean.opset_import)
     assert (back.graph, back.opset_import) == (plain.graph, plain.opset_import)
@@ -105,6 +106,14 @@ def test_what_a_version_does_not_run_is_refused_before_calibration() -> None:
     assert inspect_model(EMBEDDED, target="native", runtime="1.31").problems == ()
     with pytest.raises(OptionError, match=r"--runtime 1\.23: node .* needs onnxruntime 1\.31"):
         pdq_export.convert(quantize(bits="4/4").model, "native", runtime="1.23")
+
+
+def test_a_file_is_converted_for_the_version_that_it_was_written_for() -> None:
+    written = quantize(bits="4/4", runtime="1.23").model
+    with pytest.raises(OptionError, match=r"written with --runtime 1\.23: node .* needs .*give --runtime 1\.31"):
+        pdq_export.convert(written, "native")
+    assert min_onnxruntime(content(pdq_export.convert(written, "native", runtime="1.31"))) == "1.31"
+    pdq_export.convert(written, "qonnx")  # onnxruntime does not run it in any version
 
 
 def test_a_model_of_a_newer_opset_is_refused_and_its_file_is_converted() -> None:

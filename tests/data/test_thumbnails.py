@@ -2,6 +2,7 @@
 
 import base64
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from pdq_export.data import ImageSet, InputSet
+from pdq_export.data import ImageSet, InputSet, load_images
+from pdq_export.data.preprocess import Preprocess
 from pdq_export.data.thumbnails import thumbnails
 
 RNG = np.random.default_rng(0)
@@ -32,6 +34,15 @@ def test_small_ones_are_exact(layout: str, channels: int) -> None:
     assert list(found) == [3, 1]
     for number, uri in found.items():
         np.testing.assert_array_equal(decoded(uri).reshape(20, 30, channels), pixels[number])
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_colours_are_those_of_the_file_whatever_the_model_takes(tmp_path: Path, layout: str) -> None:
+    pixels = RNG.integers(0, 256, (20, 30, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    read = Preprocess(mean=(0.0,) * 3, std=(1.0,) * 3, channel_order="BGR", layout=layout)
+    (uri,) = thumbnails(load_images(tmp_path, preprocess=read), [0]).values()
+    np.testing.assert_array_equal(decoded(uri), pixels)
 
 
 def test_large_ones_become_small() -> None:
