@@ -28,14 +28,19 @@ class Remedy:
     share: float | None = None
     why: str = ""
 
-    def __str__(self) -> str:
-        """With its cost and what it does, as people read it."""
+    @property
+    def told(self) -> str:
+        """Its cost, and what it does, as people read it."""
         told = [f"{self.bytes:+,} bytes"]
         if self.share is not None:
             told.append(f"about {percent(self.share, 0)} of the error")
         if self.why:
             told.append(self.why)
-        return f"{self.line}  ({'; '.join(told)})"
+        return "; ".join(told)
+
+    def __str__(self) -> str:
+        """With its cost and what it does."""
+        return f"{self.line}  ({self.told})"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ import onnx
 import pytest
 
 from pdq_export import ImageSet, LayerReport, Report, Result, quantize, validate_models
+from pdq_export.advice import Remedy
 from pdq_export.cli import app
 from pdq_export.gates import Gate
 from pdq_export.report import read_report, to_html
@@ -339,3 +340,15 @@ def test_a_report_without_anything(case: Case) -> None:
     assert "Latency was not measured" in text
     sections: Any = re.findall(r'<section id="([a-z]+)">', text)
     assert sections == ["asked", "gates", "accuracy", "size", "errors", "floating", "versions", "command"]
+
+
+def test_what_to_try_next_is_what_the_report_says() -> None:
+    """With its cost and reason, and with what only the run knows, as that kernels saturate."""
+    ours = Remedy(line="--reduce-range", share=0.3, why="kernels saturate")
+    others = (Remedy(line="--layer-bits '^a$=8/8'", bytes=9),)
+    errors = LayerReport(images=1, evaluation="test", model="m", quantized="q", tensors=(), remedies=others)
+    texts = Parsed(to_html(make_report(remedies=(ours,), layer_errors=errors)).decode()).texts
+    assert "--reduce-range  # +0 bytes; about 30 % of the error; kernels saturate" in texts
+    assert not any("^a$" in text for text in texts)
+    without = Parsed(to_html(make_report(layer_errors=errors)).decode()).texts
+    assert "--layer-bits '^a$=8/8'  # +9 bytes" in without

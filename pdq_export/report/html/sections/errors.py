@@ -37,9 +37,10 @@ def errors(source: Source, plots: Plots) -> Section | None:
         blocks.append(Figures(figures=[_figure(found, plots)]))
     rows = [_row(row) for row in found.tensors]
     blocks.append(Table(head=_HEAD, rows=rows, numeric=_NUMERIC, searched="Filter layers"))
-    if found.remedies:
-        blocks.append(Text(text="What would help, the most first (options of quantize):"))
-        lines = [f"{remedy.line}  # {remedy.bytes:+,} bytes" for remedy in found.remedies[:_LINES]]
+    remedies = (source.report and source.report.remedies) or found.remedies
+    if remedies:
+        blocks.append(Text(text="What to try next, what helps most for its cost first (options of quantize):"))
+        lines = [f"{remedy.line}  # {remedy.told}" for remedy in remedies[:_LINES]]
         blocks.append(Command(text="\n".join(lines)))
     if found.left_out:
         left = ", ".join(found.left_out[:20]) + (", …" if len(found.left_out) > 20 else "")
