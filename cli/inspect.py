@@ -21,10 +21,10 @@ from .command import Frame, Outcome, command
 from .options import config_options, given
 from .paths import ModelPath
 from .quantize import with_images
+from .render import search_lines
 
 if TYPE_CHECKING:
     from pdq_export.commands.inspect import Inspection, TensorInfo
-    from pdq_export.commands.search import Found
     from pdq_export.export.loading import Loading
     from pdq_export.plan.summary import LayerSummary
 
@@ -142,23 +142,13 @@ def _end(found: "Inspection") -> Iterable[str]:
     if found.bit_ops is not None:
         yield f"bit operations: × {found.bit_ops:.3f} of those of 8/8"
     if found.search is not None:
-        yield from _search(found.search)
+        yield from search_lines(found.search.report())
     if found.min_onnxruntime is not None:
         yield f"lowest version of onnxruntime: {found.min_onnxruntime}{_unpacking(found.loading)}"
     if found.loading is not None and found.loading.note:
         yield found.loading.note
     for what, messages in (("not supported", found.unsupported), ("problem", found.problems)):
         yield from (f"{what}: {' '.join(message.split())}" for message in messages)
-
-
-def _search(search: "Found") -> Iterable[str]:
-    """How the bits that were found compare with equal ones."""
-    told = f"bits found within {search.budget.told()}: estimated loss {search.chosen.loss:.3g} ({search.measure})"
-    if (uniform := search.uniform) is not None:
-        told += f", of equal bits for all layers within it {uniform.loss:.3g}"
-    yield told
-    if search.note:
-        yield search.note
 
 
 def _unpacking(loading: "Loading | None") -> str:

@@ -42,7 +42,7 @@ def test_bits_by_budget(run: Run, folder: Path) -> None:
     np.save(folder / "calib.npy", example.images.numpy())
     result = run("inspect", "net.onnx", "--bits", "auto", "--max-bit-ops", "0.3", "--calib", "calib.npy")
     assert result.exit_code == 0, result.output
-    assert "bits found within --max-bit-ops 0.3: estimated loss" in result.stdout
+    assert "bits within --max-bit-ops 0.3: " in result.stdout
     (line,) = (line for line in result.stdout.splitlines() if line.startswith("bit operations: ×"))
     assert float(line.split()[3]) <= 0.3
 
