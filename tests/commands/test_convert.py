@@ -142,7 +142,7 @@ def test_every_width_of_every_form_comes_back(
     check_round_trips({target: export(name, bits, target, weights=weights, packing=packing) for target in TARGETS})
 
 
-@settings(max_examples=8)
+@settings(max_examples=4)
 @given(bits=st.fixed_dictionaries(dict.fromkeys(("k", "w", "u", "m", "r", "q", "z"), st.integers(2, 8))))
 @pytest.mark.parametrize("packing", Packing)
 def test_tensors_with_bits_of_their_own(bits: dict[str, int], packing: Packing) -> None:
