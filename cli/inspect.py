@@ -1,6 +1,7 @@
 """``pdq-export inspect``: what would be quantized to what, before any calibration."""
 
 import collections
+import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +12,16 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pdq_export.config.config import AUTO
 from pdq_export.config.option import INSPECT
 from pdq_export.errors import first_few, printable
+from pdq_export.process import find_modules_here
 
 from .command import Frame, Outcome, command
 from .options import config_options, given
 from .paths import ModelPath
+from .quantize import with_images
+from .render import search_lines
 
 if TYPE_CHECKING:
     from pdq_export.commands.inspect import Inspection, TensorInfo
@@ -34,18 +39,23 @@ if TYPE_CHECKING:
 def inspect(frame: Frame, *, model: Path, config_file: Path | None, **arguments: Any) -> Outcome:
     """Show what quantize would do with a model: layers, blocks, bits, what stays in float and why, expected size.
 
-    Takes no images and calibrates nothing. What --layer-bits and --exclude match are the node names shown here, and the
-    paths of modules in parentheses; --exclude matches other nodes, too. Where quantize would refuse what is planned,
-    the problems are listed, and it is done all the same.
+    Calibrates nothing, and takes images for --bits auto alone, which finds bits as quantize does. What --layer-bits and
+    --exclude match are the node names shown here, and the paths of modules in parentheses; --exclude matches other
+    nodes, too. Where quantize would refuse what is planned, the problems are listed, and it is done all the same.
     """
     from pdq_export.commands.settle import settle
 
     config = settle(config_file, given(arguments), command=INSPECT)
-    with frame.work():
+    measures = config.plan.bits == AUTO
+    if measures:
+        config = with_images(config)
+        find_modules_here()
+    with contextlib.ExitStack() as shown, frame.work():
         # Imported here, behind every check that needs no torch: it takes seconds.
         from pdq_export.commands.inspect import inspect_model
 
-        found = inspect_model(model, config=config)
+        progress = shown.enter_context(frame.progress()) if measures else None
+        found = inspect_model(model, config=config, progress=progress)
     return Outcome(text=_lines(found), to_json=found.to_json)
 
 
@@ -129,6 +139,10 @@ def _end(found: "Inspection") -> Iterable[str]:
         ratio = found.quantized_size / max(found.model.size, 1)
         asked = f"target {found.settings['target']}, opset {found.settings['opset']}"
         yield f"expected size at {found.settings['bits']}: {after} of {before}, × {ratio:.3f} ({asked})"
+    if found.bit_ops is not None:
+        yield f"bit operations: × {found.bit_ops:.3f} of those of 8/8"
+    if found.search is not None:
+        yield from search_lines(found.search.report())
     if found.min_onnxruntime is not None:
         yield f"lowest version of onnxruntime: {found.min_onnxruntime}{_unpacking(found.loading)}"
     if found.loading is not None and found.loading.note:

@@ -25,7 +25,7 @@ STAGES = {
     "read": "reading images",
     "synthesize": "making images",
     "check": "comparing with the file",
-    "search": "measuring what bits do",
+    "search": "choosing bits",
     "calibrate": "calibrating",
     "sensitivity": "trying every tensor",
     "export": "writing the quantized graph",

@@ -1,7 +1,7 @@
 """The table at the end of a run, and names that are safe to print."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.table import Table
@@ -12,6 +12,7 @@ from pdq_export.errors import printable
 if TYPE_CHECKING:
     from pdq_export.advice import Remedy
     from pdq_export.report import Report
+    from pdq_export.report.bits import SearchReport
 
 _NARROW_ACTIVATIONS = "1.31"  # what export/runtimes.py gives for activations below 8 bits in types of their own
 
@@ -60,16 +61,16 @@ def version_note(min_onnxruntime: str) -> str:
     return f"{text}; older ones do with SessionOptions.enable_mem_reuse = False alone, and are wrong or crash without"
 
 
-def search_lines(search: Mapping[str, Any]) -> Iterable[str]:
+def search_lines(search: "SearchReport") -> Iterable[str]:
     """What --bits auto has found, from a report or an inspection."""
-    found, uniform = search["chosen"], search["uniform"]
-    average = f"{found['avg_weight']:.2f}"
-    if found["avg_activation"] is not None:
-        average += f"/{found['avg_activation']:.2f}"
+    found, uniform = search.chosen, search.uniform
+    average = f"{found.avg_weight:.2f}"
+    if found.avg_activation is not None:
+        average += f"/{found.avg_activation:.2f}"
     beside = "; no equal bits keep the budget"
     if uniform is not None:
-        share = found["loss"] / max(uniform["loss"], 1e-30)
+        share = found.loss / max(uniform.loss, 1e-30)
         beside = f", × {share:.2f} of the estimated loss of the best equal ones"
-    yield f"bits within {search['budget']}: {average} on average{beside}"
-    if search["note"]:
-        yield search["note"]
+    yield f"bits within {search.budget}: {average} on average{beside}"
+    if search.note:
+        yield search.note

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pdq_export.config.option import SENSITIVITY
-from pdq_export.errors import OptionError, first_few, printable
+from pdq_export.errors import first_few, printable
 from pdq_export.process import find_modules_here, tune_process
 
 from .command import Frame, Outcome, command
@@ -39,13 +39,6 @@ _PAIRS = 10  # that are shown
 @config_options(SENSITIVITY)
 @click.option("--samples", type=click.INT, metavar="N", default=128, show_default=True, help="Take the first N images.")
 @click.option(
-    "--allowed-bits",
-    metavar="N,N,...",
-    default="2,3,4,5,6,7,8",
-    show_default=True,
-    help="Widths that are tried, of those that the target has.",
-)
-@click.option(
     "--estimate",
     type=click.Choice(["fisher", "measured"]),
     default="fisher",
@@ -53,9 +46,7 @@ _PAIRS = 10  # that are shown
     help="By the second-order expansion around FP32, or by running the network for every tensor and width.",
 )
 @click.option("--pairs", is_flag=True, help="Also what two tensors of one block do together, beyond the sum.")
-def sensitivity(
-    frame: Frame, *, model: Path, config_file: Path | None, allowed_bits: str, samples: int, **arguments: Any
-) -> Outcome:
+def sensitivity(frame: Frame, *, model: Path, config_file: Path | None, samples: int, **arguments: Any) -> Outcome:
     """Show what quantizing each weight and each activation alone does to the prediction, at every width.
 
     All else stays in float. Weights are rounded so that their errors make up for each other, as after calibration. The
@@ -65,7 +56,6 @@ def sensitivity(
     from pdq_export.commands.settle import settle
 
     own = {name: arguments.pop(name) for name in ("estimate", "pairs")}
-    widths = _widths(allowed_bits)
     config = with_images(settle(config_file, given(arguments), command=SENSITIVITY))
     find_modules_here()
     tune_process(limited=config.run.max_memory is not None)
@@ -73,15 +63,8 @@ def sensitivity(
         # Imported here, behind every check that needs no torch: it takes seconds.
         from pdq_export.commands.sensitivity import sensitivity as run
 
-        report = run(model, config=config, samples=samples, allowed_bits=widths, progress=progress, **own)
+        report = run(model, config=config, samples=samples, progress=progress, **own)
     return Outcome(text=_lines(report), to_json=report.to_json)
-
-
-def _widths(text: str) -> tuple[int, ...]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() and len(part) == 1 for part in parts):
-        raise OptionError(f"--allowed-bits {text!r}: expected widths from 2 to 8, for example 2,3,4,8")
-    return tuple(map(int, parts))
 
 
 def _lines(report: "SensitivityReport") -> Iterable[RenderableType]:

@@ -1,16 +1,14 @@
-"""The stage of `--bits auto`: sensitivity measured on a run's samples, and bits found by it."""
+"""The stage of `--bits auto`: sensitivity on a run's samples, and bits found by it."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-import torch
-
-from pdq_export.calibrate import Source
 from pdq_export.commands.allotting import with_allotment
 from pdq_export.commands.making import file_metadata, made_by, settings
 from pdq_export.commands.operations import bit_operations, count_multiplications
 from pdq_export.commands.progress import Tell
 from pdq_export.commands.search import Found, Search, placeholder_size
+from pdq_export.commands.sensitivity import Asked, find_sensitivity
 from pdq_export.commands.settle import choose, plan_options
 from pdq_export.config.config import Config
 from pdq_export.config.method import CalibrationOptions
@@ -18,39 +16,8 @@ from pdq_export.data import sha256_by_input
 from pdq_export.search.allotment import Allotment
 from pdq_export.search.asked import Budget, parse_budget
 from pdq_export.search.budget import Cost, Widths
-from pdq_export.search.groups import find_groups
-from pdq_export.search.sensitivity import measure_sensitivity
 from pdq_export.spec.sensitivity import Sensitivity
-from pdq_export.work import PlannedModel, Work, equalize_channels
-
-MOST_IMAGES = 128  # that sensitivity is measured on
-
-
-def measure(
-    work: Work,
-    inputs: Sequence[torch.Tensor | Source],
-    chosen: CalibrationOptions,
-    *,
-    symmetric_weights: bool,
-    device: torch.device,
-    max_memory: int | None,
-    tell: Tell,
-) -> Sensitivity:
-    """What every weight and learned activation does at every width, on the first of a run's calibration samples."""
-    some: list[torch.Tensor | Source] = [x[:MOST_IMAGES] for x in inputs]
-    if chosen.equalize_channels:
-        work, _ = equalize_channels(work, some)
-    return measure_sensitivity(
-        work.network,
-        work.plan,
-        find_groups(work.core, work.plan),
-        some,
-        chosen,
-        device=device,
-        symmetric_weights=symmetric_weights,
-        max_memory=max_memory,
-        told=lambda done, total: tell.images("search", done, total),
-    )
+from pdq_export.work import PlannedModel, Work
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,12 +35,15 @@ class Finder:
     made: Mapping[str, object]
 
     @classmethod
-    def of(
-        cls, work: Work, config: Config, chosen: CalibrationOptions, sensitivity: Sensitivity, device: torch.device
-    ) -> "Finder":
-        """With what a file of the run says of its making."""
+    def of(cls, work: Work, config: Config, chosen: CalibrationOptions, tell: Tell) -> "Finder":
+        """With what the command `sensitivity` finds on the first samples of a run, measured now or kept from before.
+
+        ``work``: with channels not equalized yet. Raises what `find_sensitivity` does.
+        """
+        asked = Asked.of(config)
+        sensitivity = find_sensitivity(work, chosen, asked, tell)
         digests = sha256_by_input(work.samples.calibration, work.index.inputs)
-        made = made_by(work.info, digests, str(device))
+        made = made_by(work.info, digests, str(asked.device))
         return cls(work=work, config=config, chosen=chosen, sensitivity=sensitivity, made=made)
 
     def find(self, budget: Budget | None = None) -> tuple[Config, Allotment, Found]:

@@ -28,6 +28,9 @@ JSON schema of `Inspection.to_dict`, version 2 (null stands for "not known")::
     saturating        [node]  layers whose integer kernels saturate on x86 processors without VNNI, unless reduce_range
     unsupported       [message]  nodes that calibration cannot compute and that a quantized layer depends on
     problems          [message]  everything else that quantize would refuse
+    bit_ops           the sum over layers of multiplications x W x A of the input, over that of 8/8, as --max-bit-ops
+                      counts them; null where the model does not run on random inputs
+    search            with --bits auto how the bits that were found compare, as in a report; else null
 """
 
 import dataclasses
@@ -36,34 +39,32 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import onnx
-
 from pdq_export.calibrate.precision import settled_torch
-from pdq_export.commands.allotting import take_bits
-from pdq_export.commands.dry_run import dry_run
-from pdq_export.commands.estimates import estimate_tensors
+from pdq_export.commands.allotting import plan_widest, take_bits
+from pdq_export.commands.find_bits import Finder
 from pdq_export.commands.making import file_metadata, made_by, settings
+from pdq_export.commands.progress import ProgressCallback, Tell
+from pdq_export.commands.rehearsal import rehearse
+from pdq_export.commands.search import Found
+from pdq_export.commands.sensitivity import SAMPLES, begin_measuring, images_to_measure
 from pdq_export.commands.settle import choose, plan_options, settle
-from pdq_export.config.config import Config, FileSection, options_of
+from pdq_export.config.config import AUTO, Config, options_of
 from pdq_export.config.method import FAMILIES
 from pdq_export.config.option import INSPECT
 from pdq_export.config.signature import takes_options
-from pdq_export.errors import ModelError, PdqError, ValidationError
+from pdq_export.data import DataSource
+from pdq_export.errors import ValidationError
 from pdq_export.exhaustion import tells_of_memory
-from pdq_export.export.cost import constant_bytes
 from pdq_export.export.loading import Loading
-from pdq_export.fidelity import UserFile, check_on_noise, open_file
-from pdq_export.frontend import check_batch, find_unsupported, import_model
+from pdq_export.fidelity import UserFile, open_file
 from pdq_export.graph.lookup import Dimension, GraphIndex, opset_version
-from pdq_export.graph.passes import free_batch
 from pdq_export.plan.floating import FloatNode
 from pdq_export.plan.saturation import saturating_layers
 from pdq_export.plan.summary import LayerSummary, summarize_layers
 from pdq_export.report import ModelInfo
-from pdq_export.signature import input_specs
 from pdq_export.spec import Plan, Role
 from pdq_export.targets import find_target
-from pdq_export.validate import KernelCount, Session, min_onnxruntime, open_counted
+from pdq_export.validate import KernelCount, Session
 from pdq_export.validate.equivalence import FLOAT32
 from pdq_export.work import Model, PlannedModel, read_any
 
@@ -102,6 +103,8 @@ class Inspection:
     saturating: tuple[str, ...]
     unsupported: tuple[str, ...]
     problems: tuple[str, ...]
+    bit_ops: float | None
+    search: Found | None
 
     def to_dict(self) -> dict[str, Any]:
         """The result in plain types, as the schema has it."""
@@ -150,6 +153,8 @@ class Inspection:
             "saturating": list(self.saturating),
             "unsupported": list(self.unsupported),
             "problems": list(self.problems),
+            "bit_ops": self.bit_ops,
+            "search": None if self.search is None else dataclasses.asdict(self.search.report()),
         }
 
     def to_json(self) -> str:
@@ -164,25 +169,33 @@ def inspect_model(
     model: Model,
     *,
     example_input: Any = None,
+    calib: DataSource | None = None,
     config: Config | str | Path | None = None,
+    progress: ProgressCallback | None = None,
     **fields: Any,
 ) -> Inspection:
     """Plan a model and write it with placeholder integers; arguments as in `pdq_export.quantize`.
 
-    Raises PdqError where the model cannot be read or planned; what would only stop the later stages is in
-    ``unsupported`` and ``problems``.
+    ``calib`` is needed for bits "auto" alone, which are found as `quantize` does, by the first 128 images. Raises
+    PdqError where the model cannot be read or planned; what would only stop the later stages is in ``unsupported`` and
+    ``problems``.
     """
-    settled = settle(config, fields, command=INSPECT)
+    given = {"calib": calib} if isinstance(calib, str | Path) else {}
+    settled, found = settle(config, {**fields, **given}, command=INSPECT), None
     target = settled.file.target
+    source = images_to_measure(settled, calib) if settled.plan.bits == AUTO else None
     file, session = _open(model, example_input, settled.file.opset)
-    settled, _ = take_bits(settled, file)
+    if source is None:
+        settled, _ = take_bits(settled, file)
+    else:
+        settled, found = _find_bits(settled, file, session, source, Tell(progress))
     options = plan_options(settled, choose(settled))
     planned = PlannedModel.of(file, options, settled.file)
     family = planned.family
     info = planned.info
     told = settings(settled, options, choose(settled, family=family), family)
     made = made_by(info, dict.fromkeys(planned.index.inputs, info.sha256), "cpu")  # as long as that of a file
-    trial = _try(planned, session, settled.file, file_metadata(settled, told, made))
+    trial = rehearse(planned, session, settled.file, file_metadata(settled, told, made))
     index, plan, original = planned.index, planned.plan, GraphIndex(file.parse())
     statistics, layers = planned.prepared.statistics, (*plan.layers, *plan.excluded)
     return Inspection(
@@ -208,7 +221,24 @@ def inspect_model(
         saturating=() if trial.kernels is None else trial.kernels.as_integers(saturating_layers(plan)),
         unsupported=trial.unsupported,
         problems=trial.problems,
+        bit_ops=trial.bit_ops,
+        search=found,
     )
+
+
+def _find_bits(
+    config: Config, file: UserFile, session: Session | str, source: DataSource, tell: Tell
+) -> tuple[Config, Found]:
+    """The configuration with bits found by images. Raises ValidationError where the file does not run."""
+    if isinstance(session, str):
+        raise ValidationError(session)
+    tell.stage("plan")
+    planned = plan_widest(file, config)
+    work = begin_measuring(planned, session, config, source, SAMPLES, tell)
+    finder = Finder.of(work, config, choose(config, family=work.family), tell)
+    tell.stage("search")
+    changed, _, found = finder.find()
+    return changed, found
 
 
 def _open(model: Model, example_input: Any, opset: int | None) -> tuple[UserFile, Session | str]:
@@ -220,70 +250,6 @@ def _open(model: Model, example_input: Any, opset: int | None) -> tuple[UserFile
         content = read.SerializeToString(deterministic=True)
         file = UserFile(name=name, content=content, runnable=content, precision=FLOAT32, opset=opset_version(read))
         return file, str(error)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Trial:
-    """What calibration would refuse, what else is wrong, and size and kernels of the file with placeholders."""
-
-    unsupported: tuple[str, ...] = ()
-    problems: tuple[str, ...] = ()
-    min_onnxruntime: str | None = None
-    quantized_size: int | None = None
-    layer_bytes: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    kernels: KernelCount | None = None
-
-
-def _try(planned: PlannedModel, session: Session | str, asked: FileSection, metadata: Mapping[str, str]) -> _Trial:
-    """``session``: of the user's file, or why there is none."""
-    unsupported: tuple[str, ...] = ()
-    problems = [session] if isinstance(session, str) else []
-    size = kernels = lowest = None
-    layer_bytes: dict[str, int] = {}
-    try:
-        core = planned.core.model
-        freed = free_batch.run(core)
-        unsupported = tuple(map(str, find_unsupported(freed).values()))
-        if not unsupported:
-            network = import_model(freed)
-            check_batch(network, core)
-            if not isinstance(session, str):
-                check_on_noise(planned.original, session, planned.prepared, core, network)
-    except PdqError as error:
-        problems.append(str(error))
-    try:
-        input_specs(planned.index)
-    except ModelError as error:
-        problems.append(str(error))
-    try:
-        file = dry_run(
-            *(planned.prepared, planned.plan, asked.target),
-            loading=planned.loading,
-            runtime=asked.runtime,
-            metadata=metadata,
-            tensors=estimate_tensors(planned.prepared, planned.plan),
-        )
-        size, lowest = len(file.content), min_onnxruntime(file.content)
-        layer_bytes = _layer_bytes(file.model, planned.plan)
-        if find_target(asked.target).in_onnxruntime:
-            _, kernels = open_counted(file.content)
-    except PdqError as error:
-        problems.append(str(error))
-    return _Trial(
-        unsupported=unsupported,
-        problems=tuple(problems),
-        min_onnxruntime=lowest,
-        quantized_size=size,
-        layer_bytes=layer_bytes,
-        kernels=kernels,
-    )
-
-
-def _layer_bytes(file: onnx.ModelProto, plan: Plan) -> dict[str, int]:
-    """By node, what the file holds for the constants of a layer; a weight that is shared counts for the first."""
-    layers = (*plan.layers, *plan.excluded)
-    left = dict(constant_bytes(file.graph, layers).weights)
-    return {layer.node: left.pop(layer.weight, 0) for layer in layers}
 
 
 def _tensor(index: GraphIndex, name: str) -> TensorInfo:

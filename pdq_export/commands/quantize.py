@@ -20,7 +20,7 @@ from pdq_export.commands.allotting import bits_content, take_bits
 from pdq_export.commands.details import weight_histograms, with_layer_errors
 from pdq_export.commands.dry_run import dry_run, tell_loading
 from pdq_export.commands.evaluate import evaluate, time_beside
-from pdq_export.commands.find_bits import Finder, measure
+from pdq_export.commands.find_bits import Finder
 from pdq_export.commands.judging import Metrics, Observed, batch_slices, side_contents
 from pdq_export.commands.keeping import describe_run, kept_blocks
 from pdq_export.commands.known import how_made
@@ -216,7 +216,7 @@ def _run(request: Request, tell: Tell, until_end: contextlib.ExitStack, warned: 
             settings=changed,
             metrics=observed.result(),
             changed=observed.changed(classes_of(samples.judged)),
-            search=None if found is None else found.to_dict(),
+            search=None if found is None else found.report(),
         ).judged(request.limits)
         if found is not None:
             _check_size(found, report)
@@ -257,17 +257,9 @@ def _find_bits(
     request: Request, work: Work, chosen: CalibrationOptions, tell: Tell
 ) -> tuple[Request, Allotment, Found]:
     """The request with the bits that were found, by layer and with how they compare."""
+    finder = Finder.of(work, request.config, chosen, tell)
     tell.stage("search")
-    sensitivity = measure(
-        work,
-        calibration_inputs(work),
-        chosen,
-        symmetric_weights=request.planning.symmetric_weights,
-        device=request.device,
-        max_memory=request.max_memory,
-        tell=tell,
-    )
-    config, allotment, found = Finder.of(work, request.config, chosen, sensitivity, request.device).find()
+    config, allotment, found = finder.find()
     return request.planned_as(config), allotment, found
 
 

@@ -4,7 +4,6 @@ import dataclasses
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 from pdq_export.commands.costs import WIDTHS, weight_costs
 from pdq_export.commands.estimates import estimate_tensors
@@ -12,6 +11,7 @@ from pdq_export.errors import OptionError
 from pdq_export.export.loading import choose_loading
 from pdq_export.plan.freedom import find_freedom, rule_bits
 from pdq_export.plan.rules import PlanOptions
+from pdq_export.report.bits import Estimate, SearchReport
 from pdq_export.search.asked import Budget
 from pdq_export.search.budget import Choices, Cost, Limit, Widths, solve
 from pdq_export.spec import MAX_BITS, BitWidths, Role
@@ -32,17 +32,6 @@ _NEAR = 1.01  # of a size: what is estimated beyond is not written to see
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """An allotment: ``size``: bytes of the file, ``loss``: the sum of what its tensors are estimated to do."""
-
-    name: str
-    size: int
-    loss: float
-    avg_weight: float
-    avg_activation: float | None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Found:
     """What was found: ``bits`` of every weight and learned activation, and how they compare.
 
@@ -59,17 +48,10 @@ class Found:
     measure: str
     note: str
 
-    def to_dict(self) -> dict[str, Any]:
-        """In plain types, for the report."""
-        return {
-            "budget": self.budget.told(),
-            "measure": self.measure,
-            "chosen": dataclasses.asdict(self.chosen),
-            "uniform": None if self.uniform is None else dataclasses.asdict(self.uniform),
-            "frontier": [dataclasses.asdict(one) for one in self.frontier],
-            "uniforms": [dataclasses.asdict(one) for one in self.uniforms],
-            "note": self.note,
-        }
+    def report(self) -> SearchReport:
+        """What a report says of it."""
+        told = {name: getattr(self, name) for name in ("measure", "chosen", "uniform", "frontier", "uniforms", "note")}
+        return SearchReport(budget=self.budget.told(), **told)
 
 
 class Search:

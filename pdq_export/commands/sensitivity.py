@@ -25,12 +25,14 @@ from pdq_export.errors import CheckpointError, DataError, OptionError, PdqError
 from pdq_export.exhaustion import tells_of_memory
 from pdq_export.report.sensitivity import SensitivityReport
 from pdq_export.runs import Run, RunFolder, RunKey, check_root, default_root, open_run
+from pdq_export.search.asked import allowed_widths
 from pdq_export.search.groups import find_groups
 from pdq_export.search.sensitivity import PROBES, WIDTHS, Estimate, measure_sensitivity
 from pdq_export.search.stored import read_sensitivity, write_sensitivity
 from pdq_export.spec import MAX_BITS, Bits, BitWidths, Plan, Role
 from pdq_export.spec.sensitivity import Sensitivity
 from pdq_export.targets import find_target
+from pdq_export.validate import Session
 from pdq_export.work import (
     Model,
     PlannedModel,
@@ -58,7 +60,6 @@ def sensitivity(
     example_input: Any = None,
     calib: DataSource | None = None,
     samples: int = SAMPLES,
-    allowed_bits: Sequence[int] = WIDTHS,
     estimate: Estimate = "fisher",
     pairs: bool = False,
     config: Config | str | Path | None = None,
@@ -68,17 +69,31 @@ def sensitivity(
     """What quantizing each weight and each learned activation of an FP32 ONNX CNN alone does to its predictions.
 
     ``model``, ``example_input``, ``calib`` and ``config`` are as in `quantize`. ``samples``: how many images are taken,
-    the first. ``allowed_bits``: the widths that are tried, of those that the target has. ``estimate``: "fisher", by the
-    second-order expansion around the FP32 network; or "measured", by running the rest of the network for each tensor
-    and width, which takes many times as long. ``pairs``: also what two tensors of one block do together; by the
-    expansion alone.
+    the first. ``estimate``: "fisher", by the second-order expansion around the FP32 network; or "measured", by running
+    the rest of the network for each tensor and width, which takes many times as long. ``pairs``: also what two tensors
+    of one block do together; by the expansion alone.
 
     What was found is kept with what runs keep, and taken from there when the same is asked again. Raises PdqError for
     anything that can be wrong with the model, the data or the options.
     """
     given = {"calib": calib} if isinstance(calib, str | Path) else {}
     settled = settle(config, {**fields, **given}, command=SENSITIVITY)
-    source = settled.data.calib if calib is None else calib
+    source = images_to_measure(settled, calib)
+    how = Asked.of(settled, samples=samples, estimate=estimate, pairs=pairs, allowed=allowed_widths(settled))
+    tell = Tell(progress)
+    tell.stage("load")
+    file, session = open_model(model, example_input)
+    tell.stage("plan")
+    planned = PlannedModel.of(file, plan_options(settled, choose(settled)), settled.file)
+    work = begin_measuring(planned, session, settled, source, samples, tell)
+    del session
+    found = find_sensitivity(work, choose(settled, family=work.family), how, tell)
+    return SensitivityReport.of(found, work.plan, model=work.info, calibration=str(work.samples.calibration))
+
+
+def images_to_measure(config: Config, calib: DataSource | None) -> DataSource:
+    """The images that were given, in memory or with the configuration. Raises DataError where there are none."""
+    source = config.data.calib if calib is None else calib
     if source is None:
         raise DataError("no calibration data: give calib, as data or as a path, here or in the configuration")
     if asks_synthetic(source):
@@ -87,12 +102,13 @@ def sensitivity(
             f"file of that name is ./{SYNTHETIC})"
         )
     check_exists(source)
-    how = Asked.of(settled, samples=samples, allowed_bits=allowed_bits, estimate=estimate, pairs=pairs)
-    tell = Tell(progress)
-    tell.stage("load")
-    file, session = open_model(model, example_input)
-    tell.stage("plan")
-    planned = PlannedModel.of(file, plan_options(settled, choose(settled)), settled.file)
+    return source
+
+
+def begin_measuring(
+    planned: PlannedModel, session: Session, config: Config, source: DataSource, samples: int, tell: Tell
+) -> Work:
+    """A planned model with the first images, checked against its file, of which there is a ``session``."""
     network = import_planned(planned)
     tell.stage("read")
     read = read_samples(
@@ -101,7 +117,7 @@ def sensitivity(
         planned.inputs,
         samples,
         told=lambda done, total: tell.images("read", done, total),
-        preprocess=asked_preprocess(settled),
+        preprocess=asked_preprocess(config),
     )
     work = begin_work(planned, network, read)
     tell.stage("check")
@@ -110,9 +126,7 @@ def sensitivity(
     fidelity.check_model(work.prepared.model)
     fidelity.check_network(work.network, work.prepared, work.core.model)
     tell_tail(work)
-    del session, fidelity
-    found = find_sensitivity(work, choose(settled, family=work.family), how, tell)
-    return SensitivityReport.of(found, work.plan, model=work.info, calibration=str(read.calibration))
+    return work
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -134,11 +148,11 @@ class Asked:
         config: Config,
         *,
         samples: int = SAMPLES,
-        allowed_bits: Sequence[int] = WIDTHS,
+        allowed: Sequence[Bits] = WIDTHS,
         estimate: Estimate = "fisher",
         pairs: bool = False,
     ) -> "Asked":
-        """Checked, before any work. Raises OptionError."""
+        """Checked, before any work; ``allowed``: widths to try, where the target has them. Raises OptionError."""
         if type(samples) is not int or samples < 1:
             raise OptionError(f"--samples {samples!r}: expected a whole number, 1 or more")
         if estimate not in ("fisher", "measured"):
@@ -146,16 +160,11 @@ class Asked:
         if pairs and estimate != "fisher":
             raise OptionError(f"--pairs: --estimate {estimate} measures no pairs; expected --estimate fisher")
         target = find_target(config.file.target)
-        wrong = [width for width in allowed_bits if type(width) is not int or width not in WIDTHS]
-        if wrong or not allowed_bits:
-            told = ",".join(map(str, allowed_bits))
-            raise OptionError(f"--allowed-bits {told!r}: expected some of {','.join(map(str, WIDTHS))}")
-        widths = tuple(sorted({width for width in allowed_bits if width >= target.fewest_bits}))
+        widths = tuple(width for width in allowed if width >= target.fewest_bits)
         if not widths:
-            told = ",".join(map(str, allowed_bits))
             raise OptionError(
-                f"--allowed-bits {told}: --target {target.name} has none of them; expected {target.fewest_bits} or "
-                f"more, as {target.because}"
+                f"--allowed-bits {config.search.allowed_bits}: --target {target.name} has none of them; expected "
+                f"{target.fewest_bits} or more, as {target.because}"
             )
         work_dir, size = config.run.work_dir, config.run.max_memory
         if work_dir is not None:

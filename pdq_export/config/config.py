@@ -35,7 +35,7 @@ SYNTHETIC = "synthetic"  # what `calib` is where images are to be made
 WEIGHTS = ("asymmetric", "symmetric")
 _WRITTEN = (QUANTIZE, INSPECT)
 _BOTH = (*_WRITTEN, SENSITIVITY)
-_RUN = (QUANTIZE, SENSITIVITY)
+_RUN = (QUANTIZE, INSPECT, SENSITIVITY)  # inspect for --bits auto, which measures
 
 _WIDTHS = "W/A, weight and activation bits, for example 4/4"
 AUTO = "auto"
@@ -317,7 +317,7 @@ class DataSection:
 
 def _reading(help: str, **declared: Any) -> Any:
     """What is said of images, for commands that read some."""
-    return option(None, help, commands=(QUANTIZE, VALIDATE, COMPARE, SENSITIVITY), **declared)
+    return option(None, help, commands=(QUANTIZE, INSPECT, VALIDATE, COMPARE, SENSITIVITY), **declared)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

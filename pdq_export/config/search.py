@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from pdq_export.config.adapt import path
-from pdq_export.config.option import INSPECT, QUANTIZE, option
+from pdq_export.config.option import INSPECT, QUANTIZE, SENSITIVITY, option
 
 _SEARCHED = (QUANTIZE, INSPECT)
 _NUMBER = r"\d{1,15}(\.\d{1,15})?"
@@ -23,7 +23,7 @@ def _listed(value: Any) -> Any:
 
 def _budget(help: str, **declared: Any) -> Any:
     """A budget, which is not set by default; what files record are the bits that came of it."""
-    return option(None, help, unset="none", recorded=False, **declared)
+    return option(None, help, unset="none", recorded=False, commands=_SEARCHED, **declared)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,13 +51,14 @@ class SearchSection:
     )
     allowed_bits: str | None = option(
         None,
-        "Bits that --bits auto chooses from, of weights and, behind a slash, of activations",
+        "Bits that --bits auto chooses from, and sensitivity tries, of weights and, behind a slash, of activations",
         metavar="W,W[/A,A]",
         expects="bits from 2 to 8 with commas, for example 2,3,4,8 or 2,4,8/4,8",
         pattern=rf"\s*{_LIST}\s*(/\s*{_LIST}\s*)?",
         unset="all from 2 to 8 that the target has",
         adapt=_listed,
         recorded=False,
+        commands=(*_SEARCHED, SENSITIVITY),
     )
     bits_from: str | None = option(
         None,

@@ -97,6 +97,7 @@ from typing import Any, Self
 import pdq_export
 from pdq_export.advice import Remedy
 from pdq_export.gates import Gate, Limits, judge
+from pdq_export.report.bits import SearchReport
 from pdq_export.report.course import BlockCourse
 from pdq_export.report.latency import is_slower, latency_note
 from pdq_export.report.layers import LayerReport
@@ -164,7 +165,7 @@ class Report(Measurements):
     blocks: tuple[BlockCourse, ...] = ()
     weights: tuple[WeightHistogram, ...] = ()
     layer_errors: LayerReport | None = None
-    search: Mapping[str, Any] | None = None
+    search: SearchReport | None = None
 
     @classmethod
     def of(cls, measured: Measurements, **run: Any) -> Self:
@@ -245,7 +246,7 @@ class Report(Measurements):
             "blocks": [dataclasses.asdict(block) for block in self.blocks],
             "weights": [dataclasses.asdict(weight) for weight in self.weights],
             "layer_errors": None if self.layer_errors is None else self.layer_errors.to_dict(),
-            "search": self.search,
+            "search": None if self.search is None else dataclasses.asdict(self.search),
         }
 
     def to_json(self) -> str:

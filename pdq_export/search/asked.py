@@ -4,7 +4,7 @@ import dataclasses
 import re
 
 from pdq_export.config.config import AUTO, Config
-from pdq_export.config.option import INSPECT
+from pdq_export.config.option import SENSITIVITY
 from pdq_export.errors import OptionError
 from pdq_export.spec import MAX_BITS, MIN_BITS
 
@@ -65,17 +65,14 @@ def check_search(config: Config, *, command: str, fewest_bits: int, target: str)
             f"--bits {config.plan.bits}: --bits-from {search.bits_from} says the bits of all layers, in its first line "
             "of those that it does not name; leave --bits out, or change the file"
         )
+    if command == SENSITIVITY:  # which has widths to try, and finds no bits
+        return
     if not auto:
         if given or search.allowed_bits is not None:
             option = _flag((given or ["allowed_bits"])[0])
             gate = "; a limit on the file's size is --max-size-ratio" if option == "--max-size" else ""
             raise OptionError(f"{option} {getattr(search, (given or ['allowed_bits'])[0])}: is for --bits auto{gate}")
         return
-    if command == INSPECT:
-        raise OptionError(
-            "--bits auto: bits are found by what they do to images, and inspect takes none; quantize finds them, and "
-            "writes a file that --bits-from takes"
-        )
     if fewest_bits == MAX_BITS:
         raise OptionError(
             f"--bits auto: --target {target} has {MAX_BITS} bits throughout; expected a target with a choice; use "
@@ -144,6 +141,12 @@ def _allowed(text: str | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
     parts = text.partition("/")[::2]
     weights, activations = (tuple(sorted(set(map(int, part.split(","))))) if part else usual for part in parts)
     return weights, activations
+
+
+def allowed_widths(config: Config) -> tuple[int, ...]:
+    """All that may be chosen, of weights or of activations, in order."""
+    text = config.search.allowed_bits
+    return Budget().weights if text is None else tuple(sorted(set(map(int, text.replace("/", ",").split(",")))))
 
 
 def _flag(name: str) -> str:

@@ -4,11 +4,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from click.testing import Result
 
 from pdq_export import calib_data
+from tests.calibrate.networks import residual
 
 Run = Callable[..., Result]
 EMBEDDED = calib_data.path("fashion_resnet.onnx")
@@ -31,6 +33,18 @@ def test_the_embedded_model(run: Run) -> None:
     assert "weighted layers that run as integers in onnxruntime: 11 of 12" in result.stdout
     assert "of them saturate on x86 processors without VNNI, unless --reduce-range: 1 (/conv/Conv)" in result.stdout
     assert "(target ort, opset 17)" in result.stdout
+    assert "bit operations: × 0." in result.stdout
+
+
+def test_bits_by_budget(run: Run, folder: Path) -> None:
+    example = residual(images=16)
+    onnx.save(example.prepared.model, folder / "net.onnx")
+    np.save(folder / "calib.npy", example.images.numpy())
+    result = run("inspect", "net.onnx", "--bits", "auto", "--max-bit-ops", "0.3", "--calib", "calib.npy")
+    assert result.exit_code == 0, result.output
+    assert "bits within --max-bit-ops 0.3: " in result.stdout
+    (line,) = (line for line in result.stdout.splitlines() if line.startswith("bit operations: ×"))
+    assert float(line.split()[3]) <= 0.3
 
 
 def test_json(run: Run) -> None:
@@ -68,6 +82,7 @@ def test_names_are_shown_harmlessly(run: Run, folder: Path) -> None:
         (["model.onnx", "--bits", "9/9"], "--bits 9/9: weight bits are 9"),
         (["model.onnx", "--exclude", "("], "--exclude '(': is not a regular expression"),
         ([str(EMBEDDED), "--exclude", "layer9"], "nodes' names; near names are"),
+        ([str(EMBEDDED), "--bits", "auto", "--max-size", "0.2"], "no calibration images: --calib is not given"),
         ([str(EMBEDDED), "--target", "tflite"], "--target 'tflite'"),
     ],
 )

@@ -53,8 +53,8 @@ def test_json(asked: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--allowed-bits", "two"], "--allowed-bits 'two': expected widths from 2 to 8"),
-        (["--allowed-bits", "9"], "--allowed-bits '9': expected some of 2,3,4,5,6,7,8"),
+        (["--allowed-bits", "two"], "--allowed-bits 'two': expected bits from 2 to 8"),
+        (["--allowed-bits", "9"], "--allowed-bits '9': expected bits from 2 to 8"),
         (["--samples", "0"], "--samples 0: expected a whole number"),
         (["--estimate", "measured", "--pairs"], "expected --estimate fisher"),
         (["--target", "tensorrt", "--bits", "8/8", "--allowed-bits", "4"], "--target tensorrt has none of them"),

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import TensorProto
 
 from pdq_export.commands.convert import convert
@@ -103,11 +105,12 @@ def export(
     exclude: Sequence[str] = (),
     weights: str = "asymmetric",
     packing: Packing = Packing.BYTES,
+    tensor_bits: Mapping[str, int] | None = None,
 ) -> onnx.ModelProto:
     make, shape = NETS[name]
-    model, options = make(), PlanOptions.of(bits, exclude=exclude, weights=weights)
+    model, options = make(), PlanOptions.of(bits, exclude=exclude, weights=weights, tensor_bits=tensor_bits or {})
     chosen = find_target(target)
-    model.opset_import[0].version = chosen.required_opset(make_plan(model, options), max_opset, packing)
+    model.opset_import[0].version = chosen.required_opset(chosen.plan(model, options).plan, max_opset, packing)
     plan = chosen.plan(model, options).plan
     if name == "wide residuals":
         widened = widen(Planned.of(model, plan, options))
@@ -137,6 +140,17 @@ def test_every_width_of_every_form_comes_back(
     name: str, bits: str, weights: str, packing: Packing, small_weights_are_packed: None
 ) -> None:
     check_round_trips({target: export(name, bits, target, weights=weights, packing=packing) for target in TARGETS})
+
+
+@settings(max_examples=4)
+@given(bits=st.fixed_dictionaries(dict.fromkeys(("k", "w", "u", "m", "r", "q", "z"), st.integers(2, 8))))
+@pytest.mark.parametrize("packing", Packing)
+def test_tensors_with_bits_of_their_own(bits: dict[str, int], packing: Packing) -> None:
+    files = {target: export("named", "8/8", target, packing=packing, tensor_bits=bits) for target in TARGETS}
+    check_round_trips(files)
+    for file in files.values():
+        points = read_blueprint(file).quantized.plan.points
+        assert {name: points[name].bits for name in bits} == bits
 
 
 def check_round_trips(files: Mapping[str, onnx.ModelProto]) -> None:

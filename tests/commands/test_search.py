@@ -9,6 +9,8 @@ import numpy as np
 import onnx
 import pytest
 
+import pdq_export
+from pdq_export.commands import sensitivity as measuring
 from pdq_export.commands.allotting import plan_widest
 from pdq_export.commands.inspect import inspect_model
 from pdq_export.commands.operations import bit_operations, count_multiplications
@@ -16,7 +18,7 @@ from pdq_export.commands.quantize import quantize
 from pdq_export.commands.search import LEAST_OUTERMOST, Search, placeholder_size
 from pdq_export.commands.settle import choose, plan_options
 from pdq_export.config.config import Config, make_config
-from pdq_export.errors import OptionError
+from pdq_export.errors import DataError, OptionError
 from pdq_export.plan.freedom import rule_bits
 from pdq_export.search.asked import parse_budget
 from pdq_export.search.groups import find_groups
@@ -106,7 +108,7 @@ def test_rules_win() -> None:
     fields = {"layer_bits": "c3=2/5", "first_last": "6/8", "tensor_bits": {"w2": 7}}
     bits, _ = find(avg_bits=5, **fields)
     assert (bits["w1"], bits["w2"], bits["w3"], bits["w4"], bits["v"]) == (6, 7, 2, 6, 5)
-    bits, _ = find(avg_bits=4.5, allowed_bits="2,8")
+    bits, _ = find(avg_bits=5.5, allowed_bits="2,8")
     assert {bits["w2"], bits["w3"]} == {2, 8}
 
 
@@ -120,6 +122,7 @@ def test_bits_of_activations_are_found_where_a_budget_counts_them() -> None:
     total = sum(per_layer.values())
     by_hand = (per_layer["w1"] * 4 * 8 + (per_layer["w2"] + per_layer["w3"]) * 16 + 320 * 4 * 8) / 64 / total
     assert cost.of(dict.fromkeys(names, 4)) == pytest.approx(by_hand)
+    assert inspect_model(model(), bits="4/4", first_last="4/4").to_dict()["bit_ops"] == pytest.approx(by_hand)
     bits, found = find(max_bit_ops=0.3)
     assert cost.of(bits) <= 0.3
     assert min(bits["a1"], bits["z"]) < 8
@@ -160,5 +163,32 @@ def test_a_whole_run_and_the_same_file_from_its_bits(folder: Path) -> None:
     quantize("model.onnx", bits_from="auto.bits.toml", output="again.onnx", **fields)
     assert Path("again.onnx").read_bytes() == Path("auto.onnx").read_bytes()
     assert inspect_model("model.onnx", bits_from="auto.bits.toml").plan == found.plan
-    with pytest.raises(OptionError, match="bits are found by what they do to images, and inspect takes none"):
-        inspect_model("model.onnx", bits="auto")
+    before = inspect_model("model.onnx", bits="auto", calib=IMAGES, **budget)
+    assert before.plan == found.plan
+    told = before.to_dict()
+    chosen, expected = (one["search"]["chosen"] for one in (told, report))
+    assert chosen == {**expected, "size": chosen["size"]}  # of which the options of the run are part
+    assert chosen["size"] == pytest.approx(expected["size"], rel=1e-3)
+    assert told["size"]["quantized"] == pytest.approx(report["quantized"]["size"], rel=1e-3)
+    with pytest.raises(DataError, match="give calib"):
+        inspect_model("model.onnx", bits="auto", **budget)
+
+
+def test_budgets_and_the_command_sensitivity_share_one_measurement(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    measure = measuring.measure_sensitivity
+
+    def counted(*arguments: Any, **options: Any) -> Sensitivity:
+        made.append(options)
+        return measure(*arguments, **options)
+
+    monkeypatch.setattr(measuring, "measure_sensitivity", counted)
+    fields: dict[str, Any] = {"calib": IMAGES, "method": "nearest", "device": "cpu"}
+    smaller, larger = (quantize("model.onnx", bits="auto", max_size=size, **fields) for size in (0.14, 0.2))
+    assert len(made) == 1
+    assert smaller.report.quantized.size < larger.report.quantized.size
+    pdq_export.sensitivity("model.onnx", calib=IMAGES, device="cpu", bits="3/4")
+    quantize("model.onnx", bits="auto", avg_bits=4, allowed_bits="2,4,8", **fields)
+    assert len(made) == 1

@@ -122,7 +122,7 @@ def test_memory_changes_nothing(model: onnx.ModelProto, images: np.ndarray, tmp_
     [
         ({"samples": 0}, "--samples 0"),
         ({"allowed_bits": ()}, "--allowed-bits"),
-        ({"allowed_bits": (1, 4)}, "--allowed-bits '1,4'"),
+        ({"allowed_bits": (1, 4)}, r"--allowed-bits \(1, 4\): expected bits from 2 to 8"),
         ({"estimate": "exact"}, "--estimate 'exact'"),
         ({"estimate": "measured", "pairs": True}, "--pairs"),
         ({"target": "tensorrt", "allowed_bits": (2, 4)}, "expected 8 or more"),

@@ -97,6 +97,27 @@ class Plots:
         axes.minorticks_off()
         return self._svg(figure)
 
+    def trade_off(self, series: Sequence[tuple[str, str, Sequence[tuple[float, float, str]]]]) -> str:
+        """Loss against bytes, both logarithmic: colour, matplotlib's style, and bytes, loss and name of each point."""
+        figure, axes = self._figure(_WIDTH, 240, left=56, bottom=34, top=22)
+        for colour, style, points in series:
+            axes.plot(
+                [size for size, _, _ in points], [loss for _, loss, _ in points], style, color=colour, markersize=6
+            )
+            for size, loss, name in points:
+                axes.annotate(name, (size, loss), (5, 3), textcoords="offset points", color=FG)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.xaxis.set_major_formatter(_in_bytes)
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.margins(x=0.15)
+        axes.set_xticks(_few([size for _, _, points in series for size, _, _ in points]))
+        axes.grid(axis="y", color=LINE, linewidth=0.7)
+        axes.set_xlabel("size of the file", color=MUTED, loc="left")
+        axes.text(0, 1.03, "estimated loss", transform=axes.transAxes, color=MUTED)
+        axes.minorticks_off()
+        return self._svg(figure)
+
     def curve(self, values: Sequence[float]) -> str:
         """A line from left to right, from 0 up, for a card."""
         figure, axes = self._card_axes()
@@ -178,6 +199,12 @@ def _whole_numbers() -> "Locator":
     from matplotlib.ticker import MaxNLocator
 
     return MaxNLocator(integer=True)
+
+
+def _few(sizes: Sequence[float]) -> list[float]:
+    """Two figures of the least, a middle and the largest size, for ticks of an axis that may span no power of ten."""
+    low, high = min(sizes), max(sizes)
+    return sorted({float(f"{size:.2g}") for size in (low, (low * high) ** 0.5, high)})
 
 
 def _in_bytes(value: float, _: object) -> str:

@@ -21,6 +21,7 @@ from pdq_export.advice import Remedy
 from pdq_export.cli import app
 from pdq_export.gates import Gate
 from pdq_export.report import read_report, to_html
+from pdq_export.report.bits import Estimate, SearchReport
 from pdq_export.report.html.sections import SECTIONS
 
 from ...browser import browser
@@ -352,3 +353,48 @@ def test_what_to_try_next_is_what_the_report_says() -> None:
     assert not any("^a$" in text for text in texts)
     without = Parsed(to_html(make_report(layer_errors=errors)).decode()).texts
     assert "--layer-bits '^a$=8/8'  # +9 bytes" in without
+
+
+def estimate(name: str, size: int, loss: float) -> Estimate:
+    return Estimate(name=name, size=size, loss=loss, avg_weight=3.5, avg_activation=None)
+
+
+def test_bits_by_budget() -> None:
+    uniform = estimate("3/8", 90_000, 0.5)
+    found = SearchReport(
+        budget="--max-size 0.09",
+        measure="kl",
+        chosen=estimate("auto", 89_000, 0.2),
+        uniform=uniform,
+        frontier=tuple(estimate("frontier", 50_000 + 30_000 * n, 0.8 / 4**n) for n in range(4)),
+        uniforms=(uniform, estimate(f"{EVIL}/8", 120_000, 0.0)),
+        note="activations get 8 bits",
+    )
+    report = make_report(search=found)
+    read = read_report(report.to_json())
+    assert isinstance(read, Report)
+    assert read.search == found
+    text = to_html(read).decode()
+    parsed = Parsed(text)
+    section = text.partition('<section id="bits">')[2].partition("</section>")[0]
+    assert "89,000 bytes lose 0.2; equal bits within the budget take 90,000 and lose 0.5" in section
+    assert ">3/8<" in section.partition("<svg")[2].partition("</svg>")[0]
+    assert f"{EVIL}/8 throughout" in parsed.texts
+    assert "top-1 92.60 % of 200 images, FP32 93.10 %" in section
+    assert [tag for tag, _ in parsed.tags].count("script") == 1
+    nothing = dataclasses.replace(found, chosen=estimate("auto", 0, 0.0), frontier=(), uniforms=())
+    section = to_html(make_report(search=nothing)).decode().partition('<section id="bits">')[2]
+    assert "<svg" not in section.partition("</section>")[0]
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [({"size": -1}, "search.chosen.size is -1"), ({"loss": "low"}, "search"), ({"loss": 1e31}, "loss")],
+)
+def test_estimates_of_bits_that_cannot_be(changed: dict[str, Any], told: str) -> None:
+    one = estimate("auto", 1, 1.0)
+    found = SearchReport(budget="", measure="kl", chosen=one, uniform=None, frontier=(), uniforms=(), note="")
+    plain = json.loads(make_report(search=found).to_json())
+    plain["search"]["chosen"] |= changed
+    with pytest.raises(ValueError, match=told):
+        read_report(json.dumps(plain))

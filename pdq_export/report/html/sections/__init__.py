@@ -10,6 +10,7 @@ from pdq_export.report.html.blocks import Section
 from pdq_export.report.html.plots import Plots
 from pdq_export.report.html.sections.accuracy import accuracy
 from pdq_export.report.html.sections.asked import asked
+from pdq_export.report.html.sections.bits import bits
 from pdq_export.report.html.sections.changed import changed
 from pdq_export.report.html.sections.command import command
 from pdq_export.report.html.sections.errors import errors
@@ -28,6 +29,7 @@ SECTIONS: tuple[Callable[[Source, Plots], Section | None], ...] = (
     gates,
     accuracy,
     size,
+    bits,
     layers,
     errors,
     losses,

@@ -1,0 +1,34 @@
+"""How bits that were found for every layer compare with others."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """An allotment: ``size``: bytes of the file, ``loss``: the sum of what its tensors are estimated to do.
+
+    ``name``: auto, uniform, frontier, or W/A of all layers.
+    """
+
+    name: str
+    size: int
+    loss: float
+    avg_weight: float
+    avg_activation: float | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SearchReport:
+    """What --bits auto found within its ``budget``; ``measure``: of losses, kl, mse or both.
+
+    ``uniform``: equal bits for all layers that keep the budget, the best of them; None where none do. ``frontier``: the
+    least loss at other sizes; ``uniforms``: what equal bits for all layers take and lose. ``note``: on activations.
+    """
+
+    budget: str
+    measure: str
+    chosen: Estimate
+    uniform: Estimate | None
+    frontier: tuple[Estimate, ...]
+    uniforms: tuple[Estimate, ...]
+    note: str

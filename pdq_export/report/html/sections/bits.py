@@ -1,0 +1,75 @@
+"""Bits that were found for every layer: what other sizes would lose, and what equal bits do."""
+
+from collections.abc import Iterable, Iterator
+
+from pdq_export.report.bits import Estimate, SearchReport
+from pdq_export.report.html.blocks import Block, Cell, Figure, Figures, Section, Table, Text, number
+from pdq_export.report.html.plots import FLOAT, QUANTIZED, Plots
+from pdq_export.report.html.source import Source
+from pdq_export.report.report import Report
+
+_HEAD = ("bits", "bytes", "estimated loss", "average W", "average A")
+_MEASURES = {
+    "kl": "KL divergence of the predictions, in nats",
+    "mse": "squared error of the outputs over their mean square",
+    "kl and mse": "KL divergence, in nats, and squared error over the mean square, summed over outputs",
+}
+
+
+def bits(source: Source, plots: Plots) -> Section | None:
+    """The frontier, and a table of what it consists of; the bits of layers are in their own table."""
+    report = source.report
+    if report is None or report.search is None:
+        return None
+    return Section(anchor="bits", title="Bits by budget", blocks=list(_blocks(report, report.search, plots)))
+
+
+def _blocks(report: Report, found: SearchReport, plots: Plots) -> Iterator[Block]:
+    loss = _MEASURES.get(found.measure, found.measure)
+    yield Text(text=f"Found for {found.budget}: the least sum of what single tensors are estimated to lose ({loss}).")
+    if found.note:
+        yield Text(text=found.note, tone="muted")
+    figure = _figure(found, plots)
+    if figure is not None:
+        yield Figures(figures=[figure])
+    rows = [_row("found", found.chosen), *(_row(f"{one.name} throughout", one) for one in found.uniforms)]
+    yield Table(head=_HEAD, rows=rows, numeric=(1, 2, 3, 4))
+    measured = _measured(report)
+    if measured:
+        yield Text(text=f"Measured of the file, after calibration: {measured}.")
+
+
+def _figure(found: SearchReport, plots: Plots) -> Figure | None:
+    """None where nothing can be drawn on logarithmic scales."""
+    frontier, uniforms, chosen = map(_points, (found.frontier, found.uniforms, [found.chosen]))
+    if not (frontier or uniforms or chosen):
+        return None
+    svg = plots.trade_off(((QUANTIZED, ".-", frontier), (FLOAT, "s", uniforms), (QUANTIZED, "D", chosen)))
+    told = f"{found.chosen.size:,} bytes lose {found.chosen.loss:.3g}"
+    if found.uniform is not None:
+        told += f"; equal bits within the budget take {found.uniform.size:,} and lose {found.uniform.loss:.3g}"
+    return Figure(
+        svg=svg,
+        label=f"Estimated loss against the size of the file: {told}",
+        caption=f"Size of the file against estimated loss, both logarithmic: {told}.",
+        legend=(("found (diamond), and at other sizes", "quantized"), ("equal bits (squares)", "float")),
+    )
+
+
+def _points(estimates: Iterable[Estimate]) -> list[tuple[float, float, str]]:
+    return [
+        (one.size, one.loss, one.name if "/" in one.name else "") for one in estimates if min(one.size, one.loss) > 0
+    ]
+
+
+def _row(name: str, one: Estimate) -> list[Cell]:
+    averages = [number(value, "{:.2f}") for value in (one.avg_weight, one.avg_activation)]
+    return [Cell(text=name), number(one.size, "{:,d}"), number(one.loss, "{:.3g}"), *averages]
+
+
+def _measured(report: Report) -> str:
+    before, after = report.float_accuracy, report.quantized_accuracy or report.simulated_accuracy
+    told = [f"{report.quantized.size:,} bytes"]
+    if before is not None and after is not None:
+        told.append(f"top-1 {100 * after.top1:.2f} % of {after.images:,} images, FP32 {100 * before.top1:.2f} %")
+    return ", ".join(told)
