@@ -56,7 +56,7 @@ def test_a_slow_file_is_warned_of_and_a_fast_one_is_not(
     images = np.random.default_rng(0).normal(size=(8, 3, 8, 8)).astype(np.float32)
     for ratio in (0.8, 1.3):
         caplog.clear()
-        monkeypatch.setattr("pdq_export.commands.evaluate.measure_latency", lambda *_, ratio=ratio, **__: pair(ratio))
+        monkeypatch.setattr("pdq_export.validate.latency.measure_latency", lambda *_, ratio=ratio, **__: pair(ratio))
         pdq_export.quantize(model, calib=images, **FAST)
         assert ("of FP32's time for the file at batch 1" in caplog.text) == (ratio > 1)
 

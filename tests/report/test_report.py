@@ -55,6 +55,7 @@ def test_json_follows_the_schema():
         "blocks",
         "weights",
         "layer_errors",
+        "search",
     ]
     assert read == report.to_dict()
     assert read["schema_version"] == 1

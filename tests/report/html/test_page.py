@@ -153,8 +153,11 @@ def test_it_asks_nobody_for_anything(case: Case) -> None:
 
 def test_it_has_every_section(case: Case) -> None:
     anchors = re.findall(r'<section id="([a-z]+)">', case.text)
-    expected = "asked gates accuracy size layers errors losses histograms changed floating warnings versions command"
-    assert anchors == [name for name in expected.split() if name != "warnings" or case.result.report.warnings]
+    expected = (
+        "asked gates accuracy size bits layers errors losses histograms changed floating warnings versions command"
+    )
+    there = {"warnings": bool(case.result.report.warnings), "bits": False}  # nobody asked for bits by budget
+    assert anchors == [name for name in expected.split() if there.get(name, True)]
     assert len(SECTIONS) == len(expected.split())
     assert case.text.count("<svg") > 3 + 3 + 3  # figures, and cards of weights and blocks
     assert len(case.text) < 3_000_000
