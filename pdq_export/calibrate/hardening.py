@@ -72,13 +72,15 @@ class Compensation:
     """Rounds weights of a layer so that errors make up for each other on its ``inputs``, of which moments are kept.
 
     ``node``: the layer's. ``weight``: any soft weight of it, which tells shapes. ``absorbs``: the bias takes up the
-    mean error.
+    mean error. ``rows``: of the inputs, that are enough.
     """
 
-    def __init__(self, node: fx.Node, weight: SoftRounding, inputs: Iterable[Tensor], *, absorbs: bool) -> None:
+    def __init__(
+        self, node: fx.Node, weight: SoftRounding, inputs: Iterable[Tensor], *, absorbs: bool, rows: int = _ROWS
+    ) -> None:
         self._product = _Product(node, weight)
         self._absorbs = absorbs
-        self._moments, self._means, rows = self._product.moments(inputs)
+        self._moments, self._means, rows = self._product.moments(inputs, rows)
         diagonal = torch.diagonal(self._moments, dim1=1, dim2=2)
         damping = max(_DAMPING, _DAMPING_OF_FEW * self._moments.shape[1] / rows) * diagonal.mean(1)
         if absorbs:
@@ -179,10 +181,10 @@ class _Product:
         """The weight's shape in float32 from [G, O, K]."""
         return rows.float().reshape(self._shape).movedim(0, self._axis).contiguous()
 
-    def moments(self, inputs: Iterable[Tensor]) -> tuple[Tensor, Tensor, int]:
+    def moments(self, inputs: Iterable[Tensor], enough: int = _ROWS) -> tuple[Tensor, Tensor, int]:
         """Second [G, K, K] and first [G, K] moments of the rows, float64, and their number.
 
-        Random positions of one image after the other, until there are enough rows.
+        Random positions of one image after the other, until there are ``enough`` rows.
         """
         generator = torch.Generator().manual_seed(0)
         second: Tensor | float = 0.0
@@ -196,7 +198,7 @@ class _Product:
             part = torch.cat(parts, 1).double()
             second, first = second + part @ part.transpose(1, 2), first + part.sum(2)
             count += part.shape[2]
-            if count >= _ROWS:
+            if count >= enough:
                 break
         assert isinstance(second, Tensor)
         assert isinstance(first, Tensor)

@@ -133,8 +133,8 @@ class BiasQuantizer(nn.Module):
         return self.value
 
 
-def weight_qparams(weight: Tensor, point: Point) -> QParams:
-    """Scale search for a weight of any layout, per channel along ``point.axis``."""
+def weight_qparams(weight: Tensor, point: Point, *, quick: bool = False) -> QParams:
+    """Scale search for a weight of any layout, per channel along ``point.axis``; ``quick``: with fewer candidates."""
     assert point.axis is not None
     rows = weight.movedim(point.axis, 0).flatten(1)
-    return choose_weight_qparams(rows, point.qmin, point.qmax)
+    return choose_weight_qparams(rows, point.qmin, point.qmax, quick=quick)

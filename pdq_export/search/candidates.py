@@ -25,6 +25,7 @@ from pdq_export.spec import Bits, Block, Layer, Point, Role
 from pdq_export.spec.sensitivity import Group
 
 _ELEMENTS = 2**22  # of an activation at a time
+_ROWS = 2**12  # of a layer's inputs, of which moments are kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +143,7 @@ class _Finder:
         self.found[point.tensor] = {}
         for width in self._widths:
             wide = point.with_bits(width)
-            qparams = histogram.choose_qparams(width, symmetric=point.symmetric)
+            qparams = histogram.choose_qparams(width, symmetric=point.symmetric, quick=True)
             self.found[point.tensor][width] = Candidate(ActivationQuantizer(wide, qparams))
 
     def _weight(self, block: Block, layer: Layer, inputs: Sequence[Cache]) -> None:
@@ -150,7 +151,7 @@ class _Finder:
         self._context.journal.tell("weights")
         point, weight = self._context.plan.points[layer.weight], self._done.constants[layer.weight]
         points = [point.with_bits(width, symmetric=self._symmetric) for width in self._widths]
-        soft = [SoftRounding(wide, weight, weight_qparams(weight, wide)) for wide in points]
+        soft = [SoftRounding(wide, weight, weight_qparams(weight, wide, quick=True)) for wide in points]
         node = self._nodes[layer.output]
         if self._done.is_shared(layer.weight) or not is_product(layer, node, soft[0]):
             rounded: list[tuple[WeightQuantizer, Tensor | None]] = [(one.harden(), None) for one in soft]
@@ -159,7 +160,7 @@ class _Finder:
             store.reserve(count * hardening_bytes(self._context.network, block, {layer.weight: soft[0]}))
             absorbs = absorbs_error(self._done, layer, node)
             before = inputs_of(self._done, block, layer, inputs)
-            rounded = Compensation(node, soft[0], before, absorbs=absorbs).round(soft)
+            rounded = Compensation(node, soft[0], before, absorbs=absorbs, rows=_ROWS).round(soft)
             store.reserve(0)
         self.found[layer.weight] = {width: Candidate(*one) for width, one in zip(self._widths, rounded, strict=True)}
 

@@ -21,7 +21,7 @@ from pdq_export.calibrate.subgraph import extract, tensor_nodes
 from pdq_export.search.candidates import Effect, Trial
 from pdq_export.spec import Bits, Block, Layer, Role
 
-_BATCH = 16
+_BATCH = 8
 Products = Mapping[tuple[str, Bits], Tensor]
 
 
@@ -215,32 +215,40 @@ class _Passes:
         return found
 
     def _add_activation(self, name: str, x: Tensor, gradients: Sequence[Tensor], block: Block | None) -> None:
-        stacked = self._stack(name, gradients)
-        for width, candidate in self._candidates[name].items():
-            self._add(name, width, stacked, self._rows(name, candidate.quantizer(x) - x), block)
+        errors = {
+            width: self._rows(name, candidate.quantizer(x) - x) for width, candidate in self._candidates[name].items()
+        }
+        self._add(name, self._stack(name, gradients), errors, block)
 
     def _add_weight(self, layer: Layer, x: Tensor, gradients: Sequence[Tensor], block: Block) -> None:
-        node, stacked = self._nodes[layer.output], self._stack(layer.output, gradients)
-        weight = self._constants[layer.weight]
+        node, weight = self._nodes[layer.output], self._constants[layer.weight]
+        errors = {}
         for width, candidate in self._candidates[layer.weight].items():
             error = node.target(x, candidate.quantizer() - weight, **node.kwargs)  # type: ignore[operator]
             if candidate.shift is not None:
                 error = error + candidate.shift.view(-1, *[1] * (error.ndim - 2 if _is_convolution(layer) else 0))
-            self._add(layer.weight, width, stacked, self._rows(layer.output, error), block)
+            errors[width] = self._rows(layer.output, error)
+        self._add(layer.weight, self._stack(layer.output, gradients), errors, block)
 
-    def _add(self, name: str, width: Bits, stacked: Tensor, error: Tensor, block: Block | None) -> None:
-        """Multiply an error [B, E] by gradients [B, P, E]; errors of one group add up before they are squared."""
-        products = torch.bmm(stacked, error[:, :, None])[:, :, 0].T.double()
+    def _add(self, name: str, gradients: Tensor, errors: Mapping[Bits, Tensor], block: Block | None) -> None:
+        """Multiply errors [B, E] by gradients [P, B, E]; errors of one group add up before they are squared.
+
+        All widths at once, an image at a time: what takes time is reading the gradients.
+        """
         group = self._group[name]
-        if len(products) == self._probes or block is None or block.name != group.block:
-            full = torch.zeros(self._probes + 1, products.shape[1], dtype=torch.float64, device=products.device)
-            full[: self._probes] = products[: self._probes]
-            products = full
-        key = group.name, width
-        self._sums[key] = self._sums[key] + products if key in self._sums else products
+        if len(gradients) > self._probes and (block is None or block.name != group.block):
+            gradients = gradients[: self._probes]
+        shape = len(errors), self._probes + 1, gradients.shape[1]
+        products = torch.zeros(shape, dtype=torch.float64, device=gradients.device)
+        for image in range(gradients.shape[1]):
+            by_width = torch.stack([error[image] for error in errors.values()])
+            products[:, : len(gradients), image] = by_width @ gradients[:, image].T
+        for width, product in zip(errors, products, strict=True):
+            key = group.name, width
+            self._sums[key] = self._sums[key] + product if key in self._sums else product
 
     def _stack(self, name: str, gradients: Sequence[Tensor]) -> Tensor:
-        return torch.stack([self._rows(name, g) for g in gradients], 1)
+        return torch.stack([self._rows(name, g) for g in gradients])
 
     def _rows(self, name: str, x: Tensor) -> Tensor:
         """A tensor as [B, ...], an image a row."""

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pdq_export.numerics.affine import dequantize_affine, quantize_affine
-from pdq_export.numerics.search import NORM, QParams, choose_activation_qparams, choose_weight_qparams
+from pdq_export.numerics.search import NORM, Histogram, QParams, choose_activation_qparams, choose_weight_qparams
 
 
 def error(x: torch.Tensor, qparams: QParams, qmin: int, qmax: int) -> torch.Tensor:
@@ -36,6 +36,19 @@ def test_coarse_to_fine_comes_close_to_the_exhaustive_search(bits: int) -> None:
     best = exhaustive(weight, bits)
     assert (chosen <= 1.03 * best).all()
     assert (chosen.mean() <= 1.005 * best.mean()).item()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
+def test_the_quick_search_loses_a_few_hundredths(bits: int) -> None:
+    weight = torch.randn(24, 90, generator=torch.Generator().manual_seed(bits))
+    weight[12:] += 0.7  # asymmetric rows
+    levels = 2**bits - 1
+    by_effort = [error(weight, choose_weight_qparams(weight, 0, levels, quick=q), 0, levels) for q in (True, False)]
+    assert (by_effort[0].mean() <= 1.1 * by_effort[1].mean()).item()
+    histogram = Histogram.of(weight)
+    row = weight.reshape(1, -1)
+    quick, thorough = (error(row, histogram.choose_qparams(bits, quick=q), 0, levels) for q in (True, False))
+    assert (quick <= 1.1 * thorough).all()
 
 
 @pytest.mark.parametrize("bits", [2, 4, 6, 8])
