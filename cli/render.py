@@ -72,5 +72,10 @@ def search_lines(search: "SearchReport") -> Iterable[str]:
         share = found.loss / max(uniform.loss, 1e-30)
         beside = f", × {share:.2f} of the estimated loss of the best equal ones"
     yield f"bits within {search.budget}: {average} on average{beside}"
+    for step in search.steps:
+        yield (
+            f"{step.size:,} bytes: {step.drop:.2f} points lost, ± {step.error:.2f} on {step.images:,} images held "
+            f"back, {'within' if step.held else 'beyond'} what may be lost"
+        )
     if search.note:
         yield search.note

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pdq_export.calibrate import Calibrated
 from pdq_export.commands.judging import Observed
 from pdq_export.commands.progress import Tell
+from pdq_export.data import Data
 from pdq_export.fidelity import Reference, as_seen
 from pdq_export.plan.saturation import saturating_layers
 from pdq_export.targets import Target
@@ -79,6 +80,24 @@ def evaluate(
         progress=functools.partial(tell.images, "rerun"),
     )
     return measured, parity, observed
+
+
+def measure_simulation(
+    work: Work, calibrated: Calibrated, reference: Reference, data: Data, *, device: torch.device, tell: Tell
+) -> Measurements:
+    """What the simulation of a file that is not written yet does on ``data``, beside FP32."""
+    size = work.batch or BATCH_SIZE
+    comparison = Comparison(
+        original=reference.content(work.prepared.model),
+        quantized=None,
+        batches=lambda: data.batches(size),
+        labels=data.labels,
+        compared=work.compared if work.plan.tail else (),
+        places=work.network.meta["images"],
+        simulate=_simulator(work, calibrated, device),
+        optimize=reference.optimize,
+    )
+    return validate(comparison, progress=lambda done: tell.images("validate", done, len(data)))
 
 
 def time_beside(work: Work, content: bytes, reference: Reference, *, target: Target) -> LatencyPair | None:

@@ -51,9 +51,21 @@ class Finder:
 
         ``budget``: by default the one that the configuration has.
         """
+        found = self.search(budget).find(size=self._size)
+        allotment = self._allotment(found.bits)
+        return self._with(allotment), allotment, found
+
+    def smallest(self, search: Search, loss: float) -> tuple[Config, Allotment, Found]:
+        """The same for the smallest file whose estimated loss is within ``loss``."""
+        found = search.smallest(loss, size=self._size)
+        allotment = self._allotment(found.bits)
+        return self._with(allotment), allotment, found
+
+    def search(self, budget: Budget | None = None) -> Search:
+        """What can be chosen, within a budget, by default the one that the configuration has."""
         asked = self.config.file
         options = plan_options(self.config, choose(self.config))
-        search = Search(
+        return Search(
             self.work,
             options,
             budget or parse_budget(self.config),
@@ -63,9 +75,6 @@ class Finder:
             metadata=self._metadata(self.config),
             operations=self._operations,
         )
-        found = search.find(size=self._size)
-        allotment = self._allotment(found.bits)
-        return self._with(allotment), allotment, found
 
     def _size(self, bits: Widths) -> int:
         """Of the file with these bits, with placeholders."""

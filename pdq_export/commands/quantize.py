@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from pdq_export.advice import HowMade
-from pdq_export.calibrate import BlockRecord, Calibrated, Source, calibrate
+from pdq_export.calibrate import BlockProgress, BlockRecord, Calibrated, Source, calibrate
 from pdq_export.calibrate.memory import trim_heap
 from pdq_export.calibrate.precision import settled_torch
 from pdq_export.commands.allotting import bits_content, take_bits
@@ -21,6 +21,7 @@ from pdq_export.commands.details import weight_histograms, with_layer_errors
 from pdq_export.commands.dry_run import dry_run, tell_loading
 from pdq_export.commands.evaluate import evaluate, time_beside
 from pdq_export.commands.find_bits import Finder
+from pdq_export.commands.find_smallest import Candidate, find_smallest
 from pdq_export.commands.judging import Metrics, Observed, batch_slices, side_contents
 from pdq_export.commands.keeping import describe_run, kept_blocks
 from pdq_export.commands.known import how_made
@@ -41,7 +42,7 @@ from pdq_export.data.synthetic import asks_synthetic
 from pdq_export.exhaustion import tells_of_memory
 from pdq_export.export.cost import constant_bytes
 from pdq_export.export.layouts import MIN_OPSET
-from pdq_export.fidelity import Fidelity
+from pdq_export.fidelity import Fidelity, UserFile
 from pdq_export.files import Draft
 from pdq_export.gates import check_outputs
 from pdq_export.graph.edit import with_constants
@@ -51,6 +52,7 @@ from pdq_export.normalization import warn_of_normalization
 from pdq_export.report import ModelInfo, Report, tell_verdict
 from pdq_export.report.layers import LayerReport
 from pdq_export.search.allotment import Allotment
+from pdq_export.search.asked import asks_smallest
 from pdq_export.spec import Plan, QuantizedTensors
 from pdq_export.targets import find_target
 from pdq_export.validate import BATCH_SIZE, Batch, Session
@@ -154,12 +156,15 @@ def _run(request: Request, tell: Tell, until_end: contextlib.ExitStack, warned: 
     tell.stage("plan")
     config, allotment = take_bits(request.config, file)
     request, found = request.planned_as(config), None
-    searched = config.plan.bits == AUTO
+    searched, smallest = config.plan.bits == AUTO, asks_smallest(config)
     planned = PlannedModel.of(file, request.planning, asked, told=not searched)
     chosen, inputs = request.options(planned.family), planned.inputs
     network = import_planned(planned)
     tell.stage("read")
     samples = _samples(request, planned, inputs, network, tell)
+    if samples.held is not None:
+        request = request.calibrating(samples, chosen.samples)
+        chosen = request.options(planned.family)
     work = begin_work(planned, network, samples)
     del planned, network
     tell.stage("check")
@@ -167,22 +172,24 @@ def _run(request: Request, tell: Tell, until_end: contextlib.ExitStack, warned: 
     _check(work, fidelity, asked)
     _tell_normalization(work)
     _check_gates(request, work, fidelity)
-    if searched:
+    if searched and not smallest:
         request, allotment, found = _find_bits(request, work, chosen, tell)
-        tell.stage("plan")
-        planned = PlannedModel.of(file, request.planning, asked)
-        work = begin_work(planned, import_planned(planned), samples)
-        fidelity = work.fidelity(session)
-        _check(work, fidelity, asked)
-    del session
+        work, fidelity = _planned_again(request, file, samples, session, tell)
     trim_heap()  # of large models several copies were made so far
-    tell.stage("calibrate")
-    seen = calibration_inputs(work)
-    work, equalized = _equalize(work, chosen, fidelity, seen)
-    reference = fidelity.reference()
-    del fidelity
-    calibrated, records = _calibrate(work, seen, chosen, request, tell, until_end)
-    del seen
+    if smallest:
+        made, allotment, found = _find_smallest(request, work, fidelity, session, chosen, tell, until_end)
+        request, work, equalized, reference = made.request, made.work, made.equalized, made.reference
+        calibrated, records = made.calibrated, made.records
+        del made, fidelity, session
+    else:
+        del session
+        tell.stage("calibrate")
+        seen = calibration_inputs(work)
+        work, equalized = _equalize(work, chosen, fidelity, seen)
+        reference = fidelity.reference()
+        del fidelity
+        calibrated, records = _calibrate(work, seen, chosen, request, tell.block, until_end)
+        del seen
     tell.stage("export")
     making = Making.of(request, work, chosen)
     quantized = _export(work, calibrated, request.config, making.metadata())
@@ -250,6 +257,7 @@ def _samples(
         told=functools.partial(tell.images, "read"),
         labels=request.labels,
         preprocess=request.preprocess,
+        hold_back=asks_smallest(request.config),
     )
 
 
@@ -261,6 +269,50 @@ def _find_bits(
     tell.stage("search")
     config, allotment, found = finder.find()
     return request.planned_as(config), allotment, found
+
+
+def _planned_again(
+    request: Request, file: UserFile, samples: Samples, session: Session, tell: Tell
+) -> tuple[Work, Fidelity]:
+    """The work with the bits that the request has now."""
+    tell.stage("plan")
+    planned = PlannedModel.of(file, request.planning, request.config.file)
+    work = begin_work(planned, import_planned(planned), samples)
+    fidelity = work.fidelity(session)
+    _check(work, fidelity, request.config.file)
+    return work, fidelity
+
+
+def _find_smallest(
+    request: Request,
+    work: Work,
+    fidelity: Fidelity,
+    session: Session,
+    chosen: CalibrationOptions,
+    tell: Tell,
+    until_end: contextlib.ExitStack,
+) -> tuple[Candidate, Allotment, Found]:
+    """The smallest file that keeps --max-drop on the images held back, calibrated, with its bits and all steps."""
+    finder = Finder.of(work, request.config, chosen, tell)
+    tell.stage("search")
+
+    def calibrate_as(config: Config, progress: Callable[[BlockProgress], None]) -> Candidate:
+        changed = request.planned_as(config)
+        again, checked = _planned_again(changed, work.original, work.samples, session, tell)
+        tell.stage("calibrate")
+        seen = calibration_inputs(again)
+        again, equalized = _equalize(again, chosen, checked, seen)
+        calibrated, records = _calibrate(again, seen, chosen, changed, progress, until_end)
+        return Candidate(
+            request=changed,
+            work=again,
+            calibrated=calibrated,
+            records=records,
+            equalized=equalized,
+            reference=checked.reference(),
+        )
+
+    return find_smallest(finder, fidelity.reference(), calibrate_as, device=request.device, tell=tell)
 
 
 def _check(work: Work, fidelity: Fidelity, asked: FileSection) -> None:
@@ -316,7 +368,7 @@ def _calibrate(
     inputs: Sequence[torch.Tensor | Source],
     chosen: CalibrationOptions,
     request: Request,
-    tell: Tell,
+    progress: Callable[[BlockProgress], None],
     until_end: contextlib.ExitStack,
 ) -> tuple[Calibrated, Mapping[str, BlockRecord]]:
     """Calibrate, with finished blocks kept or taken up; by block, how it was done."""
@@ -346,7 +398,7 @@ def _calibrate(
         chosen,
         device=request.device,
         max_memory=request.max_memory,
-        progress=tell.block,
+        progress=progress,
         checkpoint=checkpoint,
     )
     return calibrated, checkpoint.records

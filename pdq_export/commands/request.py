@@ -1,6 +1,7 @@
 """What was asked of `quantize`, checked and settled before any work."""
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -12,18 +13,21 @@ from pdq_export.calibrate.memory import parse_size
 from pdq_export.commands.judging import Metrics, find_metrics
 from pdq_export.commands.settle import Given, asked_preprocess, choose, plan_options, settle, with_method
 from pdq_export.commands.written import check_written
-from pdq_export.config.config import Config
+from pdq_export.config.config import Config, make_config
 from pdq_export.config.method import CalibrationOptions
 from pdq_export.config.option import QUANTIZE
-from pdq_export.data import DataSource, Preprocess, check_exists
+from pdq_export.data import DataSource, Preprocess, Samples, check_exists
 from pdq_export.data.synthetic import asks_synthetic
 from pdq_export.errors import DataError, OptionError
 from pdq_export.gates import Limits, flag, parse_limits
 from pdq_export.plan import PlanOptions
 from pdq_export.runs import check_root
+from pdq_export.search.asked import asks_smallest
 from pdq_export.targets import find_target
 from pdq_export.validate import Metric
 from pdq_export.work import Model
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,6 +94,11 @@ class Request:
         )
         if not asks_synthetic(request.calib):
             check_exists(request.calib)
+        elif asks_smallest(settled):
+            raise OptionError(
+                f"--bits auto --max-drop {settled.gates.max_drop:g}: images are held back from --calib to choose bits "
+                "by, and synthetic ones tell nothing of accuracy; give --calib images, or a budget such as --max-size"
+            )
         check_exists(request.eval)
         request._check_files(config)
         return request
@@ -104,6 +113,18 @@ class Request:
     def planned_as(self, config: Config) -> "Request":
         """The same with another configuration of the plan."""
         return dataclasses.replace(self, config=config, planning=plan_options(config, choose(config)))
+
+    def calibrating(self, samples: Samples, asked: int) -> "Request":
+        """The same with as many calibration images as there are once some are held back; ``asked``: before."""
+        assert samples.held is not None
+        count = len(samples.calibration) + len(samples.left_out)
+        logger.info(
+            "%s: calibration sees the first %d images; %d others are held back to choose bits by",
+            samples.calibration.source,
+            count,
+            len(samples.held),
+        )
+        return self if count == asked else self.planned_as(make_config({"samples": count}, base=self.config))
 
     def options(self, family: str) -> CalibrationOptions:
         """The numbers of the method for a network of this family."""

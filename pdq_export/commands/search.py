@@ -16,6 +16,7 @@ from pdq_export.search.asked import Budget
 from pdq_export.search.budget import Choices, Cost, Limit, Widths, solve
 from pdq_export.spec import MAX_BITS, BitWidths, Role
 from pdq_export.spec.sensitivity import Sensitivity
+from pdq_export.spec.step import Step
 from pdq_export.targets import find_target
 from pdq_export.work import PlannedModel
 
@@ -37,6 +38,7 @@ class Found:
 
     ``uniform``: equal bits for all layers that keep the budget, the best of them; None where none do. ``frontier``: the
     least loss at other sizes; ``uniforms``: what equal bits for all layers take and lose. ``note``: on activations.
+    ``steps``: where the smallest file was looked for that keeps a drop, every calibration that was made for it.
     """
 
     bits: Widths
@@ -47,10 +49,14 @@ class Found:
     budget: Budget
     measure: str
     note: str
+    steps: tuple[Step, ...] = ()
 
     def report(self) -> SearchReport:
         """What a report says of it."""
-        told = {name: getattr(self, name) for name in ("measure", "chosen", "uniform", "frontier", "uniforms", "note")}
+        told = {
+            name: getattr(self, name)
+            for name in ("measure", "chosen", "uniform", "frontier", "uniforms", "note", "steps")
+        }
         return SearchReport(budget=self.budget.told(), **told)
 
 
@@ -94,6 +100,17 @@ class Search:
         if uniform is not None and self._loss.of(bits) > _BETTER * self._loss.of(uniform):
             bits, written = uniform, size(uniform)
             logger.info("bits that differ promise no less loss than equal ones: %s keeps them", self._budget.told())
+        return self._found(bits, written, uniform)
+
+    def smallest(self, loss: float, *, size: Callable[[Widths], int]) -> Found:
+        """The smallest allotment whose estimated loss is within ``loss``, or that of the least loss there is."""
+        limit = Limit(option="--max-drop", cost=self._loss, most=loss)
+        bits = solve(self._choices, self._size, [limit]) or solve(self._choices, self._loss)
+        assert bits is not None  # nothing else is asked
+        held = [bits for _, bits in self._uniforms() if limit.holds(bits)]
+        return self._found(bits, size(bits), min(held, key=self._size.of) if held else None)
+
+    def _found(self, bits: Widths, written: int, uniform: Widths | None) -> Found:
         note = "" if self._budget.counts_activations else self._why_wide()
         if note:
             logger.info("%s", note)

@@ -40,7 +40,11 @@ class GatesSection:
     """What a file has to hold. A gate that fails is exit code 1; what was asked for is written all the same."""
 
     max_drop: float | None = _gate(
-        "Fail where top-1 accuracy falls by more points than this", metavar="POINTS", least=0, most=100
+        "Fail where top-1 accuracy falls by more points than this; --bits auto without a budget finds the smallest "
+        "file that keeps it",
+        metavar="POINTS",
+        least=0,
+        most=100,
     )
     min_agreement: float | None = _gate(
         "Fail where argmax agrees with FP32's on a smaller share, in percent", metavar="PERCENT", least=0, most=100

@@ -38,6 +38,7 @@ def load_images(
     told: Callable[[int, int], None] = lambda *_: None,
     preprocess: Preprocess | None = None,
     labels: Any = None,
+    spare: int = 0,
 ) -> ImageSet:
     """Load images from an .npz, an .npy or a folder of image files.
 
@@ -51,7 +52,7 @@ def load_images(
     them where there are fewer. ``told``: of how many images of a folder are read, and of how many at most.
     ``preprocess``: wins over that of the folder; ``mean`` and ``std`` go with uint8 images, too. ``labels``: class
     indices, one for each image that there is, where it has none of its own: of a folder one for each file in the order
-    of their names, those that are skipped among them. Raises DataError.
+    of their names, those that are skipped among them. ``spare``: how many of ``limit`` nobody misses. Raises DataError.
     """
     path = Path(path)
     if limit is not None and limit < 1:
@@ -62,9 +63,9 @@ def load_images(
         images = _load(path, expected, limit, told, preprocess or Preprocess(), labels)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-    if limit is not None and len(images) < limit:
+    if limit is not None and len(images) < (wanted := limit - spare):
         logger.warning(
-            "%s: %d images, fewer than the %d of the preset or the options: all are taken", path, len(images), limit
+            "%s: %d images, fewer than the %d of the preset or the options: all are taken", path, len(images), wanted
         )
     return images
 
@@ -130,14 +131,15 @@ def read_data(
     labels: Any = None,
     told: Callable[[int, int], None] = lambda *_: None,
     preprocess: Preprocess | None = None,
+    spare: int = 0,
 ) -> ImageSet | InputSet:
     """Whatever users give as calibration or evaluation data, checked against the model's inputs.
 
     One input that takes images: a path for `load_images`, an array or tensor, or an `ImageSet`. Anything else: a path
     for `load_inputs`, a mapping of arrays by input name, an `InputSet`, or one array for one input. For both: data in
     a pair with their labels, what `read_items` takes, and ``module:function``, which returns any of these. ``labels``:
-    of all samples that there are, where the data have none of their own. ``told`` and ``preprocess``: as in
-    `load_images`. Raises DataError.
+    of all samples that there are, where the data have none of their own. ``told``, ``preprocess`` and
+    ``spare``: as in `load_images`. Raises DataError.
     """
     where = ""
     if isinstance(source, str) and names_function(source):
@@ -145,7 +147,8 @@ def read_data(
     if (pair := _labelled_pair(source, expected)) is not None:
         check_unlabelled(where or "data", labels, has_labels=True)
         source, labels = pair
-    asked = _Asked(where=where, limit=limit, labels=labels, told=told, preprocess=preprocess or Preprocess())
+    preprocess = preprocess or Preprocess()
+    asked = _Asked(where=where, limit=limit, labels=labels, told=told, preprocess=preprocess, spare=spare)
     data = _read(source, expected, asked)
     taken = isinstance(source, np.ndarray | Mapping) or as_array(source, where) is not None
     if labels is None or taken or (isinstance(source, str | Path) and isinstance(data, ImageSet)):
@@ -162,6 +165,7 @@ class _Asked:
     labels: Any
     told: Callable[[int, int], None]
     preprocess: Preprocess
+    spare: int
 
 
 def _read(source: Any, expected: Sequence[InputSpec], asked: _Asked) -> ImageSet | InputSet:
@@ -176,6 +180,7 @@ def _read(source: Any, expected: Sequence[InputSpec], asked: _Asked) -> ImageSet
                 told=asked.told,
                 preprocess=asked.preprocess,
                 labels=asked.labels,
+                spare=asked.spare,
             )
         _check_unused(str(source), "data of a model that takes no single image", asked.preprocess)
         return load_inputs(source, expected=expected, limit=limit)

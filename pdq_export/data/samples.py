@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,13 +11,14 @@ from pdq_export.data.input_set import InputSet
 from pdq_export.data.input_spec import InputSpec
 from pdq_export.data.load import DataSource, read_data
 from pdq_export.data.outliers import find_outliers
-from pdq_export.data.overlap import all_equal, count_shared
+from pdq_export.data.overlap import all_equal, count_shared, image_digests
 from pdq_export.data.preprocess import Preprocess
 from pdq_export.errors import DataError, first_few
 
 logger = logging.getLogger(__name__)
 
 Data = ImageSet | InputSet
+MOST_HELD = 2048  # images that are read beyond those of calibration, to be held back
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,7 +26,7 @@ class Samples:
     """What is calibrated on and what is judged on; ``shared``: how many of the latter calibration sees.
 
     ``left_out``: positions of samples given for calibration that calibration does not see. ``synthesis``: how images to
-    calibrate on were made, where they were.
+    calibrate on were made, where they were. ``held``: what neither calibration nor judgement sees, to choose by.
     """
 
     calibration: Data
@@ -32,6 +34,7 @@ class Samples:
     shared: int
     left_out: tuple[int, ...] = ()
     synthesis: Mapping[str, Any] | None = None
+    held: Data | None = None
 
     def settings(self) -> dict[str, Any]:
         """What the report says of them."""
@@ -42,6 +45,7 @@ class Samples:
             "evaluated_on_calibration_images": self.shared == len(self.judged),
             "evaluation_images_seen_in_calibration": self.shared,
             **({} if self.synthesis is None else {"synthesis": dict(self.synthesis)}),
+            **({} if self.held is None else {"held_back": str(self.held)}),
         }
 
 
@@ -53,16 +57,44 @@ def read_samples(
     told: Callable[[int, int], None] = lambda *_: None,
     labels: Any = None,
     preprocess: Preprocess | None = None,
+    hold_back: bool = False,
 ) -> Samples:
     """At most ``limit`` samples to calibrate on, and those to judge on, in whole batches: ``eval``, or else the same.
 
     ``told``: of how many images of a folder are read, one folder after the other. ``labels``: of the samples that are
-    judged on. ``preprocess``: as in `read_data`, of both. Warns as `pair_samples` does.
+    judged on. ``preprocess``: as in `read_data`, of both. ``hold_back``: keep some of ``calib`` from calibration, see
+    `split_held`. Warns as `pair_samples` does.
     """
     of_calibration = labels if eval is None else None
-    calibration = read_data(calib, specs, limit=limit, labels=of_calibration, told=told, preprocess=preprocess)
+    spare = MOST_HELD if hold_back else 0
+    calibration = read_data(
+        calib, specs, limit=limit + spare, labels=of_calibration, told=told, preprocess=preprocess, spare=spare
+    )
     judged = None if eval is None else read_data(eval, specs, labels=labels, told=told, preprocess=preprocess)
-    return pair_samples(calibration, judged, specs)
+    if not hold_back:
+        return pair_samples(calibration, judged, specs)
+    calibration, held = split_held(calibration, judged, limit)
+    held = whole_batches(held, specs[0].shape[0] or 1)
+    return dataclasses.replace(pair_samples(calibration, judged, specs), held=held)
+
+
+def split_held(given: Data, judged: Data | None, limit: int) -> tuple[Data, Data]:
+    """What of the ``given`` calibrates, the first ``limit`` or fewer, and what is held back: a quarter or more.
+
+    No image is held back that calibration or judgement sees. Raises DataError where none is left.
+    """
+    count = min(limit, len(given) - math.ceil(len(given) / 4))
+    calibration, rest = given.head(count), given.take(range(count, len(given)))
+    sets = (calibration, rest) if judged is None else (calibration, rest, judged)
+    seen, found, *others = image_digests(*sets) if count else [[], []]
+    known = set(seen).union(*others)
+    kept = [number for number, digest in enumerate(found) if digest not in known]
+    if not kept:
+        raise DataError(
+            f"{given.source}: {len(given)} images, of which none can be held back that neither calibration nor "
+            "evaluation sees; expected at least 4, of which a quarter is held back to choose bits by"
+        )
+    return calibration, rest if len(kept) == len(rest) else rest.take(kept)
 
 
 def pair_samples(

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from pdq_export.spec.step import Step
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Estimate:
@@ -23,6 +25,7 @@ class SearchReport:
 
     ``uniform``: equal bits for all layers that keep the budget, the best of them; None where none do. ``frontier``: the
     least loss at other sizes; ``uniforms``: what equal bits for all layers take and lose. ``note``: on activations.
+    ``steps``: every calibration that was made for the smallest file that keeps a drop.
     """
 
     budget: str
@@ -32,3 +35,4 @@ class SearchReport:
     frontier: tuple[Estimate, ...]
     uniforms: tuple[Estimate, ...]
     note: str
+    steps: tuple[Step, ...] = ()

@@ -4,7 +4,7 @@ import dataclasses
 import re
 
 from pdq_export.config.config import AUTO, Config
-from pdq_export.config.option import SENSITIVITY
+from pdq_export.config.option import INSPECT, SENSITIVITY
 from pdq_export.errors import OptionError
 from pdq_export.spec import MAX_BITS, MIN_BITS
 
@@ -17,7 +17,8 @@ class Budget:
     """What an allotment keeps within; None where nothing is asked.
 
     ``size``: bytes; ``size_ratio``: of FP32's file. ``avg_weight``, ``avg_activation``: average bits. ``bit_ops``: over
-    those of 8/8. ``weights``, ``activations``: bits to choose from.
+    those of 8/8. ``drop``: points of top-1, where nothing else is asked. ``weights``, ``activations``: bits to choose
+    from.
     """
 
     size: int | None = None
@@ -25,6 +26,7 @@ class Budget:
     avg_weight: float | None = None
     avg_activation: float | None = None
     bit_ops: float | None = None
+    drop: float | None = None
     weights: tuple[int, ...] = tuple(range(MIN_BITS, MAX_BITS + 1))
     activations: tuple[int, ...] = tuple(range(MIN_BITS, MAX_BITS + 1))
 
@@ -43,7 +45,7 @@ class Budget:
         if self.avg_activation is not None:
             average = f"{average}/{self.avg_activation:g}"
         size = self.size if self.size_ratio is None else f"{self.size_ratio:g}"
-        asked = {"--max-size": size, "--avg-bits": average, "--max-bit-ops": self.bit_ops}
+        asked = {"--max-size": size, "--avg-bits": average, "--max-bit-ops": self.bit_ops, "--max-drop": self.drop}
         return " ".join(
             f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
             for name, value in asked.items()
@@ -78,13 +80,23 @@ def check_search(config: Config, *, command: str, fewest_bits: int, target: str)
             f"--bits auto: --target {target} has {MAX_BITS} bits throughout; expected a target with a choice; use "
             "--bits 8/8, or another --target"
         )
-    if not given:
-        drop = "; --max-drop is a gate on the file, and says no size" if config.gates.max_drop is not None else ""
+    if not given and config.gates.max_drop is None:
         raise OptionError(
-            "--bits auto: there is no budget; expected --max-size 0.12 (of FP32's size, or bytes), --avg-bits 3.5 or "
-            f"--max-bit-ops 0.25 (of 8/8's){drop}"
+            "--bits auto: there is no budget; expected --max-size 0.12 (of FP32's size, or bytes), --avg-bits 3.5, "
+            "--max-bit-ops 0.25 (of 8/8's), or --max-drop 1 (points of top-1: the smallest file that keeps it)"
+        )
+    if command == INSPECT and asks_smallest(config):
+        raise OptionError(
+            f"--bits auto --max-drop {config.gates.max_drop:g}: the smallest file that keeps it is found by "
+            "calibrating, which inspect does not; expected a budget, such as --max-size 0.12, or quantize"
         )
     parse_budget(config)
+
+
+def asks_smallest(config: Config) -> bool:
+    """Whether the smallest file is wanted that keeps --max-drop; beside a budget that is a gate alone."""
+    given = any(getattr(config.search, name) is not None for name in BUDGETS)
+    return config.plan.bits == AUTO and config.gates.max_drop is not None and not given
 
 
 def parse_budget(config: Config) -> Budget:
@@ -99,6 +111,7 @@ def parse_budget(config: Config) -> Budget:
         avg_weight=weight,
         avg_activation=activation,
         bit_ops=search.max_bit_ops,
+        drop=config.gates.max_drop if asks_smallest(config) else None,
         weights=weights,
         activations=activations,
     )

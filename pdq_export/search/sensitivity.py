@@ -1,5 +1,6 @@
 """What quantizing each group of tensors alone does to the network, at every width."""
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
@@ -61,6 +62,8 @@ def measure_sensitivity(
     try:
         folded = fold_sizes(network, [x[:FOLDING_IMAGES].to(device) for x in inputs])
         journal = Journal(plan.blocks, 0, progress)
+        # Methods that calibrate without it are measured by what they do to classes as well.
+        options = dataclasses.replace(options, prediction_difference=True)
         context = Context(network=folded, plan=plan, options=options, store=store, journal=journal)
         named = dict(zip(input_tensors(folded), (store.adopt(x) for x in inputs), strict=True))
         done = Quantizers(folded, plan, network)

@@ -1,0 +1,133 @@
+"""``--bits auto --max-drop``: the smallest file that keeps it, on images held back, end to end on a toy network."""
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from pdq_export.commands import quantize as stage
+from pdq_export.commands.quantize import quantize
+from pdq_export.errors import OptionError
+from pdq_export.validate import Session
+
+from ..onnx_text import fill, name_nodes, parse
+
+P = "<pads = [1, 1, 1, 1]>"
+BODY = f"""c1 = Conv {P} (image, w1) a1 = Relu(c1) c2 = Conv {P} (a1, w2) s = Add(c2, a1) z = Relu(s)
+    c3 = Conv {P} (z, w3) v = Relu(c3) p = GlobalAveragePool(v) f = Flatten(p) y = Gemm <transB = 1> (f, w4)"""
+SHAPES = {"w1": (32, 3, 3, 3), "w2": (32, 32, 3, 3), "w3": (32, 32, 3, 3), "w4": (5, 32)}
+IMAGES = np.random.default_rng(3).normal(size=(160, 3, 8, 8)).astype(np.float32)
+OPTIONS: dict[str, Any] = {"method": "nearest", "device": "cpu", "samples": 24, "reduce_range": True}
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Files, labelled as the network has it but for a tenth."""
+    monkeypatch.chdir(tmp_path)
+    model = name_nodes(fill(parse(BODY), SHAPES))
+    onnx.save(model, "model.onnx")
+    labels = Session(model.SerializeToString()).run(IMAGES)[0].argmax(axis=1)
+    labels[::10] = (labels[::10] + 1) % 5
+    np.savez("calib.npz", images=IMAGES[:100], labels=labels[:100])
+    np.savez("plain.npz", images=IMAGES[:100])
+    np.savez("eval.npz", images=IMAGES[96:], labels=labels[96:])  # four of them are among those of calibration
+    return {"calib": "calib.npz", "eval": "eval.npz", **OPTIONS}
+
+
+def run(fields: dict[str, Any], **more: Any) -> Any:
+    asked = {"bits": "auto", "max_drop": 20, "output": "a.onnx", "overwrite": True}
+    return quantize("model.onnx", **{**asked, **fields, **more})
+
+
+def test_finds_a_file_and_makes_it_again(data: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        found = run(data, report="a.json")
+    report = json.loads(Path("a.json").read_text())
+    steps = report["search"]["steps"]
+    assert report["search"]["budget"] == "--max-drop 20"
+    assert 1 <= len(steps) <= 3
+    assert [step["images"] for step in steps] == [72] * len(steps)  # of 100, without 24 and those of --eval
+    held = [step["size"] for step in steps if step["held"]]
+    assert report["search"]["chosen"]["size"] == min(held)
+    assert abs(report["quantized"]["size"] - min(held)) < 0.02 * min(held)
+    assert [gate["option"] for gate in report["gates"]] == ["--max-drop"]
+    assert report["settings"]["held_back"].startswith("calib.npz: 72 images")
+    assert report["settings"]["calibration"].startswith("calib.npz: 24 images")
+    assert report["settings"]["evaluation_images_seen_in_calibration"] == 0
+    assert "at most 3 calibrations, each judged on 72 images held back" in caplog.text
+    assert "of them, at most" in caplog.text  # seconds
+    quantize("model.onnx", bits_from="a.bits.toml", output="again.onnx", **data)
+    assert Path("again.onnx").read_bytes() == Path("a.onnx").read_bytes()
+    assert [dataclasses.asdict(one) for one in found.report.search.steps] == steps
+
+
+def test_a_looser_limit_is_no_larger(data: dict[str, Any]) -> None:
+    sizes = [run(data, max_drop=limit).report.quantized.size for limit in (10, 60)]
+    assert sizes[1] < sizes[0]
+
+
+def test_goes_on_where_it_was(data: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = {**data, "method": "adaround", "iters": 2, "batch_size": 4, "work_dir": tmp_path / "runs"}
+    run(fields)
+    expected = Path("a.onnx").read_bytes()
+
+    def interrupts(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stage, "_export", interrupts)  # all calibrations are finished
+        with pytest.raises(KeyboardInterrupt):
+            run(fields)
+    blocks: list[str] = []
+
+    def watch(at: Any) -> None:
+        if at.block is not None and at.block.step:
+            blocks.append(at.block.block)
+
+    run(fields, resume=True, progress=watch)
+    assert Path("a.onnx").read_bytes() == expected
+    assert not blocks
+
+
+def test_without_labels_agreement_is_the_bound(data: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    found = run({**data, "calib": "plain.npz"})
+    assert "plain.npz has no labels: of --max-drop the images held back can tell no more than a bound" in caplog.text
+    assert all(step.drop >= 0 for step in found.report.search.steps)
+
+
+def test_what_cannot_be_kept_is_told(data: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    found = run(data, max_drop=2, allowed_bits="2", first_last="2/2")
+    assert len(found.report.search.steps) == 1  # nothing else is to be had
+    assert "--max-drop 2: none of 1 calibrations keeps it on the images held back" in caplog.text
+    assert [gate.option for gate in found.report.gates] == ["--max-drop"]
+
+
+def test_fewer_images_are_part_of_what_the_file_says(data: dict[str, Any]) -> None:
+    found = run({**data, "samples": 256})
+    assert found.report.settings["samples"] == 75
+    quantize("model.onnx", bits_from="a.bits.toml", output="again.onnx", **{**data, "samples": 75})
+    assert Path("again.onnx").read_bytes() == Path("a.onnx").read_bytes()
+
+
+def test_beside_a_budget_it_is_a_gate_alone(data: dict[str, Any]) -> None:
+    found = run(data, max_size=0.2)
+    assert found.report.search.steps == ()
+    assert "held_back" not in found.report.settings
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"eval": None}, "--max-drop: there are no evaluation images"),
+        ({"calib": "synthetic"}, "synthetic ones tell nothing of accuracy; give --calib images, or a budget"),
+        ({"max_drop": None}, r"there is no budget; expected .*, or --max-drop 1 \(points of top-1"),
+    ],
+)
+def test_what_is_refused(data: dict[str, Any], fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        run({**data, **fields})
