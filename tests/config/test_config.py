@@ -16,6 +16,7 @@ from pdq_export.config.config import (
     Config,
     DataSection,
     PlanSection,
+    PreprocessSection,
     flatten,
     make_config,
     nested,
@@ -25,6 +26,7 @@ from pdq_export.config.config import (
 )
 from pdq_export.config.method import CalibrationOptions
 from pdq_export.config.option import INSPECT, QUANTIZE, find_options, option
+from pdq_export.config.search import SearchSection
 from pdq_export.config.toml import read_toml, write_toml
 from pdq_export.errors import OptionError
 from pdq_export.export.runtimes import OLDEST, parse_version
@@ -166,8 +168,10 @@ def test_sizes_are_those_that_calibration_reads(text: str) -> None:
 
 
 def test_a_command_takes_its_own_options_alone() -> None:
-    planned = PlanSection.__dataclass_fields__.keys()
-    assert set(options_of(command=INSPECT)) == {*planned, "bits_from", "target", "runtime", "opset"}
+    planned = {*PlanSection.__dataclass_fields__, "target", "runtime", "opset"}
+    searched = SearchSection.__dataclass_fields__.keys() - {"bits_to"}  # it writes no file
+    read = {"calib", *PreprocessSection.__dataclass_fields__, "device", "max_memory", "work_dir"}  # for --bits auto
+    assert set(options_of(command=INSPECT)) == planned | searched | read
     with pytest.raises(OptionError, match="'samples' is unknown"):
         make_config({"samples": 3}, command=INSPECT)
 
