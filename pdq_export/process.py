@@ -1,17 +1,22 @@
 """Settings of a whole process, which only its owner may change: the command line does, and so may a program.
 
-Nothing else in the package changes what other threads see.
+Nothing else in the package changes what other threads see, but for `without_stdout_lines`, which loses nothing
+of theirs.
 """
 
 import contextlib
 import ctypes
 import os
 import sys
+import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _NEVER = -1, -3, 2**31 - 1
 _LARGEST_THRESHOLD = 32 * 2**20
+_STDOUT = 1  # the descriptor
+_STDOUT_TAKEN = threading.Lock()
 
 
 def tune_process(*, limited: bool = False, threads: int | None = None) -> None:
@@ -55,6 +60,38 @@ def _keep_heap(*, limited: bool) -> None:
         # Before 2.35 the threshold has a limit.
         if libc.mallopt(_M_MMAP_THRESHOLD, _NEVER) or libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_THRESHOLD):
             libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)
+
+
+@contextlib.contextmanager
+def without_stdout_lines(begin: bytes) -> Iterator[None]:
+    """Within it no line that a C library prints, and that begins so, reaches the process's standard output.
+
+    What else is printed meanwhile, by whatever thread, follows at the end. One thread at a time is within.
+    """
+    with _STDOUT_TAKEN, contextlib.ExitStack() as until_end:
+        try:
+            _flush()
+            before = os.dup(_STDOUT)
+            until_end.callback(os.close, before)
+            kept = until_end.enter_context(tempfile.TemporaryFile())
+            os.dup2(kept.fileno(), _STDOUT)
+        except OSError:  # there is no standard output, or no room beside it
+            yield
+            return
+        try:
+            yield
+        finally:
+            _flush()  # what C's stdio holds would come later
+            os.dup2(before, _STDOUT)
+            kept.seek(0)
+            others = b"".join(line for line in kept if not line.startswith(begin))
+            while others:
+                others = others[os.write(_STDOUT, others) :]
+
+
+def _flush() -> None:
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).fflush(None)
 
 
 def work_in(folder: str) -> None:

@@ -31,7 +31,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
         {"numpy", "torch"},
     ),
     "search": (
-        {"calibrate", "config", "errors", "graph.lookup", "numerics", "operators", "plan", "spec"},
+        {"calibrate", "config", "errors", "graph.lookup", "numerics", "operators", "plan", "process", "runs", "spec"},
         {"numpy", "scipy", "torch"},
     ),
     "export": ({"arithmetic", "errors", "operators", "spec", "graph.lookup", "graph.scopes"}, {"numpy", "onnx"}),

@@ -43,7 +43,7 @@ class Finder:
         asked = Asked.of(config)
         sensitivity = find_sensitivity(work, chosen, asked, tell)
         digests = sha256_by_input(work.samples.calibration, work.index.inputs)
-        made = made_by(work.info, digests, str(asked.device))
+        made = made_by(work.info, digests, str(asked.device), work.samples.synthesis)
         return cls(work=work, config=config, chosen=chosen, sensitivity=sensitivity, made=made)
 
     def find(self, budget: Budget | None = None) -> tuple[Config, Allotment, Found]:

@@ -13,7 +13,7 @@ from pdq_export.plan.freedom import find_freedom, rule_bits
 from pdq_export.plan.rules import PlanOptions
 from pdq_export.report.bits import Estimate, SearchReport
 from pdq_export.search.asked import Budget
-from pdq_export.search.budget import Choices, Cost, Limit, Widths, solve
+from pdq_export.search.budget import Choices, Cost, Limit, Solution, Widths, solve
 from pdq_export.spec import MAX_BITS, BitWidths, Role
 from pdq_export.spec.sensitivity import Sensitivity
 from pdq_export.spec.step import Step
@@ -49,13 +49,14 @@ class Found:
     budget: Budget
     measure: str
     note: str
+    gap: float = 0.0
     steps: tuple[Step, ...] = ()
 
     def report(self) -> SearchReport:
         """What a report says of it."""
         told = {
             name: getattr(self, name)
-            for name in ("measure", "chosen", "uniform", "frontier", "uniforms", "note", "steps")
+            for name in ("measure", "chosen", "uniform", "frontier", "uniforms", "note", "steps", "gap")
         }
         return SearchReport(budget=self.budget.told(), **told)
 
@@ -95,22 +96,31 @@ class Search:
         ``size``: of a file with these bits, written with placeholders; what it takes more than estimated the next
         solution has to spare.
         """
-        bits, written = self._within(size)
+        solution, written = self._within(size)
+        bits, gap = solution.bits, solution.gap
         uniform = self._best_uniform(size)
         if uniform is not None and self._loss.of(bits) > _BETTER * self._loss.of(uniform):
-            bits, written = uniform, size(uniform)
+            bits, written, gap = uniform, size(uniform), 0.0
             logger.info("bits that differ promise no less loss than equal ones: %s keeps them", self._budget.told())
-        return self._found(bits, written, uniform)
+        if gap:
+            logger.warning(
+                "%s: the solver stopped at a part of all allotments; others could lose up to %.2g %% less by the sum "
+                "of estimates; --allowed-bits with fewer to choose from lets it finish",
+                self._budget.told(),
+                100 * gap,
+            )
+        return self._found(bits, written, uniform, gap)
 
     def smallest(self, loss: float, *, size: Callable[[Widths], int]) -> Found:
         """The smallest allotment whose estimated loss is within ``loss``, or that of the least loss there is."""
         limit = Limit(option="--max-drop", cost=self._loss, most=loss)
-        bits = solve(self._choices, self._size, [limit]) or solve(self._choices, self._loss)
-        assert bits is not None  # nothing else is asked
-        held = [bits for _, bits in self._uniforms() if limit.holds(bits)]
+        solution = solve(self._choices, self._size, [limit]) or solve(self._choices, self._loss)
+        assert solution is not None  # nothing else is asked
+        bits = solution.bits
+        held = [equal for _, equal in self._uniforms() if limit.holds(equal)]
         return self._found(bits, size(bits), min(held, key=self._size.of) if held else None)
 
-    def _found(self, bits: Widths, written: int, uniform: Widths | None) -> Found:
+    def _found(self, bits: Widths, written: int, uniform: Widths | None, gap: float = 0.0) -> Found:
         note = "" if self._budget.counts_activations else self._why_wide()
         if note:
             logger.info("%s", note)
@@ -123,32 +133,58 @@ class Search:
             budget=self._budget,
             measure=self._measure,
             note=note,
+            gap=gap,
         )
 
-    def _within(self, size: Callable[[Widths], int]) -> tuple[dict[str, int], int]:
+    def _within(self, size: Callable[[Widths], int]) -> tuple[Solution, int]:
         """The best bits and the bytes of their file; what these are off the estimate, the next solution spares."""
         limits = self._limits()
         most = self._budget.bytes(len(self._planned.original.content))
         if most is None:
-            bits = solve(self._choices, self._loss, limits)
-            if bits is None:
+            found = solve(self._choices, self._loss, limits)
+            if found is None:
                 raise self._infeasible(limits)
-            return bits, size(bits)
+            return found, size(found.bits)
         spared = aim = most * (1 - _SPARE)
         for _ in range(_ROUNDS):
-            bits = solve(self._choices, self._loss, [*limits, self._size_limit(aim)])
-            if bits is None:
+            found = solve(self._choices, self._loss, [*limits, self._size_limit(aim)])
+            if found is None:
                 break
-            if (written := size(bits)) <= spared:
-                return bits, written
-            aim = self._size.of(bits) - (written - spared)
-        bits = solve(self._choices, self._size, limits)
-        if bits is None:
+            if (written := size(found.bits)) <= spared:
+                return found, written
+            aim = self._size.of(found.bits) - (written - spared)
+        smallest = solve(self._choices, self._size, limits)
+        if smallest is None:
             raise self._infeasible(limits)
-        if (written := size(bits)) <= spared:
-            return bits, written
+        if (written := size(smallest.bits)) > spared:
+            raise self._too_small(most, written)
+        return self._between(size, spared, limits, smallest.bits) or (self._smallest(smallest), written)
+
+    def _between(
+        self, size: Callable[[Widths], int], spared: float, limits: Sequence[Limit], smallest: Widths
+    ) -> tuple[Solution, int] | None:
+        """The best that keeps the size, of budgets halved towards that of the smallest; None where none does."""
+        low, high, best = self._size.of(smallest), spared, None
+        for _ in range(_ROUNDS):
+            aim = (low + high) / 2
+            found = solve(self._choices, self._loss, [*limits, self._size_limit(aim)])
+            if found is not None and (written := size(found.bits)) <= spared:
+                best, low = (found, written), aim
+            else:
+                high = aim
+        return best
+
+    def _smallest(self, solution: Solution) -> Solution:
+        logger.warning(
+            "%s: files are larger than estimated at every budget that was tried, so that the smallest is taken, which "
+            "loses most; a larger --max-size may find one that loses less",
+            self._budget.told(),
+        )
+        return Solution(bits=solution.bits)  # its gap is of the size
+
+    def _too_small(self, most: int, written: int) -> OptionError:
         smallest, original = math.ceil(written / (1 - _SPARE)), len(self._planned.original.content)
-        raise OptionError(
+        return OptionError(
             f"--max-size: {most} bytes are fewer than any bits that are allowed take; the smallest that can be kept is "
             f"{smallest} (× {math.ceil(1e4 * smallest / max(original, 1)) / 1e4:g} of FP32's)"
         )
@@ -263,9 +299,9 @@ class Search:
         for number in range(_FRONTIER):
             most = smallest * (largest / smallest) ** (number / (_FRONTIER - 1)) * (1 + _SPARE)
             limits = [*self._limits(), self._size_limit(most)]
-            bits = solve(self._choices, self._loss, limits)
-            if bits is not None:
-                found.append(self._estimate("frontier", bits))
+            solution = solve(self._choices, self._loss, limits)
+            if solution is not None:
+                found.append(self._estimate("frontier", solution.bits))
         return tuple(found)
 
     def _estimate(self, name: str, bits: Widths) -> Estimate:

@@ -10,11 +10,12 @@ from typing import Any
 from pdq_export.config.option import did_you_mean, shown
 from pdq_export.config.toml import literal
 from pdq_export.errors import OptionError
+from pdq_export.runs import read_bounded
 from pdq_export.search.allotment import Allotment, LayerBits
 from pdq_export.spec import MAX_BITS, MIN_BITS, BitWidths
 from pdq_export.spec.plain import parse_json
 
-_LONGEST = 4_000_000  # characters
+_LONGEST = 4_000_000  # bytes
 _HEAD = """\
 # Bits of layers; pdq-export quantize and inspect take them with --bits-from.
 # W: bits of a layer's weight. A: bits of the activation that the layer ends in, behind its activation function, or
@@ -70,11 +71,9 @@ def read_bits(path: str | Path) -> Allotment:
 
 def _parse(path: Path, where: str) -> Mapping[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_bounded(path.resolve(), _LONGEST).decode("utf-8-sig")
         if path.suffix.lower() == ".json":
             content = parse_json(text, longest=_LONGEST, what="the file")
-        elif len(text) > _LONGEST:
-            raise ValueError(f"the file has {len(text):,} characters; expected at most {_LONGEST:,}")
         else:
             content = tomllib.loads(text)
     except OSError as error:

@@ -8,12 +8,18 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
+from pdq_export.errors import OptionError
+from pdq_export.process import without_stdout_lines
 from pdq_export.spec import Bits
 
 Choices = Mapping[str, Sequence[Bits]]  # by tensor, the widths that it may have
 Widths = Mapping[str, Bits]
-_SECONDS = 60.0
-_GAP = 1e-6
+# Of the search tree; no limit of time, which would find other bits on a machine that is busy. A hundred tensors with
+# seven widths each and 50 products of two take 200 and some seconds.
+_NODES = 1000
+_GAP = 1e-6  # of the objective: what is nearer to the bound is taken as optimal
+_INFEASIBLE = 2  # of milp
+_DEBUGGING = b"HighsMipSolverData::"  # lines that HiGHS prints, whatever its options are
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,10 +58,20 @@ class Limit:
         return self.cost.of(bits) <= self.most + 1e-9 * max(abs(self.most), 1)
 
 
-def solve(choices: Choices, objective: Cost, limits: Iterable[Limit] = ()) -> dict[str, Bits] | None:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Solution:
+    """An allotment; ``gap``: the share of its objective by which another could be smaller, 0 where none is."""
+
+    bits: dict[str, Bits]
+    gap: float = 0.0
+
+
+def solve(choices: Choices, objective: Cost, limits: Iterable[Limit] = ()) -> Solution | None:
     """The allotment of the least ``objective`` within all limits; None where none keeps them.
 
-    ``choices``: of every tensor that a cost names. Equal arguments give equal allotments.
+    ``choices``: of every tensor that a cost names. Equal arguments give equal allotments, on whatever machine: where
+    the tree is too large to be searched, its first part is, and the solution tells its gap. Raises OptionError where
+    that part has none.
     """
     program = _Program(choices)
     program.minimize(objective)
@@ -67,7 +83,7 @@ def solve(choices: Choices, objective: Cost, limits: Iterable[Limit] = ()) -> di
 class _Program:
     """Binary variables: one for each tensor and width; one for two tensors and both widths; one for what is shared.
 
-    The last two need not be declared whole numbers: where the first are, the constraints leave them no other value.
+    The last two would be whole numbers by the constraints alone; that they are said to be makes it faster.
     """
 
     def __init__(self, choices: Choices) -> None:
@@ -79,7 +95,6 @@ class _Program:
         for name, widths in choices.items():
             columns = [self._variable(name, width) for width in widths]
             self._rows.append((dict.fromkeys(columns, 1.0), 1.0, 1.0))
-        self._whole = len(self._column)
 
     def minimize(self, cost: Cost) -> None:
         """Take a cost as the objective."""
@@ -93,8 +108,8 @@ class _Program:
         unit = max(map(abs, terms.values()), default=0.0) or 1.0
         self._rows.append(({column: value / unit for column, value in terms.items()}, -np.inf, most / unit + 1e-9))
 
-    def solve(self) -> dict[str, Bits] | None:
-        """The widths, or None where no choice keeps all limits."""
+    def solve(self) -> Solution | None:
+        """The widths, or None where no choice keeps all limits. Raises OptionError as `budget.solve` does."""
         count = len(self._column)
         objective = np.zeros(count)
         objective[list(self._objective)] = list(self._objective.values())
@@ -106,21 +121,29 @@ class _Program:
             columns += terms.keys()
             values += terms.values()
         matrix = csr_array((values, (rows, columns)), shape=(len(self._rows), count))
-        found = milp(
-            objective,
-            integrality=[1] * self._whole + [0] * (count - self._whole),
-            bounds=Bounds(0, 1),
-            constraints=LinearConstraint(
-                matrix, [low for _, low, _ in self._rows], [high for _, _, high in self._rows]
-            ),
-            options={"time_limit": _SECONDS, "mip_rel_gap": _GAP},
-        )
-        if found.x is None:
+        with without_stdout_lines(_DEBUGGING):
+            found = milp(
+                objective,
+                integrality=np.ones(count),
+                bounds=Bounds(0, 1),
+                constraints=LinearConstraint(
+                    matrix, [low for _, low, _ in self._rows], [high for _, _, high in self._rows]
+                ),
+                options={"node_limit": _NODES, "mip_rel_gap": _GAP},
+            )
+        if found.status == _INFEASIBLE:
             return None
-        return {
+        if found.x is None:
+            raise OptionError(
+                f"--bits auto: no bits were found in the {_NODES:,} nodes of the solver's tree that are searched, and "
+                "it is not known that there are none; expected fewer to choose from, such as --allowed-bits 4,8, or "
+                "equal bits for all, such as --bits 4/8"
+            )
+        bits: dict[str, Bits] = {
             name: max(widths, key=lambda width, name=name: found.x[self._column[name, width]])  # type: ignore[misc]
             for name, widths in self._choices.items()
         }
+        return Solution(bits=bits, gap=0.0 if found.success else float(found.mip_gap))
 
     def _variable(self, *key: object) -> int:
         return self._column.setdefault(key, len(self._column))

@@ -21,6 +21,7 @@ from pdq_export.config.config import Config, make_config
 from pdq_export.errors import DataError, OptionError
 from pdq_export.plan.freedom import rule_bits
 from pdq_export.search.asked import parse_budget
+from pdq_export.search.budget import solve
 from pdq_export.search.groups import find_groups
 from pdq_export.spec import BitWidths, Role
 from pdq_export.spec.sensitivity import Sensitivity
@@ -142,6 +143,35 @@ def test_a_budget_that_nothing_keeps_is_told_the_smallest_that_can_be_kept(field
         find(**fields)
     smallest = str(told.value).partition("kept is ")[2].partition(" ")[0]
     find(**{option: float(smallest) if option == "max_bit_ops" else smallest})
+
+
+@pytest.mark.parametrize("misses", [8, 1000])
+def test_files_that_are_larger_than_estimated_at_every_try(misses: int, caplog: pytest.LogCaptureFixture) -> None:
+    """The best that fits is taken, not the smallest; that is, with a word, where no other fits."""
+    most = 40_000
+    searched, planned, _ = search(max_size=str(most))
+    tried = []
+
+    def size(bits: Any) -> int:
+        tried.append(dict(bits))  # first what loses least at eight sizes, then the smallest
+        return size_of(planned, dict(bits)) if len(tried) == 9 or len(tried) > misses else most + 1
+
+    found = searched.find(size=size)
+    assert (found.bits == tried[8]) is (misses == 1000)
+    assert ("the smallest is taken" in caplog.text) is (misses == 1000)
+    assert found.chosen.size <= most
+
+
+def test_a_search_that_is_not_finished_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(
+        "pdq_export.commands.search.solve",
+        lambda *arguments: dataclasses.replace(solve(*arguments), gap=0.03),  # type: ignore[type-var]
+    )
+    _, found = find(avg_bits=4.5)
+    assert found.gap == found.report().gap == 0.03
+    assert "others could lose up to 3 % less by the sum of estimates" in caplog.text
 
 
 @pytest.fixture

@@ -150,6 +150,14 @@ def test_json_that_is_refused(tmp_path: Path) -> None:
         read_bits(path)
 
 
+def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+    for name in ("bits.toml", "bits.json"):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(2**40)  # no memory holds it
+        with pytest.raises(OptionError, match="it has 1,099,511,627,776 bytes; expected at most 4,000,000"):
+            read_bits(tmp_path / name)
+
+
 def test_names_of_any_characters(tmp_path: Path) -> None:
     names = ['a"b', "c\\d", "ü=ø", "new\nline", "\U0001f600"]
     allotment = Allotment(bits=BitWidths(2, 3), layers={name: LayerBits(W=2) for name in names}, tensors={"x.y": 4})
