@@ -58,7 +58,7 @@ def sweep(frame: Frame, *, sweep: Path, folder: Path | None, ray: str | None, co
         table = run_sweep(sweep, folder, ray=ray, cores=cores, told=_tell, progress=progress)
     gates = [f"{run}: {gate}" for run in table.runs for gate in run.failed_gates]
     failed = [f"{run}: {run.error}" for run in table.failed]
-    return Outcome(text=_lines(table, folder), to_json=table.to_json, failed_gates=gates, errors=failed)
+    return Outcome(text=_lines(table, folder, gates), to_json=table.to_json, failed_gates=gates, errors=failed)
 
 
 def _tell(run: "Finished", done: int, total: int) -> None:
@@ -67,7 +67,7 @@ def _tell(run: "Finished", done: int, total: int) -> None:
     NOTES.info("%d of %d: %s: %s", done, total, run, found)
 
 
-def _lines(table: "SweepTable", folder: Path) -> Iterable[RenderableType]:
+def _lines(table: "SweepTable", folder: Path, gates: Iterable[str]) -> Iterable[RenderableType]:
     head, rows = table.cells()
     shown = Table(box=box.SIMPLE_HEAD)
     for name in head:
@@ -75,4 +75,5 @@ def _lines(table: "SweepTable", folder: Path) -> Iterable[RenderableType]:
     for row in rows:
         shown.add_row(*(Text(printable(cell)) for cell in row))
     yield shown
+    yield from (f"gate failed: {gate}" for gate in gates)
     yield f"wrote {folder / 'results.csv'} and results.md"

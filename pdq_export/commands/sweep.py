@@ -7,48 +7,45 @@ has its finished blocks below `unfinished`, and goes on.
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import logging
+import os
 import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import filelock
+import torch
 
-from pdq_export.commands.keeping import digest_code
-from pdq_export.commands.progress import Progress, ProgressCallback
+from pdq_export.commands.progress import ProgressCallback
 from pdq_export.commands.settle import check
+from pdq_export.commands.sweep_clock import Clock
+from pdq_export.commands.sweep_key import Keys
 from pdq_export.config.config import make_config
-from pdq_export.config.sweep import Sweep, SweepRun, read_sweep, settled
-from pdq_export.data import check_exists
-from pdq_export.errors import ModelError, OptionError, PdqError
+from pdq_export.config.sweep import Sweep, SweepRun, read_sweep
+from pdq_export.errors import CheckpointError, OptionError, PdqError
 from pdq_export.files import write_atomically
-from pdq_export.graph.external import external_locations
-from pdq_export.graph.load import read_structure
-from pdq_export.report import ModelInfo
-from pdq_export.report.report import versions
+from pdq_export.report.reading import LONGEST
 from pdq_export.report.sweep import Finished, SweepTable
+from pdq_export.report.sweep_file import KIND, parse_finished, write_finished
+from pdq_export.runs import InUseError
+from pdq_export.runs.header import read_bounded
 from pdq_export.runs.lock import acquire
 
 logger = logging.getLogger(__name__)
 
-_KEPT = "pdq-export sweep run"
-_VERSION = 1
 _DIGITS = 16  # of a key, in the names of files
 _UNFINISHED = "unfinished"
+_HEAD = 200  # bytes of a file that say what it is
+_TABLES = ("results.csv", "results.md")
 
 Told = Callable[[Finished, int, int], None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """A run with its ``key``: SHA-256 of the model, the data, every option and the versions, in hexadecimal.
-
-    ``folder``: the sweep's.
-    """
+    """A run with its ``key``: see `pdq_export.commands.sweep_key.Keys`; ``folder``: the sweep's."""
 
     key: str
     run: SweepRun
@@ -94,27 +91,28 @@ def run_sweep(
     """
     runs = (sweep if isinstance(sweep, Sweep) else read_sweep(sweep)).runs()
     folder = Path(folder)
-    jobs = find_jobs(runs, folder)
     if ray is None:
-        executor = _one_by_one(progress)
+        executor, threads = _one_by_one(progress), torch.get_num_threads()
     else:
         from pdq_export.commands.sweep_ray import on_ray
 
-        executor = on_ray(ray, cores=cores)
+        executor, threads = on_ray(ray, cores=cores), cores
+    jobs = find_jobs(runs, folder, threads=threads)
     with _held(folder):
+        _check_tables(folder)
         return complete(jobs, folder, executor, told)
 
 
 def complete(jobs: Sequence[Job], folder: Path, executor: Executor, told: Told | None = None) -> SweepTable:
     """Have ``executor`` make the runs that ``folder`` does not keep, and keep each at once; the table of all."""
-    kept = {job.key: found for job in jobs if (found := read_finished(job.file, job.key)) is not None}
+    kept = {job.key: found for job in jobs if (found := read_finished(job)) is not None}
     missing = [job for job in jobs if job.key not in kept or kept[job.key].error is not None]
     done = len(jobs) - len(missing)
     if done:
         logger.info("%s: %d of %d runs are there already", folder, done, len(jobs))
     for job, finished in executor(missing):
         kept[job.key] = finished
-        write_atomically(job.file, _to_json(finished), overwrite=True)
+        write_atomically(job.file, write_finished(finished), overwrite=True)
         _write_table(jobs, kept, folder)
         done += 1
         if told is not None:
@@ -122,99 +120,91 @@ def complete(jobs: Sequence[Job], folder: Path, executor: Executor, told: Told |
     return _write_table(jobs, kept, folder)
 
 
-def find_jobs(runs: Iterable[SweepRun], folder: Path) -> list[Job]:
-    """The runs with their keys, kept in ``folder``. Raises PdqError for wrong options and missing files."""
-    digests: dict[str, str] = {}
+def find_jobs(runs: Iterable[SweepRun], folder: Path, *, threads: int) -> list[Job]:
+    """The runs with their keys, kept in ``folder``; ``threads``: that each calibrates with, which decide the bytes.
 
-    def digest(given: str, of: Callable[[str], str]) -> str:
-        if given not in digests:
-            digests[given] = of(given)
-        return digests[given]
-
-    jobs, used = [], {**versions(), "code": digest_code()}
+    Raises PdqError for wrong options and missing files.
+    """
+    jobs, keys = [], Keys(threads=threads)
     for run in runs:
         check(run.config)
-        data = run.config.data
-        if data.calib is None:
+        if run.config.data.calib is None:
             raise OptionError("calib is not given; expected calibration data in the section [data] of a sweep")
-        parts = {
-            "model": digest(run.model, _digest_model),
-            "calib": digest(data.calib, _digest_data),
-            "eval": None if data.eval is None else digest(data.eval, _digest_data),
-            "options": {**settled(run.config), "calib": data.calib, "max_memory": None},
-            "versions": used,
-        }
-        text = json.dumps(parts, sort_keys=True)
-        jobs.append(Job(key=hashlib.sha256(text.encode()).hexdigest(), run=run, folder=folder))
+        jobs.append(Job(key=keys.of(run), run=run, folder=folder))
     return jobs
 
 
 def perform(job: Job, progress: ProgressCallback | None = None) -> Finished:
     """Make a run, or go on with it; what goes wrong with it becomes part of the result, but for Ctrl-C."""
-    from pdq_export.commands.quantize import quantize  # comes with torch
-
-    clock = _Clock(progress)
-    begun = any(job.blocks.rglob("block-*"))
-    config = make_config({"work_dir": job.blocks, "resume": begun}, base=job.run.config)
     try:
-        report = quantize(job.run.model, config=config, progress=clock).report
+        try:
+            return _perform(job, progress, resume=any(job.blocks.rglob("block-*")))
+        except InUseError:
+            raise
+        except CheckpointError as error:  # it would fail so for ever
+            logger.warning("%s; its blocks are removed, and the run starts afresh", error)
+            shutil.rmtree(job.blocks)
+            return _perform(job, progress, resume=False)
     except Exception as error:  # one of a hundred that stops the others for a bug is of no use
         kind = "" if isinstance(error, PdqError) else f"{type(error).__name__}: "
         logger.debug("raised here", exc_info=error)
         return job.ended(error=f"{kind}{' '.join(str(error).split())}")
+
+
+def _perform(job: Job, progress: ProgressCallback | None, *, resume: bool) -> Finished:
+    from pdq_export.commands.quantize import quantize
+
+    clock = Clock(job.blocks / "seconds.json", progress, resume=resume)
+    config = make_config({"work_dir": job.blocks, "resume": resume}, base=job.run.config)
+    report = quantize(job.run.model, config=config, progress=clock).report
     shutil.rmtree(job.blocks, ignore_errors=True)
     wall, cpu = clock.calibration
     return job.ended(report=json.loads(report.to_json()), calibration_seconds=wall, calibration_cpu_seconds=cpu)
-
-
-class _Clock:
-    """Wall and CPU seconds up to the export, of all threads, told by the progress of a run."""
-
-    def __init__(self, progress: ProgressCallback | None) -> None:
-        self._progress, self._start = progress, self._now()
-        self.calibration = (0.0, 0.0)
-
-    def __call__(self, at: Progress) -> None:
-        if at.stage == "export":
-            now = self._now()
-            self.calibration = (now[0] - self._start[0], now[1] - self._start[1])
-        if self._progress is not None:
-            self._progress(at)
-
-    @staticmethod
-    def _now() -> tuple[float, float]:
-        return time.perf_counter(), time.process_time()
 
 
 def _one_by_one(progress: ProgressCallback | None) -> Executor:
     return lambda jobs: ((job, perform(job, progress)) for job in jobs)
 
 
-def read_finished(path: Path, key: str) -> Finished | None:
-    """What a folder keeps of a run, or None. Of a file that is damaged a warning tells, and it counts for none."""
+def read_finished(job: Job) -> Finished | None:
+    """What the folder keeps of a run, or None. Of a file that is damaged a warning tells, and it counts for none.
+
+    Names of options and changes are those of the job: whoever has made the run may have called it otherwise.
+    """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if (content.pop("kind"), content.pop("version"), content["key"]) != (_KEPT, _VERSION, key):
-            raise ValueError("it is of another run or version")
-        return Finished(**content)
+        found = parse_finished(read_bounded(job.file, LONGEST).decode(), job.key)
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError) as error:
-        logger.warning("%s: is damaged (%s); its run is made again", path, " ".join(str(error).split())[:200])
+    except (ValueError, OSError) as error:
+        logger.warning("%s: is damaged (%s); its run is made again", job.file, " ".join(str(error).split())[:200])
         return None
-
-
-def _to_json(finished: Finished) -> bytes:
-    content = {"kind": _KEPT, "version": _VERSION, **dataclasses.asdict(finished)}
-    return (json.dumps(content, indent=1, ensure_ascii=True) + "\n").encode()
+    return dataclasses.replace(found, model=job.run.model, varied=dict(job.run.varied), change=job.run.change)
 
 
 def _write_table(jobs: Sequence[Job], kept: Mapping[str, Finished], folder: Path) -> SweepTable:
     """The table of what there is, in the order of the runs; in the folder it is always up to date."""
     table = SweepTable(runs=tuple(kept[job.key] for job in jobs if job.key in kept))
-    write_atomically(folder / "results.csv", table.to_csv().encode(), overwrite=True)
-    write_atomically(folder / "results.md", table.to_markdown().encode(), overwrite=True)
+    for name, text in zip(_TABLES, (table.to_csv(), table.to_markdown()), strict=True):
+        write_atomically(folder / name, text.encode(), overwrite=True)
     return table
+
+
+def _check_tables(folder: Path) -> None:
+    """Raise OptionError for a file of the table's name in a folder that keeps no run: somebody else's."""
+    there = [folder / name for name in _TABLES if os.path.lexists(folder / name)]
+    if there and not any(map(_is_kept, folder.glob("*.json"))):
+        raise OptionError(
+            f"{there[0]}: exists, and {folder} keeps no run of a sweep, which would replace it; expected a folder for "
+            "the sweep alone; name another folder, or move the file"
+        )
+
+
+def _is_kept(path: Path) -> bool:
+    try:
+        with path.open("rb") as stream:
+            return f'"kind": "{KIND}"'.encode() in stream.read(_HEAD)
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager
@@ -232,26 +222,3 @@ def _held(folder: Path) -> Iterator[None]:
     finally:
         if lock is not None:
             lock.release()
-
-
-def _digest_model(model: str) -> str:
-    path = Path(model)
-    structure = read_structure(path)
-    try:
-        return ModelInfo.of_files(path, *(path.parent / name for name in external_locations(structure))).sha256
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
-
-
-def _digest_data(given: str) -> str:
-    """Of a file its content; of a folder names, sizes and times of its files; of a function its name."""
-    check_exists(given)
-    path = Path(given)
-    if path.is_dir():
-        found = ((file, file.stat()) for file in sorted(path.rglob("*")) if file.is_file())
-        listed = [[file.relative_to(path).as_posix(), status.st_size, status.st_mtime_ns] for file, status in found]
-        return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
-    if not path.is_file():
-        return given
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -2,8 +2,10 @@
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+import torch
 
 from pdq_export.commands.sweep import Executor, Job, perform
 from pdq_export.errors import OptionError
@@ -62,12 +64,10 @@ def _connect(ray: Any, address: str) -> None:
 
 
 def _execute(ray: Any, jobs: Sequence[Job], cores: int) -> Iterator[tuple[Job, Finished]]:
-    available = ray.cluster_resources()
-    if available.get("CPU", 0) < cores:
-        raise OptionError(f"--cores {cores}: the cluster has {available.get('CPU', 0):.0f}; expected no more")
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    needed = [gpus_of(job, machines, cores) for job in jobs]  # all, before the first begins
     waiting = {}
-    for job in jobs:
-        gpus = int(_on_gpu(job, available))
+    for job, gpus in zip(jobs, needed, strict=True):
         task = ray.remote(num_cpus=cores, num_gpus=gpus, max_retries=_RETRIES)(in_worker)
         waiting[task.remote(job, os.getcwd(), cores)] = job
     while waiting:
@@ -81,13 +81,33 @@ def _execute(ray: Any, jobs: Sequence[Job], cores: int) -> Iterator[tuple[Job, F
             yield job, job.ended(error=f"{lost}: {told}")
 
 
-def _on_gpu(job: Job, available: dict[str, float]) -> bool:
+def gpus_of(job: Job, machines: Sequence[Mapping[str, float]], cores: int) -> int:
+    """How many GPUs a run needs, 0 or 1; ``machines``: the resources of each, as Ray counts them.
+
+    Raises OptionError for what no machine has: Ray would wait for one for ever.
+    """
+    most = int(max((machine.get("CPU", 0) for machine in machines), default=0))
+    if most < cores:
+        raise OptionError(
+            f"--cores {cores}: no machine of the cluster has so many, the largest has {most}; expected no more"
+        )
     device = job.run.config.run.device
-    return device.startswith("cuda") or (device == "auto" and available.get("GPU", 0) >= 1)
+    fits = any(machine.get("GPU", 0) >= 1 and machine.get("CPU", 0) >= cores for machine in machines)
+    if device.startswith("cuda:") and device != "cuda:0":
+        raise OptionError(
+            f"--device {device}: a run on a cluster sees one GPU, the one that it is given; expected cuda, auto or cpu"
+        )
+    if device.startswith("cuda") and not fits:
+        raise OptionError(
+            f"--device {device}: no machine of the cluster has a GPU and --cores {cores} beside it; expected one; "
+            'start Ray where there is one, or give device = "cpu" in [run]'
+        )
+    return int(fits and device != "cpu")
 
 
 def in_worker(job: Job, folder: str, cores: int) -> Finished:
     """Make a run in a process of Ray's, in the folder of the one that asked for it."""
     tune_process(limited=job.run.config.run.max_memory is not None, threads=cores)
+    torch.set_num_threads(cores)  # it is imported by now, and a worker's environment may say otherwise
     work_in(folder)
     return perform(job)

@@ -13,6 +13,14 @@ _POSITIVE: Mapping[str, Any] = {"above": 0, "flag": False}
 _PART: Mapping[str, Any] = {"flag": False}
 
 
+class NoEffectError(OptionError):
+    """An option of the method is given that has no effect together with the others; ``name``: which."""
+
+    def __init__(self, name: str, told: str) -> None:
+        super().__init__(told)
+        self.name = name
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CalibrationOptions:
     """Every number of the method, settled; `choose_options` makes one from a method, a preset and a network.
@@ -140,7 +148,7 @@ def choose_options(
     """The options of a ``preset`` (budget), a network ``family`` (hyper-parameters) and a ``method`` (parts left out).
 
     ``overrides``: fields of `CalibrationOptions` that win over all three. Raises OptionError for an unknown name, a
-    value of the wrong type, or an override that the method would have to ignore.
+    value of the wrong type, and NoEffectError for an override that the method would have to ignore.
     """
     if overrides is not None and not isinstance(overrides, Mapping):
         raise OptionError(f"options are {type(overrides).__name__}; expected a mapping of names to values")
@@ -155,9 +163,10 @@ def choose_options(
     chosen = CalibrationOptions(**{**PRESETS[preset], **FAMILIES[family], **METHODS[method], **overrides})
     for name, (part, reason) in _NEEDS.items():
         if name in overrides and not part(chosen):
-            raise OptionError(
+            raise NoEffectError(
+                name,
                 f"{name} is given, but it has no effect: {reason}, with method {method!r}, preset {preset!r} and the "
-                "other options; leave it out, or change that"
+                "other options; leave it out, or change that",
             )
     return chosen
 

@@ -7,18 +7,18 @@ The section ``[sweep]`` has ``models``, a list of values for every option that c
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pdq_export.config.config import Config, check_name, flatten, make_config, options_of, overrides
-from pdq_export.config.method import METHODS, CalibrationOptions, choose_options
+from pdq_export.config.config import Config, check_name, checked, flatten, make_config, options_of, overrides
+from pdq_export.config.method import METHODS, CalibrationOptions, NoEffectError, choose_options
 from pdq_export.config.option import Option, shown
 from pdq_export.config.toml import TomlFile, read_toml, read_value
 from pdq_export.errors import OptionError
 
 _SECTION, _MODELS, _CHANGES = "sweep", "models", "changes"
-_OWN = ("overwrite", "resume", "work_dir")  # options that a sweep settles itself, besides what names a file to write
+OWN = ("overwrite", "resume", "work_dir")  # options that a sweep settles itself, besides what names a file to write
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,8 @@ class Sweep:
     """What is to be run: every model, with every combination of values, with every change and without.
 
     ``base``: options of all runs by name; ``axes``: the values of those that change; ``changes``: by name, options that
-    win over both. ``strict``: whether an option without effect in any run is refused.
+    win over both. ``strict``: whether an option without effect in any run is refused. Raises OptionError for an unknown
+    option, one that is the sweep's own, and a value that its option does not take.
     """
 
     models: tuple[str, ...]
@@ -48,6 +49,17 @@ class Sweep:
     axes: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     changes: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     strict: bool = True
+
+    def __post_init__(self) -> None:
+        for name, values in self.axes.items():
+            if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+                raise OptionError(f"{name} is {shown(values)}; expected a list of values, one for each run")
+            if name in self.base:
+                raise OptionError(f"{name} is given for all runs as well; expected it in one place")
+        axes = {name: tuple(_taken({name: value})[name] for value in values) for name, values in self.axes.items()}
+        object.__setattr__(self, "base", _taken(self.base))
+        object.__setattr__(self, "axes", axes)
+        object.__setattr__(self, "changes", {change: _taken(options) for change, options in self.changes.items()})
 
     def runs(self) -> tuple[SweepRun, ...]:
         """All runs, each once: what has no effect in one, such as the seed of rounding to nearest, is left out of it.
@@ -59,9 +71,7 @@ class Sweep:
         for model, values in itertools.product(self.models, itertools.product(*self.axes.values())):
             varied = dict(zip(self.axes, values, strict=True))
             for change, changed in {"": {}, **self.changes}.items():
-                given = _with_effect(
-                    {**changed, **{n: v for n, v in {**self.base, **varied}.items() if n not in changed}}
-                )
+                given = _with_effect({**self.base, **varied, **changed})
                 effective |= given.keys()
                 config = make_config(given)
                 shown = {name: value for name, value in varied.items() if name in given and name not in changed}
@@ -86,21 +96,33 @@ def settled(config: Config) -> dict[str, Any]:
     return {**given, **dataclasses.asdict(chosen)}
 
 
+def _taken(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The values as their options store them. Raises OptionError for what an option or a sweep does not take."""
+    known = options_of()
+    for name in options:
+        check_name(name, known)
+        _check_free(name, known, "")
+    return {name: checked(known[name], value) for name, value in options.items()}
+
+
 def _with_effect(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Without numbers of the method that have no effect here, or that the method fixes."""
+    """Without numbers of the method that have no effect beside all others, or that the method fixes.
+
+    ``given``: values that their options take. One at a time is left out, and the others are looked at again.
+    """
     numbers = CalibrationOptions.__dataclass_fields__
-    kept = {name: value for name, value in given.items() if name not in numbers}
-    base = make_config(kept).calibration
-    tried: dict[str, Any] = {}
-    for name, value in given.items():
-        if name not in numbers or METHODS[base.method].get(name, value) != value:
-            continue
+    method = make_config({name: value for name, value in given.items() if name not in numbers}).calibration
+    fixed = METHODS[method.method]
+    left = {name: value for name, value in given.items() if name not in numbers or fixed.get(name, value) == value}
+    while True:
+        # None asks for what holds without it.
+        asked = {name: value for name, value in left.items() if name in numbers and value is not None}
         try:
-            choose_options(method=base.method, preset=base.preset, overrides={**tried, name: value})
-        except OptionError:  # each value is one that its option takes
-            continue
-        tried[name] = value
-    return {**kept, **tried}
+            choose_options(method=method.method, preset=method.preset, overrides=asked)
+        except NoEffectError as error:
+            del left[error.name]
+        else:
+            return left
 
 
 def read_sweep(path: str | Path) -> Sweep:
@@ -117,7 +139,7 @@ def read_sweep(path: str | Path) -> Sweep:
             'change, for example bits = ["8/8", "4/4"]'
         )
     for name in file.values:
-        _check_free(name, file, file.where(name))
+        _check_free(name, file.options, file.where(name))
     axes = dict(_axes(file, section))
     changes = _read_changes(file, section.get(_CHANGES, {}))
     return Sweep(models=_read_models(file, section[_MODELS]), base=dict(file.values), axes=axes, changes=changes)
@@ -136,7 +158,7 @@ def _axes(file: TomlFile, section: Mapping[str, Any]) -> Iterator[tuple[str, tup
             continue
         where = file.where_stands(_SECTION, name)
         check_name(name, [_MODELS, _CHANGES, *options_of()], f"{where}option ")
-        _check_free(name, file, where)
+        _check_free(name, file.options, where)
         if name in file.values:
             raise OptionError(f"{where}{name} is given for all runs as well; expected it in one place")
         if not isinstance(values, list) or not values:
@@ -152,7 +174,7 @@ def _read_changes(file: TomlFile, given: Any) -> dict[str, dict[str, Any]]:
         for name in options:
             at = file.where_stands(_SECTION, _CHANGES, change, name)
             check_name(name, options_of(), f"{at}option ")
-            _check_free(name, file, at)
+            _check_free(name, file.options, at)
     return {
         change: {
             name: _value(file.options[name], value, file.where_stands(_SECTION, _CHANGES, change, name))
@@ -169,8 +191,8 @@ def _value(one: Option, value: Any, where: str) -> Any:
         raise OptionError(f"{where}{error}") from error
 
 
-def _check_free(name: str, file: TomlFile, where: str) -> None:
-    if name in file.options and (file.options[name].declared.writes or name in _OWN):
+def _check_free(name: str, known: Mapping[str, Option], where: str) -> None:
+    if name in known and (known[name].declared.writes or name in OWN):
         raise OptionError(
             f"{where}{name} is the sweep's own, which keeps what comes of each run in its folder; leave it out"
         )

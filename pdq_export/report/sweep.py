@@ -27,7 +27,7 @@ class Finished:
     """A run of a sweep that has ended: its ``report``, as the schema of reports has it, or the ``error``.
 
     ``varied`` and ``change``: see `pdq_export.config.sweep.SweepRun`. Seconds up to the export: of the clock, and of
-    the CPU, all threads together.
+    the CPU, all threads together; of a run that was interrupted the sum of its attempts, as far as they were noted.
     """
 
     key: str
@@ -40,7 +40,7 @@ class Finished:
     calibration_cpu_seconds: float | None = None
 
     def __str__(self) -> str:
-        values = (f"{name} {value}" for name, value in self.varied.items())
+        values = (f"{name} {_written(value)}" for name, value in self.varied.items())
         return ", ".join([Path(self.model).name, *values, *filter(None, [self.change])])
 
     @property
@@ -128,16 +128,21 @@ class SweepTable:
         failed = ["failed"] if self.failed else []
         rows = []
         for run in self.runs:
-            named = ["" if value is None else str(value) for value in self._named(run)]
-            rows.append(
-                [*named, *(_told(name, run.figures[name]) for name in shown), *([run.error or ""] if failed else [])]
-            )
+            figures = (_told(name, run.figures[name]) for name in shown)
+            rows.append([*self._named(run), *figures, *([run.error or ""] if failed else [])])
         return [*self.columns, *(_HEADS[name] for name in shown), *failed], rows
 
-    def _named(self, run: Finished) -> Iterator[Any]:
+    def _named(self, run: Finished) -> Iterator[str]:
         for name in self.columns:
             values = {**run.varied, "model": run.model, "change": run.change}
-            yield values.get(name)
+            yield _written(values.get(name))
+
+
+def _written(value: Any) -> str:
+    """The value of an option as a file has it, without quotes and brackets; nothing where it was not given."""
+    if isinstance(value, tuple | list):
+        return ", ".join(map(_written, value)) or "none"
+    return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _told(name: str, value: Any) -> str:
