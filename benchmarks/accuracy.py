@@ -132,7 +132,7 @@ def own_int8(options: argparse.Namespace, work: Work) -> Outcome:
     """Onnxruntime's static quantization on the same images, kept beside the runs under the key of one."""
     base = {"calib": str(options.calib), "eval": str(options.eval), "samples": work.samples, "method": "nearest"}
     asked = Sweep(models=(str(options.model),), base={**base, "reduce_range": options.reduce_range})
-    (job,) = find_jobs(asked.runs(), options.folder)
+    (job,) = find_jobs(asked.runs(), options.folder, threads=options.threads)
     path = options.folder / f"{OWN_INT8}-{job.key[:16]}.json"
     if not path.exists():
         calib = load_images(options.calib, limit=work.samples).images

@@ -99,7 +99,7 @@ def run_sweep(
         executor, threads = on_ray(ray, cores=cores), cores
     jobs = find_jobs(runs, folder, threads=threads)
     with _held(folder):
-        _check_tables(folder)
+        _check_tables(jobs, folder)
         return complete(jobs, folder, executor, told)
 
 
@@ -189,10 +189,11 @@ def _write_table(jobs: Sequence[Job], kept: Mapping[str, Finished], folder: Path
     return table
 
 
-def _check_tables(folder: Path) -> None:
+def _check_tables(jobs: Sequence[Job], folder: Path) -> None:
     """Raise OptionError for a file of the table's name in a folder that keeps no run: somebody else's."""
     there = [folder / name for name in _TABLES if os.path.lexists(folder / name)]
-    if there and not any(map(_is_kept, folder.glob("*.json"))):
+    ours = any(job.file.exists() for job in jobs) or any(map(_is_kept, folder.glob("*.json")))  # some may be damaged
+    if there and not ours:
         raise OptionError(
             f"{there[0]}: exists, and {folder} keeps no run of a sweep, which would replace it; expected a folder for "
             "the sweep alone; name another folder, or move the file"

@@ -5,8 +5,6 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
-
 from pdq_export.commands.sweep import Executor, Job, perform
 from pdq_export.errors import OptionError
 from pdq_export.process import ray_is_quiet, tune_process, work_in
@@ -108,6 +106,5 @@ def gpus_of(job: Job, machines: Sequence[Mapping[str, float]], cores: int) -> in
 def in_worker(job: Job, folder: str, cores: int) -> Finished:
     """Make a run in a process of Ray's, in the folder of the one that asked for it."""
     tune_process(limited=job.run.config.run.max_memory is not None, threads=cores)
-    torch.set_num_threads(cores)  # it is imported by now, and a worker's environment may say otherwise
     work_in(folder)
     return perform(job)

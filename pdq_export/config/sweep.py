@@ -52,7 +52,7 @@ class Sweep:
 
     def __post_init__(self) -> None:
         for name, values in self.axes.items():
-            if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+            if isinstance(values, str) or not isinstance(values, Sequence) or (self.strict and not values):
                 raise OptionError(f"{name} is {shown(values)}; expected a list of values, one for each run")
             if name in self.base:
                 raise OptionError(f"{name} is given for all runs as well; expected it in one place")
