@@ -17,9 +17,9 @@ _LARGEST_THRESHOLD = 32 * 2**20
 def tune_process(*, limited: bool = False, threads: int | None = None) -> None:
     """Set what makes calibration fast, for the rest of the process: memory that is kept, and threads that do not spin.
 
-    To be called before torch is imported; where that has happened, threads that spin go on spinning. ``limited``: for runs
-    with ``max_memory``. Results are the same with it and without it. ``threads``: of an operator, where others share
-    the machine; sums of several threads are in another order.
+    To be called before torch is imported; where that has happened, threads that spin go on spinning. ``limited``: for
+    runs with ``max_memory``. Results are the same with it and without it. ``threads``: of an operator, where others
+    share the machine; sums of several threads are in another order.
     """
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)

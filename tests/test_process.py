@@ -156,3 +156,14 @@ def test_threads_of_the_command_line_do_not_spin() -> None:
             [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
         )
         assert found.stdout.strip() == expected
+
+
+def test_threads_are_as_many_as_asked_for_even_where_torch_is_there() -> None:
+    """As in a worker of a cluster, whose environment says something else."""
+    code = (
+        "import torch, os; from pdq_export.process import tune_process; tune_process(threads=2); "
+        "print(torch.get_num_threads(), os.environ['OMP_NUM_THREADS'])"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "2 2"
