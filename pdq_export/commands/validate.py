@@ -16,6 +16,7 @@ from pdq_export.commands.known import read_how_made
 from pdq_export.commands.next_steps import compare_few, with_next_steps
 from pdq_export.commands.pairs import File, Model, choose_batch, first_batch, read_samples
 from pdq_export.commands.progress import ProgressCallback, Tell
+from pdq_export.commands.saturated import find_saturated
 from pdq_export.commands.settle import asked_labels, asked_preprocess, settle
 from pdq_export.commands.warned import Warned
 from pdq_export.commands.written import asks_page, check_written
@@ -110,12 +111,18 @@ def _validate(
     limits.check_labels(samples.source, labelled=samples.labels is not None)
     run = _Run(pair=pair, samples=samples, size=size, limits=limits, metrics=named)
     measured, observed = run.measure(files[0].structure, tell)
+    saturated = (
+        ()
+        if files[1].is_qonnx
+        else find_saturated(files[1].content, files[1].structure, pair.kernels, pair.quantized, run.first())
+    )
     tell.stage("time")
     latency = None if any(file.is_qonnx for file in files) else run.time(*(file.content for file in files))
     report = Report.of(
         dataclasses.replace(measured, min_onnxruntime=min_onnxruntime(files[1].content)),
         model=files[0].info(),
         quantized=files[1].info(),
+        saturated_layers=saturated,
         latency=latency,
         metrics=observed.result(),
         changed=observed.changed(classes_of(samples)),

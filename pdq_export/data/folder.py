@@ -105,7 +105,7 @@ def load_folder(
     """
     where = str(folder)
     listing = list_images(folder)
-    preprocess = _preprocess(folder, preprocess or Preprocess())
+    preprocess = _preprocess(folder, preprocess or Preprocess(), expected)
     layout = preprocess.layout or ("NCHW" if expected is None else expected.layout)
     channels = _channels(where, expected, preprocess, layout)
     mean, std = preprocess.statistics(str(folder / preprocess_toml.FILE_NAME), channels)
@@ -143,9 +143,11 @@ def _labels(
     return listing.labels, tuple(listing.classes)
 
 
-def _preprocess(folder: Path, given: Preprocess) -> Preprocess:
+def _preprocess(folder: Path, given: Preprocess, expected: InputSpec | None) -> Preprocess:
     file = folder / preprocess_toml.FILE_NAME
     stored = preprocess_toml.read_preprocess(file) if file.exists() else Preprocess()
+    layout = given.layout or stored.layout or ("NCHW" if expected is None else expected.layout)
+    given.check_pair(str(folder), stored, None if expected is None else expected.channels(layout))
     preprocess = given.over(stored, f"{file} with what is given for it" if file.exists() else str(folder))
     if preprocess.mean is None and preprocess.pixel_range is None:
         logger.warning(
