@@ -90,7 +90,7 @@ def compare_layers(
     second = as_pairs(written)
     layers = _Layers(original=first, quantized=second, pair=pair)
     tell.stage("read")
-    found = read_samples(data, None, pair, choose_batch(pair, batch_size), tell, most=samples, preprocess=preprocess)
+    found = read_samples(data, False, pair, choose_batch(pair, batch_size), tell, most=samples, preprocess=preprocess)
     matching, sessions = layers.without_scaled(first_batch(found, pair.batch or 1))
     size = pair.batch or batch_size or _fitting(sessions, first_batch(found, 1))
     tell.stage("compare")

@@ -37,7 +37,7 @@ from pdq_export.config.config import AUTO, Config, FileSection
 from pdq_export.config.method import CalibrationOptions
 from pdq_export.config.option import QUANTIZE
 from pdq_export.config.signature import takes_options
-from pdq_export.data import Data, DataSource, InputSpec, Samples, classes_of, read_samples
+from pdq_export.data import Data, DataSource, InputSpec, Samples, classes_of, known_labels, read_samples
 from pdq_export.data.synthetic import asks_synthetic
 from pdq_export.exhaustion import tells_of_memory
 from pdq_export.export.cost import constant_bytes
@@ -62,6 +62,7 @@ from pdq_export.work import (
     Work,
     begin_work,
     calibration_inputs,
+    check_known_labels,
     equalize_channels,
     import_planned,
     open_model,
@@ -159,6 +160,8 @@ def _run(request: Request, tell: Tell, until_end: contextlib.ExitStack, warned: 
     searched, smallest = config.plan.bits == AUTO, asks_smallest(config)
     planned = PlannedModel.of(file, request.planning, asked, told=not searched)
     chosen, inputs = request.options(planned.family), planned.inputs
+    judged_on = request.calib if request.eval is None else request.eval
+    check_known_labels(planned, known_labels(judged_on, request.labels))
     network = import_planned(planned)
     tell.stage("read")
     samples = _samples(request, planned, inputs, network, tell)

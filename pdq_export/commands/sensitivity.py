@@ -117,6 +117,7 @@ def begin_measuring(
         planned.inputs,
         samples,
         told=lambda done, total: tell.images("read", done, total),
+        labels=False,  # nothing is said of them
         preprocess=asked_preprocess(config),
     )
     work = begin_work(planned, network, read)

@@ -234,7 +234,7 @@ def test_a_long_command_is_whole_and_asks_for_data_that_no_path_names() -> None:
     words = shlex.split(commands(make_report(settings={"asked": {"layer_bits": [*rules, EVIL]}, "bits": "2/4"})))
     assert [word for word in words if word.startswith("^layer")] == rules
     assert EVIL in words
-    assert words[-2:] == ["--calib", "PATH"]
+    assert words[-4:] == ["--calib", "PATH", "--output", "q.onnx"]
 
 
 def test_the_command_that_judges_again() -> None:
