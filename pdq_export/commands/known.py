@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 
 from pdq_export.advice import HowMade
-from pdq_export.config.record import read_record
+from pdq_export.config.record import EQUALIZED, read_record
 from pdq_export.errors import ModelError, PdqError
 from pdq_export.export import read_blueprint
 from pdq_export.export.blueprint import KEY as BLUEPRINT_KEY
@@ -34,6 +34,16 @@ def read_how_made(quantized: onnx.ModelProto) -> HowMade:
     except ModelError:
         return HowMade()
     return how_made(record.settled)
+
+
+def read_equalized(quantized: onnx.ModelProto) -> frozenset[str]:
+    """The tensors whose channels a file's metadata say to have been scaled; none where they say nothing."""
+    properties = {entry.key: entry.value for entry in quantized.metadata_props}
+    try:
+        names = read_record(properties, "").made_by.get(EQUALIZED)
+    except ModelError:
+        return frozenset()
+    return frozenset(name for name in names if isinstance(name, str)) if isinstance(names, list) else frozenset()
 
 
 def how_made(settings: Mapping[str, Any], images: int | None = None) -> HowMade:

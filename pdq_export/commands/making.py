@@ -1,7 +1,7 @@
 """How a file came to be, as its metadata and the report tell it."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -32,15 +32,15 @@ class Making:
     made_by: Mapping[str, Any]
 
     @classmethod
-    def of(cls, request: Request, work: Work, chosen: CalibrationOptions) -> Self:
-        """Of a run with the numbers ``chosen``."""
+    def of(cls, request: Request, work: Work, chosen: CalibrationOptions, equalized: Sequence[str] = ()) -> Self:
+        """Of a run with the numbers ``chosen``; ``equalized``: tensors with channels in one range."""
         model = work.info
         calibration = sha256_by_input(work.samples.calibration, work.index.inputs)
         return cls(
             config=request.config,
             model=model,
             settled=settings(request.config, request.planning, chosen, work.family),
-            made_by=made_by(model, calibration, str(request.device), work.samples.synthesis),
+            made_by=made_by(model, calibration, str(request.device), work.samples.synthesis, equalized),
         )
 
     def metadata(self) -> dict[str, str]:
@@ -95,16 +95,22 @@ def settings(config: Config, planning: PlanOptions, chosen: CalibrationOptions, 
 
 
 def made_by(
-    model: ModelInfo, calibration: Mapping[str, str], device: str, synthesis: Mapping[str, Any] | None = None
+    model: ModelInfo,
+    calibration: Mapping[str, str],
+    device: str,
+    synthesis: Mapping[str, Any] | None = None,
+    equalized: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What a file is made of and by: ``calibration`` is the SHA-256 of the data by input name.
 
-    ``synthesis``: how these data were made, where they were.
+    ``synthesis``: how these data were made, where they were. ``equalized``: tensors that do not have FP32's values, but
+    those times a factor for each channel, which no measurement tells from errors of few bits.
     """
     return {
         "model": {"name": model.name, "sha256": model.sha256},
         "calibration": dict(calibration),
         **({} if synthesis is None else {"synthesis": dict(synthesis)}),
+        **({record.EQUALIZED: list(equalized)} if equalized else {}),
         "device": device,
         "threads": torch.get_num_threads(),
         "versions": versions(),

@@ -194,7 +194,7 @@ def _run(request: Request, tell: Tell, until_end: contextlib.ExitStack, warned: 
         calibrated, records = _calibrate(work, seen, chosen, request, tell.block, until_end)
         del seen
     tell.stage("export")
-    making = Making.of(request, work, chosen)
+    making = Making.of(request, work, chosen, equalized)
     quantized = _export(work, calibrated, request.config, making.metadata())
     tell.stage("validate")
     with Draft() as draft:
