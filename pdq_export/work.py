@@ -300,7 +300,15 @@ def equalize_channels(work: Work, inputs: Sequence[torch.Tensor | Source]) -> tu
     return dataclasses.replace(work, prepared=changed, network=network), tensors
 
 
-def tell_tail(work: PlannedModel) -> None:
+def check_work(work: Work, fidelity: Fidelity) -> None:
+    """Refuse what does not compute what the user's file does, and warn of what stays in float behind the rest."""
+    fidelity.check_finite()
+    fidelity.check_model(work.prepared.model)
+    fidelity.check_network(work.network, work.prepared, work.core.model)
+    _tell_tail(work)
+
+
+def _tell_tail(work: PlannedModel) -> None:
     """Warn of what stays in float behind the quantized part."""
     if work.plan.tail:
         logger.warning(

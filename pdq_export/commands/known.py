@@ -12,7 +12,7 @@ from pdq_export.config.record import EQUALIZED, read_record
 from pdq_export.errors import ModelError, PdqError
 from pdq_export.export import read_blueprint
 from pdq_export.export.blueprint import KEY as BLUEPRINT_KEY
-from pdq_export.export.constants import LayerConstants
+from pdq_export.export.constants import LayerConstants, along_axis
 from pdq_export.export.layouts import Quantized
 from pdq_export.export.loading import Loading
 from pdq_export.graph import origins
@@ -114,11 +114,8 @@ def _with_weights(written: Quantized) -> onnx.ModelProto:
     values = {}
     for layer in written.constants.values():
         weight = layer.weight
-        shape = [1] * weight.integers.ndim
-        if weight.scale.ndim:
-            shape[weight.point.axis or 0] = -1
-        scale, zero_point = weight.scale.reshape(shape), weight.zero_point.reshape(shape)
-        values[weight.point.tensor] = (weight.integers.astype(np.float32) - zero_point) * scale
+        scale = along_axis(weight.scale, weight.point.axis, weight.integers.ndim)
+        values[weight.point.tensor] = weight.centered.astype(np.float32) * scale
         if (bias := layer.bias) is not None:
             values[bias.tensor] = bias.integers.astype(np.float32) * bias.scale
     for tensor in made.graph.initializer:

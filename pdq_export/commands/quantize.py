@@ -64,10 +64,10 @@ from pdq_export.work import (
     begin_work,
     calibration_inputs,
     check_known_labels,
+    check_work,
     equalize_channels,
     import_planned,
     open_model,
-    tell_tail,
 )
 
 __all__ = ["Progress", "ProgressCallback", "Result", "quantize"]
@@ -292,10 +292,7 @@ def _find_smallest(
 
 def _check(work: Work, fidelity: Fidelity, asked: FileSection) -> None:
     """Refuse what would not compute what the file does, and what could not be written or run in the end."""
-    fidelity.check_finite()
-    fidelity.check_model(work.prepared.model)
-    fidelity.check_network(work.network, work.prepared, work.core.model)
-    tell_tail(work)
+    check_work(work, fidelity)
     dry_run(work.prepared, work.plan, asked.target, loading=work.loading, runtime=asked.runtime, inputs=fidelity.probe)
     tell_loading(work.loading, asked.target)
 
