@@ -12,7 +12,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pdq_export.errors import OptionError, printable
+from pdq_export.errors import OptionError, near_path, printable
 
 from .command import Frame, Outcome, command
 from .paths import ModelPath
@@ -33,6 +33,7 @@ class _ModelPath(ModelPath):
         if str(value).isdigit() and not Path(value).exists():
             raise OptionError(
                 f"{value}: no such file; expected an ONNX model; several batch sizes are --batch 1 --batch {value}"
+                f"{near_path(value, '.onnx')}"
             )
         return super().convert(value, param, ctx)
 

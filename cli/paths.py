@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from pdq_export.errors import ModelError, OptionError
+from pdq_export.errors import ModelError, OptionError, near_path
 
 
 class ModelPath(click.Path):
@@ -24,9 +24,10 @@ class ModelPath(click.Path):
             if path.is_file():
                 return path
             found = "is a folder" if path.is_dir() else "not a regular file" if path.exists() else "no such file"
+            near = near_path(path, ".onnx") if found == "no such file" else ""
         except OSError as error:
-            found = f"cannot be read: {error.strerror or error}"
-        raise ModelError(f"{value}: {found}; expected {self._expected}")
+            found, near = f"cannot be read: {error.strerror or error}", ""
+        raise ModelError(f"{value}: {found}; expected {self._expected}{near}")
 
 
 class OutputPath(click.Path):

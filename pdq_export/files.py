@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from pdq_export.errors import OptionError, PdqError
+from pdq_export.errors import OptionError, PdqError, near_path
 from pdq_export.leftovers import Claim, remove_leftovers
 
 logger = logging.getLogger(__name__)
@@ -289,7 +289,10 @@ def _check_target(path: Path, overwrite: bool, inputs: Iterable[str | Path]) -> 
     if path.is_dir():
         raise OptionError(f"{path}: is a folder; expected the name of a file to write")
     if not path.parent.is_dir():
-        raise OptionError(f"{path}: cannot be written: there is no folder {str(path.parent)!r}; create it first")
+        raise OptionError(
+            f"{path}: cannot be written: there is no folder {str(path.parent)!r}; create it first"
+            f"{near_path(path.parent, '')}"
+        )
     with contextlib.suppress(FileNotFoundError):
         path.lstat()  # a name that the file system does not take fails here
     if not path.exists():

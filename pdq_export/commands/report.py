@@ -7,7 +7,7 @@ import numpy as np
 
 from pdq_export.calibrate.block_state import BlockState
 from pdq_export.calibrate.checkpoint import read_kept
-from pdq_export.errors import DataError
+from pdq_export.errors import DataError, near_path
 from pdq_export.files import check_writable, write_atomically
 from pdq_export.report import BlockCourse, KeptRun, LayerReport, Report, read_report, to_html
 from pdq_export.report.reading import LONGEST
@@ -41,7 +41,10 @@ def read_file(path: Path) -> Report | LayerReport:
     try:
         return read_report(read_bounded(path.resolve(), _BYTES * LONGEST).decode())
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}; expected the JSON of a report") from error
+        near = near_path(path, ".json", "") if isinstance(error, FileNotFoundError) else ""
+        raise DataError(
+            f"{path}: cannot be read: {error.strerror or error}; expected the JSON of a report{near}"
+        ) from error
     except ValueError as error:
         raise _wrong(path, error) from error
 

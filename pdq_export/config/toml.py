@@ -12,7 +12,7 @@ from typing import Any
 
 from pdq_export.config.config import Config, check_name, checked, options_of
 from pdq_export.config.option import Option, find_options, shown
-from pdq_export.errors import OptionError
+from pdq_export.errors import OptionError, near_path
 
 _LARGEST = 1_000_000  # bytes; nobody has so many rules
 _WIDTH = 100
@@ -65,8 +65,8 @@ def _read(path: Path) -> str:
     """The text, without the mark that some editors put before it. What a pipe gives is gone then."""
     try:
         if not path.exists() or path.is_dir():
-            what = "is a folder" if path.is_dir() else "no such file"
-            raise OptionError(f"{path}: {what}; expected a TOML file; pdq-export init MODEL.onnx writes one")
+            what, near = ("is a folder", "") if path.is_dir() else ("no such file", near_path(path, ".toml"))
+            raise OptionError(f"{path}: {what}; expected a TOML file; pdq-export init MODEL.onnx writes one{near}")
         with path.open("rb") as file:
             content = file.read(_LARGEST + 1)
         if len(content) > _LARGEST:

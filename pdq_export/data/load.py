@@ -19,7 +19,7 @@ from pdq_export.data.input_spec import InputSpec
 from pdq_export.data.items import TAKEN, DataReader, as_array, is_iterable, read_items
 from pdq_export.data.preprocess import Preprocess, unused
 from pdq_export.data.synthetic import asks_synthetic
-from pdq_export.errors import DataError
+from pdq_export.errors import DataError, near_path
 
 logger = logging.getLogger(__name__)
 
@@ -79,9 +79,10 @@ def load_inputs(path: str | Path, *, expected: Sequence[InputSpec], limit: int |
     """
     path = Path(path)
     if path.suffix.lower() != ".npz" or not path.is_file():
+        found, near = ("no .npz", "") if path.exists() else ("no such file", near_path(path, ".npz"))
         raise DataError(
-            f"{path}: {'no .npz' if path.exists() else 'no such file'}; expected an .npz with one float32 array for "
-            f"each of the model's inputs, {_names(expected)}, since they are not one image (N x C x H x W)"
+            f"{path}: {found}; expected an .npz with one float32 array for each of the model's inputs, "
+            f"{_names(expected)}, since they are not one image (N x C x H x W){near}"
         )
     try:
         return load_npz_inputs(path, expected=expected, limit=limit)
@@ -106,6 +107,7 @@ def check_exists(source: DataSource | None) -> None:
     if missing:
         raise DataError(
             f"{source}: no such file or folder; expected images as {_FORMS}, or an .npz of arrays by input name"
+            f"{near_path(str(source), *_ARCHIVES, '')}"
         )
 
 

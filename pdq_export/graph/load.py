@@ -6,7 +6,7 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError
 
-from pdq_export.errors import ModelError
+from pdq_export.errors import ModelError, near_path
 from pdq_export.graph import checks
 from pdq_export.graph.external import all_tensors, external_locations, load_external_data
 from pdq_export.graph.messages import essential_line
@@ -92,7 +92,7 @@ def _read(path: Path) -> bytes:
         raise ModelError("is a directory; expected an ONNX file; give the path of the .onnx file in it")
     try:
         if not path.is_file():
-            raise ModelError("no such file; expected an ONNX file; check the path")
+            raise ModelError(f"no such file; expected an ONNX file{near_path(path, '.onnx') or '; check the path'}")
         if path.stat().st_size > LIMIT:
             raise ModelError("is larger than 2 GiB; expected less; export with external data")
         data = path.read_bytes()

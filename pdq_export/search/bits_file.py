@@ -9,7 +9,7 @@ from typing import Any
 
 from pdq_export.config.option import did_you_mean, shown
 from pdq_export.config.toml import literal
-from pdq_export.errors import OptionError
+from pdq_export.errors import OptionError, near_path
 from pdq_export.runs import read_bounded
 from pdq_export.search.allotment import Allotment, LayerBits
 from pdq_export.spec import MAX_BITS, MIN_BITS, BitWidths
@@ -77,8 +77,9 @@ def _parse(path: Path, where: str) -> Mapping[str, Any]:
         else:
             content = tomllib.loads(text)
     except OSError as error:
+        near = near_path(path, ".toml", ".json") if isinstance(error, FileNotFoundError) else ""
         raise OptionError(
-            f"{where}: cannot be read: {error.strerror}; expected a file that quantize --bits auto wrote"
+            f"{where}: cannot be read: {error.strerror}; expected a file that quantize --bits auto wrote{near}"
         ) from error
     except (ValueError, RecursionError) as error:  # no TOML, no JSON, no UTF-8
         kind = "JSON" if path.suffix.lower() == ".json" else "TOML"
