@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from pdq_export.calibrate.losses import prediction_difference, reconstruction_loss
 from pdq_export.calibrate.quantizers import SoftRounding
+from pdq_export.numerics.adam import Adam, clamp_each_
 from pdq_export.numerics.affine import bernoulli_like
 from pdq_export.numerics.rounding import rounding_regularizer
-
-BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # Adam's
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,35 +97,36 @@ class Step:
     ) -> None:
         self._model, self._scales, self._units = model, scales, units
         self._mix_probability, self._temperature = mix_probability, temperature
-        self._parameters = [*(weight.alpha for weight in model.weights), *(learned.scale for learned in scales)]
-        self._moments = [(torch.zeros_like(x), torch.zeros_like(x)) for x in self._parameters]
+        self._alphas = [weight.alpha for weight in model.weights]
+        self._learned = [learned.scale for learned in scales]
+        self._adam = Adam([self._alphas, self._learned])
 
     def __call__(self, batch: Batch, numbers: StepNumbers) -> tuple[Tensor, Tensor]:
         """The reconstruction error and the whole loss, [] each, before the step."""
         error, loss = self._objective(batch, numbers)
-        gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
+        gradients = torch.autograd.grad(loss, [*self._alphas, *self._learned], allow_unused=True)
         self._update(gradients, numbers)
         return error.detach(), loss.detach()
 
     def power(self, wanted: Sequence[Tensor]) -> Tensor:
         """The mean square [] of what the block is to put out, counted as the error is."""
         parts = zip(wanted, self._units, strict=True)
-        return torch.stack([reconstruction_loss(y, torch.zeros_like(y), unit) for y, unit in parts]).sum()
+        return _sum([reconstruction_loss(y, torch.zeros_like(y), unit) for y, unit in parts])
 
     def _objective(self, batch: Batch, numbers: StepNumbers) -> tuple[Tensor, Tensor]:
         model, weight = self._model, numbers.prediction_weight
         outputs = model.student(*self._inputs(batch, doubled=weight is not None))
         images = len(batch.wanted[0])
         parts = zip(outputs, batch.wanted, self._units, strict=True)
-        error = torch.stack([reconstruction_loss(y[:images], wanted, unit) for y, wanted, unit in parts]).sum()
+        error = _sum([reconstruction_loss(y[:images], wanted, unit) for y, wanted, unit in parts])
         loss = error
         if model.rest is not None and weight is not None:
             predictions = model.rest(*(output[images:] for output in outputs), *batch.bypass)
             difference = prediction_difference(predictions, batch.predictions, model.class_axes, self._temperature)
             loss = loss + difference * weight
         if model.weights and numbers.rounding_weight is not None and numbers.exponent is not None:
-            terms = [rounding_regularizer(soft.h(), numbers.exponent) for soft in model.weights]
-            loss = loss + numbers.rounding_weight * torch.stack(terms).sum()
+            terms = [rounding_regularizer(soft.take_h(), numbers.exponent) for soft in model.weights]
+            loss = loss + numbers.rounding_weight * _sum(terms)
         return error, loss
 
     def _inputs(self, batch: Batch, *, doubled: bool) -> list[Tensor]:
@@ -139,17 +139,17 @@ class Step:
 
     @torch.no_grad()
     def _update(self, gradients: Sequence[Tensor | None], numbers: StepNumbers) -> None:
-        """Adam, to the bit as torch.optim has it, whose own reads rates and the number of the step on the host."""
-        weights = len(self._model.weights)
-        units = [*[1.0] * weights, *(learned.unit for learned in self._scales)]
-        rates = [*[numbers.rounding_rate] * weights, *numbers.scale_rates]
-        for x, gradient, unit, rate, (first, second) in zip(
-            self._parameters, gradients, units, rates, self._moments, strict=True
-        ):
-            if gradient is not None:
-                gradient = gradient if unit == 1.0 else gradient * unit
-                first.lerp_(gradient, 1 - BETA1)
-                second.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
-                x.sub_(first.mul(rate).div_(second.sqrt().div_(numbers.root).add_(EPSILON)))
-        for learned in self._scales:
-            learned.scale.clamp_(learned.low, learned.high)
+        weights = len(self._alphas)
+        of_scales = [
+            g if g is None or learned.unit == 1.0 else g * learned.unit
+            for g, learned in zip(gradients[weights:], self._scales, strict=True)
+        ]
+        rates: list[Tensor | Sequence[Tensor]] = [numbers.rounding_rate, numbers.scale_rates]
+        self._adam.step([gradients[:weights], of_scales], rates, numbers.root)
+        if self._scales:
+            low, high = ([getattr(learned, name) for learned in self._scales] for name in ("low", "high"))
+            clamp_each_(self._learned, low, high)
+
+
+def _sum(terms: Sequence[Tensor]) -> Tensor:
+    return terms[0] if len(terms) == 1 else torch.stack(list(terms)).sum()
