@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from pdq_export.calibrate.block import BlockCalibrator
 from pdq_export.calibrate.block_state import Checkpoint
-from pdq_export.calibrate.cache import Cache, Source, Store
+from pdq_export.calibrate.cache import Cache, Chosen, Source, Store
 from pdq_export.calibrate.collapse import look_for_collapse
 from pdq_export.calibrate.context import Context
 from pdq_export.calibrate.finished import Quantizers
@@ -92,7 +92,7 @@ def _walk(
     """Calibrate or replay one block after the other, each on what the ones before it give."""
     options, blocks = context.options, context.plan.blocks
     images = len(next(iter(inputs.values())))
-    chosen = spread(images, FORWARD_BATCH).to(context.store.device)
+    chosen = Chosen(spread(images, FORWARD_BATCH))
     some = [x[chosen] for x in inputs.values()]
     least = _require_memory(context, some, images)
     scores = score(context, inputs, some)

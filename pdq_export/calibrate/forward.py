@@ -64,6 +64,8 @@ def _run(
         done += len(batch[0])
         told(done, count)
         del batch, outputs  # or they would live on beside the next batch's
+    for cache in results:
+        cache.verify()
     return results
 
 

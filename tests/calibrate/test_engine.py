@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from pdq_export.calibrate import BlockProgress, Calibrated, calibrate, initialize, teacher
+from pdq_export.calibrate.cache import Store
 from pdq_export.calibrate.correction import estimate_statistics
 from pdq_export.calibrate.integer import IntegerLayer
 from pdq_export.calibrate.quantizers import ActivationQuantizer, SoftRounding, WeightQuantizer, weight_qparams
@@ -280,7 +281,9 @@ def test_reconstruction_beats_rounding_to_nearest() -> None:
         weights=list(soft.values()),
         masks=torch.Generator().manual_seed(1),
     )
-    rows = BlockRows(quantized=[x], corrected=[x], wanted=[values[name] for name in block.outputs])
+    store = Store(torch.device("cpu"))
+    inputs, wanted = [store.adopt(x)], [store.adopt(values[name]) for name in block.outputs]
+    rows = BlockRows(quantized=inputs, corrected=inputs, wanted=wanted)
     problem = BlockProblem(name=block.name, model=model, rows=rows, scales=[])
     options = dataclasses.replace(TINY, iters=200, rounding_lr=1e-2, batch_size=32)
     batches = draw_batches(len(x), 32, 200, torch.Generator().manual_seed(0))
