@@ -20,6 +20,7 @@ from pdq_export.calibrate.offload import Offload
 from pdq_export.calibrate.quantizers import ActivationQuantizer
 from pdq_export.calibrate.spill import SpillFile, check_room
 from pdq_export.errors import CalibrationError, OptionError
+from pdq_export.exhaustion import is_exhaustion
 
 logger = logging.getLogger(__name__)
 
@@ -448,6 +449,23 @@ class Store:
             cache._move(self._place(shape, dtype), rows=max(shape[0] // 64, 1))
         trim_heap()
 
+    def evict(self) -> bool:
+        """Move every cache off a device whose memory has run out, and keep all others off it; whether that frees any.
+
+        A CPU's memory is what `reserve` minds.
+        """
+        if self.device.type == "cpu":
+            return False
+        inside = [c for c in self._caches if c.tier == "device" and c.nbytes and isinstance(c._data, _Memory)]
+        self._room = 0
+        for cache in inside:
+            assert isinstance(cache._data, _Memory)
+            data = cache._data.data
+            cache._move(self._place(tuple(data.shape), data.dtype), rows=max(len(data) // 64, 1))
+        if inside:
+            logger.info("the GPU's memory has run out: %d cached tensors move to the host", len(inside))
+        return bool(inside)
+
     def step(self, modules: Iterable[nn.Module]) -> AbstractContextManager[object]:
         """A context for steps of ``modules``, with what was reserved: beyond the budget they use a file as well."""
         if self._room is None or self._reserved <= self._room or self.device.type != "cpu":
@@ -477,7 +495,7 @@ class Store:
     def _can_waste(self, shape: Sequence[int], dtype: torch.dtype) -> bool:
         """Whether quantized values may lie there as they are: coding takes launches at every step, room little else.
 
-        On a device twice as much as they take has to be left. What ``max_memory`` limits and what goes to files is coded.
+        On a device twice as much as they take has to be left. What ``max_memory`` limits, and files hold, is coded.
         """
         nbytes = math.prod(shape) * dtype.itemsize
         if self.device.type == "cpu":
@@ -496,8 +514,14 @@ class Store:
         if tier == "file" and self._has_room(nbytes):
             return _File(shape, dtype)
         on_device = tier == "device" or (tier == "file" and self._fits(nbytes))
-        device = self.device if on_device else torch.device("cpu")
-        return _Memory(torch.empty(shape, dtype=dtype, device=device), "device" if on_device else "host")
+        try:
+            device = self.device if on_device else _CPU
+            return _Memory(torch.empty(shape, dtype=dtype, device=device), "device" if on_device else "host")
+        except RuntimeError as error:
+            if not on_device or self.device.type == "cpu" or not is_exhaustion(error):
+                raise
+        self._room = 0  # another program has taken what was free
+        return self._place(shape, dtype)
 
     def _tier(self, nbytes: int) -> str:
         """Where so much more is to lie."""

@@ -14,7 +14,8 @@ from pdq_export.calibrate.schedule import Schedule
 from pdq_export.calibrate.step import Batch, BlockModel, LearnedScale, Step
 from pdq_export.calibrate.watch import WATCHED, warn_of_divergence
 from pdq_export.config.method import CalibrationOptions
-from pdq_export.errors import CalibrationError
+from pdq_export.errors import CalibrationError, ResourceError
+from pdq_export.exhaustion import is_exhaustion
 from pdq_export.numerics.units import power_of_two, unit_of
 
 logger = logging.getLogger(__name__)
@@ -67,15 +68,17 @@ def reconstruct(
     batches: Tensor,
     report: Report,
     warn: Callable[[str], None] = logger.warning,
+    relief: Sequence[Callable[[], bool]] = (),
 ) -> Tensor:
     """Learn the block's weight rounding and activation scales in place; the error [steps] of every step is returned.
 
-    ``warn``: told where the loss diverged.
+    ``warn``: told where the loss diverged. ``relief``: what frees memory of a device, see `with_relief`.
 
     ``batches`` [steps, batch]: the images of every step, `options.iters` of them, on the CPU. Quantized inputs are
     mixed with distribution-corrected FP32 inputs; the mixed half is compared with the FP32 block's output, the
-    quantized half runs on to a prediction. Outputs that are very small or very large are compared in units of their own size.
-    Raises CalibrationError where the loss stops being finite.
+    quantized half runs on to a prediction. Outputs that are very small or very large are compared in units of their
+    own size. Raises CalibrationError where the loss stops being finite, ResourceError where a step does not fit into a
+    GPU.
     """
     model, rows = problem.model, problem.rows
     initial = [quantizer.scale.item() for quantizer in problem.scales]
@@ -86,13 +89,19 @@ def reconstruct(
     device = rows.wanted[0].device
     schedule = Schedule.of(options, rates, predicts=model.rest is not None, device=device)
     units = [unit_of(_size(wanted, options.batch_size)) for wanted in rows.wanted]
-    step = Step(model, learned, units, mix_probability=options.mix_probability, temperature=options.temperature)
+    probability, temperature = options.mix_probability, options.temperature
+    step = Step(model, learned, units, mix_probability=probability, temperature=temperature, relief=relief)
     errors = torch.zeros(len(schedule), device=device)
     powers: list[Tensor] = []
     for number, chosen in enumerate(zip(batches, batches.to(device), strict=True)):
         numbers = schedule.numbers(number)
         batch = rows.read(Chosen(*chosen), predicts=numbers.prediction_weight is not None)
-        errors[number], loss = step(batch, numbers)
+        try:
+            errors[number], loss = step(batch, numbers)
+        except Exception as failed:
+            if device.type != "cpu" and is_exhaustion(failed):
+                raise _too_large(problem.name, len(chosen[0]), failed) from None
+            raise
         if number >= len(schedule) - WATCHED:
             powers.append(step.power(batch.wanted))
         del batch  # or it would live on beside the next one
@@ -132,3 +141,13 @@ def _check_finite(value: float, name: str, step: int) -> None:
             f"block {name!r}: the loss is {value} at step {step + 1}; expected a finite number; lower the learning "
             "rates or leave the block's layers at more bits"
         )
+
+
+def _too_large(name: str, images: int, error: BaseException) -> ResourceError:
+    detail = " ".join(str(error).split())[:120].rstrip(".")
+    fewer = f"at most {images // 2} images a step (--set batch_size={images // 2})" if images > 1 else "smaller images"
+    return ResourceError(
+        f"block {name!r}: a step on {images} images does not fit into the GPU's memory ({detail}), with predictions "
+        f"made of one image at a time and all cached tensors on the host; take {fewer}, end what else uses the "
+        "GPU, or give --device cpu"
+    )

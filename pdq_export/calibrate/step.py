@@ -5,13 +5,15 @@ what is computed, as None: a step can be recorded once and played again.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from pdq_export.calibrate.losses import prediction_difference, reconstruction_loss
 from pdq_export.calibrate.quantizers import SoftRounding
+from pdq_export.calibrate.relief import with_relief
 from pdq_export.numerics.adam import Adam, clamp_each_
 from pdq_export.numerics.affine import bernoulli_like
 from pdq_export.numerics.rounding import rounding_regularizer
@@ -83,7 +85,7 @@ class Step:
     """A forward and a backward pass, after which weights and scales are a step further.
 
     ``units``: what each output is measured in, powers of two. ``mix_probability`` and ``temperature``: see
-    `CalibrationOptions`.
+    `CalibrationOptions`. ``relief``: what else frees memory of the device where that runs out, see `with_relief`.
     """
 
     def __init__(
@@ -94,19 +96,54 @@ class Step:
         *,
         mix_probability: float,
         temperature: float,
+        relief: Sequence[Callable[[], bool]] = (),
     ) -> None:
         self._model, self._scales, self._units = model, scales, units
         self._mix_probability, self._temperature = mix_probability, temperature
+        # On a CPU nothing is tried: a result must not depend on what else runs there.
+        self._relief = (self.cut_rest, *relief) if model.masks.device.type != "cpu" else ()
+        self._pieces = self._images = 1
         self._alphas = [weight.alpha for weight in model.weights]
         self._learned = [learned.scale for learned in scales]
         self._adam = Adam([self._alphas, self._learned])
 
     def __call__(self, batch: Batch, numbers: StepNumbers) -> tuple[Tensor, Tensor]:
         """The reconstruction error and the whole loss, [] each, before the step."""
-        error, loss = self._objective(batch, numbers)
-        gradients = torch.autograd.grad(loss, [*self._alphas, *self._learned], allow_unused=True)
+        error, loss, gradients = self._gradients(batch, numbers)
         self._update(gradients, numbers)
-        return error.detach(), loss.detach()
+        return error, loss
+
+    def _gradients(self, batch: Batch, numbers: StepNumbers) -> tuple[Tensor, Tensor, Sequence[Tensor | None]]:
+        """Error, loss and gradients. Where a device's memory runs out, again after what ``relief`` offers."""
+        masks = self._model.masks
+        drawn = masks.get_state() if self._relief else None
+
+        def compute() -> tuple[Tensor, Tensor, Sequence[Tensor | None]]:
+            if drawn is not None:
+                masks.set_state(drawn)
+            error, loss = self._objective(batch, numbers)
+            gradients = torch.autograd.grad(loss, [*self._alphas, *self._learned], allow_unused=True)
+            return error.detach(), loss.detach(), gradients
+
+        return with_relief(compute, self._relief) if self._relief else compute()
+
+    def cut_rest(self) -> bool:
+        """Have the rest of the network run on half as many images at a time; False where it is one already.
+
+        What it keeps for the backward pass is computed again there, piece by piece.
+        """
+        if self._model.rest is None or self._pieces >= self._images:
+            return False
+        self._pieces = min(2 * self._pieces, self._images)
+        return True
+
+    def _predict(self, rest: nn.Module, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        if self._pieces == 1:
+            predictions: Sequence[Tensor] = rest(*inputs)
+            return predictions
+        parts = zip(*(x.tensor_split(self._pieces) for x in inputs), strict=True)
+        found = [checkpoint(rest, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
+        return [torch.cat(values) for values in zip(*found, strict=True)]
 
     def power(self, wanted: Sequence[Tensor]) -> Tensor:
         """The mean square [] of what the block is to put out, counted as the error is."""
@@ -121,7 +158,8 @@ class Step:
         error = _sum([reconstruction_loss(y[:images], wanted, unit) for y, wanted, unit in parts])
         loss = error
         if model.rest is not None and weight is not None:
-            predictions = model.rest(*(output[images:] for output in outputs), *batch.bypass)
+            self._images = images
+            predictions = self._predict(model.rest, [*(output[images:] for output in outputs), *batch.bypass])
             difference = prediction_difference(predictions, batch.predictions, model.class_axes, self._temperature)
             loss = loss + difference * weight
         if model.weights and numbers.rounding_weight is not None and numbers.exponent is not None:

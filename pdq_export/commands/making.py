@@ -40,7 +40,13 @@ class Making:
             config=request.config,
             model=model,
             settled=settings(request.config, request.planning, chosen, work.family),
-            made_by=made_by(model, calibration, str(request.device), work.samples.synthesis),
+            made_by=made_by(
+                model,
+                calibration,
+                str(request.device),
+                work.samples.synthesis,
+                deterministic=request.config.run.deterministic,
+            ),
         )
 
     def metadata(self) -> dict[str, str]:
@@ -95,17 +101,25 @@ def settings(config: Config, planning: PlanOptions, chosen: CalibrationOptions, 
 
 
 def made_by(
-    model: ModelInfo, calibration: Mapping[str, str], device: str, synthesis: Mapping[str, Any] | None = None
+    model: ModelInfo,
+    calibration: Mapping[str, str],
+    device: str,
+    synthesis: Mapping[str, Any] | None = None,
+    *,
+    deterministic: bool = False,
 ) -> dict[str, Any]:
     """What a file is made of and by: ``calibration`` is the SHA-256 of the data by input name.
 
-    ``synthesis``: how these data were made, where they were.
+    ``synthesis``: how these data were made, where they were. ``deterministic``: of a GPU, whether its kernels give the
+    same bits each time, as a CPU's do.
     """
+    of_gpu = {} if device == "cpu" else {"deterministic": deterministic}
     return {
         "model": {"name": model.name, "sha256": model.sha256},
         "calibration": dict(calibration),
         **({} if synthesis is None else {"synthesis": dict(synthesis)}),
         "device": device,
+        **of_gpu,
         "threads": torch.get_num_threads(),
         "versions": versions(),
     }

@@ -82,9 +82,8 @@ def _search_weight(weight: Tensor, qmin: int, qmax: int, quick: bool) -> QParams
     coarse = search.result()
     offsets = _column(range(-_COARSE + 1, _COARSE), span)
     scales = (coarse.scale + offsets * span / (FRACTIONS * levels)).clamp(min=0)
-    shifts = _column(_SHIFTS, span)
-    zero_points = (coarse.zero_point + shifts).clamp(0, levels)
-    search.offer(_each(scales, len(shifts)), zero_points.repeat(len(scales), 1))
+    zero_points = (coarse.zero_point + _column(_SHIFTS, span)).clamp(0, levels)
+    search.offer(_each(scales, len(_SHIFTS)), zero_points.repeat(len(scales), 1))
     return search.result()
 
 
@@ -182,11 +181,17 @@ def _scales(span: float, levels: int, stride: int, device: torch.device) -> Tens
 def _histogram(parts: Iterable[Tensor], low: float, high: float, unit: float) -> Tensor:
     """How many elements fall into each of 8,192 bins of equal width, in float64; computed in ``unit``."""
     sums = [
-        torch.histc(piece / unit, bins=_BINS, min=low / unit, max=high / unit).double()
+        _count(piece / unit, low / unit, high / unit).double()
         for part in parts
         for piece in part.flatten().float().split(_LARGEST_COUNT)
     ]
     return torch.stack(sums).sum(0)
+
+
+def _count(x: Tensor, low: float, high: float) -> Tensor:
+    """histc, on the CPU where algorithms have to be deterministic: on a GPU it refuses to run then."""
+    where = x.cpu() if torch.are_deterministic_algorithms_enabled() else x
+    return torch.histc(where, bins=_BINS, min=low, max=high).to(x.device)
 
 
 class _Search:
@@ -228,15 +233,23 @@ class _Search:
         x_hat = dequantize_affine(quantize_affine(self._x, s, z, self._qmin, self._qmax), s, z)
         errors = (self._x - x_hat).abs_().pow_(NORM)
         error = errors.mean(2) if self._weights is None else (errors * self._weights).sum(2)
-        error = torch.where(error.isnan(), torch.inf, error)  # which is never the least
-        least = error.amin(0)
-        numbers = torch.arange(len(error), device=error.device)[:, None]
-        first = torch.where(error == least, numbers, len(error)).amin(0)  # min leaves open which, on a GPU
+        if len(error) > 1:
+            least, scale, zero_point = _least(error, scale, zero_point)
+        else:
+            least, scale, zero_point = error[0], scale[0], zero_point[0]
         better = least < self._error
         self._error = torch.where(better, least, self._error)
-        for name, values in (("_scale", scale), ("_zero_point", zero_point)):
-            chosen = values.gather(0, first[None])[0]
-            setattr(self, name, torch.where(better, chosen, getattr(self, name)))
+        self._scale = torch.where(better, scale, self._scale)
+        self._zero_point = torch.where(better, zero_point, self._zero_point)
 
     def result(self) -> QParams:
         return QParams(scale=self._scale.clone(), zero_point=self._zero_point.clone())
+
+
+def _least(error: Tensor, *candidates: Tensor) -> tuple[Tensor, ...]:
+    """By column of ``error`` [n, C] the least, and the first of the ``candidates`` that has it, [C] each."""
+    error = torch.where(error.isnan(), torch.inf, error)  # which is never the least
+    least = error.amin(0)
+    numbers = torch.arange(len(error), device=error.device)[:, None]
+    first = torch.where(error == least, numbers, len(error)).amin(0, keepdim=True)  # min leaves open which, on a GPU
+    return least, *(values.gather(0, first)[0] for values in candidates)
