@@ -142,7 +142,7 @@ def _end(found: "Inspection") -> Iterable[str]:
     if found.bit_ops is not None:
         yield f"bit operations: × {found.bit_ops:.3f} of those of 8/8"
     if found.search is not None:
-        yield from search_lines(found.search.report())
+        yield from search_lines(found.search)
     if found.min_onnxruntime is not None:
         yield f"lowest version of onnxruntime: {found.min_onnxruntime}{_unpacking(found.loading)}"
     if found.loading is not None and found.loading.note:

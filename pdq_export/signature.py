@@ -1,9 +1,11 @@
 """What a model takes and gives, and whether data fit that."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
-from pdq_export.data import ImageSet, InputSet, InputSpec
+from pdq_export.data import ImageSet, InputSet, InputSpec, KnownLabels
 from pdq_export.errors import DataError, ModelError
 from pdq_export.graph.lookup import GraphIndex, float_tensors_behind
 from pdq_export.validate.compare import class_scores
@@ -34,27 +36,36 @@ def input_specs(index: GraphIndex) -> tuple[InputSpec, ...]:
     return tuple(specs)
 
 
-def check_labels(output: str, scores: NDArray[np.floating], images: ImageSet | InputSet) -> None:
+def check_labels(output: str, scores: NDArray[np.floating], images: ImageSet | InputSet | KnownLabels) -> None:
     """Raise DataError where the model's first output, ``scores`` for some images, has no class for a label."""
     by_class = class_scores(scores)
     if by_class is None or images.labels is None:
         raise DataError(
             f"{images.source}: has labels, but the model's first output {output!r} is {list(scores.shape)} for "
-            f"{len(scores)} images; expected a score for each class, [N, classes]; leave the labels out, or export the "
-            "model with its class scores as the first output"
+            f"{len(scores)} images; expected a score for each class, [N, classes]; leave the labels out with "
+            "--no-labels, or export the model with its class scores as the first output"
         )
-    if isinstance(images, ImageSet) and images.classes is not None and len(images.classes) != by_class.shape[1]:
+    folders = None if isinstance(images, InputSet) else images.classes
+    if folders is not None and len(folders) != by_class.shape[1]:
         raise DataError(
-            f"{images.source}: {len(images.classes)} folders of classes, but output {output!r} has {by_class.shape[1]} "
+            f"{images.source}: {len(folders)} folders of classes, but output {output!r} has {by_class.shape[1]} "
             "classes; expected a folder for each, whose rank by name is the class; add empty folders for those without "
-            "images, or a labels.csv with the columns file and label"
+            "images, or a labels.csv with the columns file and label, or leave the labels out with --no-labels"
         )
     low, high, classes = int(images.labels.min()), int(images.labels.max()), by_class.shape[1]
     if low < 0 or high >= classes:
         raise DataError(
             f"{images.source}: labels span [{low}, {high}]; expected 0 to {classes - 1}, as output {output!r} has "
-            f"{classes} classes; remap the labels or leave them out"
+            f"{classes} classes; remap the labels or leave them out with --no-labels"
         )
+
+
+def declared_scores(shape: Sequence[object] | None) -> NDArray[np.floating] | None:
+    """One image's output of a declared shape, all zeros; None where an axis behind the first is dynamic."""
+    sizes = [size for size in (shape or ())[1:] if isinstance(size, int)]
+    if not shape or len(sizes) != len(shape) - 1:
+        return None
+    return np.broadcast_to(np.float32(0), (1, *sizes))
 
 
 def _cut(index: GraphIndex, name: str) -> str:

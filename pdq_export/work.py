@@ -15,7 +15,7 @@ from torch import fx, nn
 from pdq_export.calibrate import Source
 from pdq_export.calibrate.equalization import channel_factors
 from pdq_export.config.config import FileSection
-from pdq_export.data import ImageSet, InputSpec, Samples
+from pdq_export.data import Data, ImageSet, InputSpec, KnownLabels, Samples
 from pdq_export.errors import ModelError, OptionError, first_few
 from pdq_export.export.loading import Loading, choose_loading
 from pdq_export.export.runtimes import check_opset
@@ -29,7 +29,7 @@ from pdq_export.plan import PlanOptions, float_tail, network_family, without_tai
 from pdq_export.plan.outputs import separate_outputs
 from pdq_export.plan.planned import Planned
 from pdq_export.report import ModelInfo
-from pdq_export.signature import check_labels, input_specs
+from pdq_export.signature import check_labels, declared_scores, input_specs
 from pdq_export.spec import Plan
 from pdq_export.targets import Target, find_target
 from pdq_export.torch_module import export_module
@@ -228,6 +228,15 @@ def import_planned(planned: PlannedModel) -> fx.GraphModule:
     return network
 
 
+def check_known_labels(planned: PlannedModel, known: KnownLabels | Data | None) -> None:
+    """Raise DataError for labels that do not fit what the model declares of its first output, as far as it does."""
+    first = planned.index.outputs[0]
+    if known is None or known.labels is None or first not in planned.compared:
+        return
+    if (scores := declared_scores(planned.index.shape(first))) is not None:
+        check_labels(first, scores, known)
+
+
 def begin_work(planned: PlannedModel, network: fx.GraphModule, samples: Samples) -> Work:
     """Everything together, once the network has been seen to take the samples.
 
@@ -235,9 +244,11 @@ def begin_work(planned: PlannedModel, network: fx.GraphModule, samples: Samples)
     """
     fields = {field.name: getattr(planned, field.name) for field in dataclasses.fields(planned)}
     work = Work(**fields, network=network, samples=samples)
-    scores, *_ = check_runs(network, as_seen(samples.calibration.head(2).inputs(), work.index))
-    if samples.judged.labels is not None and not work.plan.tail:
-        check_labels(work.index.outputs[0], scores.numpy(), samples.judged)
+    found = check_runs(network, as_seen(samples.calibration.head(2).inputs(), work.index))
+    outputs = dict(zip(work.compared, found, strict=True))
+    first = work.index.outputs[0]
+    if samples.judged.labels is not None and first in outputs:
+        check_labels(first, outputs[first].numpy(), samples.judged)
     return work
 
 
@@ -289,7 +300,15 @@ def equalize_channels(work: Work, inputs: Sequence[torch.Tensor | Source]) -> tu
     return dataclasses.replace(work, prepared=changed, network=network), tensors
 
 
-def tell_tail(work: PlannedModel) -> None:
+def check_work(work: Work, fidelity: Fidelity) -> None:
+    """Refuse what does not compute what the user's file does, and warn of what stays in float behind the rest."""
+    fidelity.check_finite()
+    fidelity.check_model(work.prepared.model)
+    fidelity.check_network(work.network, work.prepared, work.core.model)
+    _tell_tail(work)
+
+
+def _tell_tail(work: PlannedModel) -> None:
     """Warn of what stays in float behind the quantized part."""
     if work.plan.tail:
         logger.warning(

@@ -18,6 +18,19 @@ def parse(
     )
 
 
+def classifier(side: int, classes: int, batch: int | str = "N") -> onnx.ModelProto:
+    """Two convolutions and a Gemm, ``x`` [N, 3, side, side] -> ``scores`` [N, classes], without w1, w2 and w3."""
+    return parse(
+        """
+        a = Conv<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>(x, w1) b = Relu(a)
+        c = Conv<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>(b, w2) d = Relu(c)
+        pooled = GlobalAveragePool(d) flat = Flatten(pooled) scores = Gemm(flat, w3)
+        """,
+        f"float[{batch},3,{side},{side}] x",
+        f"float[{batch},{classes}] scores",
+    )
+
+
 def fill(
     model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]], *, scale: float = 1.0, seed: int = 0
 ) -> onnx.ModelProto:

@@ -11,7 +11,7 @@ import onnx
 from numpy.typing import NDArray
 
 from pdq_export.advice import HowMade
-from pdq_export.commands.known import growth_of, read_how_made
+from pdq_export.commands.known import growth_of, read_equalized, read_how_made
 from pdq_export.commands.pairs import File, Model, choose_batch, first_batch, read_samples
 from pdq_export.commands.progress import ProgressCallback, Tell
 from pdq_export.commands.settle import asked_preprocess, settle
@@ -88,9 +88,9 @@ def compare_layers(
     pair = open_pair(*(file.content for file in files))
     first, written = _graph(model), _graph(quantized)
     second = as_pairs(written)
-    layers = _Layers(original=first, quantized=second, pair=pair)
+    layers = _Layers(original=first, quantized=second, pair=pair, equalized=read_equalized(written))
     tell.stage("read")
-    found = read_samples(data, None, pair, choose_batch(pair, batch_size), tell, most=samples, preprocess=preprocess)
+    found = read_samples(data, False, pair, choose_batch(pair, batch_size), tell, most=samples, preprocess=preprocess)
     matching, sessions = layers.without_scaled(first_batch(found, pair.batch or 1))
     size = pair.batch or batch_size or _fitting(sessions, first_batch(found, 1))
     tell.stage("compare")
@@ -122,11 +122,15 @@ def compare_layers(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Layers:
-    """Both files, the second in pairs, as they are matched and opened layer by layer."""
+    """Both files, the second in pairs, as they are matched and opened layer by layer.
+
+    ``equalized``: the tensors of which the second says that equalization has scaled them.
+    """
 
     original: onnx.ModelProto
     quantized: onnx.ModelProto
     pair: Pair
+    equalized: frozenset[str] = frozenset()
 
     def open(self, changed: Container[str] = ()) -> tuple[Matching, LayerSessions]:
         """Raises ModelError where nothing matches."""
@@ -136,7 +140,9 @@ class _Layers:
         return matching, open_layers(self.original, self.quantized, matching, inputs)
 
     def without_scaled(self, sample: Batch) -> tuple[Matching, LayerSessions]:
-        """The same without tensors that equalization has scaled, as ``sample`` tells."""
+        """The same without tensors that equalization has scaled, as the file says, or else as ``sample`` tells."""
+        if self.equalized:
+            return self.open(self.equalized)
         apart, sessions = self.open()
         reference, whole, own = sessions.run(sample)
         names = find_scaled(reference, whole) - {value.name for value in self.original.graph.output}

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from pdq_export.commands.compare import compare_models
 from pdq_export.commands.pairs import Model
@@ -15,6 +14,7 @@ from pdq_export.commands.progress import Tell
 from pdq_export.data import Data
 from pdq_export.data.thumbnails import thumbnails
 from pdq_export.errors import PdqError
+from pdq_export.export.constants import along_axis
 from pdq_export.graph.lookup import GraphIndex
 from pdq_export.report import Report, to_html
 from pdq_export.spec import Plan, QuantizedTensors
@@ -54,19 +54,11 @@ def weight_histograms(index: GraphIndex, plan: Plan, tensors: QuantizedTensors) 
         if tensor is None or tensor.integers is None:
             continue
         floats = onnx.numpy_helper.to_array(index.initializers[layer.weight]).astype(np.float64)
-        scale, zero_point = (_along(x, tensor.point.axis, floats.ndim) for x in (tensor.scale, tensor.zero_point))
         point = tensor.point
+        scale, zero_point = (along_axis(x, point.axis, floats.ndim) for x in (tensor.scale, tensor.zero_point))
         scaled = floats / scale + zero_point
         found.append(WeightHistogram.of(layer.node, tensor.integers, point.qmin, point.qmax, floats=scaled))
     return tuple(found)
-
-
-def _along(values: NDArray[np.generic], axis: int | None, rank: int) -> NDArray[np.float64]:
-    """One value a channel, so that it broadcasts over the weight."""
-    wide: NDArray[np.float64] = values.astype(np.float64)
-    if not wide.ndim or axis is None:
-        return wide
-    return wide.reshape([-1 if at == axis else 1 for at in range(rank)])
 
 
 def page(report: Report, data: Data | None) -> bytes:

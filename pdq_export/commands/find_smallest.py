@@ -69,7 +69,7 @@ def find_smallest(
 
     def propose(loss: float) -> Proposal[tuple[Candidate, Allotment, Found]]:
         config, allotment, found = finder.smallest(search, loss)
-        chosen = found.chosen
+        chosen = found.report.chosen
 
         def run() -> Attempt[tuple[Candidate, Allotment, Found]]:
             made = calibrate(config, pace.begin())
@@ -103,7 +103,8 @@ def find_smallest(
             _missed(best.step, goal),
         )
     made, allotment, found = best.made
-    return made, allotment, dataclasses.replace(found, steps=steps)
+    report = dataclasses.replace(found.report, steps=steps)
+    return made, allotment, dataclasses.replace(found, report=report)
 
 
 def told(step: Step, goal: Goal) -> str:

@@ -45,7 +45,6 @@ from pdq_export.commands.find_bits import Finder
 from pdq_export.commands.making import file_metadata, made_by, settings
 from pdq_export.commands.progress import ProgressCallback, Tell
 from pdq_export.commands.rehearsal import rehearse
-from pdq_export.commands.search import Found
 from pdq_export.commands.sensitivity import SAMPLES, begin_measuring, images_to_measure
 from pdq_export.commands.settle import choose, plan_options, settle
 from pdq_export.config.config import AUTO, Config, options_of
@@ -62,6 +61,7 @@ from pdq_export.plan.floating import FloatNode
 from pdq_export.plan.saturation import saturating_layers
 from pdq_export.plan.summary import LayerSummary, summarize_layers
 from pdq_export.report import ModelInfo
+from pdq_export.report.bits import SearchReport
 from pdq_export.spec import Plan, Role
 from pdq_export.targets import find_target
 from pdq_export.validate import KernelCount, Session
@@ -104,7 +104,7 @@ class Inspection:
     unsupported: tuple[str, ...]
     problems: tuple[str, ...]
     bit_ops: float | None
-    search: Found | None
+    search: SearchReport | None
 
     def to_dict(self) -> dict[str, Any]:
         """The result in plain types, as the schema has it."""
@@ -154,7 +154,7 @@ class Inspection:
             "unsupported": list(self.unsupported),
             "problems": list(self.problems),
             "bit_ops": self.bit_ops,
-            "search": None if self.search is None else dataclasses.asdict(self.search.report()),
+            "search": None if self.search is None else dataclasses.asdict(self.search),
         }
 
     def to_json(self) -> str:
@@ -228,8 +228,8 @@ def inspect_model(
 
 def _find_bits(
     config: Config, file: UserFile, session: Session | str, source: DataSource, tell: Tell
-) -> tuple[Config, Found]:
-    """The configuration with bits found by images. Raises ValidationError where the file does not run."""
+) -> tuple[Config, SearchReport]:
+    """The configuration with bits found by images; how they compare. Raises ValidationError where none can run."""
     if isinstance(session, str):
         raise ValidationError(session)
     tell.stage("plan")
@@ -238,7 +238,7 @@ def _find_bits(
     finder = Finder.of(work, config, choose(config, family=work.family), tell)
     tell.stage("search")
     changed, _, found = finder.find()
-    return changed, found
+    return changed, found.report
 
 
 def _open(model: Model, example_input: Any, opset: int | None) -> tuple[UserFile, Session | str]:

@@ -8,11 +8,11 @@ import numpy as np
 import onnx
 
 from pdq_export.advice import HowMade
-from pdq_export.config.record import read_record
+from pdq_export.config.record import EQUALIZED, read_record
 from pdq_export.errors import ModelError, PdqError
 from pdq_export.export import read_blueprint
 from pdq_export.export.blueprint import KEY as BLUEPRINT_KEY
-from pdq_export.export.constants import LayerConstants
+from pdq_export.export.constants import LayerConstants, along_axis
 from pdq_export.export.layouts import Quantized
 from pdq_export.export.loading import Loading
 from pdq_export.graph import origins
@@ -34,6 +34,16 @@ def read_how_made(quantized: onnx.ModelProto) -> HowMade:
     except ModelError:
         return HowMade()
     return how_made(record.settled)
+
+
+def read_equalized(quantized: onnx.ModelProto) -> frozenset[str]:
+    """The tensors whose channels a file's metadata say to have been scaled; none where they say nothing."""
+    properties = {entry.key: entry.value for entry in quantized.metadata_props}
+    try:
+        names = read_record(properties, "").made_by.get(EQUALIZED)
+    except ModelError:
+        return frozenset()
+    return frozenset(name for name in names if isinstance(name, str)) if isinstance(names, list) else frozenset()
 
 
 def how_made(settings: Mapping[str, Any], images: int | None = None) -> HowMade:
@@ -104,11 +114,8 @@ def _with_weights(written: Quantized) -> onnx.ModelProto:
     values = {}
     for layer in written.constants.values():
         weight = layer.weight
-        shape = [1] * weight.integers.ndim
-        if weight.scale.ndim:
-            shape[weight.point.axis or 0] = -1
-        scale, zero_point = weight.scale.reshape(shape), weight.zero_point.reshape(shape)
-        values[weight.point.tensor] = (weight.integers.astype(np.float32) - zero_point) * scale
+        scale = along_axis(weight.scale, weight.point.axis, weight.integers.ndim)
+        values[weight.point.tensor] = weight.centered.astype(np.float32) * scale
         if (bias := layer.bias) is not None:
             values[bias.tensor] = bias.integers.astype(np.float32) * bias.scale
     for tensor in made.graph.initializer:

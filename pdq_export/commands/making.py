@@ -1,7 +1,7 @@
 """How a file came to be, as its metadata and the report tell it."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -32,8 +32,8 @@ class Making:
     made_by: Mapping[str, Any]
 
     @classmethod
-    def of(cls, request: Request, work: Work, chosen: CalibrationOptions) -> Self:
-        """Of a run with the numbers ``chosen``."""
+    def of(cls, request: Request, work: Work, chosen: CalibrationOptions, equalized: Sequence[str] = ()) -> Self:
+        """Of a run with the numbers ``chosen``; ``equalized``: tensors with channels in one range."""
         model = work.info
         calibration = sha256_by_input(work.samples.calibration, work.index.inputs)
         return cls(
@@ -45,6 +45,7 @@ class Making:
                 calibration,
                 str(request.device),
                 work.samples.synthesis,
+                equalized,
                 deterministic=request.config.run.deterministic,
             ),
         )
@@ -105,19 +106,22 @@ def made_by(
     calibration: Mapping[str, str],
     device: str,
     synthesis: Mapping[str, Any] | None = None,
+    equalized: Sequence[str] = (),
     *,
     deterministic: bool = False,
 ) -> dict[str, Any]:
     """What a file is made of and by: ``calibration`` is the SHA-256 of the data by input name.
 
-    ``synthesis``: how these data were made, where they were. ``deterministic``: of a GPU, whether its kernels give the
-    same bits each time, as a CPU's do.
+    ``synthesis``: how these data were made, where they were. ``equalized``: tensors that do not have FP32's values, but
+    those times a factor for each channel, which no measurement tells from errors of few bits. ``deterministic``: of a
+    GPU, whether its kernels give the same bits each time, as a CPU's do.
     """
     of_gpu = {} if device == "cpu" else {"deterministic": deterministic}
     return {
         "model": {"name": model.name, "sha256": model.sha256},
         "calibration": dict(calibration),
         **({} if synthesis is None else {"synthesis": dict(synthesis)}),
+        **({record.EQUALIZED: list(equalized)} if equalized else {}),
         "device": device,
         **of_gpu,
         "threads": torch.get_num_threads(),

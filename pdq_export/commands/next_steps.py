@@ -46,7 +46,7 @@ def with_next_steps(report: Report, made: HowMade, compare: Callable[[], LayerRe
         except PdqError as error:
             logger.warning("layers are not compared, and what to try next says nothing of them: %s", error)
     found = find_remedies((), {}, made=made).next if layers is None else layers.remedies
-    saturated = saturation_remedy(report)
+    saturated = saturation_remedy(report, made.settings)
     return dataclasses.replace(
         report,
         loss=f"{loss}{'' if layers is None else f'; layers compared on {layers.images} images'}",

@@ -33,9 +33,10 @@ def count_multiplications(
     counts = {}
     for layer in layers:
         weight = index.initializers[layer.weight].dims
-        if layer.op_type in ("Conv", "ConvTranspose"):
+        transposed = layer.op_type == "ConvTranspose"
+        if transposed or layer.op_type == "Conv":
             # A ConvTranspose uses each weight once for every place of its input.
-            places = shapes[layer.output if layer.op_type == "Conv" else layer.input]
+            places = shapes[layer.input if transposed else layer.output]
             counts[layer.node] = math.prod(weight) * places[0] * math.prod(places[2:])
         else:
             counts[layer.node] = math.prod(shapes[layer.output]) * math.prod(weight) // shapes[layer.output][-1]

@@ -37,7 +37,7 @@ from pdq_export.config.config import AUTO, Config, FileSection
 from pdq_export.config.method import CalibrationOptions
 from pdq_export.config.option import QUANTIZE
 from pdq_export.config.signature import takes_options
-from pdq_export.data import Data, DataSource, InputSpec, Samples, classes_of, read_samples
+from pdq_export.data import Data, DataSource, InputSpec, Samples, classes_of, known_labels, read_samples
 from pdq_export.data.synthetic import asks_synthetic
 from pdq_export.exhaustion import tells_of_memory
 from pdq_export.export.cost import constant_bytes
@@ -56,16 +56,18 @@ from pdq_export.search.asked import asks_smallest
 from pdq_export.spec import Plan, QuantizedTensors
 from pdq_export.targets import find_target
 from pdq_export.validate import BATCH_SIZE, Batch, Session
+from pdq_export.validate.parity import Parity
 from pdq_export.work import (
     Model,
     PlannedModel,
     Work,
     begin_work,
     calibration_inputs,
+    check_known_labels,
+    check_work,
     equalize_channels,
     import_planned,
     open_model,
-    tell_tail,
 )
 
 __all__ = ["Progress", "ProgressCallback", "Result", "quantize"]
@@ -159,6 +161,8 @@ def _run(request: Request, tell: Tell, until_end: contextlib.ExitStack, warned: 
     searched, smallest = config.plan.bits == AUTO, asks_smallest(config)
     planned = PlannedModel.of(file, request.planning, asked, told=not searched)
     chosen, inputs = request.options(planned.family), planned.inputs
+    judged_on = request.calib if request.eval is None else request.eval
+    check_known_labels(planned, known_labels(judged_on, request.labels))
     network = import_planned(planned)
     tell.stage("read")
     samples = _samples(request, planned, inputs, network, tell)
@@ -178,9 +182,7 @@ def _run(request: Request, tell: Tell, until_end: contextlib.ExitStack, warned: 
     trim_heap()  # of large models several copies were made so far
     if smallest:
         made, allotment, found = _find_smallest(request, work, fidelity, session, chosen, tell, until_end)
-        request, work, equalized, reference = made.request, made.work, made.equalized, made.reference
-        calibrated, records = made.calibrated, made.records
-        del made, fidelity, session
+        del fidelity, session
     else:
         del session
         tell.stage("calibrate")
@@ -190,49 +192,22 @@ def _run(request: Request, tell: Tell, until_end: contextlib.ExitStack, warned: 
         del fidelity
         calibrated, records = _calibrate(work, seen, chosen, request, tell.block, until_end)
         del seen
+        made = Candidate(
+            request=request,
+            work=work,
+            calibrated=calibrated,
+            records=records,
+            equalized=equalized,
+            reference=reference,
+        )
+    request, work, calibrated = made.request, made.work, made.calibrated
     tell.stage("export")
-    making = Making.of(request, work, chosen)
+    making = Making.of(request, work, chosen, made.equalized)
     quantized = _export(work, calibrated, request.config, making.metadata())
     tell.stage("validate")
     with Draft() as draft:
         own, files = _keep(draft, quantized, asked)
-        content, target = quantized.SerializeToString(deterministic=True), find_target(asked.target)
-        measured, parity, observed = evaluate(
-            work,
-            calibrated,
-            content,
-            reference,
-            target=target,
-            device=request.device,
-            simulated_images=request.config.run.simulated_images,
-            metrics=request.metrics,
-            tell=tell,
-        )
-        changed = {"opset": opset_version(quantized), "equalized_tensors": list(equalized)}
-        if find_target(asked.target).layout.packs:
-            changed["loading"] = work.loading.to_dict()
-        report = making.report(
-            measured,
-            work,
-            calibrated,
-            weight_bytes=constant_bytes(quantized.graph, work.plan.layers).weights,
-            records=records,
-            quantized=own,
-            saturated_layers=parity.saturated,
-            latency=time_beside(work, content, reference, target=target),
-            settings=changed,
-            metrics=observed.result(),
-            changed=observed.changed(classes_of(samples.judged)),
-            search=None if found is None else found.report(),
-        ).judged(request.limits)
-        if found is not None:
-            _check_size(found, report)
-        if asks_page(request.config):
-            weights = weight_histograms(work.prepared.index, work.plan, calibrated.tensors)
-            original = onnx.load_from_string(reference.content(work.prepared.model))
-            report = dataclasses.replace(report, weights=weights)
-            report = with_layer_errors(report, original, quantized, samples.judged, tell, work.batch)
-        report = with_next_steps(report, *_next(request, work, quantized, report, tell))
+        report, parity = _judge(made, making, quantized, own, found, tell)
         try:
             tell_verdict(report, parity, samples.judged.source)
         finally:  # what is refused is told with all figures
@@ -317,10 +292,7 @@ def _find_smallest(
 
 def _check(work: Work, fidelity: Fidelity, asked: FileSection) -> None:
     """Refuse what would not compute what the file does, and what could not be written or run in the end."""
-    fidelity.check_finite()
-    fidelity.check_model(work.prepared.model)
-    fidelity.check_network(work.network, work.prepared, work.core.model)
-    tell_tail(work)
+    check_work(work, fidelity)
     dry_run(work.prepared, work.plan, asked.target, loading=work.loading, runtime=asked.runtime, inputs=fidelity.probe)
     tell_loading(work.loading, asked.target)
 
@@ -417,6 +389,51 @@ def _export(work: Work, calibrated: Calibrated, config: Config, metadata: Mappin
         packing=work.loading.packing,
         runtime=config.file.runtime,
     )
+
+
+def _judge(
+    made: Candidate, making: Making, quantized: onnx.ModelProto, own: ModelInfo, found: Found | None, tell: Tell
+) -> tuple[Report, Parity]:
+    """What the written file does, beside FP32 and its simulation, and what to try next; ``own``: what file it is."""
+    request, work, calibrated = made.request, made.work, made.calibrated
+    content, target = quantized.SerializeToString(deterministic=True), find_target(request.config.file.target)
+    measured, parity, observed = evaluate(
+        work,
+        calibrated,
+        content,
+        made.reference,
+        target=target,
+        device=request.device,
+        simulated_images=request.config.run.simulated_images,
+        metrics=request.metrics,
+        tell=tell,
+    )
+    settings = {"opset": opset_version(quantized), "equalized_tensors": list(made.equalized)}
+    if target.layout.packs:
+        settings["loading"] = work.loading.to_dict()
+    report = making.report(
+        measured,
+        work,
+        calibrated,
+        weight_bytes=constant_bytes(quantized.graph, work.plan.layers).weights,
+        records=made.records,
+        quantized=own,
+        saturated_layers=parity.saturated,
+        latency=time_beside(work, content, made.reference, target=target),
+        settings=settings,
+        metrics=observed.result(),
+        changed=observed.changed(classes_of(work.samples.judged)),
+        search=None if found is None else found.report,
+    ).judged(request.limits)
+    if found is not None:
+        _check_size(found, report)
+    if asks_page(request.config):
+        report = dataclasses.replace(
+            report, weights=weight_histograms(work.prepared.index, work.plan, calibrated.tensors)
+        )
+        original = onnx.load_from_string(made.reference.content(work.prepared.model))
+        report = with_layer_errors(report, original, quantized, work.samples.judged, tell, work.batch)
+    return with_next_steps(report, *_next(request, work, quantized, report, tell)), parity
 
 
 def _next(

@@ -11,7 +11,7 @@ import torch
 from pdq_export.calibrate.device import choose_device
 from pdq_export.calibrate.memory import parse_size
 from pdq_export.commands.judging import Metrics, find_metrics
-from pdq_export.commands.settle import Given, asked_preprocess, choose, plan_options, settle, with_method
+from pdq_export.commands.settle import Given, asked_labels, asked_preprocess, choose, plan_options, settle, with_method
 from pdq_export.commands.written import check_written
 from pdq_export.config.config import Config, make_config
 from pdq_export.config.method import CalibrationOptions
@@ -83,7 +83,7 @@ class Request:
             example_input=example_input,
             calib=calib,
             eval=eval,
-            labels=labels,
+            labels=asked_labels(settled, labels),
             preprocess=asked_preprocess(settled),
             config=settled,
             planning=plan_options(settled, choose(settled)),

@@ -16,7 +16,6 @@ from pdq_export.search.asked import Budget
 from pdq_export.search.budget import Choices, Cost, Limit, Solution, Widths, solve
 from pdq_export.spec import MAX_BITS, BitWidths, Role
 from pdq_export.spec.sensitivity import Sensitivity
-from pdq_export.spec.step import Step
 from pdq_export.targets import find_target
 from pdq_export.work import PlannedModel
 
@@ -34,31 +33,11 @@ _NEAR = 1.01  # of a size: what is estimated beyond is not written to see
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Found:
-    """What was found: ``bits`` of every weight and learned activation, and how they compare.
-
-    ``uniform``: equal bits for all layers that keep the budget, the best of them; None where none do. ``frontier``: the
-    least loss at other sizes; ``uniforms``: what equal bits for all layers take and lose. ``note``: on activations.
-    ``steps``: where the smallest file was looked for that keeps a drop, every calibration that was made for it.
-    """
+    """What was found: ``bits`` of every weight and learned activation, within a ``budget``, and how they compare."""
 
     bits: Widths
-    chosen: Estimate
-    uniform: Estimate | None
-    frontier: tuple[Estimate, ...]
-    uniforms: tuple[Estimate, ...]
     budget: Budget
-    measure: str
-    note: str
-    gap: float = 0.0
-    steps: tuple[Step, ...] = ()
-
-    def report(self) -> SearchReport:
-        """What a report says of it."""
-        told = {
-            name: getattr(self, name)
-            for name in ("measure", "chosen", "uniform", "frontier", "uniforms", "note", "steps", "gap")
-        }
-        return SearchReport(budget=self.budget.told(), **told)
+    report: SearchReport
 
 
 class Search:
@@ -124,17 +103,17 @@ class Search:
         note = "" if self._budget.counts_activations else self._why_wide()
         if note:
             logger.info("%s", note)
-        return Found(
-            bits=bits,
+        told = SearchReport(
+            budget=self._budget.told(),
             chosen=dataclasses.replace(self._estimate("auto", bits), size=written),
             uniform=None if uniform is None else self._estimate("uniform", uniform),
             frontier=self._frontier(),
             uniforms=tuple(self._estimate(str(widths), bits) for widths, bits in self._uniforms()),
-            budget=self._budget,
             measure=self._measure,
             note=note,
             gap=gap,
         )
+        return Found(bits=bits, budget=self._budget, report=told)
 
     def _within(self, size: Callable[[Widths], int]) -> tuple[Solution, int]:
         """The best bits and the bytes of their file; what these are off the estimate, the next solution spares."""

@@ -39,10 +39,10 @@ from pdq_export.work import (
     Work,
     begin_work,
     calibration_inputs,
+    check_work,
     equalize_channels,
     import_planned,
     open_model,
-    tell_tail,
 )
 
 logger = logging.getLogger(__name__)
@@ -117,15 +117,12 @@ def begin_measuring(
         planned.inputs,
         samples,
         told=lambda done, total: tell.images("read", done, total),
+        labels=False,  # nothing is said of them
         preprocess=asked_preprocess(config),
     )
     work = begin_work(planned, network, read)
     tell.stage("check")
-    fidelity = work.fidelity(session)
-    fidelity.check_finite()
-    fidelity.check_model(work.prepared.model)
-    fidelity.check_network(work.network, work.prepared, work.core.model)
-    tell_tail(work)
+    check_work(work, work.fidelity(session))
     return work
 
 

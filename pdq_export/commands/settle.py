@@ -68,6 +68,23 @@ def asked_preprocess(config: Config) -> Preprocess:
     return Preprocess.of(vars(config.preprocess), "preprocessing")
 
 
+def asked_labels(config: Config, labels: Any) -> Any:
+    """``labels`` as they are given, or False where those of the data are left out, too.
+
+    Raises OptionError where something needs them.
+    """
+    if not config.data.no_labels:
+        return labels
+    if labels is not None and labels is not False:
+        raise OptionError("--no-labels: labels are given as well; expected one of them")
+    if (most := config.gates.max_drop) is not None:
+        raise OptionError(
+            f"--max-drop {most:g}: it is judged by labels, and --no-labels leaves them out; expected one of them, or "
+            "--min-agreement or --min-sqnr, which need none"
+        )
+    return False
+
+
 def with_method(fields: Mapping[str, Any], options: Mapping[str, Any] | None) -> dict[str, Any]:
     """``fields`` and ``options``, which are those of `CalibrationOptions`. Raises OptionError for one given twice."""
     if options is None:

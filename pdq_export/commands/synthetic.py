@@ -17,7 +17,7 @@ from pdq_export.data.preprocess import unused
 from pdq_export.data.synthetic import SYNTHETIC, hides_file
 from pdq_export.errors import DataError, OptionError
 from pdq_export.synthesis import Distance, Learned, Range, batch_images, learn_images, usable
-from pdq_export.work import PlannedModel
+from pdq_export.work import PlannedModel, check_known_labels
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,7 @@ def make_samples(request: Request, planned: PlannedModel, network: fx.GraphModul
         judged = read_data(
             request.eval, planned.inputs, labels=request.labels, told=told, preprocess=request.preprocess
         )
+        check_known_labels(planned, judged)
     else:
         logger.warning(
             "%s without --eval: the report tells how the file agrees with FP32 on the images that were made, which is "

@@ -16,13 +16,14 @@ from pdq_export.commands.known import read_how_made
 from pdq_export.commands.next_steps import compare_few, with_next_steps
 from pdq_export.commands.pairs import File, Model, choose_batch, first_batch, read_samples
 from pdq_export.commands.progress import ProgressCallback, Tell
-from pdq_export.commands.settle import asked_preprocess, settle
+from pdq_export.commands.saturated import find_saturated
+from pdq_export.commands.settle import asked_labels, asked_preprocess, settle
 from pdq_export.commands.warned import Warned
 from pdq_export.commands.written import asks_page, check_written
 from pdq_export.config.config import Config
 from pdq_export.config.option import VALIDATE
 from pdq_export.config.signature import takes_options
-from pdq_export.data import Data, DataSource, check_exists, classes_of
+from pdq_export.data import Data, DataSource, check_exists, classes_of, known_labels
 from pdq_export.errors import ModelError, ValidationError
 from pdq_export.exhaustion import tells_of_memory
 from pdq_export.files import write_together
@@ -31,7 +32,7 @@ from pdq_export.graph.batch_axis import follow
 from pdq_export.graph.lookup import GraphIndex
 from pdq_export.graph.passes import tidy
 from pdq_export.report import Report
-from pdq_export.signature import check_labels
+from pdq_export.signature import check_labels, declared_scores
 from pdq_export.spec import Place
 from pdq_export.validate import (
     Batch,
@@ -96,7 +97,7 @@ def _validate(
     """What `validate_models` does with its settled options."""
     named = find_metrics(settled.gates, metrics)
     limits = parse_limits(settled.gates, metrics=len(named))
-    preprocess = asked_preprocess(settled)
+    labels, preprocess = asked_labels(settled, labels), asked_preprocess(settled)
     check_exists(data)
     tell.stage("load")
     files = [File.of(given, which) for given, which in ((model, "model"), (quantized, "quantized"))]
@@ -105,16 +106,23 @@ def _validate(
     pair = open_pair(*(file.runs for file in files))
     tell.stage("read")
     size = choose_batch(pair, batch_size)
+    _check_known_labels(pair, data, labels, needed=limits.section.max_drop is not None or not named)
     samples = read_samples(data, labels, pair, size, tell, preprocess=preprocess)
     limits.check_labels(samples.source, labelled=samples.labels is not None)
     run = _Run(pair=pair, samples=samples, size=size, limits=limits, metrics=named)
     measured, observed = run.measure(files[0].structure, tell)
+    saturated = (
+        ()
+        if files[1].is_qonnx
+        else find_saturated(files[1].content, files[1].structure, pair.kernels, pair.quantized, run.first())
+    )
     tell.stage("time")
     latency = None if any(file.is_qonnx for file in files) else run.time(*(file.content for file in files))
     report = Report.of(
         dataclasses.replace(measured, min_onnxruntime=min_onnxruntime(files[1].content)),
         model=files[0].info(),
         quantized=files[1].info(),
+        saturated_layers=saturated,
         latency=latency,
         metrics=observed.result(),
         changed=observed.changed(classes_of(samples)),
@@ -141,6 +149,16 @@ def _validate(
     if contents := side_contents(settled, report, samples):
         write_together(contents, overwrite=settled.file.overwrite)
     return report
+
+
+def _check_known_labels(pair: Pair, data: DataSource, labels: Any, *, needed: bool) -> None:
+    """Raise DataError for labels that do not fit what the FP32 file declares; ``needed``: whatever its output is."""
+    first = pair.original.gives[0]
+    known, scores = known_labels(data, labels), declared_scores(first.shape)
+    if known is None or scores is None or first.name in pair.uncompared:
+        return
+    if needed or class_scores(scores) is not None:
+        check_labels(first.name, scores, known)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

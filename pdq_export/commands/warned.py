@@ -30,8 +30,22 @@ class Warned(logging.Handler):
         """Remember one record."""
         if record.thread == self._thread and len(self._texts) < _MOST:
             self._texts.setdefault(record.getMessage()[:_LONGEST])
+        # Where nobody has set up logging, Python prints warnings to stderr, but not past a handler such as this one.
+        first = next(one for one in _LIBRARY.handlers if isinstance(one, Warned))
+        if first is self and logging.lastResort is not None and not _has_listeners(record):
+            logging.lastResort.handle(record)
 
     @property
     def texts(self) -> tuple[str, ...]:
         """Each once, in order."""
         return tuple(self._texts)
+
+
+def _has_listeners(record: logging.LogRecord) -> bool:
+    """Whether a handler of somebody else gets the record."""
+    logger: logging.Logger | None = logging.getLogger(record.name)
+    while logger is not None:
+        if any(not isinstance(one, Warned) for one in logger.handlers):
+            return True
+        logger = logger.parent if logger.propagate else None
+    return False

@@ -313,6 +313,12 @@ class DataSection:
         recorded=False,
         adapt=path,
     )
+    no_labels: bool = option(
+        False,
+        "Leave out the labels that the data have, such as those of a labels.csv that does not fit the model",
+        recorded=False,
+        commands=(QUANTIZE, VALIDATE),
+    )
 
 
 def _reading(help: str, **declared: Any) -> Any:

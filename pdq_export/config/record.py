@@ -18,6 +18,7 @@ from pdq_export.config.option import did_you_mean
 from pdq_export.errors import ModelError, OptionError, PdqError
 
 ASKED, SETTLED, MADE_BY = "pdq_export.config", "pdq_export.options", "pdq_export.made_by"
+EQUALIZED = "equalized_tensors"  # in the last
 _VERSION = "pdq_export.version"
 _NOT_SETTLED = ("data", "preprocess", "run")  # sections that are about data, and how the run goes about it
 

@@ -5,6 +5,7 @@ from pdq_export.data.function import names_function
 from pdq_export.data.image_set import ImageSet
 from pdq_export.data.input_set import InputSet
 from pdq_export.data.input_spec import InputSpec
+from pdq_export.data.known import KnownLabels, known_labels
 from pdq_export.data.load import DataSource, check_exists, check_form, find_default, load_images, load_inputs, read_data
 from pdq_export.data.outliers import find_outliers
 from pdq_export.data.overlap import all_equal, count_shared, count_shared_digests, image_digests
@@ -17,6 +18,7 @@ __all__ = [
     "ImageSet",
     "InputSet",
     "InputSpec",
+    "KnownLabels",
     "Preprocess",
     "Samples",
     "all_equal",
@@ -28,6 +30,7 @@ __all__ = [
     "find_default",
     "find_outliers",
     "image_digests",
+    "known_labels",
     "load_images",
     "load_inputs",
     "names_function",

@@ -99,7 +99,7 @@ def check_statistics(where: str, mean: Any, std: Any, channels: int) -> tuple[ND
 
 def check_unlabelled(where: str, labels: Any, *, has_labels: bool) -> None:
     """Raise DataError where labels are given beside data that have some."""
-    if labels is not None and has_labels:
+    if labels is not None and labels is not False and has_labels:
         raise DataError(f"{where}: has labels of its own, and labels are given as well; expected one of them")
 
 

@@ -10,7 +10,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,18 +94,18 @@ def load_folder(
     limit: int | None,
     told: Callable[[int, int], None] = lambda *_: None,
     preprocess: Preprocess | None = None,
-    labels: NDArray[Any] | None = None,
+    labels: NDArray[Any] | Literal[False] | None = None,
 ) -> ImageSet:
     """Decode the first ``limit`` images of a folder to uint8; damaged files are named and skipped.
 
     Without ``resize``, ``crop`` or ``letterbox`` every image must have the size of the model's input, or of the first
     image if that is dynamic. ``preprocess`` wins over what preprocess.toml says. ``told`` is called with the number of
     decoded images and the largest number there can be. ``labels``: one for each file, damaged ones among them, by name,
-    where the folder has none. Raises DataError.
+    where the folder has none; False leaves those of the folder out. Raises DataError.
     """
     where = str(folder)
     listing = list_images(folder)
-    preprocess = _preprocess(folder, preprocess or Preprocess())
+    preprocess = _preprocess(folder, preprocess or Preprocess(), expected)
     layout = preprocess.layout or ("NCHW" if expected is None else expected.layout)
     channels = _channels(where, expected, preprocess, layout)
     mean, std = preprocess.statistics(str(folder / preprocess_toml.FILE_NAME), channels)
@@ -125,9 +125,11 @@ def load_folder(
 
 
 def _labels(
-    folder: Path, listing: Listing, given: NDArray[Any] | None
+    folder: Path, listing: Listing, given: NDArray[Any] | Literal[False] | None
 ) -> tuple[Mapping[str, int] | None, tuple[str, ...] | None]:
     """The label of each file by name, from labels.csv, subfolders or the caller; the subfolders."""
+    if given is False:
+        return None, None
     csv_file = folder / labels_csv.FILE_NAME
     check_unlabelled(str(folder), given, has_labels=csv_file.exists() or listing.classes is not None)
     if csv_file.exists():
@@ -141,9 +143,11 @@ def _labels(
     return listing.labels, tuple(listing.classes)
 
 
-def _preprocess(folder: Path, given: Preprocess) -> Preprocess:
+def _preprocess(folder: Path, given: Preprocess, expected: InputSpec | None) -> Preprocess:
     file = folder / preprocess_toml.FILE_NAME
     stored = preprocess_toml.read_preprocess(file) if file.exists() else Preprocess()
+    layout = given.layout or stored.layout or ("NCHW" if expected is None else expected.layout)
+    given.check_pair(str(folder), stored, None if expected is None else expected.channels(layout))
     preprocess = given.over(stored, f"{file} with what is given for it" if file.exists() else str(folder))
     if preprocess.mean is None and preprocess.pixel_range is None:
         logger.warning(

@@ -26,18 +26,19 @@ class Listing:
     classes: Sequence[str] | None = None
 
 
-def list_images(folder: Path) -> Listing:
+def list_images(folder: Path, *, told: bool = True) -> Listing:
     """The images directly in a folder by name; else those of its subfolders, whose ranks by name are their classes.
 
     Of subfolders the first image of each class comes first, then the second ones, so that the first images are of all
-    classes; hidden subfolders are left out, those without images keep their rank. Raises DataError where there is no
-    image.
+    classes; hidden subfolders are left out, those without images keep their rank. ``told``: whether users hear of
+    images in subfolders that are not read. Raises DataError where there is no image.
     """
     entries = sorted(folder.iterdir(), key=lambda path: path.name)
     folders = [path for path in entries if path.is_dir() and not path.name.startswith(".")]
     names = [path.name for path in entries if _is_image(path.name) and path.is_file()]
     if names:
-        _tell_unread(folder, folders)
+        if told:
+            _tell_unread(folder, folders)
         return Listing(names=names)
     by_class = [[file.relative_to(folder).as_posix() for file in _below(path)] for path in folders]
     if not any(by_class):

@@ -4,7 +4,7 @@ import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +52,8 @@ def load_images(
     them where there are fewer. ``told``: of how many images of a folder are read, and of how many at most.
     ``preprocess``: wins over that of the folder; ``mean`` and ``std`` go with uint8 images, too. ``labels``: class
     indices, one for each image that there is, where it has none of its own: of a folder one for each file in the order
-    of their names, those that are skipped among them. ``spare``: how many of ``limit`` nobody misses. Raises DataError.
+    of their names, those that are skipped among them; False leaves out those that the images have. ``spare``: how many
+    of ``limit`` nobody misses. Raises DataError.
     """
     path = Path(path)
     if limit is not None and limit < 1:
@@ -138,19 +139,21 @@ def read_data(
     One input that takes images: a path for `load_images`, an array or tensor, or an `ImageSet`. Anything else: a path
     for `load_inputs`, a mapping of arrays by input name, an `InputSet`, or one array for one input. For both: data in
     a pair with their labels, what `read_items` takes, and ``module:function``, which returns any of these. ``labels``:
-    of all samples that there are, where the data have none of their own. ``told``, ``preprocess`` and
-    ``spare``: as in `load_images`. Raises DataError.
+    of all samples that there are, where the data have none of their own; False leaves out those that they have.
+    ``told``, ``preprocess`` and ``spare``: as in `load_images`. Raises DataError.
     """
     where = ""
     if isinstance(source, str) and names_function(source):
         where, source = source, call_function(source)
     if (pair := _labelled_pair(source, expected)) is not None:
         check_unlabelled(where or "data", labels, has_labels=True)
-        source, labels = pair
+        source, labels = pair[0], False if labels is False else pair[1]
     preprocess = preprocess or Preprocess()
     asked = _Asked(where=where, limit=limit, labels=labels, told=told, preprocess=preprocess, spare=spare)
     data = _read(source, expected, asked)
     taken = isinstance(source, np.ndarray | Mapping) or as_array(source, where) is not None
+    if labels is False:
+        return _unlabelled(data)
     if labels is None or taken or (isinstance(source, str | Path) and isinstance(data, ImageSet)):
         return data
     return _with_labels(data, labels, limit)
@@ -197,7 +200,7 @@ def _read(source: Any, expected: Sequence[InputSpec], asked: _Asked) -> ImageSet
         return source.check(expected) if limit is None else source.check(expected).head(limit)
     if not isinstance(source, ImageSet | InputSet):
         array = as_array(source, where or "data")
-        asked = dataclasses.replace(asked, labels=_labels(asked.labels, where))
+        asked = dataclasses.replace(asked, labels=None if asked.labels is False else _labels(asked.labels, where))
         if array is not None and image:
             return _read_images(array, first, where or "array", asked)
         if array is not None and not others:
@@ -269,6 +272,12 @@ def _labels(labels: Any, where: str) -> NDArray[Any] | None:
     return found
 
 
+def _unlabelled(data: Labelled) -> Labelled:
+    """The data without labels, and without the names of their classes."""
+    left_out: dict[str, Any] = {"labels": None, **({"classes": None} if isinstance(data, ImageSet) else {})}
+    return dataclasses.replace(data, **left_out)
+
+
 def _with_labels(data: Labelled, labels: Any, limit: int | None) -> Labelled:
     """The data with labels that were given beside them; of data that were cut at ``limit`` there may be more."""
     check_unlabelled(data.source, labels, has_labels=data.labels is not None)
@@ -291,11 +300,13 @@ def _load(
     labels: Any,
 ) -> ImageSet:
     if path.is_dir():
-        given = _labels(labels, str(path))
+        given: NDArray[Any] | Literal[False] | None = False if labels is False else _labels(labels, str(path))
         return load_folder(path, expected=expected, limit=limit, told=told, preprocess=preprocess, labels=given)
     check_form(path)
     _check_no_files(str(path), preprocess)
     images = _ARCHIVES[path.suffix.lower()](path, expected=expected, limit=limit, preprocess=preprocess)
+    if labels is False:
+        return _unlabelled(images)
     return images if labels is None else _with_labels(images, labels, limit)
 
 

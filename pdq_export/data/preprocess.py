@@ -83,6 +83,27 @@ class Preprocess:
             self._check_range(where, others.pixel_range)
         return dataclasses.replace(others, **own).checked(where)
 
+    def check_pair(self, where: str, stored: Self, channels: int | None) -> None:
+        """Raise DataError for a mean or a std of another number of ``channels`` than the model has, or one alone.
+
+        ``stored``: what the folder's file says, which is not mixed with them.
+        """
+        for name in ("mean", "std"):
+            values: tuple[float, ...] | None = getattr(self, name)
+            if values is not None and channels is not None and len(values) != channels:
+                raise DataError(
+                    f"{where}: --{name} has {len(values)} values, and the model's input {channels} channels; expected "
+                    f"{channels} numbers, one for each channel, of mean and std together"
+                )
+        if (self.mean is None) == (self.std is None):
+            return
+        given, missing = ("mean", "std") if self.std is None else ("std", "mean")
+        beside = "" if getattr(stored, missing) is None else f" (that of {FILE_NAME} belongs to its own {given})"
+        raise DataError(
+            f"{where}: --{given} is given, and {missing} is missing{beside}; expected mean and std together: give "
+            f"--{missing}, too, or leave --{given} out"
+        )
+
     def checked(self, where: str) -> Self:
         """Itself. Raises DataError for keys that contradict each other, or need another one."""
         if (self.mean is None) != (self.std is None):

@@ -62,10 +62,10 @@ def read_samples(
     """At most ``limit`` samples to calibrate on, and those to judge on, in whole batches: ``eval``, or else the same.
 
     ``told``: of how many images of a folder are read, one folder after the other. ``labels``: of the samples that are
-    judged on. ``preprocess``: as in `read_data`, of both. ``hold_back``: keep some of ``calib`` from calibration, see
-    `split_held`. Warns as `pair_samples` does.
+    judged on; False leaves out all that there are. ``preprocess``: as in `read_data`, of both. ``hold_back``: keep some
+    of ``calib`` from calibration, see `split_held`. Warns as `pair_samples` does.
     """
-    of_calibration = labels if eval is None else None
+    of_calibration = labels if eval is None or labels is False else None
     spare = MOST_HELD if hold_back else 0
     calibration = read_data(
         calib, specs, limit=limit + spare, labels=of_calibration, told=told, preprocess=preprocess, spare=spare

@@ -7,6 +7,9 @@ output, 20 dB, on half of the images: a point goes with 13 dB, but an argmax for
 that are used as they are have no such margin.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from pdq_export.advice import Remedy
 from pdq_export.errors import percent
 from pdq_export.report.report import Report
@@ -34,9 +37,12 @@ def find_loss(report: Report) -> str | None:
     return None
 
 
-def saturation_remedy(report: Report) -> Remedy | None:
-    """What helps where kernels saturate on this processor and the simulation, which does not, is another."""
-    if not report.saturated_layers or report.settings.get("reduce_range", True):
+def saturation_remedy(report: Report, settings: Mapping[str, Any]) -> Remedy | None:
+    """What helps where kernels saturate on this processor and the simulation, which does not, is another.
+
+    ``settings``: of the run that made the file.
+    """
+    if not report.saturated_layers or settings.get("reduce_range", True):
         return None
     seen = report.simulated_accuracy
     would = "" if seen is None else f"; without that top-1 is {percent(seen.top1, 2)} in the simulation"

@@ -3,12 +3,10 @@
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from pdq_export.advice import Remedy
-from pdq_export.errors import percent, printable
+from pdq_export.errors import printable
 from pdq_export.report.report import Report
 from pdq_export.report.table import report_rows
 
-_NEXT = ("option of quantize", "bytes", "share of the error", "why")
 _MEANT = re.compile(r"([\\`*_\[\]#|<>&~$])")
 
 
@@ -34,15 +32,10 @@ def _lines(report: Report) -> Iterator[str]:
     if report.remedies:
         yield f"{_escaped(report.loss or '')}. What to try next, what helps most for its cost first:"
         yield ""
-        yield from markdown_table(
-            ("option of quantize", "bytes", "share of the error", "why"), map(_remedy, report.remedies)
-        )
+        for number, remedy in enumerate(report.remedies, 1):  # in no table, in whose cells a | would be escaped
+            yield f"{number}. {_code(remedy.line)}: {_escaped(remedy.told)}"
         yield ""
     yield ", ".join(f"{name} {version}" for name, version in report.versions.items())
-
-
-def _remedy(remedy: Remedy) -> tuple[str, str, str, str]:
-    return remedy.line, f"{remedy.bytes:+,}", "" if remedy.share is None else percent(remedy.share, 0), remedy.why
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
@@ -51,6 +44,14 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterat
     yield f"|{'---|' * len(head)}"
     for row in rows:
         yield f"| {' | '.join(map(_escaped, row))} |"
+
+
+def _code(text: str) -> str:
+    """A span of code, in which nothing is escaped, so that it can be copied."""
+    text = printable(text)
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    inner = f" {text} " if text.startswith("`") or text.endswith("`") else text
+    return f"{fence}{inner}{fence}" if text else ""
 
 
 def _escaped(text: str) -> str:

@@ -19,6 +19,7 @@ _ENOUGH = 7  # bits of weights that are not worth more, as --reduce-range has th
 _PART = 0.25  # of a tensor's own error, which is worth something to be done about
 _FLOAT = 32
 _ROUNDING_DB = 100  # what float rounding makes is no error
+_LARGEST = 300  # exponent of a power, which floats still hold summed: of outputs that are hardly more than zero
 _NOTICED = 0.02  # of the output's error: what takes away less is left out
 _TROUBLE = 0.01  # what an option costs whatever it does, as a share of the file
 
@@ -151,7 +152,7 @@ class _Widths:
 
 def _noise(one: TensorError) -> float:
     """The power of the error that a tensor's own makes of the output, in relation to the signal."""
-    return 10 ** (-one.output_db / 10) if one.reaches_output and one.output_db is not None else 0.0
+    return 10 ** min(-one.output_db / 10, _LARGEST) if one.reaches_output and one.output_db is not None else 0.0
 
 
 def _of_quantizer(one: TensorError) -> float:

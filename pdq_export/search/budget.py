@@ -120,7 +120,8 @@ class _Program:
             rows += [number] * len(terms)
             columns += terms.keys()
             values += terms.values()
-        matrix = csr_array((values, (rows, columns)), shape=(len(self._rows), count))
+        places = np.asarray((rows, columns), np.int32)  # scipy before 1.15 takes no wider ones
+        matrix = csr_array((values, tuple(places)), shape=(len(self._rows), count))
         with without_stdout_lines(_DEBUGGING):
             found = milp(
                 objective,

@@ -50,11 +50,14 @@ def measure_ways(
     simulate: Simulate,
     names: Sequence[str],
     config: Mapping[str, str],
+    *,
+    inputs: Sequence[str] = (),
 ) -> dict[str, dict[str, float]]:
     """The deviation of every output in each way in which onnxruntime runs the file, by what the way is called.
 
     `BY_DEFAULT`; without saturation, where the file loads that way; and without any optimization, in float arithmetic
-    as the graph is written. ``names``: of the outputs, in the order of the simulation's.
+    as the graph is written. ``names``: of the outputs, in the order of the simulation's. ``inputs``: in
+    the order of the batches, where that is another than the file's.
     """
     ways: tuple[tuple[str, Mapping[str, str], bool], ...] = (
         (BY_DEFAULT, {}, True),
@@ -67,6 +70,7 @@ def measure_ways(
             sessions[way] = Session(quantized, config={**config, **options}, optimize=optimize)
         except ValidationError:  # a bug of onnxruntime's option; the other way tells enough
             continue
+        sessions[way].inputs = tuple(inputs) or sessions[way].inputs
     meters = {way: {name: DeviationMeter() for name in names} for way in sessions}
     for batch in batches:
         simulated = [np.asarray(output) for output in simulate(batch)]

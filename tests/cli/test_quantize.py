@@ -78,6 +78,7 @@ def test_defaults(run: Run, pipeline: FakePipeline, folder: Path) -> None:
         **dict.fromkeys(("max_drop", "min_agreement", "min_sqnr", "max_size_ratio", "max_latency_ratio")),
         **dict.fromkeys(("confidence", "junit", "markdown")),
         "no_float_layers": False,
+        "no_labels": False,
         **dict.fromkeys(["mean", "std", "pixel_range", "channel_order", "layout", "interpolation"]),
         **dict.fromkeys(["resize", "crop", "crop_fraction", "letterbox", "padding"]),
     }

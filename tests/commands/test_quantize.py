@@ -179,6 +179,7 @@ def test_the_same_call_gives_the_same_bytes(
     reports = [result.report.to_dict() for result in (first, second)]
     assert [report["quantized"].pop("name") for report in reports] == ["", "out.onnx"]
     assert {report.pop("latency")["batch"] for report in reports} == {1}  # as long as it took this time
+    assert {bool(block.pop("seconds")) for report in reports for block in report["blocks"]} == {True}  # likewise
     assert reports[0] == reports[1]
     assert stages == ["load", "plan", "read", "check", "calibrate", "export", "validate"]
 

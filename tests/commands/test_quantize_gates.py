@@ -17,25 +17,17 @@ from pdq_export.cli import app
 from pdq_export.data import ImageSet
 from pdq_export.errors import OptionError
 
+from ..onnx_text import classifier
+
 RNG = np.random.default_rng(0)
 IMAGES = RNG.standard_normal((96, 3, 8, 8), dtype=np.float32)
 LABELS = RNG.integers(0, 7, 96)
 FAST = {"method": "nearest", "samples": 32, "device": "cpu"}
-TEXT = """<ir_version: 8, opset_import: ["" : 17]>
-net (float[N,3,8,8] x) => (float[N,7] scores) {
-    a = Conv<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>(x, w1)
-    b = Relu(a)
-    c = Conv<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>(b, w2)
-    d = Relu(c)
-    pooled = GlobalAveragePool(d)
-    flat = Flatten(pooled)
-    scores = Gemm(flat, w3)
-}"""
 
 
 @pytest.fixture(scope="module")
 def net() -> onnx.ModelProto:
-    model = onnx.parser.parse_model(TEXT)
+    model = classifier(8, 7)
     rng = np.random.default_rng(1)
     for name, shape in (("w1", (8, 3, 3, 3)), ("w2", (8, 8, 3, 3)), ("w3", (8, 7))):
         model.graph.initializer.append(onnx.numpy_helper.from_array(rng.standard_normal(shape, dtype=np.float32), name))

@@ -14,17 +14,7 @@ from pdq_export.errors import CheckpointError, DataError, OptionError, PdqError
 from pdq_export.report import to_html
 
 from ..cli.fakes import make_report
-
-NET = """<ir_version: 8, opset_import: ["" : 17]>
-net (float[N,3,8,8] x) => (float[N,4] scores) {
-    a = Conv<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>(x, w1)
-    b = Relu(a)
-    c = Conv<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>(b, w2)
-    d = Relu(c)
-    pooled = GlobalAveragePool(d)
-    flat = Flatten(pooled)
-    scores = Gemm(flat, w3)
-}"""
+from ..onnx_text import classifier
 
 
 @pytest.fixture
@@ -36,7 +26,7 @@ def written(tmp_path: Path) -> Path:
 
 def quantized(**where: Any) -> Report:
     rng = np.random.default_rng(0)
-    net = onnx.parser.parse_model(NET)
+    net = classifier(8, 4)
     for name, shape in (("w1", (6, 3, 3, 3)), ("w2", (6, 6, 3, 3)), ("w3", (6, 4))):
         net.graph.initializer.append(onnx.numpy_helper.from_array(rng.standard_normal(shape, dtype=np.float32), name))
     options: dict[str, Any] = {"preset": "fast", "samples": 16, "iters": 3, "correction_iters": 1, "device": "cpu"}

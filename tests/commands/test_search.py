@@ -83,14 +83,14 @@ def test_at_the_bytes_of_equal_bits_it_loses_less_and_is_no_larger(width: int) -
     uniform = rule_bits(planned.index, planned.plan, options, BitWidths(width, 8))
     most = size_of(planned, uniform)
     bits, found = find(max_size=str(most))
-    assert size_of(planned, bits) == found.chosen.size <= most
-    assert found.uniform is not None
-    assert found.chosen.loss < 0.95 * found.uniform.loss
+    assert size_of(planned, bits) == found.report.chosen.size <= most
+    assert found.report.uniform is not None
+    assert found.report.chosen.loss < 0.95 * found.report.uniform.loss
     assert bits["w3"] > bits["w2"]
     assert bits["w1"] >= LEAST_OUTERMOST <= bits["w4"]
     assert {bits[name] for name in ("a1", "z", "v")} == {8}
-    assert "activations get 8 bits" in found.note
-    losses = [one.loss for one in found.frontier]
+    assert "activations get 8 bits" in found.report.note
+    losses = [one.loss for one in found.report.frontier]
     assert losses == sorted(losses, reverse=True)
 
 
@@ -102,7 +102,7 @@ def test_where_nothing_is_gained_equal_bits_stay() -> None:
     average = sum(size * uniform[name] for name, size in sizes.items()) / sum(sizes.values())
     bits, found = find(dict.fromkeys(WEIGHTS, 1.0), avg_bits=f"{average + 1e-4:.4f}")
     assert bits == uniform
-    assert found.chosen.loss == found.uniform.loss
+    assert found.report.chosen.loss == found.report.uniform.loss
 
 
 def test_rules_win() -> None:
@@ -127,7 +127,7 @@ def test_bits_of_activations_are_found_where_a_budget_counts_them() -> None:
     bits, found = find(max_bit_ops=0.3)
     assert cost.of(bits) <= 0.3
     assert min(bits["a1"], bits["z"]) < 8
-    assert found.note == ""
+    assert found.report.note == ""
     averages, _ = find(avg_bits="8/4")
     assert sum(averages[name] for name in ("a1", "z", "v")) <= 12
 
@@ -159,7 +159,7 @@ def test_files_that_are_larger_than_estimated_at_every_try(misses: int, caplog: 
     found = searched.find(size=size)
     assert (found.bits == tried[8]) is (misses == 1000)
     assert ("the smallest is taken" in caplog.text) is (misses == 1000)
-    assert found.chosen.size <= most
+    assert found.report.chosen.size <= most
 
 
 def test_a_search_that_is_not_finished_is_told(
@@ -170,7 +170,7 @@ def test_a_search_that_is_not_finished_is_told(
         lambda *arguments: dataclasses.replace(solve(*arguments), gap=0.03),  # type: ignore[type-var]
     )
     _, found = find(avg_bits=4.5)
-    assert found.gap == found.report().gap == 0.03
+    assert found.report.gap == 0.03
     assert "others could lose up to 3 % less by the sum of estimates" in caplog.text
 
 

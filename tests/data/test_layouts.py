@@ -172,7 +172,10 @@ def test_mean_std_and_range_stay_together(tmp_path: Path) -> None:
     np.testing.assert_allclose((given.mean, given.std), [[0.5] * 3, [0.25] * 3])
     load_images(tmp_path, expected=NCHW, preprocess=Preprocess(pixel_range="0..255"))
     for wrong, message in (
-        (Preprocess(mean=(0.5,) * 3), "std is missing; expected mean and std together"),
+        (
+            Preprocess(mean=(0.5,) * 3),
+            r"std is missing \(that of preprocess.toml belongs to its own mean\); expected mean",
+        ),
         (Preprocess(pixel_range="0..1"), r"pixel_range 0\.\.1 is given alone, .* of pixels of 0\.\.255; .* all three"),
         (Preprocess(mean=(51,) * 3, std=(255,) * 3), r"say pixel_range 0\.\.255 with them"),
     ):
@@ -345,3 +348,21 @@ def test_modes_that_are_no_rgb(tmp_path: Path, mode: str, suffix: str) -> None:
     with Image.open(tmp_path / f"a.{suffix}") as image:
         expected = np.asarray(image.convert("RGB"))
     assert np.array_equal(load_images(tmp_path, expected=NHWC).pixels[0:1][0], expected)
+
+
+def test_a_mean_alone_is_told_as_what_it_is(tmp_path: Path) -> None:
+    """The file of the folder has a std, which is of its own mean."""
+    write(tmp_path, "a.png", "mean = [0.2, 0.2, 0.2]\nstd = [0.5, 0.5, 0.5]")
+    for alone, message in (
+        (
+            Preprocess(mean=(0.5,) * 2),
+            "--mean has 2 values, and the model's input 3 channels; expected 3 numbers, .* std",
+        ),
+        (
+            Preprocess(std=(0.5,) * 3),
+            r"--std is given, and mean is missing \(that of preprocess.toml belongs to its own",
+        ),
+    ):
+        with pytest.raises(DataError, match=message):
+            load_images(tmp_path, expected=NCHW, preprocess=alone)
+    load_images(tmp_path, expected=NCHW, preprocess=Preprocess(mean=(0.5,) * 3, std=(0.5,) * 3))

@@ -7,6 +7,7 @@ import junitparser
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pdq_export.advice import Remedy
 from pdq_export.gates import Gate
 from pdq_export.report import ModelInfo, Report, to_junit, to_markdown
 
@@ -56,3 +57,20 @@ def test_without_gates_markdown_has_the_figures() -> None:
     text = to_markdown(dataclasses.replace(report(), gates=()))
     assert text.startswith("### q.onnx\n")
     assert "| top-1 accuracy | 93.10 % | 92.60 % | -0.50 points |" in text
+
+
+@given(line=st.text(alphabet=st.sampled_from("ab\\$|`'*^/ "), min_size=1).filter(lambda line: line.strip() == line))
+def test_a_command_can_be_copied_out_of_markdown(line: str) -> None:
+    text = to_markdown(dataclasses.replace(report(), loss="much", remedies=(Remedy(line=line),)))
+    (row,) = (row for row in text.split("\n") if row.startswith("1. "))
+    cell = row.removeprefix("1. ").removesuffix(": +0 bytes")
+    fence = cell[: len(cell) - len(cell.lstrip("`"))]
+    inner = cell[len(fence) : -len(fence)]
+    assert fence
+    assert cell == f"{fence}{inner}{fence}"
+    assert fence not in inner
+    assert inner.strip() == line
+
+
+def test_times_that_nobody_took_are_not_told() -> None:
+    assert b"time=" not in to_junit(report())

@@ -26,6 +26,7 @@ from pdq_export.report.html.sections import SECTIONS
 
 from ...browser import browser
 from ...cli.fakes import make_report
+from ...onnx_text import classifier
 
 EVIL = "<script>alert(1)</script>"
 IMAGE = '"><img src=x onerror=alert(2)>{{ 7 * 7 }}'
@@ -34,21 +35,11 @@ RNG = np.random.default_rng(0)
 COLOURS, NOISE = RNG.integers(0, 226, (64, 3, 1, 1)), RNG.integers(0, 30, (64, 3, 12, 12))
 IMAGES = (COLOURS + NOISE).astype(np.uint8)
 LABELS = RNG.integers(0, 4, 64)
-NET = """<ir_version: 8, opset_import: ["" : 17]>
-net (float[N,3,12,12] x) => (float[N,4] scores) {
-    a = Conv<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>(x, w1)
-    b = Relu(a)
-    c = Conv<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>(b, w2)
-    d = Relu(c)
-    pooled = GlobalAveragePool(d)
-    flat = Flatten(pooled)
-    scores = Gemm(flat, w3)
-}"""
 
 
 def model() -> onnx.ModelProto:
     """Its nodes, weights and tensors have names that are markup."""
-    net = onnx.parser.parse_model(NET)
+    net = classifier(12, 4)
     rng = np.random.default_rng(1)
     for name, shape in (("w1", (8, 3, 3, 3)), ("w2", (8, 8, 3, 3)), ("w3", (8, 4))):
         net.graph.initializer.append(onnx.numpy_helper.from_array(rng.standard_normal(shape, dtype=np.float32), name))
@@ -234,7 +225,7 @@ def test_a_long_command_is_whole_and_asks_for_data_that_no_path_names() -> None:
     words = shlex.split(commands(make_report(settings={"asked": {"layer_bits": [*rules, EVIL]}, "bits": "2/4"})))
     assert [word for word in words if word.startswith("^layer")] == rules
     assert EVIL in words
-    assert words[-2:] == ["--calib", "PATH"]
+    assert words[-4:] == ["--calib", "PATH", "--output", "q.onnx"]
 
 
 def test_the_command_that_judges_again() -> None:
@@ -286,7 +277,7 @@ def test_several_inputs_that_are_no_images(tmp_path: Path) -> None:
 def test_a_fixed_batch_that_64_is_no_multiple_of(tmp_path: Path) -> None:
     """The layers are compared on whole batches, and nothing is warned of."""
     for batch, images in ((12, 60), (70, 70)):
-        net = onnx.parser.parse_model(NET.replace("N,", f"{batch},"))
+        net = classifier(12, 4, batch)
         for name, shape in (("w1", (8, 3, 3, 3)), ("w2", (8, 8, 3, 3)), ("w3", (8, 4))):
             weight = RNG.standard_normal(shape, dtype=np.float32)
             net.graph.initializer.append(onnx.numpy_helper.from_array(weight, name))

@@ -49,6 +49,7 @@ def _quantize(report: Report, settings: Mapping[str, Any]) -> Iterator[str]:
                 yield from (one.flag, _word(_text(item)))
     if given.get("calib") is None:  # arrays, or what lay in the folder
         yield from ("--calib", "PATH")
+    yield from ("--output", _word(report.quantized.name or "QUANT.onnx"))
 
 
 def _validate(report: Report, settings: Mapping[str, Any]) -> Iterator[str]:
