@@ -138,7 +138,7 @@ def _check_paths(model: Path, config: Config, config_file: Path | None) -> None:
 
 
 def _run(model: Path, config: Config, frame: Frame) -> "Result":
-    tune_process(limited=config.run.max_memory is not None)
+    tune_process(limited=config.run.max_memory is not None, deterministic=config.run.deterministic)
     with frame.progress() as progress, frame.work():
         # Imported here, behind every check that needs no torch: it takes seconds.
         from pdq_export.commands.quantize import quantize as run

@@ -19,17 +19,20 @@ _STDOUT = 1  # the descriptor
 _STDOUT_TAKEN = threading.Lock()
 
 
-def tune_process(*, limited: bool = False, threads: int | None = None) -> None:
+def tune_process(*, limited: bool = False, threads: int | None = None, deterministic: bool = False) -> None:
     """Set what makes calibration fast, for the rest of the process: memory that is kept, and threads that do not spin.
 
     To be called before torch is imported; where that has happened, threads that spin go on spinning. ``limited``: for
     runs with ``max_memory``. Results are the same with it and without it. ``threads``: of an operator, where others
-    share the machine; sums of several threads are in another order.
+    share the machine; sums of several threads are in another order. ``deterministic``: have cuBLAS work as runs
+    with ``deterministic`` need it, which what is set already has to allow.
     """
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
         if "torch" in sys.modules:  # it does not look there again
             sys.modules["torch"].set_num_threads(threads)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     _let_threads_sleep()
     _keep_heap(limited=limited)
 

@@ -27,6 +27,12 @@ def _same_random_tensors() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Where a test computes: on the CPU, and where there is a GPU once more on that."""
+    return torch.device(request.param)
+
+
 @pytest.fixture
 def short_search(monkeypatch: pytest.MonkeyPatch) -> None:
     """Scales from the range alone: the search, which has tests of its own, takes minutes on millions of weights."""
@@ -42,10 +48,12 @@ def small_weights_are_packed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what cannot be checked where kernels saturate: the layout for TensorRT has 8 bits throughout."""
+    """Skip what needs a GPU without one, and what cannot be checked where kernels saturate: TensorRT's 8 bits."""
     for item in items:
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
         wide = parameters.get("target") == "tensorrt" or item.get_closest_marker("wide_weights") is not None
+        if item.get_closest_marker("gpu") is not None and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip("needs a GPU that torch can use"))
         if wide and kernels_saturate():
             item.add_marker(pytest.mark.skip("needs a processor on which 8-bit weights do not saturate, one with VNNI"))
 

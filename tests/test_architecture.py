@@ -27,7 +27,10 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "numerics": ({"errors", "spec"}, {"numpy", "torch"}),
     "frontend": ({"errors", "operators", "spec", "graph"}, {"numpy", "onnx", "torch"}),
     "calibrate": (
-        {"advice", "errors", "config", "operators", "runs", "spec", "numerics", "frontend", "arithmetic"},
+        {
+            *("advice", "errors", "config", "exhaustion", "operators", "process", "runs", "spec"),
+            *("numerics", "frontend", "arithmetic"),
+        },
         {"numpy", "torch"},
     ),
     "search": (

@@ -80,7 +80,8 @@ class BlockCalibrator:
         batches = draw_batches(images, options.batch_size, options.iters, generator)
         trim_heap()  # what was freed so far lies in holes that the tensors of a step do not fit into
         with context.journal.timed("steps"), context.store.step(problem.model.modules):
-            return reconstruct(problem, options, batches, context.journal.step, context.journal.warn)
+            journal, relief = context.journal, [context.store.evict]
+            return reconstruct(problem, options, batches, journal.step, journal.warn, relief)
 
     def _problem(
         self,

@@ -20,6 +20,7 @@ from pdq_export.calibrate.offload import Offload
 from pdq_export.calibrate.quantizers import ActivationQuantizer
 from pdq_export.calibrate.spill import SpillFile, check_room
 from pdq_export.errors import CalibrationError, OptionError
+from pdq_export.exhaustion import is_exhaustion
 
 logger = logging.getLogger(__name__)
 
@@ -27,18 +28,33 @@ _COPIED = 64  # rows of a source at a time
 # Bytes of caches in host memory where nobody says how much the process may take: they grow with the images. What was
 # written to a file is read from the system's page cache, as long as nobody else needs that memory.
 _KEPT = 512 * 2**20
+_CPU = torch.device("cpu")
 
 
-class Rows(Protocol):
-    """What the reconstruction needs of a tensor [N, ...]: its length, and some of its rows as a new tensor."""
+class Chosen:
+    """Indices [n] of rows. Several caches may be asked with one: it is copied to each device once.
+
+    ``known``: the same indices, on as many devices as they are on already, the CPU for one.
+    """
+
+    def __init__(self, *known: Tensor) -> None:
+        self._first = known[0]
+        self._known = {x.device: x for x in known}
+
+    def __len__(self) -> int:
+        return len(self._first)
+
+    def on(self, device: torch.device) -> Tensor:
+        """The indices there."""
+        if device not in self._known:
+            self._known[device] = self._first.to(device)
+        return self._known[device]
+
+
+class Source(Protocol):
+    """Images of the caller's, float32 [N, ...], that are made on the CPU whenever they are asked for."""
 
     def __len__(self) -> int: ...
-
-    def __getitem__(self, chosen: Tensor, /) -> Tensor: ...
-
-
-class Source(Rows, Protocol):
-    """Images of the caller's, float32 [N, ...], that are made on the CPU whenever they are asked for."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -50,23 +66,33 @@ class Source(Rows, Protocol):
 
 
 class _Grid:
-    """One byte instead of four for values that an activation quantizer has put out: (q - zero_point) * scale."""
+    """One byte instead of four for values that an activation quantizer has put out: (q - zero_point) * scale.
+
+    What is written is checked by `verify`, at the latest before something is read: a device is waited for once.
+    """
 
     def __init__(self, quantizer: ActivationQuantizer) -> None:
         self._scale = quantizer.scale.detach().clone()
         self._low, self._levels = quantizer.low, quantizer.high - quantizer.low
+        self._unverified: Tensor | None = None  # [], whether all is on the grid
 
     def encode(self, x: Tensor) -> Tensor:
         q = (x / self._scale).round_().sub_(self._low)
         # Asked this way round, since NaN is neither.
-        if not ((q >= 0) & (q <= self._levels)).all():
+        inside = ((q >= 0) & (q <= self._levels)).all()
+        self._unverified = inside if self._unverified is None else self._unverified & inside
+        return q.to(torch.uint8)
+
+    def verify(self) -> None:
+        if self._unverified is not None and not self._unverified:
             raise CalibrationError(
                 "the output of a finished block is not on its quantizer's grid: it holds NaN; expected finite "
                 "numbers; leave the block's layers at more bits"
             )
-        return q.to(torch.uint8)
+        self._unverified = None
 
     def decode(self, q: Tensor) -> Tensor:
+        self.verify()
         # The product that fake_quantize_affine forms of the same two float32 numbers.
         return q.to(torch.float32).add_(self._low).mul_(self._scale)
 
@@ -76,6 +102,8 @@ class _OneZero:
 
     def encode(self, x: Tensor) -> Tensor:
         return x + 0.0
+
+    def verify(self) -> None: ...
 
     def decode(self, x: Tensor) -> Tensor:
         return x
@@ -98,12 +126,13 @@ class _Memory:
         else:
             self.data[start:stop] = rows
 
-    def rows(self, chosen: Tensor, device: torch.device) -> Tensor:
+    def rows(self, chosen: Chosen, device: torch.device) -> Tensor:
         if self.data.device == device:
-            return self.data[chosen]
+            return self.data[chosen.on(device)]
         # Only the rows of a step are pinned: pinning whole tensors rounds each up to a power of two.
-        buffer = torch.empty((len(chosen), *self.data.shape[1:]), dtype=self.data.dtype, pin_memory=True)
-        torch.index_select(self.data, 0, chosen.cpu(), out=buffer)
+        pinned = device.type == "cuda"
+        buffer = torch.empty((len(chosen), *self.data.shape[1:]), dtype=self.data.dtype, pin_memory=pinned)
+        torch.index_select(self.data, 0, chosen.on(_CPU), out=buffer)
         return buffer.to(device, non_blocking=True)
 
     def slice(self, start: int, stop: int) -> Tensor:
@@ -135,10 +164,10 @@ class _File:
         self._file.write(start * self._row, rows)
         self._written = max(self._written, (start + len(rows)) * self._row)
 
-    def rows(self, chosen: Tensor, device: torch.device) -> Tensor:
+    def rows(self, chosen: Chosen, device: torch.device) -> Tensor:
         result = torch.empty((len(chosen), *self._shape), dtype=self._dtype, pin_memory=device.type == "cuda")
         # Forwards through the file, each row to its place in the batch.
-        for source, target in sorted(zip(chosen.tolist(), range(len(chosen)), strict=True)):
+        for source, target in sorted(zip(chosen.on(_CPU).tolist(), range(len(chosen)), strict=True)):
             self._file.read(source * self._row, result[target])
         return result.to(device, non_blocking=True)
 
@@ -166,8 +195,8 @@ class _Borrowed:
     def write(self, start: int, rows: Tensor) -> None:
         raise TypeError("what the caller gives is not written to")
 
-    def rows(self, chosen: Tensor, device: torch.device) -> Tensor:
-        return self._made(self._source[chosen.cpu()].to(device))
+    def rows(self, chosen: Chosen, device: torch.device) -> Tensor:
+        return self._made(self._source[chosen.on(_CPU)].to(device))
 
     def slice(self, start: int, stop: int) -> Tensor:
         return self._made(self._source[start:stop])
@@ -219,8 +248,14 @@ class Cache:
         self._data.write(self._count, rows if self._codec is None else self._codec.encode(rows))
         self._count += len(rows)
 
-    def __getitem__(self, chosen: Tensor, /) -> Tensor:
+    def verify(self) -> None:
+        """Raise CalibrationError where what was added is no output of the quantizer, as NaN is not."""
+        if self._codec is not None:
+            self._codec.verify()
+
+    def __getitem__(self, chosen: Tensor | Chosen, /) -> Tensor:
         """The rows at the indices ``chosen`` [n], as a new tensor [n, ...]."""
+        chosen = Chosen(chosen) if isinstance(chosen, Tensor) else chosen
         rows = self._data.rows(chosen, self._store.device)
         return rows if self._codec is None else self._codec.decode(rows)
 
@@ -230,7 +265,7 @@ class Cache:
 
     def slice(self, start: int, stop: int) -> Tensor:
         """Rows ``start`` to ``stop``, not to be written to."""
-        rows = self._data.slice(start, stop).to(self._store.device, non_blocking=True)
+        rows = self._data.slice(start, stop).to(self._store.device)
         return rows if self._codec is None else self._codec.decode(rows)
 
     @property
@@ -335,12 +370,11 @@ class Store:
         return sums
 
     def new(self, shape: Sequence[int], dtype: torch.dtype, quantizer: ActivationQuantizer | None = None) -> Cache:
-        """An empty cache for ``shape`` = [N, ...] values; values that ``quantizer`` has put out take one byte each.
+        """An empty cache for ``shape`` = [N, ...] values; values that ``quantizer`` has put out can take one byte each.
 
         Raises CalibrationError where they need a file and the disk has no room.
         """
-        small = self.limited or self._tier(math.prod(shape) * dtype.itemsize) == "file"
-        codec = None if quantizer is None else _Grid(quantizer) if small else _OneZero()
+        codec = None if quantizer is None else _OneZero() if self._can_waste(shape, dtype) else _Grid(quantizer)
         stored = torch.uint8 if isinstance(codec, _Grid) else dtype
         cache = Cache(self, self._place(tuple(shape), stored), shape, dtype, codec)
         self._register(cache)
@@ -415,6 +449,23 @@ class Store:
             cache._move(self._place(shape, dtype), rows=max(shape[0] // 64, 1))
         trim_heap()
 
+    def evict(self) -> bool:
+        """Move every cache off a device whose memory has run out, and keep all others off it; whether that frees any.
+
+        A CPU's memory is what `reserve` minds.
+        """
+        if self.device.type == "cpu":
+            return False
+        inside = [c for c in self._caches if c.tier == "device" and c.nbytes and isinstance(c._data, _Memory)]
+        self._room = 0
+        for cache in inside:
+            assert isinstance(cache._data, _Memory)
+            data = cache._data.data
+            cache._move(self._place(tuple(data.shape), data.dtype), rows=max(len(data) // 64, 1))
+        if inside:
+            logger.info("the GPU's memory has run out: %d cached tensors move to the host", len(inside))
+        return bool(inside)
+
     def step(self, modules: Iterable[nn.Module]) -> AbstractContextManager[object]:
         """A context for steps of ``modules``, with what was reserved: beyond the budget they use a file as well."""
         if self._room is None or self._reserved <= self._room or self.device.type != "cpu":
@@ -441,6 +492,16 @@ class Store:
         self._caches.add(cache)
         self.peak = max(self.peak, sum(self.used.values()))
 
+    def _can_waste(self, shape: Sequence[int], dtype: torch.dtype) -> bool:
+        """Whether quantized values may lie there as they are: coding takes launches at every step, room little else.
+
+        On a device twice as much as they take has to be left. What ``max_memory`` limits, and files hold, is coded.
+        """
+        nbytes = math.prod(shape) * dtype.itemsize
+        if self.device.type == "cpu":
+            return not self.limited and self._tier(nbytes) != "file"
+        return self._fits(2 * nbytes)
+
     def _fits(self, nbytes: int) -> bool:
         if self._room is None:
             return True
@@ -453,8 +514,14 @@ class Store:
         if tier == "file" and self._has_room(nbytes):
             return _File(shape, dtype)
         on_device = tier == "device" or (tier == "file" and self._fits(nbytes))
-        device = self.device if on_device else torch.device("cpu")
-        return _Memory(torch.empty(shape, dtype=dtype, device=device), "device" if on_device else "host")
+        try:
+            device = self.device if on_device else _CPU
+            return _Memory(torch.empty(shape, dtype=dtype, device=device), "device" if on_device else "host")
+        except RuntimeError as error:
+            if not on_device or self.device.type == "cpu" or not is_exhaustion(error):
+                raise
+        self._room = 0  # another program has taken what was free
+        return self._place(shape, dtype)
 
     def _tier(self, nbytes: int) -> str:
         """Where so much more is to lie."""

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor, fx
 
 from pdq_export.config.method import CalibrationOptions
+from pdq_export.numerics.adam import BETA1, BETA2, Adam
 from pdq_export.numerics.moments import spatial_moments
 from pdq_export.numerics.units import power_of_two, unit_of
 from pdq_export.spec import ChannelStatistics
 
 logger = logging.getLogger(__name__)
 
-_PATIENCE, _FACTOR, _LOWEST_LR = 100, 0.1, 1e-5
+# Of ReduceLROnPlateau, the last two its defaults.
+_PATIENCE, _FACTOR, _LOWEST_LR, _THRESHOLD, _SMALLEST_CHANGE = 100, 0.1, 1e-5, 1e-4, 1e-8
 # A channel less than this is measured in units of its own: its variance would be no normal float32.
 _SMALLEST_CHANNEL = 2.0**-30
 # A rate of 4e-3 moves values by some 0.04 in ten steps, which inputs below this would not survive.
@@ -96,23 +98,54 @@ def _correct_batch(
 ) -> Tensor:
     start = x if unit == 1.0 else x / unit
     x_tilde = start.clone().requires_grad_(True)
-    optimizer = torch.optim.Adam([x_tilde], lr=options.correction_lr)
-    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
-        optimizer, patience=_PATIENCE, factor=_FACTOR, min_lr=_LOWEST_LR
-    )
-    for _ in range(options.correction_iters):
+    adam, rate = Adam([[x_tilde]]), _Rate(options, x.device)
+    roots = torch.tensor([(1 - BETA2 ** (step + 1)) ** 0.5 for step in range(options.correction_iters)]).to(x.device)
+    for step in range(options.correction_iters):
         loss = _summed_over_channels((x_tilde - start).square()) / options.lambda_c
         moved = x_tilde if unit == 1.0 else x_tilde * unit
         for z, target in zip(layer_outputs(moved), targets, strict=True):
             loss = loss + target.distance(z)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        scheduler.step(loss.item())
+        adam.step([torch.autograd.grad(loss, [x_tilde])], [rate.at(step)], roots[step])
+        rate.tell(loss.detach())
     corrected = x_tilde.detach() if unit == 1.0 else x_tilde.detach() * unit
     with torch.no_grad():
-        finite = all(torch.isfinite(z).all() for z in layer_outputs(corrected))
+        finite = torch.stack([torch.isfinite(z).all() for z in layer_outputs(corrected)]).all()
     return corrected if finite else x
+
+
+class _Rate:
+    """Adam's rate, over the bias of its first moment, on a plateau of the loss a tenth of what it was.
+
+    As torch's ReduceLROnPlateau has it, but no loss is waited for; and where there are too few steps for it to act,
+    nothing is compared.
+    """
+
+    def __init__(self, options: CalibrationOptions, device: torch.device) -> None:
+        biases = [1 - BETA1 ** (step + 1) for step in range(options.correction_iters)]
+        self._watches = len(biases) > _PATIENCE + 2  # the first loss is the best so far, and the last changes no step
+        if self._watches:
+            self._biases = torch.tensor(biases, dtype=torch.float64).to(device)
+            self._rate = torch.full((), options.correction_lr, dtype=torch.float64, device=device)
+            self._best, self._bad = torch.full_like(self._rate, torch.inf), torch.zeros_like(self._rate)
+        else:
+            self._rates = torch.tensor([options.correction_lr / bias for bias in biases]).to(device)
+
+    def at(self, step: int) -> Tensor:
+        """The rate [] of the ``step``, counted from 0."""
+        return (self._rate / self._biases[step]).float() if self._watches else self._rates[step]
+
+    def tell(self, loss: Tensor) -> None:
+        """Take in the loss [] of the last step."""
+        if not self._watches:
+            return
+        loss = loss.double()
+        better = loss < self._best * (1 - _THRESHOLD)
+        self._best = torch.where(better, loss, self._best)
+        self._bad = torch.where(better, 0.0, self._bad + 1)
+        plateau = self._bad > _PATIENCE
+        lower = (self._rate * _FACTOR).clamp(min=_LOWEST_LR)
+        self._rate = torch.where(plateau & (self._rate - lower > _SMALLEST_CHANGE), lower, self._rate)
+        self._bad = torch.where(plateau, 0.0, self._bad)
 
 
 def _summed_over_channels(squares: Tensor) -> Tensor:

@@ -1,8 +1,15 @@
 """Where calibration computes: a torch device, by the name that a user gives it."""
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 
+from pdq_export.calibrate.precision import same_bits
 from pdq_export.errors import OptionError
+from pdq_export.process import read_environment
+
+_CUBLAS, _FIXED = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")
 
 
 def choose_device(name: str) -> torch.device:
@@ -21,3 +28,28 @@ def choose_device(name: str) -> torch.device:
             "CUDA build of torch"
         )
     return device
+
+
+@contextlib.contextmanager
+def computing_on(device: torch.device, *, deterministic: bool = False) -> Iterator[None]:
+    """Have ``device`` be the one that CUDA allocates for, or pinned memory would open GPU 0 beside it.
+
+    ``deterministic``: kernels that give the same bits each time, and an error where there are none; a CPU's do anyhow.
+    What torch keeps for the whole process is as it was afterwards. Raises OptionError where cuBLAS is not set up for
+    that, CalibrationError where an operator has no such kernel.
+    """
+    with contextlib.ExitStack() as stack:
+        if device.type == "cuda":
+            stack.enter_context(torch.cuda.device(device))
+        if deterministic and device.type != "cpu":
+            _check_cublas(device)
+            stack.enter_context(same_bits())
+        yield
+
+
+def _check_cublas(device: torch.device) -> None:
+    if device.type == "cuda" and read_environment().get(_CUBLAS) not in _FIXED:
+        raise OptionError(
+            f"--deterministic: the environment variable {_CUBLAS} is {read_environment().get(_CUBLAS)!r}; expected "
+            f"{_FIXED[0]} before CUDA is first used: set it, or call pdq_export.tune_process(deterministic=True)"
+        )

@@ -10,9 +10,10 @@ from torch import Tensor, fx
 
 from pdq_export.calibrate.block import BlockCalibrator
 from pdq_export.calibrate.block_state import Checkpoint
-from pdq_export.calibrate.cache import Cache, Source, Store
+from pdq_export.calibrate.cache import Cache, Chosen, Source, Store
 from pdq_export.calibrate.collapse import look_for_collapse
 from pdq_export.calibrate.context import Context
+from pdq_export.calibrate.device import computing_on
 from pdq_export.calibrate.finished import Quantizers
 from pdq_export.calibrate.forward import FORWARD_BATCH, spread
 from pdq_export.calibrate.initialize import Initializer
@@ -54,6 +55,7 @@ def calibrate(
     options: CalibrationOptions,
     *,
     device: torch.device,
+    deterministic: bool = False,
     max_memory: int | None = None,
     progress: Callable[[BlockProgress], None] | None = None,
     checkpoint: Checkpoint | None = None,
@@ -61,6 +63,7 @@ def calibrate(
     """Calibrate ``network`` (FP32, imported from ONNX) on ``inputs``, one tensor [N, ...] per graph input, or a
     `Source` that makes its rows as they are needed.
 
+    ``deterministic``: on a GPU too, the same bits each time, see `computing_on`.
     ``statistics`` by layer output; layers without them get estimates over the calibration set. ``max_memory``: bytes
     of host memory that the whole process shall keep to; block inputs and outputs beyond it go to files, and the result
     stays the same bit for bit. ``checkpoint``: has the states of blocks that an earlier run with the same arguments has
@@ -68,18 +71,19 @@ def calibrate(
     where a loss diverges, the disk has no room or a state is not of this network, OptionError where ``max_memory``
     cannot hold what a pass or a step takes.
     """
-    network = network.to(device)
-    store = Store.of_process(device, max_memory)
-    try:
-        folded = fold_sizes(network, [x[:FOLDING_IMAGES].to(device) for x in inputs])
-        journal = Journal(plan.blocks, options.iters, progress)
-        context = Context(network=folded, plan=plan, options=options, store=store, journal=journal)
-        done = Quantizers(folded, plan, network)
-        named = zip(input_tensors(folded), (store.adopt(x) for x in inputs), strict=True)
-        return _walk(context, done, statistics, dict(named), checkpoint)
-    finally:
-        store.close()
-        trim_heap()
+    with computing_on(device, deterministic=deterministic):
+        network = network.to(device)
+        store = Store.of_process(device, max_memory)
+        try:
+            folded = fold_sizes(network, [x[:FOLDING_IMAGES].to(device) for x in inputs])
+            journal = Journal(plan.blocks, options.iters, progress)
+            context = Context(network=folded, plan=plan, options=options, store=store, journal=journal)
+            done = Quantizers(folded, plan, network)
+            named = zip(input_tensors(folded), (store.adopt(x) for x in inputs), strict=True)
+            return _walk(context, done, statistics, dict(named), checkpoint)
+        finally:
+            store.close()
+            trim_heap()
 
 
 def _walk(
@@ -92,7 +96,7 @@ def _walk(
     """Calibrate or replay one block after the other, each on what the ones before it give."""
     options, blocks = context.options, context.plan.blocks
     images = len(next(iter(inputs.values())))
-    chosen = spread(images, FORWARD_BATCH).to(context.store.device)
+    chosen = Chosen(spread(images, FORWARD_BATCH))
     some = [x[chosen] for x in inputs.values()]
     least = _require_memory(context, some, images)
     scores = score(context, inputs, some)

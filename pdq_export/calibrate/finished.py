@@ -51,11 +51,15 @@ class Quantizers:
     def round_biases(self, block: Block, soft: Mapping[str, SoftRounding] | None = None) -> None:
         """Round the block's biases for the scales as they are now; ``soft``: weights that are being learned."""
         for layer in block.layers:
-            if has_integer_bias(self._plan, layer):
-                assert layer.bias is not None
-                source = self.activations[str(self._plan.source(layer.input))]
-                known = soft[layer.weight].qparams if soft and layer.weight in soft else self.weights[layer.weight]
-                self.biases[layer.node] = BiasQuantizer(self.constants[layer.bias], source.scale, known.scale)
+            self.round_bias(layer, soft)
+
+    def round_bias(self, layer: Layer, soft: Mapping[str, SoftRounding] | None = None) -> None:
+        """Round the layer's bias, if it has one, likewise."""
+        if has_integer_bias(self._plan, layer):
+            assert layer.bias is not None
+            source = self.activations[str(self._plan.source(layer.input))]
+            known = soft[layer.weight].qparams if soft and layer.weight in soft else self.weights[layer.weight]
+            self.biases[layer.node] = BiasQuantizer(self.constants[layer.bias], source.scale, known.scale)
 
     def can_shift_bias(self, layer: Layer) -> bool:
         """Whether the layer has an INT32 bias per channel that nothing else reads."""
@@ -70,7 +74,7 @@ class Quantizers:
         return sum(layer.weight == weight for layer in self._plan.layers) > 1
 
     def shift_bias(self, layer: Layer, shift: Tensor) -> None:
-        """Add ``shift`` [C] to the layer's bias, which `round_biases` then rounds."""
+        """Add ``shift`` [C] to the layer's bias, which `round_bias` then rounds."""
         assert layer.bias is not None
         bias = self.constants[layer.bias].detach()
         self.shifted[layer.bias] = self.constants[layer.bias] = bias + shift.view(bias.shape)

@@ -1,5 +1,6 @@
 """Forward passes over the calibration images, which need no gradient, batch by batch from cache to cache."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -8,6 +9,7 @@ from torch import Tensor, fx
 
 from pdq_export.calibrate.cache import Cache, Store
 from pdq_export.calibrate.quantizers import ActivationQuantizer
+from pdq_export.calibrate.relief import with_relief
 
 FORWARD_BATCH = 64
 
@@ -52,7 +54,7 @@ def _run(
     results: list[Cache] = []
     done = 0
     for batch in zip(*(x.batches(FORWARD_BATCH, count) for x in inputs), strict=True):
-        outputs = module(*batch)
+        outputs = with_relief(functools.partial(module, *batch), [store.evict])
         if quantizers is None:
             outputs = tuple(y.flatten() for y in outputs)
         if not results:
@@ -64,6 +66,8 @@ def _run(
         done += len(batch[0])
         told(done, count)
         del batch, outputs  # or they would live on beside the next batch's
+    for cache in results:
+        cache.verify()
     return results
 
 

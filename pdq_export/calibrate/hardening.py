@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pdq_export.calibrate.cache import Cache
+from pdq_export.calibrate.cache import Cache, Chosen
 from pdq_export.calibrate.finished import Quantizers
 from pdq_export.calibrate.quantizers import SoftRounding, WeightQuantizer
 from pdq_export.calibrate.subgraph import tensor_nodes
+from pdq_export.frontend.ops.conv import conv, conv_windows
 from pdq_export.numerics.rounding import round_compensated
 from pdq_export.spec import Block, Layer
 
@@ -60,7 +61,7 @@ def harden_block(
         ((done.weights[layer.weight], shift),) = compensation.round([weight])
         if shift is not None:
             done.shift_bias(layer, shift)
-            done.round_biases(block, soft)
+            done.round_bias(layer, soft)
 
 
 def absorbs_error(done: Quantizers, layer: Layer, node: fx.Node) -> bool:
@@ -139,7 +140,8 @@ def inputs_of(done: Quantizers, block: Block, layer: Layer, inputs: Sequence[Cac
     before = done.block(block, [layer.input])
     order = torch.randperm(len(inputs[0]), generator=torch.Generator().manual_seed(0))
     for chosen in order.split(_BATCH):
-        (x,) = before(*(cache[chosen.to(cache.device)] for cache in inputs))
+        rows = Chosen(chosen)
+        (x,) = before(*(cache[rows] for cache in inputs))
         yield x
 
 
@@ -160,8 +162,8 @@ def is_product(layer: Layer, node: fx.Node, weight: SoftRounding) -> bool:
 class _Product:
     """A layer as a product of its weight [G, O, K], G groups, with rows of inputs [G, K].
 
-    The rows come from the layer's own operator: given a weight of K output channels, each of which picks one element,
-    it puts out what it would multiply, whatever its strides, pads and dilations.
+    Rows of a Conv are its windows. Those of others come from the operator itself: given a weight of K output channels,
+    each of which picks one element, it puts out what it would multiply, whatever its attributes.
     """
 
     def __init__(self, node: fx.Node, weight: SoftRounding) -> None:
@@ -170,7 +172,7 @@ class _Product:
         first = weight.alpha.detach().movedim(self._axis, 0)
         self._shape, self._k = first.shape, _k(weight)
         self._groups = _groups(node)
-        self._eye = torch.eye(self._k, device=first.device).view(self._k, *first.shape[1:])
+        self._device = first.device
         self._channels = 1 if first.ndim > 2 else -1  # the axis of a Conv's output, of a Gemm's or MatMul's
 
     def rows(self, weight: Tensor) -> Tensor:
@@ -190,12 +192,9 @@ class _Product:
         second: Tensor | float = 0.0
         first: Tensor | float = 0.0
         count = 0
+        rows_of = self._windows if self._node.target is conv else self._picked
         for x in itertools.chain.from_iterable(map(self._pieces, inputs)):
-            positions = self._pick(x, slice(0, 1)).shape[2]
-            some = torch.randperm(positions, generator=generator)[: _ROWS_OF_IMAGE * len(x)].to(x.device)
-            size = max(1, _ELEMENTS // (self._groups * positions))
-            parts = [self._pick(x, slice(k, k + size))[:, :, some] for k in range(0, self._k, size)]
-            part = torch.cat(parts, 1).double()
+            part = rows_of(x, generator).double()
             second, first = second + part @ part.transpose(1, 2), first + part.sum(2)
             count += part.shape[2]
             if count >= enough:
@@ -204,9 +203,26 @@ class _Product:
         assert isinstance(first, Tensor)
         return second / count, first / count, count
 
+    def _windows(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """What a Conv multiplies at some of its positions, [G, K, count]."""
+        attributes: Any = self._node.kwargs
+        windows = conv_windows(x, self._shape[2:], **attributes)
+        rank = len(self._shape) - 2
+        places = (len(x), *windows.shape[2 : 2 + rank])
+        some = torch.stack(torch.unravel_index(_some(math.prod(places), len(x), generator), places)).to(x.device)
+        rows = windows.movedim(1, 1 + rank)[some.unbind()]  # [count, C, kernel]
+        return rows.reshape(len(rows), self._groups, self._k).permute(1, 2, 0).contiguous()
+
+    def _picked(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """What any layer multiplies at some of its positions, likewise."""
+        positions = self._pick(x, slice(0, 1)).shape[2]
+        some = _some(positions, len(x), generator).to(x.device)
+        size = max(1, _ELEMENTS // (self._groups * positions))
+        return torch.cat([self._pick(x, slice(k, k + size))[:, :, some] for k in range(0, self._k, size)], 1)
+
     def _pick(self, x: Tensor, chosen: slice) -> Tensor:
         """The ``chosen`` ones of the K elements at every position, [G, k, positions]."""
-        eye = self._eye[chosen]
+        eye = torch.eye(self._k, device=self._device).view(self._k, *self._shape[1:])[chosen]
         picks = eye.repeat(self._groups, *[1] * (eye.ndim - 1)).movedim(0, self._axis).contiguous()
         picked = self._node.target(x, picks, **self._node.kwargs)  # type: ignore[operator]
         channels_first: Tensor = picked.movedim(self._channels, 0).flatten(1)
@@ -215,3 +231,8 @@ class _Product:
     def _pieces(self, x: Tensor) -> Sequence[Tensor]:
         positions = math.prod(x.shape[2:]) if self._channels == 1 else math.prod(x.shape[1:-1])
         return torch.split(x, max(1, _ELEMENTS // (self._groups * self._k * positions)))
+
+
+def _some(positions: int, images: int, generator: torch.Generator) -> Tensor:
+    """Indices of random positions, on the CPU."""
+    return torch.randperm(positions, generator=generator)[: _ROWS_OF_IMAGE * images]

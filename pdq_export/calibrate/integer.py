@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from pdq_export import operators
+from pdq_export.calibrate.precision import exact_sums
 from pdq_export.calibrate.quantizers import ActivationQuantizer, BiasQuantizer, WeightQuantizer
 from pdq_export.calibrate.subgraph import op_type, tensor_nodes
 from pdq_export.numerics.affine import per_channel
@@ -56,7 +57,8 @@ class IntegerLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         integers = torch.round(x / self._source.scale).to(self._weight.dtype)
-        result: Tensor = self._function(integers, self._weight, self._bias).float() * self._factor
+        with exact_sums(x.device):
+            result: Tensor = self._function(integers, self._weight, self._bias).float() * self._factor
         return result if self._output is None else torch.round(result) * self._output.scale
 
 

@@ -40,6 +40,7 @@ class Live:
                 self.quantized[name] = self._store.new(x.shape, x.dtype, quantizer)
                 for batch in x.batches(FORWARD_BATCH):
                     self.quantized[name].append(quantizer(batch))
+                self.quantized[name].verify()
 
     def advance(self, block: Block, later: Sequence[Block]) -> None:
         """Compute what ``later`` blocks read of the finished ``block``, in one network after the other.

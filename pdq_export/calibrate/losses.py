@@ -37,7 +37,7 @@ def prediction_difference(
             unit = _unit(target)
             error, scaled = F.mse_loss(output / unit, target / unit), target / unit
             losses.append(error / scaled.square().mean().clamp(min=1e-12))
-    return torch.stack(losses).sum()
+    return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from pdq_export.errors import CalibrationError
+
 
 class _Process:
     """What calls have settled for all threads: the first of those that run at once saves it, the last puts it back."""
@@ -74,6 +76,49 @@ def full_float32() -> Iterator[None]:
         else:
             _set_by_flag(stack)
         yield
+
+
+@contextlib.contextmanager
+def exact_sums(device: torch.device) -> Iterator[None]:
+    """Keep convolutions of integers on a GPU from cuDNN.
+
+    It may compute them in Winograd's or Fourier's way, which rounds; what stands in for it multiplies and adds.
+    """
+    cudnn = torch.backends.cudnn
+    before = cudnn.enabled
+    if device.type == "cpu" or not before:
+        yield
+        return
+    try:
+        cudnn.enabled = False
+        yield
+    finally:
+        cudnn.enabled = before
+
+
+@contextlib.contextmanager
+def same_bits() -> Iterator[None]:
+    """Have torch take kernels that give the same bits each time. Raises CalibrationError where an operator has none."""
+    cudnn = torch.backends.cudnn
+    memory: Any = torch.utils.deterministic
+    kept, filled = (cudnn.deterministic, cudnn.benchmark), memory.fill_uninitialized_memory
+    on, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    try:
+        cudnn.deterministic, cudnn.benchmark = True, False
+        torch.use_deterministic_algorithms(True)
+        memory.fill_uninitialized_memory = False  # nothing reads it, and it costs a kernel each
+        yield
+    except RuntimeError as error:
+        if "deterministic implementation" not in str(error):
+            raise
+        raise CalibrationError(
+            f"--deterministic: {str(error).partition('.')[0]}; expected operators that have one; calibrate without "
+            "--deterministic, or with --device cpu"
+        ) from error
+    finally:
+        memory.fill_uninitialized_memory = filled
+        torch.use_deterministic_algorithms(on, warn_only=warns)
+        cudnn.deterministic, cudnn.benchmark = kept
 
 
 def _set_by_flag(stack: contextlib.ExitStack) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pdq_export.arithmetic.bias import bias_integers, bias_scale, channel_bias, round_bias
+from pdq_export.arithmetic.bias import LARGEST_INTEGER
 from pdq_export.numerics.affine import (
     bernoulli_like,
     dequantize_affine,
@@ -12,9 +12,11 @@ from pdq_export.numerics.affine import (
     per_channel,
     quantize_affine,
 )
-from pdq_export.numerics.rounding import initial_alpha, rectified_sigmoid
+from pdq_export.numerics.rounding import initial_alpha, rectified_sigmoid, soft_weight
 from pdq_export.numerics.search import QParams, choose_weight_qparams
 from pdq_export.spec import Point
+
+_SMALLEST_FLOAT = float(np.finfo(np.float32).smallest_subnormal)
 
 
 class ActivationQuantizer(nn.Module):
@@ -87,6 +89,7 @@ class SoftRounding(nn.Module):
         self._floor = torch.floor(ratio)
         self._low, self._high = point.qmin - self._zero_point, point.qmax - self._zero_point
         self.alpha = nn.Parameter(initial_alpha(ratio - self._floor))
+        self._last_h: Tensor | None = None
 
     def h(self) -> Tensor:
         """The soft rounding, in [0, 1], of the weight's shape."""
@@ -97,7 +100,13 @@ class SoftRounding(nn.Module):
         return torch.clamp(self._floor + self.h(), self._low, self._high)
 
     def forward(self) -> Tensor:
-        return self.relaxed() * self._scale
+        weight, self._last_h = soft_weight(self.alpha, self._floor, self._low, self._high, self._scale)
+        return weight
+
+    def take_h(self) -> Tensor:
+        """The ``h`` of the last weight that was put out, computed with it; once for each."""
+        h, self._last_h = self._last_h, None
+        return self.h() if h is None else h
 
     @torch.no_grad()
     def harden(self, rounded: Tensor | None = None) -> WeightQuantizer:
@@ -111,26 +120,43 @@ class BiasQuantizer(nn.Module):
     """The bias as the runtime adds it: INT32 at input scale times weight scale, for the scales as they are now.
 
     ``exact``: the same in float64, which holds the product of an INT32 and a float32 scale, [C]; None for a bias that
-    is not one per channel.
+    is not one per channel. The rules are those of `pdq_export.arithmetic.bias`, which the exporter follows, computed
+    where the tensors are.
     """
 
     value: Tensor
     exact: Tensor | None
 
+    @torch.no_grad()
     def __init__(self, bias: Tensor, input_scale: Tensor, weight_scale: Tensor) -> None:
         super().__init__()
-        b, s_w = bias.detach().cpu().numpy(), weight_scale.detach().cpu().numpy()
-        s_x = np.float32(input_scale.item())
-        self.register_buffer("value", torch.from_numpy(round_bias(b, s_x, s_w)).to(bias.device))
-        flat = channel_bias(b, s_w)
-        exact = None
+        flat = _channel_bias(bias.detach(), weight_scale.numel())
+        value, exact = bias.detach(), None
         if flat is not None:
-            product = bias_integers(flat, s_x, s_w) * bias_scale(flat, s_x, s_w).astype(np.float64)
-            exact = torch.from_numpy(product).to(bias.device)
+            scale = _bias_scale(flat, input_scale.detach(), weight_scale.detach())
+            integers = torch.round(flat / scale).double().clamp_(-LARGEST_INTEGER, LARGEST_INTEGER)
+            exact = integers * scale.double()
+            value = (integers.float() * scale).view(bias.shape if bias.numel() == flat.numel() else flat.shape)
+        self.register_buffer("value", value)
         self.register_buffer("exact", exact)
 
     def forward(self) -> Tensor:
         return self.value
+
+
+def _channel_bias(bias: Tensor, channels: int) -> Tensor | None:
+    """The bias as [C]; None where it is not per channel. See `arithmetic.bias.channel_bias`."""
+    if bias.numel() == 1:
+        return bias.reshape(1).expand(max(channels, 1))
+    fits = bias.numel() == bias.shape[-1] and bias.numel() % max(channels, 1) == 0
+    return bias.reshape(-1) if fits else None
+
+
+def _bias_scale(bias: Tensor, input_scale: Tensor, weight_scale: Tensor) -> Tensor:
+    """Scale [C] of the INT32 bias [C]. See `arithmetic.bias.bias_scale`."""
+    scales = weight_scale.reshape(-1)
+    product = input_scale * scales.repeat(len(bias) // len(scales))
+    return torch.maximum(product, bias.abs() / LARGEST_INTEGER).clamp_(min=_SMALLEST_FLOAT)
 
 
 def weight_qparams(weight: Tensor, point: Point, *, quick: bool = False) -> QParams:

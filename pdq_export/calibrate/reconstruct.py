@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from pdq_export.calibrate.cache import Rows
+from pdq_export.calibrate.cache import Cache, Chosen
 from pdq_export.calibrate.quantizers import ActivationQuantizer
 from pdq_export.calibrate.schedule import Schedule
 from pdq_export.calibrate.step import Batch, BlockModel, LearnedScale, Step
 from pdq_export.calibrate.watch import WATCHED, warn_of_divergence
 from pdq_export.config.method import CalibrationOptions
-from pdq_export.errors import CalibrationError
+from pdq_export.errors import CalibrationError, ResourceError
+from pdq_export.exhaustion import is_exhaustion
 from pdq_export.numerics.units import power_of_two, unit_of
 
 logger = logging.getLogger(__name__)
@@ -34,13 +35,13 @@ _REPORTED = 20
 class BlockRows:
     """The tensors over all images that the fields of a `Batch` are rows of, [N, ...] each."""
 
-    quantized: Sequence[Rows]
-    corrected: Sequence[Rows]
-    wanted: Sequence[Rows]
-    bypass: Sequence[Rows] = ()
-    predictions: Sequence[Rows] = ()
+    quantized: Sequence[Cache]
+    corrected: Sequence[Cache]
+    wanted: Sequence[Cache]
+    bypass: Sequence[Cache] = ()
+    predictions: Sequence[Cache] = ()
 
-    def read(self, chosen: Tensor, *, predicts: bool) -> Batch:
+    def read(self, chosen: Chosen, *, predicts: bool) -> Batch:
         """The rows ``chosen`` [batch]; ``predicts``: with those that the prediction difference takes."""
         return Batch(
             quantized=[x[chosen] for x in self.quantized],
@@ -67,15 +68,17 @@ def reconstruct(
     batches: Tensor,
     report: Report,
     warn: Callable[[str], None] = logger.warning,
+    relief: Sequence[Callable[[], bool]] = (),
 ) -> Tensor:
     """Learn the block's weight rounding and activation scales in place; the error [steps] of every step is returned.
 
-    ``warn``: told where the loss diverged.
+    ``warn``: told where the loss diverged. ``relief``: what frees memory of a device, see `with_relief`.
 
-    ``batches`` [steps, batch]: the images of every step, `options.iters` of them. Quantized inputs are mixed with
-    distribution-corrected FP32 inputs; the mixed half is compared with the FP32 block's output, the quantized half runs
-    on to a prediction. Outputs that are very small or very large are compared in units of their own size. Raises
-    CalibrationError where the loss stops being finite.
+    ``batches`` [steps, batch]: the images of every step, `options.iters` of them, on the CPU. Quantized inputs are
+    mixed with distribution-corrected FP32 inputs; the mixed half is compared with the FP32 block's output, the
+    quantized half runs on to a prediction. Outputs that are very small or very large are compared in units of their
+    own size. Raises CalibrationError where the loss stops being finite, ResourceError where a step does not fit into a
+    GPU.
     """
     model, rows = problem.model, problem.rows
     initial = [quantizer.scale.item() for quantizer in problem.scales]
@@ -83,22 +86,29 @@ def reconstruct(
     rates = [
         min(options.scale_lr * scale.unit, _LARGEST_STEP * start) for scale, start in zip(learned, initial, strict=True)
     ]
-    device = model.masks.device
+    device = rows.wanted[0].device
     schedule = Schedule.of(options, rates, predicts=model.rest is not None, device=device)
     units = [unit_of(_size(wanted, options.batch_size)) for wanted in rows.wanted]
-    step = Step(model, learned, units, mix_probability=options.mix_probability, temperature=options.temperature)
+    probability, temperature = options.mix_probability, options.temperature
+    step = Step(model, learned, units, mix_probability=probability, temperature=temperature, relief=relief)
     errors = torch.zeros(len(schedule), device=device)
     powers: list[Tensor] = []
-    for number, chosen in enumerate(batches):
+    for number, chosen in enumerate(zip(batches, batches.to(device), strict=True)):
         numbers = schedule.numbers(number)
-        batch = rows.read(chosen, predicts=numbers.prediction_weight is not None)
-        errors[number], loss = step(batch, numbers)
+        batch = rows.read(Chosen(*chosen), predicts=numbers.prediction_weight is not None)
+        try:
+            errors[number], loss = step(batch, numbers)
+        except Exception as failed:
+            if device.type != "cpu" and is_exhaustion(failed):
+                raise _too_large(problem.name, len(chosen[0]), failed) from None
+            raise
         if number >= len(schedule) - WATCHED:
             powers.append(step.power(batch.wanted))
         del batch  # or it would live on beside the next one
         if number % _REPORTED == 0 or number + 1 == len(schedule):
-            _check_finite(loss, problem.name, number)
-            report(number + 1, errors[: number + 1][-_REPORTED:].mean().item())
+            value, error = torch.stack([loss, errors[: number + 1][-_REPORTED:].mean()]).tolist()
+            _check_finite(value, problem.name, number)
+            report(number + 1, error)
     for quantizer in problem.scales:
         quantizer.scale.requires_grad_(False)
     if powers:
@@ -119,16 +129,25 @@ def _learned(quantizer: ActivationQuantizer, start: float) -> LearnedScale:
     )
 
 
-def _size(wanted: Rows, images: int) -> float:
+def _size(wanted: Cache, images: int) -> float:
     """The largest magnitude in the first images."""
     first = wanted[torch.arange(min(images, len(wanted)))]
     return float(first.abs().amax()) if first.numel() else 0.0
 
 
-def _check_finite(loss: Tensor, name: str, step: int) -> None:
-    value = loss.item()
+def _check_finite(value: float, name: str, step: int) -> None:
     if not math.isfinite(value):
         raise CalibrationError(
             f"block {name!r}: the loss is {value} at step {step + 1}; expected a finite number; lower the learning "
             "rates or leave the block's layers at more bits"
         )
+
+
+def _too_large(name: str, images: int, error: BaseException) -> ResourceError:
+    detail = " ".join(str(error).split())[:120].rstrip(".")
+    fewer = f"at most {images // 2} images a step (--set batch_size={images // 2})" if images > 1 else "smaller images"
+    return ResourceError(
+        f"block {name!r}: a step on {images} images does not fit into the GPU's memory ({detail}), with predictions "
+        f"made of one image at a time and all cached tensors on the host; take {fewer}, end what else uses the "
+        "GPU, or give --device cpu"
+    )

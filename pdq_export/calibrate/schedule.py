@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pdq_export.calibrate.step import BETA1, BETA2, StepNumbers
+from pdq_export.calibrate.step import StepNumbers
 from pdq_export.config.method import CalibrationOptions
+from pdq_export.numerics.adam import BETA1, BETA2
 
 # What a block draws, each from a stream of its own: which images go into a step, and which elements are dropped.
 _BATCHES, _MASKS = 0, 1

@@ -5,17 +5,18 @@ what is computed, as None: a step can be recorded once and played again.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from pdq_export.calibrate.losses import prediction_difference, reconstruction_loss
 from pdq_export.calibrate.quantizers import SoftRounding
+from pdq_export.calibrate.relief import with_relief
+from pdq_export.numerics.adam import Adam, clamp_each_
 from pdq_export.numerics.affine import bernoulli_like
 from pdq_export.numerics.rounding import rounding_regularizer
-
-BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # Adam's
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,7 +85,7 @@ class Step:
     """A forward and a backward pass, after which weights and scales are a step further.
 
     ``units``: what each output is measured in, powers of two. ``mix_probability`` and ``temperature``: see
-    `CalibrationOptions`.
+    `CalibrationOptions`. ``relief``: what else frees memory of the device where that runs out, see `with_relief`.
     """
 
     def __init__(
@@ -95,38 +96,75 @@ class Step:
         *,
         mix_probability: float,
         temperature: float,
+        relief: Sequence[Callable[[], bool]] = (),
     ) -> None:
         self._model, self._scales, self._units = model, scales, units
         self._mix_probability, self._temperature = mix_probability, temperature
-        self._parameters = [*(weight.alpha for weight in model.weights), *(learned.scale for learned in scales)]
-        self._moments = [(torch.zeros_like(x), torch.zeros_like(x)) for x in self._parameters]
+        # On a CPU nothing is tried: a result must not depend on what else runs there.
+        self._relief = (self.cut_rest, *relief) if model.masks.device.type != "cpu" else ()
+        self._pieces = self._images = 1
+        self._alphas = [weight.alpha for weight in model.weights]
+        self._learned = [learned.scale for learned in scales]
+        self._adam = Adam([self._alphas, self._learned])
 
     def __call__(self, batch: Batch, numbers: StepNumbers) -> tuple[Tensor, Tensor]:
         """The reconstruction error and the whole loss, [] each, before the step."""
-        error, loss = self._objective(batch, numbers)
-        gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
+        error, loss, gradients = self._gradients(batch, numbers)
         self._update(gradients, numbers)
-        return error.detach(), loss.detach()
+        return error, loss
+
+    def _gradients(self, batch: Batch, numbers: StepNumbers) -> tuple[Tensor, Tensor, Sequence[Tensor | None]]:
+        """Error, loss and gradients. Where a device's memory runs out, again after what ``relief`` offers."""
+        masks = self._model.masks
+        drawn = masks.get_state() if self._relief else None
+
+        def compute() -> tuple[Tensor, Tensor, Sequence[Tensor | None]]:
+            if drawn is not None:
+                masks.set_state(drawn)
+            error, loss = self._objective(batch, numbers)
+            gradients = torch.autograd.grad(loss, [*self._alphas, *self._learned], allow_unused=True)
+            return error.detach(), loss.detach(), gradients
+
+        return with_relief(compute, self._relief) if self._relief else compute()
+
+    def cut_rest(self) -> bool:
+        """Have the rest of the network run on half as many images at a time; False where it is one already.
+
+        What it keeps for the backward pass is computed again there, piece by piece.
+        """
+        if self._model.rest is None or self._pieces >= self._images:
+            return False
+        self._pieces = min(2 * self._pieces, self._images)
+        return True
+
+    def _predict(self, rest: nn.Module, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        if self._pieces == 1:
+            predictions: Sequence[Tensor] = rest(*inputs)
+            return predictions
+        parts = zip(*(x.tensor_split(self._pieces) for x in inputs), strict=True)
+        found = [checkpoint(rest, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
+        return [torch.cat(values) for values in zip(*found, strict=True)]
 
     def power(self, wanted: Sequence[Tensor]) -> Tensor:
         """The mean square [] of what the block is to put out, counted as the error is."""
         parts = zip(wanted, self._units, strict=True)
-        return torch.stack([reconstruction_loss(y, torch.zeros_like(y), unit) for y, unit in parts]).sum()
+        return _sum([reconstruction_loss(y, torch.zeros_like(y), unit) for y, unit in parts])
 
     def _objective(self, batch: Batch, numbers: StepNumbers) -> tuple[Tensor, Tensor]:
         model, weight = self._model, numbers.prediction_weight
         outputs = model.student(*self._inputs(batch, doubled=weight is not None))
         images = len(batch.wanted[0])
         parts = zip(outputs, batch.wanted, self._units, strict=True)
-        error = torch.stack([reconstruction_loss(y[:images], wanted, unit) for y, wanted, unit in parts]).sum()
+        error = _sum([reconstruction_loss(y[:images], wanted, unit) for y, wanted, unit in parts])
         loss = error
         if model.rest is not None and weight is not None:
-            predictions = model.rest(*(output[images:] for output in outputs), *batch.bypass)
+            self._images = images
+            predictions = self._predict(model.rest, [*(output[images:] for output in outputs), *batch.bypass])
             difference = prediction_difference(predictions, batch.predictions, model.class_axes, self._temperature)
             loss = loss + difference * weight
         if model.weights and numbers.rounding_weight is not None and numbers.exponent is not None:
-            terms = [rounding_regularizer(soft.h(), numbers.exponent) for soft in model.weights]
-            loss = loss + numbers.rounding_weight * torch.stack(terms).sum()
+            terms = [rounding_regularizer(soft.take_h(), numbers.exponent) for soft in model.weights]
+            loss = loss + numbers.rounding_weight * _sum(terms)
         return error, loss
 
     def _inputs(self, batch: Batch, *, doubled: bool) -> list[Tensor]:
@@ -139,17 +177,17 @@ class Step:
 
     @torch.no_grad()
     def _update(self, gradients: Sequence[Tensor | None], numbers: StepNumbers) -> None:
-        """Adam, to the bit as torch.optim has it, whose own reads rates and the number of the step on the host."""
-        weights = len(self._model.weights)
-        units = [*[1.0] * weights, *(learned.unit for learned in self._scales)]
-        rates = [*[numbers.rounding_rate] * weights, *numbers.scale_rates]
-        for x, gradient, unit, rate, (first, second) in zip(
-            self._parameters, gradients, units, rates, self._moments, strict=True
-        ):
-            if gradient is not None:
-                gradient = gradient if unit == 1.0 else gradient * unit
-                first.lerp_(gradient, 1 - BETA1)
-                second.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
-                x.sub_(first.mul(rate).div_(second.sqrt().div_(numbers.root).add_(EPSILON)))
-        for learned in self._scales:
-            learned.scale.clamp_(learned.low, learned.high)
+        weights = len(self._alphas)
+        of_scales = [
+            g if g is None or learned.unit == 1.0 else g * learned.unit
+            for g, learned in zip(gradients[weights:], self._scales, strict=True)
+        ]
+        rates: list[Tensor | Sequence[Tensor]] = [numbers.rounding_rate, numbers.scale_rates]
+        self._adam.step([gradients[:weights], of_scales], rates, numbers.root)
+        if self._scales:
+            low, high = ([getattr(learned, name) for learned in self._scales] for name in ("low", "high"))
+            clamp_each_(self._learned, low, high)
+
+
+def _sum(terms: Sequence[Tensor]) -> Tensor:
+    return terms[0] if len(terms) == 1 else torch.stack(list(terms)).sum()

@@ -1,5 +1,6 @@
 """What a block learns from: its FP32 self, on inputs that were corrected towards the training data's statistics."""
 
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 
@@ -10,6 +11,7 @@ from pdq_export.calibrate.cache import Cache
 from pdq_export.calibrate.context import Context
 from pdq_export.calibrate.correction import correct_distribution, estimate_statistics
 from pdq_export.calibrate.forward import FORWARD_BATCH, run_forward
+from pdq_export.calibrate.relief import with_relief
 from pdq_export.calibrate.subgraph import extract
 from pdq_export.spec import Block, ChannelStatistics
 
@@ -47,7 +49,8 @@ class Teacher:
         told = context.journal.images("correction")
         corrected = context.store.new(x.shape, x.dtype)
         for batch in x.batches(context.options.batch_size):
-            corrected.append(correct_distribution(layer_outputs, statistics, batch, context.options))
+            correct = functools.partial(correct_distribution, layer_outputs, statistics, batch, context.options)
+            corrected.append(with_relief(correct, [context.store.evict]))
             told(len(corrected), len(x))
         return [corrected]
 

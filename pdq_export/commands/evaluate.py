@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from pdq_export.calibrate import Calibrated
+from pdq_export.calibrate.device import computing_on
+from pdq_export.calibrate.precision import settled_torch
 from pdq_export.commands.judging import Observed
 from pdq_export.commands.progress import Tell
 from pdq_export.data import Data
@@ -137,7 +139,8 @@ def _simulator(work: Work, calibrated: Calibrated, device: torch.device) -> Simu
     @torch.no_grad()
     def simulate(batch: Batch) -> list[NDArray[np.float32]]:
         inputs = as_seen(batch if isinstance(batch, tuple) else (batch,), index)
-        outputs = calibrated.simulation(*(x.to(device) for x in inputs))
-        return [output.cpu().numpy() for output in outputs]
+        with settled_torch(), computing_on(device):
+            outputs = calibrated.simulation(*(x.to(device) for x in inputs))
+            return [output.cpu().numpy() for output in outputs]
 
     return simulate

@@ -40,7 +40,14 @@ class Making:
             config=request.config,
             model=model,
             settled=settings(request.config, request.planning, chosen, work.family),
-            made_by=made_by(model, calibration, str(request.device), work.samples.synthesis, equalized),
+            made_by=made_by(
+                model,
+                calibration,
+                str(request.device),
+                work.samples.synthesis,
+                equalized,
+                deterministic=request.config.run.deterministic,
+            ),
         )
 
     def metadata(self) -> dict[str, str]:
@@ -100,18 +107,23 @@ def made_by(
     device: str,
     synthesis: Mapping[str, Any] | None = None,
     equalized: Sequence[str] = (),
+    *,
+    deterministic: bool = False,
 ) -> dict[str, Any]:
     """What a file is made of and by: ``calibration`` is the SHA-256 of the data by input name.
 
     ``synthesis``: how these data were made, where they were. ``equalized``: tensors that do not have FP32's values, but
-    those times a factor for each channel, which no measurement tells from errors of few bits.
+    those times a factor for each channel, which no measurement tells from errors of few bits. ``deterministic``: of a
+    GPU, whether its kernels give the same bits each time, as a CPU's do.
     """
+    of_gpu = {} if device == "cpu" else {"deterministic": deterministic}
     return {
         "model": {"name": model.name, "sha256": model.sha256},
         "calibration": dict(calibration),
         **({} if synthesis is None else {"synthesis": dict(synthesis)}),
         **({record.EQUALIZED: list(equalized)} if equalized else {}),
         "device": device,
+        **of_gpu,
         "threads": torch.get_num_threads(),
         "versions": versions(),
     }

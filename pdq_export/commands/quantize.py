@@ -357,6 +357,7 @@ def _calibrate(
             "target": asked.target,
             "opset": asked.opset,
             "runtime": asked.runtime,
+            **({"deterministic": how.deterministic} if request.device.type != "cpu" else {}),
         },
         device=request.device,
     )
@@ -369,6 +370,7 @@ def _calibrate(
         inputs,
         chosen,
         device=request.device,
+        deterministic=how.deterministic,
         max_memory=request.max_memory,
         progress=progress,
         checkpoint=checkpoint,

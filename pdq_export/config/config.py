@@ -399,7 +399,10 @@ class PreprocessSection:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunSection:
-    """How the run goes about it. Only the device can change what is written, which names the one that was used."""
+    """How the run goes about it. Only the device can change what is written, which names the one that was used.
+
+    And whether it was ``deterministic`` there.
+    """
 
     device: str = option(
         "auto",
@@ -409,6 +412,12 @@ class RunSection:
         pattern=r"auto|cpu|cuda(:\d{1,3})?",
         recorded=False,
         commands=_RUN,
+    )
+    deterministic: bool = option(
+        False,
+        "On a GPU, take kernels that give the same bits each time",
+        more="slower, and refused where an operator has none; on a CPU they all do",
+        recorded=False,
     )
     max_memory: str | None = option(
         None,

@@ -78,4 +78,6 @@ def bernoulli_like(x: Tensor, probability: float, generator: torch.Generator) ->
     count = x.numel()
     words = torch.empty((count + 7) // 8, dtype=torch.int64, device=x.device)
     draws = words.random_(-(2**63), None, generator=generator).view(torch.uint8)[:count].view(x.shape)
-    return draws.to(x.dtype).add_(round(256 * probability)).mul_(1 / 256).floor_()
+    least = 256 - round(256 * probability)
+    # Compared into floats at once: a bool in between costs as much again.
+    return torch.ge(draws, least, out=torch.empty_like(x)) if least < 256 else torch.zeros_like(x)

@@ -19,6 +19,8 @@ _MAX_ENUMERATED_BITS = 4
 _COARSE = 4
 _QUICK = 5
 _SHIFTS = (-1, 0, 1)  # of a zero_point
+# Elements of all candidates that are compared at once: on a CPU what its caches hold, elsewhere as many as there are.
+_ELEMENTS_ON_CPU, _ELEMENTS = 2**16, 2**26
 # A channel this much smaller than the layer's largest is a constant to every later quantizer; the floor keeps its
 # INT32 bias in range. A weight that is zero throughout gets the least scale: its bias asks for the one it needs.
 _SCALE_FLOOR = 2.0**-16
@@ -33,6 +35,10 @@ class QParams:
 
     scale: Tensor
     zero_point: Tensor
+
+    def scalar(self) -> "QParams":
+        """Those of the first and only channel, as of a tensor."""
+        return QParams(scale=self.scale[0], zero_point=self.zero_point[0])
 
     def times(self, unit: float) -> "QParams":
         """The qparams of the same tensor times ``unit``, a power of two.
@@ -58,31 +64,43 @@ def _search_weight(weight: Tensor, qmin: int, qmax: int, quick: bool) -> QParams
     if qmin < 0:
         search = _Search(weight, qmin, qmax)
         limit = weight.abs().amax(1)
-        for step in range(stride, FRACTIONS + 1, stride):
-            search.offer(limit * (step / FRACTIONS) / qmax, torch.zeros_like(limit))
+        search.offer(_fractions(limit, stride) / qmax, torch.zeros_like(limit)[None])
         return search.result()
     levels = qmax
     search = _Search(weight, qmin, levels)
     low, high = weight.amin(1).clamp(max=0), weight.amax(1).clamp(min=0)
     if quick:
         shifts = _SHIFTS if levels < 2 ** (_MAX_ENUMERATED_BITS + 1) - 1 else (0,)
-        for step in range(stride, FRACTIONS + 1, stride):
-            search.offer_range(low * (step / FRACTIONS), high * (step / FRACTIONS), shifts)
+        search.offer_range(_fractions(low, stride), _fractions(high, stride), shifts)
         return search.result()
     if levels >= 2 ** (_MAX_ENUMERATED_BITS + 1) - 1:
-        for step in range(1, FRACTIONS + 1):
-            search.offer_range(low * (step / FRACTIONS), high * (step / FRACTIONS))
+        search.offer_range(_fractions(low), _fractions(high))
         return search.result()
     span = high - low
-    for step in range(_COARSE, FRACTIONS + 1, _COARSE):
-        for zero_point in range(levels + 1):
-            search.offer(span * (step / FRACTIONS) / levels, torch.full_like(span, zero_point))
+    every = torch.arange(levels + 1, dtype=span.dtype, device=span.device)
+    search.offer(_each(_fractions(span, _COARSE) / levels, levels + 1), every.repeat(FRACTIONS // _COARSE)[:, None])
     coarse = search.result()
-    for offset in range(-_COARSE + 1, _COARSE):
-        scale = coarse.scale + offset * span / (FRACTIONS * levels)
-        for shift in _SHIFTS:
-            search.offer(scale.clamp(min=0), (coarse.zero_point + shift).clamp(0, levels))
+    offsets = _column(range(-_COARSE + 1, _COARSE), span)
+    scales = (coarse.scale + offsets * span / (FRACTIONS * levels)).clamp(min=0)
+    zero_points = (coarse.zero_point + _column(_SHIFTS, span)).clamp(0, levels)
+    search.offer(_each(scales, len(_SHIFTS)), zero_points.repeat(len(scales), 1))
     return search.result()
+
+
+def _fractions(values: Tensor, stride: int = 1) -> Tensor:
+    """Hundredths of ``values`` [C], every one or so many apart: [FRACTIONS / stride, C]."""
+    steps = [step / FRACTIONS for step in range(stride, FRACTIONS + 1, stride)]
+    return values * torch.tensor(steps, dtype=values.dtype).to(values.device)[:, None]
+
+
+def _column(numbers: Iterable[int], like: Tensor) -> Tensor:
+    """Numbers as a column [n, 1], of the type of ``like`` and where it lies."""
+    return torch.tensor(list(numbers), dtype=like.dtype).to(like.device)[:, None]
+
+
+def _each(candidates: Tensor, times: int) -> Tensor:
+    """Every candidate [n, C] so many times in a row: [n times, C]."""
+    return candidates[:, None].expand(-1, times, -1).flatten(0, 1)
 
 
 def choose_activation_qparams(x: Tensor | Iterable[Tensor], bits: int, *, symmetric: bool = False) -> QParams:
@@ -139,35 +157,41 @@ def _search_activation(counts: Tensor, low: float, high: float, bits: int, symme
     if symmetric:
         qmax = levels // 2
         search = _Search(centers[used][None], -qmax - 1, qmax, weights=counts[used])
-        for step in range(stride, FRACTIONS + 1, stride):
-            scale = torch.full((1,), max(-low, high) * step / FRACTIONS / qmax, device=device)
-            search.offer(scale, torch.zeros_like(scale))
-        best = search.result()
-        return QParams(scale=best.scale[0], zero_point=best.zero_point[0])
+        search.offer(_scales(max(-low, high), qmax, stride, device), torch.zeros(1, 1, device=device))
+        return search.result().scalar()
     search = _Search(centers[used][None], 0, levels, weights=counts[used])
-    two_sided = low < 0.0 < high
-    enumerated = two_sided and bits <= _MAX_ENUMERATED_BITS
-    for step in range(stride, FRACTIONS + 1, stride):
-        fraction = step / FRACTIONS
-        if enumerated and not quick:
-            scale = torch.full((1,), (high - low) * fraction / levels, device=device)
-            for zero_point in range(levels + 1):
-                search.offer(scale, torch.full_like(scale, zero_point))
-        else:
-            bounds = torch.tensor([[low], [high]], device=device) * fraction
-            search.offer_range(bounds[0], bounds[1], _SHIFTS if enumerated else (0,))
-    best = search.result()
-    return QParams(scale=best.scale[0], zero_point=best.zero_point[0])
+    enumerated = low < 0.0 < high and bits <= _MAX_ENUMERATED_BITS
+    if enumerated and not quick:
+        scales = _scales(high - low, levels, stride, device)
+        every = torch.arange(levels + 1, dtype=torch.float32, device=device)
+        search.offer(_each(scales, levels + 1), every.repeat(len(scales))[:, None])
+    else:
+        bounds = torch.tensor([low, high]).to(device)
+        shifts = _SHIFTS if enumerated else (0,)
+        search.offer_range(_fractions(bounds[:1], stride), _fractions(bounds[1:], stride), shifts)
+    return search.result().scalar()
+
+
+def _scales(span: float, levels: int, stride: int, device: torch.device) -> Tensor:
+    """Scales [n, 1] under which hundredths of ``span``, so many apart, have so many levels."""
+    scales = [span * step / FRACTIONS / levels for step in range(stride, FRACTIONS + 1, stride)]
+    return torch.tensor(scales).to(device)[:, None]
 
 
 def _histogram(parts: Iterable[Tensor], low: float, high: float, unit: float) -> Tensor:
     """How many elements fall into each of 8,192 bins of equal width, in float64; computed in ``unit``."""
     sums = [
-        torch.histc(piece / unit, bins=_BINS, min=low / unit, max=high / unit).double()
+        _count(piece / unit, low / unit, high / unit).double()
         for part in parts
         for piece in part.flatten().float().split(_LARGEST_COUNT)
     ]
     return torch.stack(sums).sum(0)
+
+
+def _count(x: Tensor, low: float, high: float) -> Tensor:
+    """histc, on the CPU where algorithms have to be deterministic: on a GPU it refuses to run then."""
+    where = x.cpu() if torch.are_deterministic_algorithms_enabled() else x
+    return torch.histc(where, bins=_BINS, min=low, max=high).to(x.device)
 
 
 class _Search:
@@ -180,25 +204,52 @@ class _Search:
         self._error = torch.full_like(largest, torch.inf)
         self._scale = torch.ones_like(largest)
         self._zero_point = torch.zeros_like(largest)
+        elements = _ELEMENTS_ON_CPU if x.device.type == "cpu" else _ELEMENTS
+        self._at_once = max(elements // max(x.numel(), 1), 1)
 
     def offer_range(self, low: Tensor, high: Tensor, shifts: Sequence[int] = (0,)) -> None:
-        """Offer the scale and zero_point that map [low, high] onto [qmin, qmax]; ``shifts``: zero_points beside it."""
+        """Offer the scales and zero_points that map [low, high], [n, C] each, onto [qmin, qmax].
+
+        ``shifts``: zero_points beside these.
+        """
         scale = ((high - low) / (self._qmax - self._qmin)).clamp(min=self._floor)
         zero_point = self._qmin - torch.round(low / scale)
-        for shift in shifts:
-            self.offer(scale, torch.clamp(zero_point + shift, self._qmin, self._qmax))
+        near = zero_point[:, None] + _column(shifts, zero_point)
+        self.offer(_each(scale, len(shifts)), near.flatten(0, 1).clamp(self._qmin, self._qmax))
 
     def offer(self, scale: Tensor, zero_point: Tensor) -> None:
-        """Offer one candidate per row; ``scale`` and ``zero_point`` have shape [C]."""
+        """Offer n candidates per row; ``scale`` and ``zero_point`` have shape [n, C], or one that broadcasts to it.
+
+        Of equally good ones the first is kept.
+        """
         scale = scale.clamp(min=self._floor)
-        s, z = scale[:, None], zero_point[:, None]
+        shape = torch.broadcast_shapes(scale.shape, zero_point.shape, self._error.shape)
+        pairs = zip(*(v.expand(shape).split(self._at_once) for v in (scale, zero_point)), strict=True)
+        for scales, zero_points in pairs:
+            self._compare(scales, zero_points)
+
+    def _compare(self, scale: Tensor, zero_point: Tensor) -> None:
+        s, z = scale[:, :, None], zero_point[:, :, None]
         x_hat = dequantize_affine(quantize_affine(self._x, s, z, self._qmin, self._qmax), s, z)
         errors = (self._x - x_hat).abs_().pow_(NORM)
-        error = errors.mean(1) if self._weights is None else (errors * self._weights).sum(1)
-        better = error < self._error
-        self._error = torch.where(better, error, self._error)
+        error = errors.mean(2) if self._weights is None else (errors * self._weights).sum(2)
+        if len(error) > 1:
+            least, scale, zero_point = _least(error, scale, zero_point)
+        else:
+            least, scale, zero_point = error[0], scale[0], zero_point[0]
+        better = least < self._error
+        self._error = torch.where(better, least, self._error)
         self._scale = torch.where(better, scale, self._scale)
         self._zero_point = torch.where(better, zero_point, self._zero_point)
 
     def result(self) -> QParams:
         return QParams(scale=self._scale.clone(), zero_point=self._zero_point.clone())
+
+
+def _least(error: Tensor, *candidates: Tensor) -> tuple[Tensor, ...]:
+    """By column of ``error`` [n, C] the least, and the first of the ``candidates`` that has it, [C] each."""
+    error = torch.where(error.isnan(), torch.inf, error)  # which is never the least
+    least = error.amin(0)
+    numbers = torch.arange(len(error), device=error.device)[:, None]
+    first = torch.where(error == least, numbers, len(error)).amin(0, keepdim=True)  # min leaves open which, on a GPU
+    return least, *(values.gather(0, first)[0] for values in candidates)

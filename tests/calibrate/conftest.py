@@ -1,10 +1,22 @@
-"""What tests of memory share."""
+"""What tests of calibration share: where they compute, and temporary files."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from pdq_export.calibrate import spill
+
+from .networks import Where
+
+
+@pytest.fixture(scope="module")
+def calibrates_on(device: torch.device) -> Iterator[torch.device]:
+    """What tests calibrate by way of `networks` is calibrated there: on the CPU, and on a GPU where there is one."""
+    Where.device = device
+    yield device
+    Where.device = torch.device("cpu")
 
 
 @pytest.fixture

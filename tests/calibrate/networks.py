@@ -44,16 +44,23 @@ class Example:
     images: torch.Tensor
 
 
+class Where:
+    """The device that tests calibrate on, which the fixture `calibrates_on` sets."""
+
+    device = torch.device("cpu")
+
+
+def calibrate_there(network: fx.GraphModule, *arguments: Any, **keywords: Any) -> Calibrated:
+    """`calibrate` on the device of the tests; network and simulation are on the CPU afterwards."""
+    found = calibrate(network, *arguments, device=Where.device, **keywords)
+    network.to("cpu")
+    return dataclasses.replace(found, simulation=found.simulation.to("cpu"))
+
+
 def calibrate_example(example: Example, options: CalibrationOptions, **keywords: Any) -> Calibrated:
-    """Calibrate on the example's own images and statistics, on the CPU."""
-    return calibrate(
-        example.network,
-        example.plan,
-        example.prepared.statistics,
-        [example.images],
-        options,
-        device=torch.device("cpu"),
-        **keywords,
+    """Calibrate on the example's own images and statistics, on the device of the tests."""
+    return calibrate_there(
+        example.network, example.plan, example.prepared.statistics, [example.images], options, **keywords
     )
 
 

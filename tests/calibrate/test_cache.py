@@ -129,9 +129,13 @@ def test_a_zero_has_one_sign_in_every_tier() -> None:
 
 
 def test_what_is_not_on_the_grid_is_not_kept_silently() -> None:
-    cache = Store(CPU, device_bytes=0).new((2,), torch.float32, quantizer_of(4, 0.5, 8))
-    with pytest.raises(CalibrationError, match="NaN"):
+    """It is found before anything is read, once for all that was added."""
+    for ask in (Cache.verify, lambda cache: cache[torch.arange(1)], lambda cache: cache.slice(0, 1)):
+        cache = Store(CPU, device_bytes=0).new((3,), torch.float32, quantizer_of(4, 0.5, 8))
         cache.append(torch.tensor([0.0, float("nan")]))
+        cache.append(torch.tensor([0.5]))
+        with pytest.raises(CalibrationError, match="NaN"):
+            ask(cache)
 
 
 def test_more_rows_than_announced() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import fx
 
-from pdq_export.calibrate.correction import correct_distribution, estimate_statistics
+from pdq_export.calibrate.correction import _Rate, correct_distribution, estimate_statistics
 from pdq_export.calibrate.subgraph import extract
 from pdq_export.config.method import CalibrationOptions
 from pdq_export.spec import ChannelStatistics
@@ -92,3 +92,38 @@ def test_tensors_far_from_1_are_corrected_in_units_of_their_own(k: int) -> None:
     found = correct_distribution(Scaled(), [far], images * unit, options)
     assert not torch.equal(expected, images)
     torch.testing.assert_close(found / unit, expected)
+
+
+@pytest.mark.parametrize("losses", ["flat", "falling", "one fall"])
+def test_the_rate_is_that_of_torchs_own_scheduler(losses: str) -> None:
+    steps = 450
+    told = {
+        "flat": [1.0] * steps,
+        "falling": [0.99**step for step in range(steps)],
+        "one fall": [1.0 if step < 150 else 0.5 for step in range(steps)],
+    }[losses]
+    optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)], lr=4e-3)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=100, factor=0.1, min_lr=1e-5)
+    ours = _Rate(CalibrationOptions(correction_iters=steps, correction_lr=4e-3), torch.device("cpu"))
+    seen = set()
+    for step, loss in enumerate(told):
+        rate = optimizer.param_groups[0]["lr"]
+        assert ours.at(step).item() == torch.tensor(rate / (1 - 0.9 ** (step + 1))).item()
+        seen.add(rate)
+        scheduler.step(loss)
+        ours.tell(torch.tensor(loss))
+    assert (len(seen) > 1) == (losses != "falling")
+
+
+@pytest.mark.parametrize(("steps", "watches"), [(102, False), (103, True)])
+def test_the_loss_is_watched_only_where_that_can_matter(steps: int, watches: bool) -> None:
+    """On a plateau from the first step on, the rate of the 103rd is the first to be lower."""
+    device = torch.device("cpu")
+    short, long = (_Rate(CalibrationOptions(correction_iters=n), device) for n in (steps, 300))
+    rates = []
+    for step in range(steps):
+        rates.append((short.at(step).item(), long.at(step).item()))
+        for rate in (short, long):
+            rate.tell(torch.ones(()))
+    assert all(a == b for a, b in rates)
+    assert (rates[-1][0] < 5e-4) == watches

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pdq_export.calibrate import BlockProgress, Calibrated, calibrate, initialize, teacher
+from pdq_export.calibrate import BlockProgress, Calibrated, initialize, teacher
+from pdq_export.calibrate.cache import Store
 from pdq_export.calibrate.correction import estimate_statistics
 from pdq_export.calibrate.integer import IntegerLayer
 from pdq_export.calibrate.quantizers import ActivationQuantizer, SoftRounding, WeightQuantizer, weight_qparams
@@ -28,11 +29,12 @@ from pdq_export.numerics.search import choose_activation_qparams
 from pdq_export.plan import PlanOptions, make_plan
 from pdq_export.spec import QuantizedTensor, QuantizedTensors, Role
 
-from .networks import CLASSES, WIDTH, Example, residual
+from .networks import CLASSES, WIDTH, Example, calibrate_there, residual
 
 # The last block has no activation to learn a scale of, so without rounding there is nothing to differentiate.
 TINY = CalibrationOptions(iters=20, samples=64, correction_iters=3, batch_size=16)
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("calibrates_on")
 
 
 def run(
@@ -43,19 +45,18 @@ def run(
     progress: Callable[[BlockProgress], None] | None = None,
     **changes: Any,
 ) -> Calibrated:
-    return calibrate(
+    return calibrate_there(
         example.network,
         example.plan,
         example.prepared.statistics if statistics is None else statistics,
         [example.images if images is None else images],
         dataclasses.replace(TINY, **changes),
-        device=CPU,
         progress=progress,
     )
 
 
 @pytest.fixture(scope="module", params=["4/4", "2/2"])
-def calibrated(request: pytest.FixtureRequest) -> tuple[Example, Calibrated]:
+def calibrated(request: pytest.FixtureRequest, calibrates_on: torch.device) -> tuple[Example, Calibrated]:
     example = residual(request.param)
     return example, run(example)
 
@@ -280,7 +281,9 @@ def test_reconstruction_beats_rounding_to_nearest() -> None:
         weights=list(soft.values()),
         masks=torch.Generator().manual_seed(1),
     )
-    rows = BlockRows(quantized=[x], corrected=[x], wanted=[values[name] for name in block.outputs])
+    store = Store(CPU)
+    inputs, wanted = [store.adopt(x)], [store.adopt(values[name]) for name in block.outputs]
+    rows = BlockRows(quantized=inputs, corrected=inputs, wanted=wanted)
     problem = BlockProblem(name=block.name, model=model, rows=rows, scales=[])
     options = dataclasses.replace(TINY, iters=200, rounding_lr=1e-2, batch_size=32)
     batches = draw_batches(len(x), 32, 200, torch.Generator().manual_seed(0))
@@ -391,7 +394,7 @@ def test_a_shared_weight_is_learned_once(text: str, monkeypatch: pytest.MonkeyPa
     prepared = prepare(model)
     plan = make_plan(prepared.model, PlanOptions.of("2/4"))
     images = torch.from_numpy(generator.normal(size=(32, 3, 8, 8)).astype(np.float32))
-    result = calibrate(import_model(prepared.model), plan, prepared.statistics, [images], TINY, device=CPU)
+    result = calibrate_there(import_model(prepared.model), plan, prepared.statistics, [images], TINY)
     assert sorted(learned) == ["w1", "w2", "w4"]
     q = result.tensors["w2"]
     value = torch.from_numpy((q.integers - along(q.zero_point, q)).astype(np.float32))
@@ -419,7 +422,7 @@ def calibrate_small(model: onnx.ModelProto, **changes: Any) -> Calibrated:
     plan = make_plan(prepared.model, PlanOptions.of("4/4"))
     images = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     options = dataclasses.replace(TINY, samples=16, **changes)
-    return calibrate(import_model(prepared.model), plan, prepared.statistics, [images], options, device=CPU)
+    return calibrate_there(import_model(prepared.model), plan, prepared.statistics, [images], options)
 
 
 def test_a_prediction_that_merges_images_with_positions_is_refused() -> None:

@@ -7,15 +7,16 @@ import onnx
 import pytest
 import torch
 
-from pdq_export.calibrate import calibrate, hardening
+from pdq_export.calibrate import hardening
 from pdq_export.calibrate.hardening import _Product
 from pdq_export.calibrate.quantizers import SoftRounding, weight_qparams
 from pdq_export.calibrate.subgraph import tensor_nodes
 from pdq_export.config.method import CalibrationOptions
 from pdq_export.frontend import import_model
 from pdq_export.spec import Point, Role
-from tests.calibrate.networks import Example, calibrate_example, residual
+from tests.calibrate.networks import Example, calibrate_example, calibrate_there, residual
 
+pytestmark = pytest.mark.usefixtures("calibrates_on")
 OPTIONS = CalibrationOptions(
     samples=64, iters=20, batch_size=16, correction_iters=2, rounding_lr=0.1, compensate_rounding=True
 )
@@ -96,7 +97,7 @@ def test_biases_take_up_the_mean_error() -> None:
     errors = {}
     for on in (True, False):
         options = dataclasses.replace(OPTIONS, compensate_rounding=on)
-        result = calibrate(example.network, example.plan, {}, [example.images], options, device=torch.device("cpu"))
+        result = calibrate_there(example.network, example.plan, {}, [example.images], options)
         assert set(result.biases) == ({layer.bias for layer in example.plan.layers} if on else set())
         assert all(bias.dtype == np.float32 and np.isfinite(bias).all() for bias in result.biases.values())
         (found,), (expected,) = result.simulation(example.images), example.network(example.images)

@@ -11,6 +11,7 @@ from pdq_export.numerics.rounding import (
     rectified_sigmoid,
     round_compensated,
     rounding_regularizer,
+    soft_weight,
 )
 
 
@@ -25,9 +26,11 @@ def test_sign_of_alpha_is_the_rounding() -> None:
 
 
 def test_regularizer_is_zero_only_at_the_ends() -> None:
-    assert rounding_regularizer(torch.tensor([0.0, 1.0]), 2.0).item() == 0.0
-    assert rounding_regularizer(torch.tensor([0.5]), 2.0).item() == 1.0
-    assert rounding_regularizer(torch.tensor([0.1]), 20.0) > rounding_regularizer(torch.tensor([0.1]), 2.0)
+    two, twenty = torch.tensor(2.0), torch.tensor(20.0)
+    assert rounding_regularizer(torch.tensor([0.0, 1.0]), two).item() == 0.0
+    assert rounding_regularizer(torch.tensor([0.5]), two).item() == 1.0
+    h = torch.tensor([0.1])
+    assert rounding_regularizer(h, twenty) > rounding_regularizer(h, two)
 
 
 def _problem(groups: int, outputs: int, k: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -77,3 +80,30 @@ def test_blocks_of_columns_do_not_change_the_descent(monkeypatch: pytest.MonkeyP
     whole = round_compensated(weight, weight.floor(), weight.ceil(), moments)
     monkeypatch.setattr(rounding, "_COLUMNS", 3)
     assert torch.equal(round_compensated(weight, weight.floor(), weight.ceil(), moments), whole)
+
+
+def test_gradients_of_soft_weights_are_those_of_autograd() -> None:
+    """To the bit, where ``h`` or the weight is clipped too."""
+    generator = torch.Generator().manual_seed(0)
+    alpha = torch.randn(50, 7, generator=generator) * 3
+    alpha[0, :2] = torch.tensor([40.0, -40.0])
+    floor = torch.randint(-4, 4, (50, 7), generator=generator).float()
+    low, high, scale = torch.full((50, 1), -3.0), torch.full((50, 1), 3.0), torch.rand(50, 1, generator=generator)
+    pull, exponent = torch.randn(50, 7, generator=generator), torch.tensor(7.3)
+
+    def plain(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        weight = torch.clamp(floor + rectified_sigmoid(x), low, high) * scale
+        return weight, (1 - (2 * rectified_sigmoid(x) - 1).abs().pow(exponent)).sum()
+
+    def ours(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        weight, h = soft_weight(x, floor, low, high, scale)
+        return weight, rounding_regularizer(h, exponent)
+
+    for rounds in (0.0, 0.01):
+        found = []
+        for make in (plain, ours):
+            x = alpha.clone().requires_grad_(True)
+            weight, term = make(x)
+            loss = (weight * pull).sum() + (torch.tensor(rounds) * term if rounds else 0.0)
+            found.append((loss, *torch.autograd.grad(loss, x)))
+        assert all(map(torch.equal, *found))

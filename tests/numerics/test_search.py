@@ -157,3 +157,16 @@ def test_a_dead_activation_gets_a_usable_scale() -> None:
     qparams = choose_activation_qparams(torch.zeros(10, 3), 4)
     assert qparams.scale.item() > 0
     assert qparams.zero_point.item() == 0
+
+
+@pytest.mark.parametrize(("qmin", "qmax"), [(0, 3), (0, 255), (-8, 7)])
+def test_how_many_candidates_are_compared_at_once_changes_nothing(
+    qmin: int, qmax: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
+    found = []
+    for elements in (1, 5 * 40 * 7, 2**26):
+        monkeypatch.setattr("pdq_export.numerics.search._ELEMENTS_ON_CPU", elements)
+        found.append(choose_weight_qparams(weight, qmin, qmax))
+    assert all(torch.equal(found[0].scale, q.scale) for q in found)
+    assert all(torch.equal(found[0].zero_point, q.zero_point) for q in found)

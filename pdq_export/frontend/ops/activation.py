@@ -35,8 +35,13 @@ def clip(x: Tensor, low: Scalar | None = None, high: Scalar | None = None) -> Te
             return F.hardtanh(x, low, high)  # whose gradient takes one operator, clamp's five
         return torch.clamp(x, low, high)
     if low is not None:
-        x = torch.maximum(x, torch.as_tensor(low, dtype=x.dtype, device=x.device))
-    return x if high is None else torch.minimum(x, torch.as_tensor(high, dtype=x.dtype, device=x.device))
+        x = torch.maximum(x, _like(low, x))
+    return x if high is None else torch.minimum(x, _like(high, x))
+
+
+def _like(value: Scalar, x: Tensor) -> Tensor:
+    """A bound as a tensor like ``x``, filled where it lies: a number made on the CPU would be copied each time."""
+    return value.to(x.device, x.dtype) if isinstance(value, Tensor) else x.new_full((), value)
 
 
 def leaky_relu(x: Tensor, *, alpha: float) -> Tensor:

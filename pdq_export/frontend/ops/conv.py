@@ -61,6 +61,26 @@ def conv(
     return _CONV[rank](x, weight, bias, strides, begins, dilations, group)
 
 
+def conv_windows(
+    x: Tensor,
+    kernel: Sequence[int],
+    *,
+    strides: Sequence[int] | None = None,
+    dilations: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None,
+    auto_pad: str = "NOTSET",
+    group: int = 1,
+) -> Tensor:
+    """What a Conv with these attributes multiplies at every position: [N, C, spatial', kernel], a view but for pads."""
+    rank = spatial_rank(x, "Conv")
+    strides, dilations = per_axis(strides, rank, 1), per_axis(dilations, rank, 1)
+    begins, ends = window_pads(x.shape[2:], kernel, strides, dilations, pads, auto_pad)
+    windows = F.pad(x, torch_pads(begins, ends))
+    for axis, (size, stride, dilation) in enumerate(zip(kernel, strides, dilations, strict=True), 2):
+        windows = windows.unfold(axis, (size - 1) * dilation + 1, stride)[..., ::dilation]
+    return windows
+
+
 def conv_transpose(
     x: Tensor,
     weight: Tensor,

@@ -5,6 +5,7 @@ would choose another pixel. They are computed where the data are: nothing is cop
 """
 
 import dataclasses
+import functools
 import math
 
 import torch
@@ -65,22 +66,42 @@ class Method:
 
 def interpolate_axis(x: Tensor, index: int, axis: Axis, method: Method) -> Tensor:
     """X with axis ``index`` resized: [..., size, ...] -> [..., out, ...]."""
-    where = coordinates(axis, method.coordinate_transformation_mode, x.device)
-    crop = method.coordinate_transformation_mode == "tf_crop_and_resize"
-    inside = where.clamp(0, axis.size - 1) if crop else where
-    if method.mode == "nearest":
-        y = x.index_select(index, _nearest(inside, axis, method.nearest_mode))
+    nearest = method.mode == "nearest"
+    wide = torch.promote_types(x.dtype, torch.float32)
+    table, outside = _table(axis, method, wide, x.device)
+    if nearest:
+        y = x.index_select(index, table)
     else:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        weights = _weights(inside.to(wide), axis, method)
-        y = torch.matmul(x.to(wide).movedim(index, -1), weights.t()).movedim(-1, index)
+        y = torch.matmul(x.to(wide).movedim(index, -1), table.t()).movedim(-1, index)
         y = (y if x.is_floating_point() else y.round()).to(x.dtype)
-    if not crop:
+    if outside is None:
         return y
     shape = [1] * x.dim()
     shape[index] = -1
-    outside = (where != inside).reshape(shape)
-    return torch.where(outside, torch.full_like(y, method.extrapolation_value), y)
+    return torch.where(outside.reshape(shape), torch.full_like(y, method.extrapolation_value), y)
+
+
+@functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)
+@torch.no_grad()
+def _table(axis: Axis, method: Method, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Indices [out] of the nearest pixels, or weights [out, size]; and with cropping, which pixels lie outside [out].
+
+    Kept, since networks are run on one size again and again. Not to be written to.
+    """
+    where = coordinates(axis, method.coordinate_transformation_mode, device)
+    crop = method.coordinate_transformation_mode == "tf_crop_and_resize"
+    inside = where.clamp(0, axis.size - 1) if crop else where
+    if method.mode == "nearest":
+        table = _nearest(inside, axis, method.nearest_mode)
+    else:
+        table = _weights(inside.to(dtype), axis, method)
+    return table, where != inside if crop else None
+
+
+def forget_tables() -> None:
+    """Give up what is kept between calls."""
+    _table.cache_clear()
 
 
 def coordinates(axis: Axis, mode: str, device: torch.device) -> Tensor:

@@ -1,0 +1,51 @@
+"""The session on a GPU, proven on the CPU with tiny budgets: every part gives its figures, and none is run twice."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import gpu
+from benchmarks.gpu import PARTS, main
+
+
+@pytest.mark.usefixtures("short_search")
+def test_every_part_runs_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "gpu.json"
+    command = ["--output", str(output), "--device", "cpu", "--tiny"]
+    assert main(command) == 0
+    found = json.loads(output.read_text())
+    assert all(found[name]["rows"] for name in PARTS)
+    assert [row["equal"] for row in found["bytes"]["rows"]] == [True]
+    assert {row["bits"] for row in found["accuracy"]["rows"]} == {"4/4", "2/2"}
+    assert found["steps"]["rows"][0]["FP32 step, ms"] > 0
+    assert "passed" in found["tests"]["rows"][0]["last lines"][-1]
+    printed = capsys.readouterr()
+    assert all(f"## {name}" in printed.out for name in PARTS)
+    assert main(command) == 0
+    assert not capsys.readouterr().err  # where parts are told as they are run
+    assert json.loads(output.read_text()) == found
+
+
+def test_a_part_that_fails_is_told_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "gpu.json"
+    command = ["--output", str(output), "--device", "cpu", "--tiny", "--parts", "steps", "bytes"]
+
+    def fails(_: object) -> gpu.Rows:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    parts = {"steps": gpu.Part(run=fails, seconds=0), "bytes": gpu.Part(run=lambda _: [{}], seconds=0)}
+    with monkeypatch.context() as patch:
+        patch.setattr(gpu, "PARTS", {**PARTS, **parts})
+        assert main(command) == 1
+    found = json.loads(output.read_text())
+    assert "illegal memory access" in found["steps"]["failed"]
+    assert found["bytes"]["rows"] == [{}]
+    monkeypatch.setattr(gpu, "PARTS", {**PARTS, "steps": gpu.Part(run=lambda _: [{"a": 1.0}], seconds=0)})
+    assert main(command) == 0
+
+
+def test_what_there_is_no_time_for_is_left_for_the_next_call(tmp_path: Path) -> None:
+    output = tmp_path / "gpu.json"
+    assert main(["--output", str(output), "--device", "cpu", "--seconds", "1", "--parts", "runs"]) == 1
+    assert "240 are needed" in json.loads(output.read_text())["runs"]["left out"]
