@@ -47,7 +47,7 @@ def sweep(frame: Frame, *, sweep: Path, folder: Path | None, ray: str | None, co
     The file is a configuration, as for quantize --config, with a section [sweep]: models = ["a.onnx", "b.onnx"], and
     lists of values by the name of an option, as bits = ["8/8", "4/4"], method = ["nearest", "pd-quant"], seed = [0, 1];
     under [sweep.changes.NAME] options that change together. Paths are relative to the current folder. What comes of a
-    run is kept at once, with the table as results.csv and results.md: the same command again makes what is missing.
+    run is kept at once, with the table as results.csv, .md and .html: the same command again makes what is missing.
     """
     find_modules_here()
     folder = folder or Path(f"{sweep.stem}-results")
@@ -76,4 +76,4 @@ def _lines(table: "SweepTable", folder: Path, gates: Iterable[str]) -> Iterable[
         shown.add_row(*(Text(printable(cell)) for cell in row))
     yield shown
     yield from (f"gate failed: {gate}" for gate in gates)
-    yield f"wrote {folder / 'results.csv'} and results.md"
+    yield f"wrote {folder / 'results.csv'}, results.md and results.html"

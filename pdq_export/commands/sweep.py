@@ -1,8 +1,8 @@
 """`run_sweep`: many runs of `quantize`, here or on a Ray cluster; what comes of each is kept and not made again.
 
-A sweep's folder has a JSON file a finished run, under the key of all that decides it, and the table as results.csv and
-results.md. A run that failed has a file that says why, and is tried again by the next call; one that was interrupted
-has its finished blocks below `unfinished`, and goes on.
+A sweep's folder has a JSON file a finished run, under the key of all that decides it, and the table as results.csv,
+results.md and results.html. A run that failed has a file that says why, and is tried again by the next call; one that
+was interrupted has its finished blocks below `unfinished`, and goes on.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 _DIGITS = 16  # of a key, in the names of files
 _UNFINISHED = "unfinished"
 _HEAD = 200  # bytes of a file that say what it is
-_TABLES = ("results.csv", "results.md")
+_TABLES = ("results.csv", "results.md", "results.html")
 
 Told = Callable[[Finished, int, int], None]
 
@@ -184,8 +184,9 @@ def read_finished(job: Job) -> Finished | None:
 def _write_table(jobs: Sequence[Job], kept: Mapping[str, Finished], folder: Path) -> SweepTable:
     """The table of what there is, in the order of the runs; in the folder it is always up to date."""
     table = SweepTable(runs=tuple(kept[job.key] for job in jobs if job.key in kept))
-    for name, text in zip(_TABLES, (table.to_csv(), table.to_markdown()), strict=True):
-        write_atomically(folder / name, text.encode(), overwrite=True)
+    contents = (table.to_csv().encode(), table.to_markdown().encode(), table.to_html())
+    for name, content in zip(_TABLES, contents, strict=True):
+        write_atomically(folder / name, content, overwrite=True)
     return table
 
 

@@ -1,4 +1,4 @@
-"""What came of the runs of a sweep, and the table of them as CSV, Markdown and JSON.
+"""What came of the runs of a sweep, and the table of them as CSV, Markdown, JSON and a page.
 
 Schema, version 1::
 
@@ -117,6 +117,12 @@ class SweepTable:
         """The same for people; columns in which no run has a figure are left out."""
         return "\n".join(markdown_table(*self.cells())) + "\n" if self.runs else ""
 
+    def to_html(self) -> bytes:
+        """The same as a page for a browser, with a plot of what files take and give for each model."""
+        from pdq_export.report.html.sweep import to_html  # with jinja2, and matplotlib behind it
+
+        return to_html(self)
+
     def to_json(self) -> str:
         """The runs with their whole reports, as the schema has it."""
         content = [{**dataclasses.asdict(run), "figures": run.figures} for run in self.runs]
@@ -124,13 +130,18 @@ class SweepTable:
 
     def cells(self) -> tuple[list[str], list[list[str]]]:
         """Head and rows, as text."""
-        shown = [name for name in _HEADS if any(run.figures[name] is not None for run in self.runs)]
+        shown = self.shown
         failed = ["failed"] if self.failed else []
         rows = []
         for run in self.runs:
             figures = (_told(name, run.figures[name]) for name in shown)
             rows.append([*self._named(run), *figures, *([run.error or ""] if failed else [])])
         return [*self.columns, *(_HEADS[name] for name in shown), *failed], rows
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The figures that any run has, by name: after the `columns` those of `cells`."""
+        return tuple(name for name in _HEADS if any(run.figures[name] is not None for run in self.runs))
 
     def _named(self, run: Finished) -> Iterator[str]:
         for name in self.columns:
@@ -149,7 +160,7 @@ def _told(name: str, value: Any) -> str:
     if value is None:
         return ""
     if name in _SHARES:
-        return percent(value)
+        return percent(value, 2)
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:.3f}" if name.endswith("_ratio") else f"{value:.1f}"

@@ -53,8 +53,8 @@ def test_a_table(run: Run, folder: Path, made: dict[str, dict[str, Any]]) -> Non
     assert result.exit_code == 0, result.output
     rows = [line.split() for line in result.stdout.splitlines() if line.strip().startswith("model.onnx")]
     assert rows == [
-        ["model.onnx", "8/8", "95", "%", "90", "%", "95", "%", "21.3", "12,345", "0.250", "0"],
-        ["model.onnx", "2/2", "95", "%", "80", "%", "95", "%", "21.3", "12,345", "0.250", "0"],
+        ["model.onnx", "8/8", "95.00", "%", "90.00", "%", "95.00", "%", "21.3", "12,345", "0.250", "0"],
+        ["model.onnx", "2/2", "95.00", "%", "80.00", "%", "95.00", "%", "21.3", "12,345", "0.250", "0"],
     ]
     assert "2 of 2: model.onnx, bits 2/2: top-1 80.00 %" in result.stderr
     assert (folder / "bits-results" / "results.csv").read_text().count("\n") == 3
@@ -78,7 +78,7 @@ def test_a_run_that_fails(run: Run, made: dict[str, dict[str, Any]]) -> None:
     result = run("sweep", "bits.toml")
     assert result.exit_code == 2
     assert "error: model.onnx, bits 2/2: the loss is nan" in result.stderr
-    assert "90 %" in result.stdout
+    assert "90.00 %" in result.stdout
 
 
 def test_values_are_shown_as_a_file_has_them(run: Run, folder: Path, made: dict[str, dict[str, Any]]) -> None:
@@ -89,7 +89,7 @@ def test_values_are_shown_as_a_file_has_them(run: Run, folder: Path, made: dict[
     rows = [line.split() for line in result.stdout.splitlines() if line.strip().startswith("model.onnx")]
     assert [row[:5] for row in rows] == [
         ["model.onnx", "8/8", "a,", "b", "true"],
-        ["model.onnx", "8/8", "none", "true", "95"],
+        ["model.onnx", "8/8", "none", "true", "95.00"],
     ]
     assert "1 of 2: model.onnx, bits 8/8, exclude a, b, wide_residuals true: top-1" in result.stderr
     table = list(csv.DictReader((folder / "lists-results" / "results.csv").read_text().splitlines()))

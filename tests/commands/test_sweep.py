@@ -180,7 +180,7 @@ def test_what_is_kept_has_the_names_of_those_who_ask(folder: Path) -> None:
 
 def test_tables_of_somebody_else_stay(folder: Path) -> None:
     asked = Sweep(models=("a.onnx",), base=QUICK)
-    for name in ("results.csv", "results.md"):
+    for name in ("results.csv", "results.md", "results.html"):
         Path(name).write_text("mine")
         Path("other.json").write_text('{"kind": "mine"}')
         with pytest.raises(OptionError, match=rf"{name}: exists, and .* keeps no run of a sweep"):

@@ -97,8 +97,17 @@ class Plots:
         axes.minorticks_off()
         return self._svg(figure)
 
-    def trade_off(self, series: Sequence[tuple[str, str, Sequence[tuple[float, float, str]]]]) -> str:
-        """Loss against bytes, both logarithmic: colour, matplotlib's style, and bytes, loss and name of each point."""
+    def trade_off(
+        self,
+        series: Sequence[tuple[str, str, Sequence[tuple[float, float, str]]]],
+        unit: str = "estimated loss",
+        *,
+        log: bool = True,
+    ) -> str:
+        """What files lose or give against bytes: colour, matplotlib's style, and bytes, value and name of each point.
+
+        Bytes are logarithmic, values with ``log``; ``unit``: of the values.
+        """
         figure, axes = self._figure(_WIDTH, 240, left=56, bottom=34, top=22)
         for colour, style, points in series:
             axes.plot(
@@ -107,14 +116,15 @@ class Plots:
             for size, loss, name in points:
                 axes.annotate(name, (size, loss), (5, 3), textcoords="offset points", color=FG)
         axes.set_xscale("log")
-        axes.set_yscale("log")
+        if log:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_major_formatter(_in_bytes)
-        axes.yaxis.set_major_formatter("{x:g}")
         axes.margins(x=0.15)
         axes.set_xticks(_few([size for _, _, points in series for size, _, _ in points]))
         axes.grid(axis="y", color=LINE, linewidth=0.7)
         axes.set_xlabel("size of the file", color=MUTED, loc="left")
-        axes.text(0, 1.03, "estimated loss", transform=axes.transAxes, color=MUTED)
+        axes.text(0, 1.03, unit, transform=axes.transAxes, color=MUTED)
         axes.minorticks_off()
         return self._svg(figure)
 

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import jinja2
 
 import pdq_export
 from pdq_export.errors import printable
+from pdq_export.report.html.blocks import Section, Tile
 from pdq_export.report.html.plots import drawing
 from pdq_export.report.html.sections import SECTIONS
 from pdq_export.report.html.source import Source
@@ -27,7 +29,11 @@ def render(source: Source) -> bytes:
     """The page, in UTF-8."""
     with drawing() as plots:
         found = [section for make in SECTIONS if (section := make(source, plots)) is not None]
-    heading, subtitle = title(source)
+    return page(*title(source), tiles(source), found)
+
+
+def page(heading: str, subtitle: str, tiles: Sequence[Tile], sections: Sequence[Section]) -> bytes:
+    """Any page, in UTF-8: a heading with a line below it, figures at the top, sections."""
     script, style = ((_FOLDER / name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_FOLDER),
@@ -37,17 +43,17 @@ def render(source: Source) -> bytes:
         finalize=_shown,
     )
     environment.filters["whole"] = lambda text: _Whole(_shown(text, longest=_LONGEST_COMMAND))
-    page = environment.get_template("page.html.jinja").render(
+    content = environment.get_template("page.html.jinja").render(
         title=heading,
         subtitle=subtitle,
-        tiles=tiles(source),
-        sections=found,
+        tiles=tiles,
+        sections=sections,
         script=script,
         script_hash=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
         style=style,
         footer=f"Written by pdq-export {pdq_export.__version__}.",
     )
-    return page.encode(errors="replace")
+    return content.encode(errors="replace")
 
 
 def _shown(value: Any, *, longest: int = _LONGEST) -> Any:
