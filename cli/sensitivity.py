@@ -10,6 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pdq_export.config.method import SENSITIVITY_SAMPLES
 from pdq_export.config.option import SENSITIVITY
 from pdq_export.errors import first_few, printable
 from pdq_export.process import find_modules_here, tune_process
@@ -37,7 +38,14 @@ _PAIRS = 10  # that are shown
 )
 @click.argument("model", type=ModelPath(), metavar="MODEL.onnx")
 @config_options(SENSITIVITY)
-@click.option("--samples", type=click.INT, metavar="N", default=128, show_default=True, help="Take the first N images.")
+@click.option(
+    "--samples",
+    type=click.INT,
+    metavar="N",
+    default=SENSITIVITY_SAMPLES,
+    show_default=True,
+    help="Take the first N images.",
+)
 @click.option(
     "--estimate",
     type=click.Choice(["fisher", "measured"]),

@@ -376,6 +376,9 @@ def test_bits_by_budget() -> None:
     assert f"{EVIL}/8 throughout" in parsed.texts
     assert "top-1 92.60 % of 200 images, FP32 93.10 %" in section
     assert [tag for tag, _ in parsed.tags].count("script") == 1
+    assert "solver" not in section
+    cut = dataclasses.replace(found, frontier=(dataclasses.replace(found.frontier[0], gap=0.03),))
+    assert "for 1 of these sizes: there others could lose up to 3.0 % less" in to_html(make_report(search=cut)).decode()
     nothing = dataclasses.replace(found, chosen=estimate("auto", 0, 0.0), frontier=(), uniforms=())
     section = to_html(make_report(search=nothing)).decode().partition('<section id="bits">')[2]
     assert "<svg" not in section.partition("</section>")[0]

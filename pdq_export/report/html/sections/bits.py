@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
+from pdq_export.errors import percent
 from pdq_export.report.bits import Estimate, SearchReport
 from pdq_export.report.html.blocks import Block, Cell, Figure, Figures, Section, Table, Text, number
 from pdq_export.report.html.plots import FLOAT, QUANTIZED, Plots
@@ -32,6 +33,13 @@ def _blocks(report: Report, found: SearchReport, plots: Plots) -> Iterator[Block
     figure = _figure(found, plots)
     if figure is not None:
         yield Figures(figures=[figure])
+    if gaps := [one.gap for one in (found.chosen, *found.frontier) if one.gap]:
+        yield Text(
+            text=f"The solver stopped at a part of all allotments for {len(gaps)} of these sizes: there others could "
+            f"lose up to {percent(max(gaps), 1)} less, or be smaller by as much, by the sum of estimates. Fewer bits "
+            "to choose from (--allowed-bits) let it finish.",
+            tone="muted",
+        )
     rows = [_row("found", found.chosen), *(_row(f"{one.name} throughout", one) for one in found.uniforms)]
     yield Table(head=_HEAD, rows=rows, numeric=(1, 2, 3, 4))
     measured = _measured(report)
