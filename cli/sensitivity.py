@@ -21,13 +21,9 @@ from .paths import ModelPath
 from .quantize import with_images
 
 if TYPE_CHECKING:
-    from pdq_export.report.sensitivity import SensitivityReport, SensitivityRow
+    from pdq_export.report.sensitivity import SensitivityReport
+    from pdq_export.report.tensor_losses import SensitivityRow
 
-_MEASURES = {
-    "kl": "KL divergence of the predictions, in nats",
-    "mse": "squared error of the outputs over their mean square",
-    "kl and mse": "KL divergence, in nats, and squared error over the mean square, summed over outputs",
-}
 _PAIRS = 10  # that are shown
 
 
@@ -76,10 +72,12 @@ def sensitivity(frame: Frame, *, model: Path, config_file: Path | None, samples:
 
 
 def _lines(report: "SensitivityReport") -> Iterable[RenderableType]:
+    from pdq_export.report.tensor_losses import MEASURES
+
     found = report.sensitivity
     how = "estimated to second order" if found.estimate == "fisher" else "measured"
     yield f"{found.images:,} images of {report.calibration}; {len(report.groups)} tensors, worst first"
-    yield f"{_MEASURES[found.measure]}, where one tensor alone has so many bits; {how}"
+    yield f"{MEASURES[found.measure]}, where one tensor alone has so many bits; {how}"
     yield _table(report)
     if found.pairs:
         yield "what two tensors of a block do together, beyond the sum, at the fewest bits (the largest):"

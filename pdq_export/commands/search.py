@@ -12,6 +12,7 @@ from pdq_export.export.loading import choose_loading
 from pdq_export.plan.freedom import find_freedom, rule_bits
 from pdq_export.plan.rules import PlanOptions
 from pdq_export.report.bits import Estimate, SearchReport
+from pdq_export.report.tensor_losses import TensorLosses
 from pdq_export.search.asked import Budget
 from pdq_export.search.budget import Choices, Cost, Limit, Solution, Widths, solve
 from pdq_export.spec import ALL_BITS, MAX_BITS, BitWidths, Role
@@ -61,7 +62,7 @@ class Search:
     ) -> None:
         self._planned, self._options, self._budget = planned, options, budget
         self._target = find_target(target)
-        self._measure = sensitivity.measure
+        self._sensitivity = sensitivity
         index, plan = planned.index, planned.plan
         self._weights = {name for name, point in plan.points.items() if point.role is Role.WEIGHT}
         self._elements = {name: index.elements(name) for name in self._weights}
@@ -122,8 +123,9 @@ class Search:
             uniform=None if uniform is None else self._estimate("uniform", Solution(bits=dict(uniform))),
             frontier=self._frontier(),
             uniforms=tuple(self._estimate(str(widths), Solution(bits=bits)) for widths, bits in self._uniforms()),
-            measure=self._measure,
+            measure=self._sensitivity.measure,
             note=note,
+            tensors=TensorLosses.of(self._sensitivity, solution.bits),
         )
         return Found(bits=solution.bits, budget=self._budget, report=told)
 

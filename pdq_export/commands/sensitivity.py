@@ -25,7 +25,7 @@ from pdq_export.errors import CheckpointError, DataError, OptionError, PdqError
 from pdq_export.exhaustion import tells_of_memory
 from pdq_export.report.sensitivity import SensitivityReport
 from pdq_export.runs import Run, RunFolder, RunKey, check_root, default_root, open_run
-from pdq_export.search.asked import allowed_widths
+from pdq_export.search.asked import tried_widths
 from pdq_export.search.groups import find_groups
 from pdq_export.search.sensitivity import PROBES, Estimate, measure_sensitivity
 from pdq_export.search.stored import read_sensitivity, write_sensitivity
@@ -78,8 +78,7 @@ def sensitivity(
     given = {"calib": calib} if isinstance(calib, str | Path) else {}
     settled = settle(config, {**fields, **given}, command=SENSITIVITY)
     source = images_to_measure(settled, calib)
-    weights, activations = allowed_widths(settled, fewest_bits=find_target(settled.file.target).fewest_bits)
-    allowed = sorted({*weights, *activations})
+    allowed = tried_widths(settled, fewest_bits=find_target(settled.file.target).fewest_bits)
     how = Asked.of(settled, samples=samples, estimate=estimate, pairs=pairs, allowed=allowed)
     tell = Tell(progress)
     tell.stage("load")

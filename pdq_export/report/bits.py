@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from pdq_export.report.tensor_losses import TensorLosses
 from pdq_export.spec.step import Step
 
 
@@ -27,7 +28,8 @@ class SearchReport:
 
     ``uniform``: equal bits for all layers that keep the budget, the best of them; None where none do. ``frontier``: the
     least loss at other sizes; ``uniforms``: what equal bits for all layers take and lose. ``note``: on activations.
-    ``steps``: every calibration that was made for the smallest file that keeps a drop.
+    ``steps``: every calibration that was made for the smallest file that keeps a drop. ``tensors``: what each of them
+    is estimated to lose, with the bits that were found.
     """
 
     budget: str
@@ -38,3 +40,4 @@ class SearchReport:
     uniforms: tuple[Estimate, ...]
     note: str
     steps: tuple[Step, ...] = ()
+    tensors: TensorLosses | None = None

@@ -68,7 +68,8 @@ def check_search(config: Config, *, command: str, fewest_bits: int, target: str)
             "of those that it does not name; leave --bits out, or change the file"
         )
     if command == SENSITIVITY:  # which has widths to try, and finds no bits
-        _check_allowed(config, fewest_bits, target)
+        if not tried_widths(config, fewest_bits=fewest_bits):
+            raise _none_allowed(config, fewest_bits, target)
         return
     if not auto:
         if given or search.allowed_bits is not None:
@@ -91,7 +92,8 @@ def check_search(config: Config, *, command: str, fewest_bits: int, target: str)
             f"--bits auto --max-drop {config.gates.max_drop:g}: the smallest file that keeps it is found by "
             "calibrating, which inspect does not; expected a budget, such as --max-size 0.12, or quantize"
         )
-    _check_allowed(config, fewest_bits, target)
+    if not all(allowed_widths(config, fewest_bits=fewest_bits)):
+        raise _none_allowed(config, fewest_bits, target)
     parse_budget(config, fewest_bits=fewest_bits)
 
 
@@ -159,12 +161,17 @@ def allowed_widths(config: Config, *, fewest_bits: int) -> tuple[tuple[int, ...]
     return weights, activations
 
 
-def _check_allowed(config: Config, fewest_bits: int, target: str) -> None:
-    if not all(allowed_widths(config, fewest_bits=fewest_bits)):
-        raise OptionError(
-            f"--allowed-bits {config.search.allowed_bits}: --target {target} has none of them; expected "
-            f"{fewest_bits} or more"
-        )
+def tried_widths(config: Config, *, fewest_bits: int) -> tuple[int, ...]:
+    """Bits to try, of weights and activations alike, in order: all that are allowed by name, or all there are."""
+    named = [int(width) for width in re.findall(r"\d", config.search.allowed_bits or "")]
+    return tuple(sorted({width for width in named or ALL_BITS if width >= fewest_bits}))
+
+
+def _none_allowed(config: Config, fewest_bits: int, target: str) -> OptionError:
+    return OptionError(
+        f"--allowed-bits {config.search.allowed_bits}: --target {target} has none of them; expected {fewest_bits} or "
+        "more"
+    )
 
 
 def _flag(name: str) -> str:

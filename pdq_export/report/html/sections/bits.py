@@ -8,13 +8,9 @@ from pdq_export.report.html.blocks import Block, Cell, Figure, Figures, Section,
 from pdq_export.report.html.plots import FLOAT, QUANTIZED, Plots
 from pdq_export.report.html.source import Source
 from pdq_export.report.report import Report
+from pdq_export.report.tensor_losses import MEASURES
 
 _HEAD = ("bits", "bytes", "estimated loss", "average W", "average A")
-_MEASURES = {
-    "kl": "KL divergence of the predictions, in nats",
-    "mse": "squared error of the outputs over their mean square",
-    "kl and mse": "KL divergence, in nats, and squared error over the mean square, summed over outputs",
-}
 
 
 def bits(source: Source, plots: Plots) -> Section | None:
@@ -26,7 +22,7 @@ def bits(source: Source, plots: Plots) -> Section | None:
 
 
 def _blocks(report: Report, found: SearchReport, plots: Plots) -> Iterator[Block]:
-    loss = _MEASURES.get(found.measure, found.measure)
+    loss = MEASURES.get(found.measure, found.measure)
     yield Text(text=f"Found for {found.budget}: the least sum of what single tensors are estimated to lose ({loss}).")
     if found.note:
         yield Text(text=found.note, tone="muted")
