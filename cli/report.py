@@ -28,7 +28,7 @@ _OPTIONS = options_of()
 )
 @click_option(_OPTIONS["overwrite"], help="Replace the page where it exists")
 def report(frame: Frame, *, source: Path, output: Path | None, overwrite: bool | None) -> Outcome:
-    """Write one self-contained page of what --report, or compare --json, has written, or of the folder of a run.
+    """Write one self-contained page of what --report, or --json of compare or sensitivity, wrote, or of a run's folder.
 
     The page needs no network. It shows what the source has: a report that was written together with a page (--report
     OUT.json --report OUT.html) has everything but the pictures; a run, as pdq-export cache lists them, how its blocks

@@ -10,6 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pdq_export.config.method import SENSITIVITY_SAMPLES
 from pdq_export.config.option import SENSITIVITY
 from pdq_export.errors import first_few, printable
 from pdq_export.process import find_modules_here, tune_process
@@ -20,13 +21,9 @@ from .paths import ModelPath
 from .quantize import with_images
 
 if TYPE_CHECKING:
-    from pdq_export.report.sensitivity import SensitivityReport, SensitivityRow
+    from pdq_export.report.sensitivity import SensitivityReport
+    from pdq_export.report.tensor_losses import SensitivityRow
 
-_MEASURES = {
-    "kl": "KL divergence of the predictions, in nats",
-    "mse": "squared error of the outputs over their mean square",
-    "kl and mse": "KL divergence, in nats, and squared error over the mean square, summed over outputs",
-}
 _PAIRS = 10  # that are shown
 
 
@@ -37,7 +34,14 @@ _PAIRS = 10  # that are shown
 )
 @click.argument("model", type=ModelPath(), metavar="MODEL.onnx")
 @config_options(SENSITIVITY)
-@click.option("--samples", type=click.INT, metavar="N", default=128, show_default=True, help="Take the first N images.")
+@click.option(
+    "--samples",
+    type=click.INT,
+    metavar="N",
+    default=SENSITIVITY_SAMPLES,
+    show_default=True,
+    help="Take the first N images.",
+)
 @click.option(
     "--estimate",
     type=click.Choice(["fisher", "measured"]),
@@ -68,10 +72,12 @@ def sensitivity(frame: Frame, *, model: Path, config_file: Path | None, samples:
 
 
 def _lines(report: "SensitivityReport") -> Iterable[RenderableType]:
+    from pdq_export.report.tensor_losses import MEASURES
+
     found = report.sensitivity
     how = "estimated to second order" if found.estimate == "fisher" else "measured"
     yield f"{found.images:,} images of {report.calibration}; {len(report.groups)} tensors, worst first"
-    yield f"{_MEASURES[found.measure]}, where one tensor alone has so many bits; {how}"
+    yield f"{MEASURES[found.measure]}, where one tensor alone has so many bits; {how}"
     yield _table(report)
     if found.pairs:
         yield "what two tensors of a block do together, beyond the sum, at the fewest bits (the largest):"

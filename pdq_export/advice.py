@@ -109,6 +109,18 @@ def widen_activations(made: HowMade) -> Remedy | None:
     return Remedy(line=with_wide_activations(made.settings), why=why)
 
 
+def allot_bits(made: HowMade, size: int | None) -> Iterator[Remedy]:
+    """Bits that differ, within the bytes of a file whose layers have equal ones; ``size``: of it, where it is known."""
+    settings = made.settings
+    if not settings or size is None or settings.get("layer_bits") or settings.get("tensor_bits"):
+        return
+    bits = BitWidths.parse(settings.get("bits", "8/8"))
+    if bits.weight >= _REDUCED_BITS or (bits.activation < CARRIER_BITS and not made.free_activations):
+        return
+    why = "more bits for the layers that lose most, at most as many bytes; instead of --layer-bits"
+    yield Remedy(line=f"--bits auto --max-size {size}", why=why)
+
+
 def learn_more(made: HowMade) -> Iterator[Remedy]:
     """What costs time in calibration, and no byte: parts of the method that are off, where they are worth most."""
     settings = made.settings

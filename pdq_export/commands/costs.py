@@ -12,10 +12,8 @@ from pdq_export.export.cost import constant_bytes
 from pdq_export.export.loading import Loading
 from pdq_export.graph.prepare import PreparedModel, at_opset
 from pdq_export.search.budget import Cost
-from pdq_export.spec import MAX_BITS, MIN_BITS, Plan, QuantizedTensors, Role
+from pdq_export.spec import ALL_BITS, Plan, QuantizedTensors, Role
 from pdq_export.targets import Target
-
-WIDTHS = tuple(range(MIN_BITS, MAX_BITS + 1))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,7 +68,7 @@ def weight_costs(
     loading: Loading | None = None,
     metadata: Mapping[str, str] | None = None,
     known: QuantizedTensors | None = None,
-    widths: Iterable[int] = WIDTHS,
+    widths: Iterable[int] = ALL_BITS,
 ) -> WeightCosts:
     """The costs of every quantized weight at each of the ``widths`` that the target has, and at all planned ones.
 

@@ -17,6 +17,7 @@ from pdq_export.search.allotment import Allotment
 from pdq_export.search.asked import Budget, parse_budget
 from pdq_export.search.budget import Cost, Widths
 from pdq_export.spec.sensitivity import Sensitivity
+from pdq_export.targets import find_target
 from pdq_export.work import PlannedModel, Work
 
 
@@ -68,7 +69,7 @@ class Finder:
         return Search(
             self.work,
             options,
-            budget or parse_budget(self.config),
+            budget or parse_budget(self.config, fewest_bits=find_target(asked.target).fewest_bits),
             self.sensitivity,
             target=asked.target,
             runtime=asked.runtime,

@@ -45,10 +45,10 @@ from pdq_export.commands.find_bits import Finder
 from pdq_export.commands.making import file_metadata, made_by, settings
 from pdq_export.commands.progress import ProgressCallback, Tell
 from pdq_export.commands.rehearsal import rehearse
-from pdq_export.commands.sensitivity import SAMPLES, begin_measuring, images_to_measure
+from pdq_export.commands.sensitivity import begin_measuring, images_to_measure
 from pdq_export.commands.settle import choose, plan_options, settle
 from pdq_export.config.config import AUTO, Config, options_of
-from pdq_export.config.method import FAMILIES
+from pdq_export.config.method import FAMILIES, SENSITIVITY_SAMPLES
 from pdq_export.config.option import INSPECT
 from pdq_export.config.signature import takes_options
 from pdq_export.data import DataSource
@@ -234,7 +234,7 @@ def _find_bits(
         raise ValidationError(session)
     tell.stage("plan")
     planned = plan_widest(file, config)
-    work = begin_measuring(planned, session, config, source, SAMPLES, tell)
+    work = begin_measuring(planned, session, config, source, SENSITIVITY_SAMPLES, tell)
     finder = Finder.of(work, config, choose(config, family=work.family), tell)
     tell.stage("search")
     changed, _, found = finder.find()

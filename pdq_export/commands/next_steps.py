@@ -45,7 +45,7 @@ def with_next_steps(report: Report, made: HowMade, compare: Callable[[], LayerRe
             layers = compare()
         except PdqError as error:
             logger.warning("layers are not compared, and what to try next says nothing of them: %s", error)
-    found = find_remedies((), {}, made=made).next if layers is None else layers.remedies
+    found = find_remedies((), {}, made=made, size=report.quantized.size).next if layers is None else layers.remedies
     saturated = saturation_remedy(report, made.settings)
     return dataclasses.replace(
         report,

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pdq_export.graph.prepare import PreparedModel
 from pdq_export.search.budget import Cost
-from pdq_export.spec import CARRIER_BITS, MAX_BITS, Layer, Plan, Role
+from pdq_export.spec import ALL_BITS, CARRIER_BITS, MAX_BITS, Layer, Plan, Role
 from pdq_export.validate import Session
 
 
@@ -49,18 +49,17 @@ def bit_operations(plan: Plan, multiplications: Mapping[str, int]) -> Cost:
     What a layer reads as no learned activation has 8 bits.
     """
     unit = sum(multiplications[layer.node] for layer in plan.layers) * MAX_BITS * CARRIER_BITS
-    widths = range(2, MAX_BITS + 1)
     single: dict[str, dict[int, float]] = {}
     pairs: dict[tuple[str, str], dict[tuple[int, int], float]] = {}
     for layer in plan.layers:
         share = multiplications[layer.node] / max(unit, 1)
         source = plan.source(layer.input)
         if source is not None and plan.points[source].role is Role.ACTIVATION:
-            both = pairs.setdefault((layer.weight, source), {(v, w): 0.0 for v in widths for w in widths})
+            both = pairs.setdefault((layer.weight, source), {(v, w): 0.0 for v in ALL_BITS for w in ALL_BITS})
             for v, w in both:
                 both[v, w] += share * v * w
         else:
-            own = single.setdefault(layer.weight, dict.fromkeys(widths, 0.0))
-            for v in widths:
+            own = single.setdefault(layer.weight, dict.fromkeys(ALL_BITS, 0.0))
+            for v in ALL_BITS:
                 own[v] += share * v * CARRIER_BITS
     return Cost(single=single, pairs=pairs)

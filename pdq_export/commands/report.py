@@ -11,6 +11,7 @@ from pdq_export.errors import DataError, near_path
 from pdq_export.files import check_writable, write_atomically
 from pdq_export.report import BlockCourse, KeptRun, LayerReport, Report, read_report, to_html
 from pdq_export.report.reading import LONGEST
+from pdq_export.report.sensitivity import WrittenSensitivity
 from pdq_export.runs import HEADER, read_bounded, read_header
 from pdq_export.spec import QuantizedTensor
 from pdq_export.validate.histograms import WeightHistogram
@@ -36,7 +37,7 @@ def write_page(source: str | Path, output: str | Path, *, overwrite: bool = Fals
     return output
 
 
-def read_file(path: Path) -> Report | LayerReport:
+def read_file(path: Path) -> Report | LayerReport | WrittenSensitivity:
     """The report in a JSON file. Raises DataError."""
     try:
         return read_report(read_bounded(path.resolve(), _BYTES * LONGEST).decode())

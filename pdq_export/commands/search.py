@@ -5,16 +5,17 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from pdq_export.commands.costs import WIDTHS, weight_costs
+from pdq_export.commands.costs import weight_costs
 from pdq_export.commands.estimates import estimate_tensors
 from pdq_export.errors import OptionError
 from pdq_export.export.loading import choose_loading
 from pdq_export.plan.freedom import find_freedom, rule_bits
 from pdq_export.plan.rules import PlanOptions
 from pdq_export.report.bits import Estimate, SearchReport
+from pdq_export.report.tensor_losses import TensorLosses
 from pdq_export.search.asked import Budget
 from pdq_export.search.budget import Choices, Cost, Limit, Solution, Widths, solve
-from pdq_export.spec import MAX_BITS, BitWidths, Role
+from pdq_export.spec import ALL_BITS, MAX_BITS, BitWidths, Role
 from pdq_export.spec.sensitivity import Sensitivity
 from pdq_export.targets import find_target
 from pdq_export.work import PlannedModel
@@ -29,6 +30,7 @@ _ROUNDS = 8
 # A bias can take a byte more, and zero points be stored in another way, once scales are learned.
 _SPARE = 0.001
 _NEAR = 1.01  # of a size: what is estimated beyond is not written to see
+_FEWER = "--allowed-bits with fewer to choose from lets it finish"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,10 +62,10 @@ class Search:
     ) -> None:
         self._planned, self._options, self._budget = planned, options, budget
         self._target = find_target(target)
-        self._measure = sensitivity.measure
+        self._sensitivity = sensitivity
         index, plan = planned.index, planned.plan
         self._weights = {name for name, point in plan.points.items() if point.role is Role.WEIGHT}
-        self._elements = {name: math.prod(index.initializers[name].dims) for name in self._weights}
+        self._elements = {name: index.elements(name) for name in self._weights}
         self._choices = self._find_choices()
         self._loss = Cost(single={group.name: self._losses(sensitivity, group.name) for group in sensitivity.groups})
         self._size = self._size_cost(runtime, metadata)
@@ -73,47 +75,59 @@ class Search:
         """The allotment of the least estimated loss that keeps the budget. Raises OptionError where none does.
 
         ``size``: of a file with these bits, written with placeholders; what it takes more than estimated the next
-        solution has to spare.
+        solution has to spare. Equal bits that keep the budget are taken where nothing else does, or promises less loss.
         """
-        solution, written = self._within(size)
-        bits, gap = solution.bits, solution.gap
+        try:
+            solution, written = self._within(size)
+        except OptionError:
+            if (equal := self._best_uniform(size)) is None:
+                raise
+            logger.info("%s: no bits that differ were found within it; equal ones keep it", self._budget.told())
+            return self._found(Solution(bits=equal), size(equal), equal)
         uniform = self._best_uniform(size)
-        if uniform is not None and self._loss.of(bits) > _BETTER * self._loss.of(uniform):
-            bits, written, gap = uniform, size(uniform), 0.0
+        if uniform is not None and self._loss.of(solution.bits) > _BETTER * self._loss.of(uniform):
             logger.info("bits that differ promise no less loss than equal ones: %s keeps them", self._budget.told())
-        if gap:
+            return self._found(Solution(bits=dict(uniform)), size(uniform), uniform)
+        if solution.gap:
             logger.warning(
                 "%s: the solver stopped at a part of all allotments; others could lose up to %.2g %% less by the sum "
-                "of estimates; --allowed-bits with fewer to choose from lets it finish",
+                "of estimates; %s",
                 self._budget.told(),
-                100 * gap,
+                100 * solution.gap,
+                _FEWER,
             )
-        return self._found(bits, written, uniform, gap)
+        return self._found(solution, written, uniform)
 
     def smallest(self, loss: float, *, size: Callable[[Widths], int]) -> Found:
         """The smallest allotment whose estimated loss is within ``loss``, or that of the least loss there is."""
         limit = Limit(option="--max-drop", cost=self._loss, most=loss)
         solution = solve(self._choices, self._size, [limit]) or solve(self._choices, self._loss)
         assert solution is not None  # nothing else is asked
-        bits = solution.bits
+        if solution.gap:
+            logger.warning(
+                "%s: the solver stopped at a part of all allotments; other files could be up to %.2g %% smaller; %s",
+                self._budget.told(),
+                100 * solution.gap,
+                _FEWER,
+            )
         held = [equal for _, equal in self._uniforms() if limit.holds(equal)]
-        return self._found(bits, size(bits), min(held, key=self._size.of) if held else None)
+        return self._found(solution, size(solution.bits), min(held, key=self._size.of) if held else None)
 
-    def _found(self, bits: Widths, written: int, uniform: Widths | None, gap: float = 0.0) -> Found:
+    def _found(self, solution: Solution, written: int, uniform: Widths | None) -> Found:
         note = "" if self._budget.counts_activations else self._why_wide()
         if note:
             logger.info("%s", note)
         told = SearchReport(
             budget=self._budget.told(),
-            chosen=dataclasses.replace(self._estimate("auto", bits), size=written),
-            uniform=None if uniform is None else self._estimate("uniform", uniform),
+            chosen=dataclasses.replace(self._estimate("auto", solution), size=written),
+            uniform=None if uniform is None else self._estimate("uniform", Solution(bits=dict(uniform))),
             frontier=self._frontier(),
-            uniforms=tuple(self._estimate(str(widths), bits) for widths, bits in self._uniforms()),
-            measure=self._measure,
+            uniforms=tuple(self._estimate(str(widths), Solution(bits=bits)) for widths, bits in self._uniforms()),
+            measure=self._sensitivity.measure,
             note=note,
-            gap=gap,
+            tensors=TensorLosses.of(self._sensitivity, solution.bits),
         )
-        return Found(bits=bits, budget=self._budget, report=told)
+        return Found(bits=solution.bits, budget=self._budget, report=told)
 
     def _within(self, size: Callable[[Widths], int]) -> tuple[Solution, int]:
         """The best bits and the bytes of their file; what these are off the estimate, the next solution spares."""
@@ -195,7 +209,7 @@ class Search:
 
     def _average(self, sizes: Mapping[str, int]) -> Cost:
         total = max(sum(sizes.values()), 1)
-        single = {name: {w: w * sizes[name] / total for w in WIDTHS} for name in self._choices if name in sizes}
+        single = {name: {w: w * sizes[name] / total for w in ALL_BITS} for name in self._choices if name in sizes}
         return Cost(single=single)
 
     def _find_choices(self) -> Choices:
@@ -210,7 +224,6 @@ class Search:
                 choices[name] = (point.bits,)
                 continue
             widths = budget.weights if point.role is Role.WEIGHT else budget.activations
-            widths = tuple(width for width in widths if width >= self._target.fewest_bits)
             if name in free.outermost:
                 widths = tuple(width for width in widths if width >= LEAST_OUTERMOST) or widths[-1:]
             if point.role is Role.ACTIVATION and not budget.counts_activations:
@@ -280,10 +293,11 @@ class Search:
             limits = [*self._limits(), self._size_limit(most)]
             solution = solve(self._choices, self._loss, limits)
             if solution is not None:
-                found.append(self._estimate("frontier", solution.bits))
+                found.append(self._estimate("frontier", solution))
         return tuple(found)
 
-    def _estimate(self, name: str, bits: Widths) -> Estimate:
+    def _estimate(self, name: str, solution: Solution) -> Estimate:
+        bits = solution.bits
         weights = sum(self._elements[tensor] * bits[tensor] for tensor in self._weights)
         learned = [bits[tensor] for tensor in self._choices if tensor not in self._weights]
         return Estimate(
@@ -292,6 +306,7 @@ class Search:
             loss=self._loss.of(bits),
             avg_weight=weights / max(sum(self._elements.values()), 1),
             avg_activation=sum(learned) / len(learned) if learned else None,
+            gap=solution.gap,
         )
 
     def _why_wide(self) -> str:

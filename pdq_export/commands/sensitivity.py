@@ -16,7 +16,7 @@ from pdq_export.commands.keeping import run_of, run_parts
 from pdq_export.commands.progress import ProgressCallback, Tell
 from pdq_export.commands.settle import asked_preprocess, choose, plan_options, settle
 from pdq_export.config.config import Config
-from pdq_export.config.method import CalibrationOptions
+from pdq_export.config.method import SENSITIVITY_SAMPLES, CalibrationOptions
 from pdq_export.config.option import SENSITIVITY
 from pdq_export.config.signature import takes_options
 from pdq_export.data import DataSource, check_exists, read_samples
@@ -25,11 +25,11 @@ from pdq_export.errors import CheckpointError, DataError, OptionError, PdqError
 from pdq_export.exhaustion import tells_of_memory
 from pdq_export.report.sensitivity import SensitivityReport
 from pdq_export.runs import Run, RunFolder, RunKey, check_root, default_root, open_run
-from pdq_export.search.asked import allowed_widths
+from pdq_export.search.asked import tried_widths
 from pdq_export.search.groups import find_groups
-from pdq_export.search.sensitivity import PROBES, WIDTHS, Estimate, measure_sensitivity
+from pdq_export.search.sensitivity import PROBES, Estimate, measure_sensitivity
 from pdq_export.search.stored import read_sensitivity, write_sensitivity
-from pdq_export.spec import MAX_BITS, Bits, BitWidths, Plan, Role
+from pdq_export.spec import ALL_BITS, MAX_BITS, Bits, BitWidths, Plan, Role
 from pdq_export.spec.sensitivity import Sensitivity
 from pdq_export.targets import find_target
 from pdq_export.validate import Session
@@ -47,7 +47,6 @@ from pdq_export.work import (
 
 logger = logging.getLogger(__name__)
 
-SAMPLES = 128
 _KEPT = "sensitivity"  # the name under which it lies in its folder
 
 
@@ -59,7 +58,7 @@ def sensitivity(
     *,
     example_input: Any = None,
     calib: DataSource | None = None,
-    samples: int = SAMPLES,
+    samples: int = SENSITIVITY_SAMPLES,
     estimate: Estimate = "fisher",
     pairs: bool = False,
     config: Config | str | Path | None = None,
@@ -79,7 +78,8 @@ def sensitivity(
     given = {"calib": calib} if isinstance(calib, str | Path) else {}
     settled = settle(config, {**fields, **given}, command=SENSITIVITY)
     source = images_to_measure(settled, calib)
-    how = Asked.of(settled, samples=samples, estimate=estimate, pairs=pairs, allowed=allowed_widths(settled))
+    allowed = tried_widths(settled, fewest_bits=find_target(settled.file.target).fewest_bits)
+    how = Asked.of(settled, samples=samples, estimate=estimate, pairs=pairs, allowed=allowed)
     tell = Tell(progress)
     tell.stage("load")
     file, session = open_model(model, example_input)
@@ -144,8 +144,8 @@ class Asked:
         cls,
         config: Config,
         *,
-        samples: int = SAMPLES,
-        allowed: Sequence[Bits] = WIDTHS,
+        samples: int = SENSITIVITY_SAMPLES,
+        allowed: Sequence[Bits] = ALL_BITS,
         estimate: Estimate = "fisher",
         pairs: bool = False,
     ) -> "Asked":
@@ -156,18 +156,12 @@ class Asked:
             raise OptionError(f"--estimate {estimate!r}: expected fisher or measured")
         if pairs and estimate != "fisher":
             raise OptionError(f"--pairs: --estimate {estimate} measures no pairs; expected --estimate fisher")
-        target = find_target(config.file.target)
-        widths = tuple(width for width in allowed if width >= target.fewest_bits)
-        if not widths:
-            raise OptionError(
-                f"--allowed-bits {config.search.allowed_bits}: --target {target.name} has none of them; expected "
-                f"{target.fewest_bits} or more, as {target.because}"
-            )
+        fewest = find_target(config.file.target).fewest_bits
         work_dir, size = config.run.work_dir, config.run.max_memory
         if work_dir is not None:
             check_root(Path(work_dir))
         return cls(
-            widths=widths,
+            widths=tuple(width for width in allowed if width >= fewest),
             samples=samples,
             estimate=estimate,
             pairs=pairs,

@@ -1,5 +1,6 @@
 """What a command writes beside a model, and what it must not replace. Imports nothing heavy: it is checked first."""
 
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from pdq_export.data import names_function
 from pdq_export.data.function import user_function
 from pdq_export.errors import OptionError
 from pdq_export.graph.save import check_output
+from pdq_export.search.bits_file import is_edited
 from pdq_export.user_code import UserFunction
 
 _PAGES = (".html", ".htm")
@@ -58,6 +60,12 @@ def check_written(
     beside = side_files(config)
     if makes_model and (path := bits_path(config)) is not None:
         beside.append(("--bits-to", path))
+        if config.file.overwrite and config.search.bits_to is None and path.exists() and is_edited(path):
+            raise OptionError(
+                f"{path}: was edited since --bits auto wrote it, and --overwrite would replace it by the bits that are "
+                f"found now; take those that it has with --bits-from {shlex.quote(str(path))}, name the file of the "
+                "new ones with --bits-to, or move this one away"
+            )
     if makes_model and config.search.bits_from is not None:
         read.append(config.search.bits_from)
     check_output(

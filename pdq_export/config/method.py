@@ -8,6 +8,7 @@ from pdq_export.config.option import QUANTIZE, SENSITIVITY, check_bounds, did_yo
 from pdq_export.errors import OptionError
 
 OUTPUT_LOSSES = ("auto", "kl", "mse")
+SENSITIVITY_SAMPLES = 128  # images, the first, that bits are found by
 _SHARE: Mapping[str, Any] = {"least": 0, "most": 1, "flag": False}
 _POSITIVE: Mapping[str, Any] = {"above": 0, "flag": False}
 _PART: Mapping[str, Any] = {"flag": False}

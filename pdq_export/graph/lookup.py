@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 from collections.abc import Container, Iterable, Iterator, Mapping, Set
 from typing import Any, TypeVar, overload
 
@@ -255,6 +256,10 @@ class GraphIndex:
                 return value
             self._constants[tensor] = value
         return self._constants[tensor]
+
+    def elements(self, initializer: str) -> int:
+        """How many numbers a constant tensor has."""
+        return math.prod(self.initializers[initializer].dims)
 
     def shape(self, tensor: str) -> tuple[Dimension, ...] | None:
         """For each axis an int, the name of a dynamic axis or None; None if the rank is unknown."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from pdq_export.report.tensor_losses import TensorLosses
 from pdq_export.spec.step import Step
 
 
@@ -9,7 +10,8 @@ from pdq_export.spec.step import Step
 class Estimate:
     """An allotment: ``size``: bytes of the file, ``loss``: the sum of what its tensors are estimated to do.
 
-    ``name``: auto, uniform, frontier, or W/A of all layers.
+    ``name``: auto, uniform, frontier, or W/A of all layers. ``gap``: the share by which the sum of others could be
+    less, or of a smallest file its size: 0 where the solver proved that none is.
     """
 
     name: str
@@ -17,6 +19,7 @@ class Estimate:
     loss: float
     avg_weight: float
     avg_activation: float | None
+    gap: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,8 +28,8 @@ class SearchReport:
 
     ``uniform``: equal bits for all layers that keep the budget, the best of them; None where none do. ``frontier``: the
     least loss at other sizes; ``uniforms``: what equal bits for all layers take and lose. ``note``: on activations.
-    ``steps``: every calibration that was made for the smallest file that keeps a drop.
-    ``gap``: the share of the chosen loss by which other bits could lose less: 0 where the solver proved that none do.
+    ``steps``: every calibration that was made for the smallest file that keeps a drop. ``tensors``: what each of them
+    is estimated to lose, with the bits that were found.
     """
 
     budget: str
@@ -37,4 +40,4 @@ class SearchReport:
     uniforms: tuple[Estimate, ...]
     note: str
     steps: tuple[Step, ...] = ()
-    gap: float = 0.0
+    tensors: TensorLosses | None = None

@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
-from pdq_export.report import layers
+from pdq_export.report import layers, sensitivity
 from pdq_export.report.layers import LayerReport
 from pdq_export.report.report import SCHEMA_VERSION, Report
+from pdq_export.report.sensitivity import WrittenSensitivity
 from pdq_export.spec.plain import from_text, parse_json
 from pdq_export.validate.histograms import Histogram
 
@@ -27,22 +28,26 @@ _SHARES = ("top1", "top5", "argmax_agreement", "chance_agreement", "clipped")
 T = TypeVar("T")
 
 
-def read_report(text: str) -> Report | LayerReport:
-    """What `Report.to_json` or `LayerReport.to_json` wrote, of this version of the schema.
+def read_report(text: str) -> Report | LayerReport | WrittenSensitivity:
+    """What `Report.to_json`, `LayerReport.to_json` or `SensitivityReport.to_json` wrote, of its schema's version here.
 
     Raises ValueError, which says where in it what was found and what was expected.
     """
     plain = parse_json(text, longest=LONGEST, what="the report", digits=_DIGITS)
-    if not isinstance(plain, dict) or "schema_version" not in plain or not ({"tensors", "outputs"} & plain.keys()):
-        raise ValueError("expected the JSON of a report, with schema_version, of quantize, validate or compare")
-    of_layers = "tensors" in plain
-    version, newest = plain["schema_version"], layers.SCHEMA_VERSION if of_layers else SCHEMA_VERSION
+    kinds = {"groups": sensitivity.SCHEMA_VERSION, "tensors": layers.SCHEMA_VERSION, "outputs": SCHEMA_VERSION}
+    kind = next((key for key in kinds if isinstance(plain, dict) and key in plain), None)
+    if kind is None or "schema_version" not in plain:
+        raise ValueError(
+            "expected the JSON of a report, with schema_version, of quantize, validate, compare or sensitivity"
+        )
+    version, newest = plain["schema_version"], kinds[kind]
     if version != newest or type(version) is not int:
         raise ValueError(f"schema_version is {str(version)[:20]!r}; expected {newest}; take the version that wrote it")
-    if of_layers:
-        errors = _read(LayerReport, plain)
-        _check(errors, "")
-        return errors
+    if kind != "outputs":
+        read: LayerReport | WrittenSensitivity
+        read = _read(WrittenSensitivity, plain) if kind == "groups" else _read(LayerReport, plain)
+        _check(read, "")
+        return read
     report = _read(Report, _fields(plain))
     _check(report, "")
     _check_report(report)

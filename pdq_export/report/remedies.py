@@ -1,7 +1,7 @@
 """What to try next where a file loses: one list, what helps most for its cost first.
 
-First what costs nothing, then what learns where nothing was learned, then layers by what their error does to the
-output and by how much the file grows, then what takes more time to calibrate.
+First what costs nothing, then what learns where nothing was learned, then bits that differ in the same bytes, then
+layers by what their error does to the output and by how much the file grows, then what takes more time to calibrate.
 """
 
 import copy
@@ -10,7 +10,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from pdq_export.advice import HowMade, Remedy, calibrate_more, learn_more, widen_activations
+from pdq_export.advice import HowMade, Remedy, allot_bits, calibrate_more, learn_more, widen_activations
 from pdq_export.validate.layers import TensorError
 from pdq_export.validate.weights import WeightLevels
 
@@ -28,7 +28,7 @@ Growth = Callable[[Mapping[str, int]], int | None]  # bytes by which the file gr
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Found:
-    """``next``: what to try next, in order, to be given together from the first on. ``by_tensor``: those of layers."""
+    """``next``: what to try next, in order. ``by_tensor``: those of layers."""
 
     next: tuple[Remedy, ...]
     by_tensor: Mapping[str, Remedy]
@@ -47,6 +47,8 @@ def find_remedies(
     ``weights``: by layer. ``made``: how the file was made, where that is known. ``growth``: of the file, where it can
     be computed; else the bits of weights are counted, and so they are for a layer that it does not know. ``size``: of
     the file in bytes.
+
+    All but --bits auto can be given together, from the first on.
 
     Of a layer it is more bits for what makes the tensor's own error, weights or the tensor's quantizer; or float where
     these have 8 already. Each layer's goes further than those before, so that they can be given together.
@@ -75,7 +77,8 @@ def find_remedies(
     by_tensor = {name: remedy for name, remedy in found.items() if remedy is not None}
     layers = [remedy for remedy in by_tensor.values() if remedy.share is None or remedy.share >= _NOTICED]
     free = [] if wide is None else [wide]
-    return Found(next=(*free, *learn_more(made), *layers, *calibrate_more(made)), by_tensor=by_tensor)
+    same_bytes = (*free, *learn_more(made), *allot_bits(made, size))
+    return Found(next=(*same_bytes, *layers, *calibrate_more(made)), by_tensor=by_tensor)
 
 
 class _Widths:

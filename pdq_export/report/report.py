@@ -62,14 +62,17 @@ Schema, version 1 (null stands for "not measured", for sqnr_db for "no differenc
     uncompared      {output: reason}        outputs that cannot be compared with FP32's
     not_finite      [output]                those of them with NaN, or infinity where FP32's have none
     metrics         [{name, float_value, quantized_value}]  numbers of --metric
-    search          {budget, measure, chosen, uniform, frontier, uniforms, note, steps, gap}  of --bits auto, else
+    search          {budget, measure, chosen, uniform, frontier, uniforms, note, steps, tensors}  of --bits auto, else
                     null: chosen and uniform, the best equal bits within the budget or null, are {name, size, loss,
-                    avg_weight, avg_activation} with the bytes that were expected and the sum of what single tensors
-                    were estimated to do to the prediction, in what measure says; frontier: the least loss at other
-                    sizes; uniforms: equal bits for all layers; note: why activations have the bits that they have;
+                    avg_weight, avg_activation, gap} with the bytes that were expected and the sum of what single
+                    tensors were estimated to do to the prediction, in what measure says; gap: the share of the loss
+                    (with --max-drop as the goal, of the size) by which others could be less, 0 where none are;
+                    frontier: the least loss at other sizes; uniforms: equal bits for all layers; note: why activations
+                    have the bits that they have;
                     steps: with --max-drop as the goal every calibration that was made for it, {size, loss, avg_weight,
                     drop, error, images, held}: top-1 lost on images held back, in points, or without labels its bound;
-                    gap: the share of the loss by which other bits could lose less, 0 where none do
+                    tensors: {measure, estimate, images, widths, groups}, as `pdq_export.report.sensitivity` has them,
+                    with the bits that were found as planned_bits
     gates           [{option, value, limit, unit, error, p_value, passed, told}]  see `pdq_export.gates.Gate`
     loss            what is lost, in words, where that is more than a point (`pdq_export.report.loss`), else null
     remedies        [{line, bytes, share, why}]  what to try next then, what helps most for its cost first; line:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pdq_export.report.report import ModelInfo
+from pdq_export.report.tensor_losses import SensitivityRow, TensorLosses
 from pdq_export.spec import Bits, Plan
 from pdq_export.spec.sensitivity import Sensitivity
 
@@ -21,16 +22,11 @@ SCHEMA_VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SensitivityRow:
-    """A group, as the module's docstring says."""
+class WrittenSensitivity(TensorLosses):
+    """What the JSON of a `SensitivityReport` says, without pairs."""
 
-    tensors: tuple[str, ...]
-    role: str
-    layers: tuple[str, ...]
-    block: str
-    planned_bits: Bits
-    prediction: tuple[float, ...]
-    block_error: tuple[float, ...]
+    model: ModelInfo
+    calibration: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,26 +46,12 @@ class SensitivityReport:
     @classmethod
     def of(cls, sensitivity: Sensitivity, plan: Plan, *, model: ModelInfo, calibration: str) -> "SensitivityReport":
         """Compose it. ``plan``: has the bits that are planned."""
-        rows = []
-        for group in sensitivity.groups:
-            prediction, block = sensitivity.prediction[group.name], sensitivity.block[group.name]
-            rows.append(
-                SensitivityRow(
-                    tensors=group.tensors,
-                    role=group.role.value,
-                    layers=group.layers,
-                    block=group.block,
-                    planned_bits=plan.points[group.name].bits,
-                    prediction=tuple(prediction[width] for width in sorted(prediction)),
-                    block_error=tuple(block[width] for width in sorted(block)),
-                )
-            )
-        widths = tuple(sorted(next(iter(sensitivity.prediction.values()), ())))
+        found = TensorLosses.of(sensitivity, {name: point.bits for name, point in plan.points.items()})
         return cls(
             model=model,
             calibration=calibration,
-            widths=widths,
-            groups=tuple(sorted(rows, key=lambda row: row.prediction, reverse=True)),
+            widths=found.widths,
+            groups=found.groups,
             sensitivity=sensitivity,
             labels={layer.node: layer.label for layer in plan.layers},
         )

@@ -47,7 +47,7 @@ class Allotment:
             end = _end(index, plan, layer)
             layers[layer.node] = LayerBits(W=tensors[layer.weight], A=None if end is None else tensors[end])
             named |= {layer.weight, *([] if end is None else [end])}
-        sizes = {layer.weight: _size(index, layer.weight) for layer in plan.layers}
+        sizes = {layer.weight: index.elements(layer.weight) for layer in plan.layers}
         weight = sum(sizes[name] * tensors[name] for name in sizes) / max(sum(sizes.values()), 1)
         learned = [tensors[name] for name, point in plan.points.items() if point.role is Role.ACTIVATION]
         activation = sum(learned) / len(learned) if learned else 8
@@ -114,13 +114,6 @@ class Allotment:
 def _end(index: GraphIndex, plan: Plan, layer: Layer) -> str | None:
     end = ending(index, plan, layer.output)
     return None if end is None or end.role is not Role.ACTIVATION else end.tensor
-
-
-def _size(index: GraphIndex, weight: str) -> int:
-    size = 1
-    for length in index.initializers[weight].dims:
-        size *= length
-    return size
 
 
 def _check_names(names: Iterable[str], known: list[str], where: str, what: str) -> None:

@@ -6,7 +6,7 @@ import re
 from pdq_export.config.config import AUTO, Config
 from pdq_export.config.option import INSPECT, SENSITIVITY
 from pdq_export.errors import OptionError
-from pdq_export.spec import MAX_BITS, MIN_BITS
+from pdq_export.spec import ALL_BITS, MAX_BITS, MIN_BITS
 
 BUDGETS = ("max_size", "avg_bits", "max_bit_ops")
 _UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
@@ -27,8 +27,8 @@ class Budget:
     avg_activation: float | None = None
     bit_ops: float | None = None
     drop: float | None = None
-    weights: tuple[int, ...] = tuple(range(MIN_BITS, MAX_BITS + 1))
-    activations: tuple[int, ...] = tuple(range(MIN_BITS, MAX_BITS + 1))
+    weights: tuple[int, ...] = ALL_BITS
+    activations: tuple[int, ...] = ALL_BITS
 
     @property
     def counts_activations(self) -> bool:
@@ -68,6 +68,8 @@ def check_search(config: Config, *, command: str, fewest_bits: int, target: str)
             "of those that it does not name; leave --bits out, or change the file"
         )
     if command == SENSITIVITY:  # which has widths to try, and finds no bits
+        if not tried_widths(config, fewest_bits=fewest_bits):
+            raise _none_allowed(config, fewest_bits, target)
         return
     if not auto:
         if given or search.allowed_bits is not None:
@@ -90,7 +92,9 @@ def check_search(config: Config, *, command: str, fewest_bits: int, target: str)
             f"--bits auto --max-drop {config.gates.max_drop:g}: the smallest file that keeps it is found by "
             "calibrating, which inspect does not; expected a budget, such as --max-size 0.12, or quantize"
         )
-    parse_budget(config)
+    if not all(allowed_widths(config, fewest_bits=fewest_bits)):
+        raise _none_allowed(config, fewest_bits, target)
+    parse_budget(config, fewest_bits=fewest_bits)
 
 
 def asks_smallest(config: Config) -> bool:
@@ -99,12 +103,12 @@ def asks_smallest(config: Config) -> bool:
     return config.plan.bits == AUTO and config.gates.max_drop is not None and not given
 
 
-def parse_budget(config: Config) -> Budget:
-    """Read the budgets. Raises OptionError for one that nothing keeps."""
+def parse_budget(config: Config, *, fewest_bits: int) -> Budget:
+    """Read the budgets, for a target that has so many bits. Raises OptionError for one that nothing keeps."""
     search = config.search
-    size, ratio = _size(search.max_size)
+    size, ratio = _parse_size(search.max_size)
     weight, activation = _averages(search.avg_bits)
-    weights, activations = _allowed(search.allowed_bits)
+    weights, activations = allowed_widths(config, fewest_bits=fewest_bits)
     return Budget(
         size=size,
         size_ratio=ratio,
@@ -117,7 +121,7 @@ def parse_budget(config: Config) -> Budget:
     )
 
 
-def _size(text: str | None) -> tuple[int | None, float | None]:
+def _parse_size(text: str | None) -> tuple[int | None, float | None]:
     if text is None:
         return None, None
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)(b?)\s*", text, re.ASCII | re.IGNORECASE)
@@ -147,19 +151,27 @@ def _averages(text: str | None) -> tuple[float | None, float | None]:
     return values[0], values[1] if len(values) > 1 else None
 
 
-def _allowed(text: str | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    usual = Budget().weights
-    if text is None:
-        return usual, usual
-    parts = text.partition("/")[::2]
-    weights, activations = (tuple(sorted(set(map(int, part.split(","))))) if part else usual for part in parts)
+def allowed_widths(config: Config, *, fewest_bits: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Bits that weights and activations may have, each in order, for a target that has so many or more."""
+    parts = (config.search.allowed_bits or "").partition("/")[::2]
+    weights, activations = (
+        tuple(sorted({width for width in (map(int, part.split(",")) if part else ALL_BITS) if width >= fewest_bits}))
+        for part in parts
+    )
     return weights, activations
 
 
-def allowed_widths(config: Config) -> tuple[int, ...]:
-    """All that may be chosen, of weights or of activations, in order."""
-    text = config.search.allowed_bits
-    return Budget().weights if text is None else tuple(sorted(set(map(int, text.replace("/", ",").split(",")))))
+def tried_widths(config: Config, *, fewest_bits: int) -> tuple[int, ...]:
+    """Bits to try, of weights and activations alike, in order: all that are allowed by name, or all there are."""
+    named = [int(width) for width in re.findall(r"\d", config.search.allowed_bits or "")]
+    return tuple(sorted({width for width in named or ALL_BITS if width >= fewest_bits}))
+
+
+def _none_allowed(config: Config, fewest_bits: int, target: str) -> OptionError:
+    return OptionError(
+        f"--allowed-bits {config.search.allowed_bits}: --target {target} has none of them; expected {fewest_bits} or "
+        "more"
+    )
 
 
 def _flag(name: str) -> str:

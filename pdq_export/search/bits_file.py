@@ -1,6 +1,7 @@
 """The file of an `Allotment`, as TOML or JSON."""
 
 import dataclasses
+import hashlib
 import json
 import tomllib
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ _HEAD = """\
 # behind the Add that it leads to. What is not named here has the bits in the first line. Options for single layers,
 # --exclude, --layer-bits and --first-last, come before what is said here.
 """
+_SEAL = "# By this --overwrite knows that nobody has edited the file: "
 
 
 def write_bits(allotment: Allotment, *, as_json: bool = False) -> str:
@@ -39,7 +41,21 @@ def write_bits(allotment: Allotment, *, as_json: bool = False) -> str:
     if allotment.tensors:
         lines.append("\n[tensors]  # activations that no layer ends in\n")
         lines += [f"{literal(name)} = {bits}\n" for name, bits in allotment.tensors.items()]
-    return _HEAD + "".join(lines)
+    return _sealed(_HEAD + "".join(lines))
+
+
+def is_edited(path: Path) -> bool:
+    """Whether a file is not what `write_bits` has written as TOML, to the letter; one that cannot be read counts."""
+    try:
+        lines = read_bounded(path.resolve(), _LONGEST).decode().splitlines(keepends=True)
+    except (OSError, ValueError):
+        return True
+    text = "".join(line.rstrip("\r\n") + "\n" for line in lines)  # version control may write ends of lines anew
+    return text != _sealed("".join(text.splitlines(keepends=True)[:-1]))
+
+
+def _sealed(text: str) -> str:
+    return f"{text}{_SEAL}{hashlib.sha256(text.encode()).hexdigest()[:16]}\n"
 
 
 def _given(bits: LayerBits) -> dict[str, int]:

@@ -21,10 +21,9 @@ from pdq_export.config.method import CalibrationOptions
 from pdq_export.search.candidates import Trial
 from pdq_export.search.fisher import Expansion, expand
 from pdq_export.search.measured import measure
-from pdq_export.spec import MAX_BITS, MIN_BITS, Bits, Plan
+from pdq_export.spec import ALL_BITS, Bits, Plan
 from pdq_export.spec.sensitivity import Group, Sensitivity
 
-WIDTHS: tuple[Bits, ...] = tuple(range(MIN_BITS, MAX_BITS + 1))
 PROBES = 4
 Estimate = Literal["fisher", "measured"]
 
@@ -39,7 +38,7 @@ def measure_sensitivity(
     *,
     device: torch.device,
     symmetric_weights: bool = False,
-    widths: Sequence[Bits] = WIDTHS,
+    widths: Sequence[Bits] = ALL_BITS,
     estimate: Estimate = "fisher",
     pairs: bool = False,
     probes: int = PROBES,

@@ -25,6 +25,7 @@ CARRIER_BITS = 8
 _MOST_AXES = 8
 
 Bits = Annotated[int, Interval(ge=MIN_BITS, le=MAX_BITS)]
+ALL_BITS: tuple[Bits, ...] = tuple(range(MIN_BITS, MAX_BITS + 1))
 Axis = Annotated[int, Interval(ge=0, lt=_MOST_AXES)]
 Size = Annotated[int, Interval(ge=1, lt=1 << 31)]
 Index = Annotated[int, Interval(ge=0, lt=1 << 31)]

@@ -77,6 +77,19 @@ def test_an_option_that_is_named_helps(words: list[str], line: str, factor: floa
     assert line not in [one["line"] for one in after["remedies"]]
 
 
+def test_bits_by_budget_are_named_for_equal_ones() -> None:
+    words = ["--bits", "3/8", *NEAREST]
+    before = quantized(words)
+    (remedy,) = (one for one in before["remedies"] if one["line"].startswith("--bits auto"))
+    assert (remedy["line"], remedy["bytes"]) == (f"--bits auto --max-size {before['quantized']['size']}", 0)
+    after = quantized([*words, *shlex.split(remedy["line"])])
+    assert error(after) < 0.9 * error(before)
+    assert after["quantized"]["size"] <= before["quantized"]["size"]
+    assert not any("auto" in one["line"] for one in after["remedies"])
+    narrow = quantized(["--bits", "3/4", "--target", "native", *NEAREST])  # whose activations cost something
+    assert not any("auto" in one["line"] for one in narrow["remedies"])
+
+
 def test_the_worst_layer_is_named_with_its_bytes() -> None:
     words = ["--bits", "8/8", "--layer-bits", "^f$=2/8", *NEAREST]
     before = quantized(words)

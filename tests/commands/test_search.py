@@ -55,7 +55,7 @@ def search(factors: dict[str, float] = WEIGHTS, **fields: Any) -> tuple[Search, 
 
     asked = plan_options(config, choose(config))
     found = Search(
-        *(planned, asked, parse_budget(config), sensitivity),
+        *(planned, asked, parse_budget(config, fewest_bits=2), sensitivity),
         target=config.file.target,
         runtime=None,
         metadata={},
@@ -92,6 +92,29 @@ def test_at_the_bytes_of_equal_bits_it_loses_less_and_is_no_larger(width: int) -
     assert "activations get 8 bits" in found.report.note
     losses = [one.loss for one in found.report.frontier]
     assert losses == sorted(losses, reverse=True)
+
+
+def test_equal_bits_stay_where_nothing_else_keeps_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a small file what is spared for learned scales leaves no other; the solver can give up as well."""
+    fields = {"max_size": "1MB", "first_last": "8/8"}
+    _, planned, config = search(**fields)
+    uniform = rule_bits(planned.index, planned.plan, plan_options(config, choose(config)), BitWidths(2, 8))
+    most = size_of(planned, uniform)
+    bits, found = find(**fields | {"max_size": str(most)})
+    assert bits == uniform
+    assert found.report.chosen.size == most
+    with pytest.raises(OptionError, match="the smallest that can be kept is"):
+        find(**fields | {"max_size": str(most - 1)})
+
+    def solver(*arguments: Any) -> Any:
+        raise OptionError("no bits were found")
+
+    monkeypatch.setattr("pdq_export.commands.search.solve", lambda choices, cost, limits=(): solver())
+    searched, _, _ = search(avg_bits=8)
+    monkeypatch.setattr(Search, "_frontier", lambda self: ())
+    found = searched.find(size=lambda bits: 1)
+    assert found.report.uniform is not None
+    assert found.report.chosen.loss == found.report.uniform.loss
 
 
 def test_where_nothing_is_gained_equal_bits_stay() -> None:
@@ -170,8 +193,12 @@ def test_a_search_that_is_not_finished_is_told(
         lambda *arguments: dataclasses.replace(solve(*arguments), gap=0.03),  # type: ignore[type-var]
     )
     _, found = find(avg_bits=4.5)
-    assert found.report.gap == 0.03
+    assert found.report.chosen.gap == 0.03
+    assert {one.gap for one in found.report.frontier} == {0.03}
     assert "others could lose up to 3 % less by the sum of estimates" in caplog.text
+    searched, planned, _ = search(max_size="1MB")
+    assert searched.smallest(1.0, size=lambda bits: size_of(planned, dict(bits))).report.chosen.gap == 0.03
+    assert "other files could be up to 3 % smaller" in caplog.text
 
 
 @pytest.fixture
@@ -193,6 +220,16 @@ def test_a_whole_run_and_the_same_file_from_its_bits(folder: Path) -> None:
     quantize("model.onnx", bits_from="auto.bits.toml", output="again.onnx", **fields)
     assert Path("again.onnx").read_bytes() == Path("auto.onnx").read_bytes()
     assert inspect_model("model.onnx", bits_from="auto.bits.toml").plan == found.plan
+    quantize("model.onnx", bits="auto", output="auto.onnx", report="auto.json", **budget, **fields)
+    edited = Path("auto.bits.toml").read_text().replace("# W:", "# mine: W:")
+    Path("auto.bits.toml").write_text(edited)
+    with pytest.raises(OptionError, match=r"edited since --bits auto wrote it.*--bits-from auto\.bits\.toml, name"):
+        quantize("model.onnx", bits="auto", output="auto.onnx", **budget, **fields)
+    assert Path("auto.bits.toml").read_text() == edited
+    quantize("model.onnx", bits="auto", output="auto.onnx", bits_to="new.toml", **budget, **fields)
+    quantize("model.onnx", bits_from="auto.bits.toml", output="auto.onnx", **fields)
+    assert Path("again.onnx").read_bytes() == Path("auto.onnx").read_bytes()
+    assert Path("auto.bits.toml").read_text() == edited
     before = inspect_model("model.onnx", bits="auto", calib=IMAGES, **budget)
     assert before.plan == found.plan
     told = before.to_dict()

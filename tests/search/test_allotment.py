@@ -13,7 +13,7 @@ from pdq_export.graph.lookup import GraphIndex
 from pdq_export.graph.prepare import prepare
 from pdq_export.plan import PlanOptions, make_plan
 from pdq_export.search.allotment import Allotment, LayerBits
-from pdq_export.search.bits_file import read_bits, write_bits
+from pdq_export.search.bits_file import is_edited, read_bits, write_bits
 from pdq_export.spec import BitWidths, Plan, Role
 
 from ..onnx_text import fill, name_nodes, parse
@@ -68,6 +68,18 @@ def read_again(text: str, as_json: bool) -> Allotment:
         path = Path(folder) / ("bits.json" if as_json else "bits.toml")
         path.write_text(text, encoding="utf-8")
         return read_bits(path)
+
+
+def test_a_file_that_was_edited_is_known(tmp_path: Path) -> None:
+    index, plan, _ = widest()
+    text = write_bits(Allotment.of(index, plan, dict.fromkeys(learned(plan), 4)))
+    path = tmp_path / "bits.toml"
+    for edited in (text + "\n", text.replace("W = 4", "W = 5", 1), text.replace("# W", "# V"), "", "\xff"):
+        path.write_bytes(edited.encode("latin-1"))
+        assert is_edited(path), edited
+    for same in (text, text.replace("\n", "\r\n")):
+        path.write_bytes(same.encode())
+        assert not is_edited(path)
 
 
 def test_layers_and_what_no_layer_ends_in() -> None:

@@ -34,12 +34,15 @@ class Command:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cell:
-    """``value``: what a column is sorted by where it is of numbers; None stands last. ``bits``: colours it."""
+    """``value``: what a column is sorted by where it is of numbers; None stands last. ``bits``, and ``heat`` from 0 to
+    9, colour it.
+    """
 
     text: str
     value: float | None = None
     tone: Tone = ""
     bits: int | None = None
+    heat: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

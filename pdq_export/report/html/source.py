@@ -1,4 +1,4 @@
-"""What a page is made from: a report, the errors of layers alone, or what a run has kept."""
+"""What a page is made from: a report, the errors of layers alone, sensitivities, or what a run has kept."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,6 +7,8 @@ from typing import Any
 from pdq_export.report.course import BlockCourse
 from pdq_export.report.layers import LayerReport
 from pdq_export.report.report import Report
+from pdq_export.report.sensitivity import WrittenSensitivity
+from pdq_export.report.tensor_losses import TensorLosses
 from pdq_export.validate.histograms import WeightHistogram
 
 
@@ -31,6 +33,7 @@ class Source:
     report: Report | None = None
     layer_errors: LayerReport | None = None
     run: KeptRun | None = None
+    sensitivity: WrittenSensitivity | None = None
     pictures: Mapping[int, str] = dataclasses.field(default_factory=dict)
 
     @property
@@ -59,6 +62,13 @@ class Source:
     def errors(self) -> LayerReport | None:
         """Where the error arises."""
         return self.layer_errors if self.report is None else self.report.layer_errors
+
+    @property
+    def tensors(self) -> TensorLosses | None:
+        """What quantizing single tensors does."""
+        if self.report is not None and self.report.search is not None:
+            return self.report.search.tensors
+        return self.sensitivity
 
     @property
     def warnings(self) -> tuple[str, ...]:

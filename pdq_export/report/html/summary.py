@@ -14,6 +14,9 @@ def title(source: Source) -> tuple[str, str]:
     if (run := source.run) is not None:
         done = f"{len(run.blocks)} of {run.count} blocks are kept"
         return f"{run.model}, {run.bits}: a run that is kept", f"{done}; begun {run.created}"
+    if (found := source.sensitivity) is not None:
+        of = f"on {found.images:,} images of {found.calibration}"
+        return f"{found.model.name or 'model'}: what bits of single tensors do", of
     if (report := source.report) is None:
         errors = source.errors
         assert errors is not None

@@ -23,6 +23,9 @@ from pdq_export.gates import Gate
 from pdq_export.report import read_report, to_html
 from pdq_export.report.bits import Estimate, SearchReport
 from pdq_export.report.html.sections import SECTIONS
+from pdq_export.report.report import ModelInfo
+from pdq_export.report.sensitivity import WrittenSensitivity
+from pdq_export.report.tensor_losses import SensitivityRow, TensorLosses
 
 from ...browser import browser
 from ...cli.fakes import make_report
@@ -145,9 +148,11 @@ def test_it_asks_nobody_for_anything(case: Case) -> None:
 def test_it_has_every_section(case: Case) -> None:
     anchors = re.findall(r'<section id="([a-z]+)">', case.text)
     expected = (
-        "asked gates accuracy size bits layers errors losses histograms changed floating warnings versions command"
+        "asked gates accuracy size bits sensitivity layers errors losses histograms changed floating warnings versions"
+        " command"
     )
-    there = {"warnings": bool(case.result.report.warnings), "bits": False}  # nobody asked for bits by budget
+    by_budget = {"bits": False, "sensitivity": False}  # which nobody asked for
+    there = {"warnings": bool(case.result.report.warnings), **by_budget}
     assert anchors == [name for name in expected.split() if there.get(name, True)]
     assert len(SECTIONS) == len(expected.split())
     assert case.text.count("<svg") > 3 + 3 + 3  # figures, and cards of weights and blocks
@@ -353,6 +358,40 @@ def estimate(name: str, size: int, loss: float) -> Estimate:
     return Estimate(name=name, size=size, loss=loss, avg_weight=3.5, avg_activation=None)
 
 
+def losses(**changed: Any) -> TensorLosses:
+    rows = [
+        SensitivityRow(
+            tensors=(name,), role="weight", layers=("c",), block="c", planned_bits=4, prediction=loss, block_error=loss
+        )
+        for name, loss in ((EVIL, (1.0, 1e-3)), ("w2", (1e-6, 0.0)))
+    ]
+    return TensorLosses(measure="kl", estimate="fisher", images=8, widths=(2, 4), groups=tuple(rows), **changed)
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["of a search", "alone"])
+def test_a_heat_map_of_what_bits_of_single_tensors_do(alone: bool) -> None:
+    kind: Any = WrittenSensitivity if alone else TensorLosses
+    of = {"model": ModelInfo(name="m.onnx", sha256="", size=1), "calibration": "images"} if alone else {}
+    found = kind(**vars(losses()), **of)
+    one = estimate("auto", 1, 1.0)
+    search = SearchReport(
+        budget="", measure="kl", chosen=one, uniform=None, frontier=(), uniforms=(), note="", tensors=found
+    )
+    written = {"schema_version": 1, "pairs": [], **dataclasses.asdict(found)}
+    read = read_report(json.dumps(written) if alone else make_report(search=search).to_json())
+    assert not alone or read == found
+    text = to_html(read).decode()
+    assert EVIL in Parsed(text).texts
+    section = text.partition('<section id="sensitivity">')[2].partition("</section>")[0]
+    assert re.findall(r'heat heat(\d)">([^<]*)<', section) == [("9", "1"), ("4", "0.001"), ("0", "1e-06"), ("0", "0")]
+    assert "estimated to second order on 8 images" in section
+    assert not alone or "<h1>m.onnx: what bits of single tensors do</h1>" in text
+    plain = json.loads(json.dumps(written))
+    plain["groups"][0]["prediction"].pop()
+    with pytest.raises(ValueError, match="one prediction and one block_error"):
+        read_report(json.dumps({"model": {"name": "", "sha256": "", "size": 1}, "calibration": "", **plain}))
+
+
 def test_bits_by_budget() -> None:
     uniform = estimate("3/8", 90_000, 0.5)
     found = SearchReport(
@@ -363,6 +402,7 @@ def test_bits_by_budget() -> None:
         frontier=tuple(estimate("frontier", 50_000 + 30_000 * n, 0.8 / 4**n) for n in range(4)),
         uniforms=(uniform, estimate(f"{EVIL}/8", 120_000, 0.0)),
         note="activations get 8 bits",
+        tensors=losses(),
     )
     report = make_report(search=found)
     read = read_report(report.to_json())
@@ -376,6 +416,9 @@ def test_bits_by_budget() -> None:
     assert f"{EVIL}/8 throughout" in parsed.texts
     assert "top-1 92.60 % of 200 images, FP32 93.10 %" in section
     assert [tag for tag, _ in parsed.tags].count("script") == 1
+    assert "solver" not in section
+    cut = dataclasses.replace(found, frontier=(dataclasses.replace(found.frontier[0], gap=0.03),))
+    assert "for 1 of these sizes: there others could lose up to 3.0 % less" in to_html(make_report(search=cut)).decode()
     nothing = dataclasses.replace(found, chosen=estimate("auto", 0, 0.0), frontier=(), uniforms=())
     section = to_html(make_report(search=nothing)).decode().partition('<section id="bits">')[2]
     assert "<svg" not in section.partition("</section>")[0]

@@ -19,6 +19,7 @@ from pdq_export.report.html.sections.gates import gates
 from pdq_export.report.html.sections.histograms import histograms
 from pdq_export.report.html.sections.layers import layers
 from pdq_export.report.html.sections.losses import losses
+from pdq_export.report.html.sections.sensitivity import sensitivity
 from pdq_export.report.html.sections.size import size
 from pdq_export.report.html.sections.told import told
 from pdq_export.report.html.sections.versions import versions
@@ -30,6 +31,7 @@ SECTIONS: tuple[Callable[[Source, Plots], Section | None], ...] = (
     accuracy,
     size,
     bits,
+    sensitivity,
     layers,
     errors,
     losses,

@@ -2,18 +2,15 @@
 
 from collections.abc import Iterable, Iterator
 
+from pdq_export.errors import percent
 from pdq_export.report.bits import Estimate, SearchReport
 from pdq_export.report.html.blocks import Block, Cell, Figure, Figures, Section, Table, Text, number
 from pdq_export.report.html.plots import FLOAT, QUANTIZED, Plots
 from pdq_export.report.html.source import Source
 from pdq_export.report.report import Report
+from pdq_export.report.tensor_losses import MEASURES
 
 _HEAD = ("bits", "bytes", "estimated loss", "average W", "average A")
-_MEASURES = {
-    "kl": "KL divergence of the predictions, in nats",
-    "mse": "squared error of the outputs over their mean square",
-    "kl and mse": "KL divergence, in nats, and squared error over the mean square, summed over outputs",
-}
 
 
 def bits(source: Source, plots: Plots) -> Section | None:
@@ -25,13 +22,20 @@ def bits(source: Source, plots: Plots) -> Section | None:
 
 
 def _blocks(report: Report, found: SearchReport, plots: Plots) -> Iterator[Block]:
-    loss = _MEASURES.get(found.measure, found.measure)
+    loss = MEASURES.get(found.measure, found.measure)
     yield Text(text=f"Found for {found.budget}: the least sum of what single tensors are estimated to lose ({loss}).")
     if found.note:
         yield Text(text=found.note, tone="muted")
     figure = _figure(found, plots)
     if figure is not None:
         yield Figures(figures=[figure])
+    if gaps := [one.gap for one in (found.chosen, *found.frontier) if one.gap]:
+        yield Text(
+            text=f"The solver stopped at a part of all allotments for {len(gaps)} of these sizes: there others could "
+            f"lose up to {percent(max(gaps), 1)} less, or be smaller by as much, by the sum of estimates. Fewer bits "
+            "to choose from (--allowed-bits) let it finish.",
+            tone="muted",
+        )
     rows = [_row("found", found.chosen), *(_row(f"{one.name} throughout", one) for one in found.uniforms)]
     yield Table(head=_HEAD, rows=rows, numeric=(1, 2, 3, 4))
     measured = _measured(report)
