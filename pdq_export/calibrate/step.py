@@ -17,6 +17,7 @@ from pdq_export.calibrate.relief import with_relief
 from pdq_export.numerics.adam import Adam, clamp_each_
 from pdq_export.numerics.affine import bernoulli_like
 from pdq_export.numerics.rounding import rounding_regularizer
+from pdq_export.ranks import ALONE, Ranks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,6 +87,7 @@ class Step:
 
     ``units``: what each output is measured in, powers of two. ``mix_probability`` and ``temperature``: see
     `CalibrationOptions`. ``relief``: what else frees memory of the device where that runs out, see `with_relief`.
+    ``ranks``: take the same steps, on batches of which this one has a ``share``; its loss counts as much.
     """
 
     def __init__(
@@ -97,7 +99,10 @@ class Step:
         mix_probability: float,
         temperature: float,
         relief: Sequence[Callable[[], bool]] = (),
+        ranks: Ranks = ALONE,
+        share: float = 1.0,
     ) -> None:
+        self._ranks, self._share = ranks, share
         self._model, self._scales, self._units = model, scales, units
         self._mix_probability, self._temperature = mix_probability, temperature
         # On a CPU nothing is tried: a result must not depend on what else runs there.
@@ -109,21 +114,24 @@ class Step:
 
     def __call__(self, batch: Batch, numbers: StepNumbers) -> tuple[Tensor, Tensor]:
         """The reconstruction error and the whole loss, [] each, before the step."""
-        error, loss, gradients = self._gradients(batch, numbers)
+        found = self._gradients(batch, numbers)
+        error, loss, *gradients = self._ranks.average(found, self._share)
         self._update(gradients, numbers)
+        assert error is not None
+        assert loss is not None
         return error, loss
 
-    def _gradients(self, batch: Batch, numbers: StepNumbers) -> tuple[Tensor, Tensor, Sequence[Tensor | None]]:
+    def _gradients(self, batch: Batch, numbers: StepNumbers) -> list[Tensor | None]:
         """Error, loss and gradients. Where a device's memory runs out, again after what ``relief`` offers."""
         masks = self._model.masks
         drawn = masks.get_state() if self._relief else None
 
-        def compute() -> tuple[Tensor, Tensor, Sequence[Tensor | None]]:
+        def compute() -> list[Tensor | None]:
             if drawn is not None:
                 masks.set_state(drawn)
             error, loss = self._objective(batch, numbers)
             gradients = torch.autograd.grad(loss, [*self._alphas, *self._learned], allow_unused=True)
-            return error.detach(), loss.detach(), gradients
+            return [error.detach(), loss.detach(), *gradients]
 
         return with_relief(compute, self._relief) if self._relief else compute()
 
@@ -148,7 +156,10 @@ class Step:
     def power(self, wanted: Sequence[Tensor]) -> Tensor:
         """The mean square [] of what the block is to put out, counted as the error is."""
         parts = zip(wanted, self._units, strict=True)
-        return _sum([reconstruction_loss(y, torch.zeros_like(y), unit) for y, unit in parts])
+        own = _sum([reconstruction_loss(y, torch.zeros_like(y), unit) for y, unit in parts])
+        (power,) = self._ranks.average([own], self._share)
+        assert power is not None
+        return power
 
     def _objective(self, batch: Batch, numbers: StepNumbers) -> tuple[Tensor, Tensor]:
         model, weight = self._model, numbers.prediction_weight
