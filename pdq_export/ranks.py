@@ -10,15 +10,17 @@ import datetime
 import hashlib
 import math
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from pdq_export.errors import OptionError, RankError
+from pdq_export.errors import RESUME, OptionError, RankError
 from pdq_export.exhaustion import is_exhaustion
+from pdq_export.process import Launch, read_environment
 
 Value = TypeVar("Value")
 
@@ -39,10 +41,14 @@ class Traffic:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ranks:
-    """A process among ``size`` that work together, number ``rank`` from 0. By default it is alone, at no cost."""
+    """A process among ``size`` that work together, number ``rank`` from 0. By default it is alone, at no cost.
+
+    ``local_rank``: its number among those of its machine; None where it is alone.
+    """
 
     rank: int = 0
     size: int = 1
+    local_rank: int | None = None
 
     @property
     def is_first(self) -> bool:
@@ -88,6 +94,10 @@ class Ranks:
     def from_first(self, value: Value) -> Value:
         """What the first has, on every rank."""
         return value
+
+    def done_by_first(self, compute: Callable[[], Value]) -> Value:
+        """What ``compute`` gives on the first, which alone does it, on every rank."""
+        return self.from_first(compute() if self.is_first else cast(Value, None))
 
     def check_same(self, what: str, content: str, remedy: str) -> None:
         """Raise RankError, on every rank, where the ``content`` of ``what`` is not that of the first rank."""
@@ -195,19 +205,17 @@ def lost(rank: int, size: int) -> RankError:
     """The error of a rank that other ranks have left alone."""
     return RankError(
         f"rank {rank} of {size}: another rank has ended, or cannot be reached any more; expected all of them until the "
-        "end; the same command with --resume goes on with the blocks that are finished, on any number of ranks"
+        f"end; {RESUME}"
     )
 
 
 @contextlib.contextmanager
-def joined(rank: int, size: int, device: torch.device) -> Iterator[Ranks]:
-    """This process among those that a launcher has started, which it connects as torch.distributed finds them.
+def joined(launch: Launch, device: torch.device) -> Iterator[Ranks]:
+    """The ranks that a launcher has started, as this process sees them, connected by torch.distributed.
 
     Tensors go by NCCL between GPUs and by gloo between CPUs. Raises RankError where others do not come.
     """
-    if size == 1:
-        yield ALONE
-        return
+    rank, size = launch.rank, launch.size
     backend = "gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:nccl"
     try:
         dist.init_process_group(backend, rank=rank, world_size=size, timeout=_PATIENCE)
@@ -216,9 +224,28 @@ def joined(rank: int, size: int, device: torch.device) -> Iterator[Ranks]:
             f"rank {rank} of {size}: the others are not to be reached ({' '.join(str(error).split())[:120]}); expected "
             "all of them under the address that torchrun gives; see its --rdzv-endpoint"
         ) from error
-    yield Together(rank=rank, size=size)
-    # Not where something is raised: it would wait for the others, which are ending as well.
+    ranks = Together(rank=rank, size=size, local_rank=launch.local_rank)
+    yield ranks
+    # Not where something is raised: the others are ending as well. Until the first is done all stay, or nobody would be
+    # there to tell that it has ended.
+    ranks.from_first(None)
     dist.destroy_process_group()
+
+
+def is_first_to_tell(launch: Launch, *, timeout: float = 10.0) -> bool:
+    """Whether no other rank has told yet why all of them end: whoever asks first is to tell it.
+
+    It asks torchrun's store, which outlives every rank; where that is gone too, each rank tells it.
+    """
+    seconds = datetime.timedelta(seconds=timeout)
+    found = read_environment()
+    try:
+        store = TCPStore(
+            found["MASTER_ADDR"], int(found["MASTER_PORT"]), is_master=False, timeout=seconds, wait_for_workers=False
+        )
+        return store.add(f"pdq-export/told/{found.get('TORCHELASTIC_RESTART_COUNT', 0)}", 1) == 1
+    except (KeyError, ValueError, RuntimeError):
+        return True
 
 
 def check_enough(ranks: Ranks, *, images: int, batch_size: int, search_samples: int) -> None:

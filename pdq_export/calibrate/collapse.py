@@ -36,7 +36,8 @@ def look_for_collapse(
         # Numbers without an image of their own, which need not even fit each other, have no spread over images.
         if all(x.ndim and len(x) == len(part[0]) for x, part in zip(a, parts, strict=True)):
             advise = functools.partial(_advise, context, done, inputs, outputs, parts)
-            warn_of_collapse(name, *(context.ranks.rows(torch.cat(x)) for x in (a, b)), advise)
+            whole = [context.ranks.rows(torch.cat(x)) for x in (a, b)]
+            warn_of_collapse(name, whole[0], whole[1], advise)
 
 
 def _images_first(network: fx.GraphModule, name: str, x: Tensor) -> Tensor:

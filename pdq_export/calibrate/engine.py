@@ -78,9 +78,7 @@ def calibrate(
     of this network, OptionError where ``max_memory`` cannot hold what a pass or a step takes and where there are more
     ranks than images, RankError where another rank has ended or finds other integers.
     """
-    sizes = {name: getattr(options, name) for name in ("batch_size", "search_samples")}
-    check_enough(ranks, images=sum(ranks.gather(len(inputs[0]))), **sizes)
-    options = dataclasses.replace(options, **{name: ranks.share_of(size) for name, size in sizes.items()})
+    options = _share_of(options, sum(ranks.gather(len(inputs[0]))), ranks)
     with computing_on(device, deterministic=deterministic):
         network = network.to(device)
         store = Store.of_process(device, max_memory)
@@ -94,6 +92,16 @@ def calibrate(
         finally:
             store.close()
             trim_heap()
+
+
+def _share_of(options: CalibrationOptions, images: int, ranks: Ranks) -> CalibrationOptions:
+    """The options with this process's share of a batch and of the images that are searched on."""
+    check_enough(ranks, images=images, batch_size=options.batch_size, search_samples=options.search_samples)
+    return dataclasses.replace(
+        options,
+        batch_size=ranks.share_of(options.batch_size),
+        search_samples=ranks.share_of(options.search_samples),
+    )
 
 
 def _walk(

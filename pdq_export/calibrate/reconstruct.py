@@ -74,8 +74,8 @@ def reconstruct(
 ) -> Tensor:
     """Learn the block's weight rounding and activation scales in place; the error [steps] of every step is returned.
 
-    ``warn``: told where the loss diverged. ``relief``: what frees memory of a device, see `with_relief`. ``ranks``: learn
-    the same, each on its part of every batch.
+    ``warn``: told where the loss diverged. ``relief``: what frees memory of a device, see `with_relief`. ``ranks``:
+    learn the same together, each on its part of every batch.
 
     ``batches`` [steps, batch]: the images of every step, `options.iters` of them, on the CPU. Quantized inputs are
     mixed with distribution-corrected FP32 inputs; the mixed half is compared with the FP32 block's output, the

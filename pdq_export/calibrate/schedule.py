@@ -28,7 +28,7 @@ def batch_generator(seed: int, position: int, rank: int = 0) -> torch.Generator:
 
 
 def mask_generator(seed: int, position: int, device: torch.device, rank: int = 0) -> torch.Generator:
-    """Draws the masks of the block at ``position``, on the ``device`` of what they apply to; for each ``rank`` others."""
+    """Draws the masks of the block at ``position``, on the ``device`` of what they apply to; each ``rank`` its own."""
     return torch.Generator(device).manual_seed(_mixed(seed, position, _MASKS, rank))
 
 
