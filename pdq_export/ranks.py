@@ -136,17 +136,15 @@ class Together(Ranks):
 
     def gather(self, value: Value) -> list[Value]:
         """What each rank has, on every rank."""
-        found: list[Any] = [None] * self.size
         with self._exchange(0):
-            dist.all_gather_object(found, value)
-        return found
+            return self._objects(value)
 
     def to_first(self, value: Value) -> list[Value]:
         """What each rank has, on the first; nothing on the others."""
-        found: list[Any] = [None] * self.size
+        found: list[Any] | None = [None] * self.size if self.is_first else None
         with self._exchange(0):
-            dist.gather_object(value, found if self.is_first else None)
-        return found if self.is_first else []
+            dist.gather_object(value, found)
+        return found or []
 
     def from_first(self, value: Value) -> Value:
         """What the first has, on every rank."""
@@ -163,23 +161,36 @@ class Together(Ranks):
         """
         count, nbytes = flat.numel(), flat.nbytes
         if self.size == 2 or self.size * nbytes <= _SMALL:
-            parts = flat.new_empty(self.size, count)
             with self._exchange(nbytes * (self.size - 1)):
-                dist.all_gather(list(parts.unbind()), flat)
-            return _added(parts)
+                return _added(self._all_gather(flat))
         part = math.ceil(count / self.size)
         padded = torch.nn.functional.pad(flat, (0, part * self.size - count))
-        received = torch.empty_like(padded)
-        with self._exchange(padded.nbytes // self.size * (self.size - 1)):
-            dist.all_to_all_single(received, padded)
-        whole = padded.view(self.size, part)
-        own = _added(received.view(self.size, part))
-        with self._exchange(own.nbytes * (self.size - 1)):
-            dist.all_gather(list(whole.unbind()), own)
-        return whole.view(-1)[:count]
+        nbytes = part * flat.itemsize * (self.size - 1)
+        with self._exchange(nbytes):
+            own = _added(self._all_to_all(padded).view(self.size, part))
+        with self._exchange(nbytes):
+            return self._all_gather(own).view(-1)[:count]
+
+    def _all_gather(self, x: Tensor) -> Tensor:
+        """What each rank has [n], [ranks, n]."""
+        found = x.new_empty(self.size, len(x))
+        dist.all_gather(list(found.unbind()), x)
+        return found
+
+    def _all_to_all(self, x: Tensor) -> Tensor:
+        """Of ``x``, a part [n] for each rank, what all ranks have for this one, [ranks n]."""
+        found = torch.empty_like(x)
+        dist.all_to_all_single(found, x)
+        return found
+
+    def _objects(self, value: Value) -> list[Value]:
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value)
+        return found
 
     @contextlib.contextmanager
     def _exchange(self, sent: int) -> Iterator[None]:
+        """Count what is sent, and tell of others that have ended."""
         began = time.perf_counter()
         try:
             yield

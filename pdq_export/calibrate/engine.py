@@ -153,7 +153,7 @@ def _require_memory(context: Context, some: Sequence[Tensor], images: int) -> Ma
     if not context.store.limited:
         return {}
     needed = find_requirements(context.network, context.plan, [x[:1] for x in some], context.options, images)
-    context.store.require(needed.most, needed.passes, context.options.batch_size)
+    context.store.require(needed.most, needed.passes, context.options.batch_size * context.ranks.size)
     return needed.steps
 
 

@@ -111,7 +111,7 @@ def reconstruct(
             errors[number], loss = step(batch, numbers)
         except Exception as failed:
             if device.type != "cpu" and is_exhaustion(failed):
-                raise _too_large(problem.name, len(chosen[0]), failed) from None
+                raise _too_large(problem.name, len(chosen[0]), ranks.size, failed) from None
             raise
         if number >= len(schedule) - WATCHED:
             powers.append(step.power(batch.wanted))
@@ -154,9 +154,10 @@ def _check_finite(value: float, name: str, step: int) -> None:
         )
 
 
-def _too_large(name: str, images: int, error: BaseException) -> ResourceError:
+def _too_large(name: str, images: int, ranks: int, error: BaseException) -> ResourceError:
     detail = " ".join(str(error).split())[:120].rstrip(".")
-    fewer = f"at most {images // 2} images a step (--set batch_size={images // 2})" if images > 1 else "smaller images"
+    most = images // 2 * ranks
+    fewer = f"at most {most} images a step (--set batch_size={most})" if most else "smaller images"
     return ResourceError(
         f"block {name!r}: a step on {images} images does not fit into the GPU's memory ({detail}), with predictions "
         f"made of one image at a time and all cached tensors on the host; take {fewer}, end what else uses the "
