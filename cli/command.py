@@ -17,10 +17,11 @@ from typing import Any, NoReturn
 import click
 from rich.console import Console, RenderableType
 
-from pdq_export.errors import OptionError, PdqError, printable
+from pdq_export.errors import RESUME, OptionError, PdqError, printable
 from pdq_export.exhaustion import is_exhaustion
+from pdq_export.process import Launch, ToldToEnd, end_in_peace, end_orderly, find_launch
 
-from .log import libraries_print_nothing, set_up_logging
+from .log import be_silent, libraries_print_nothing, set_up_logging
 from .progress import ProgressDisplay
 
 PROGRAM = "pdq-export"
@@ -68,11 +69,20 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Frame:
-    """What the body of a command gets: the console of its messages, and how much it is to say."""
+    """What the body of a command gets: the console of its messages, and how much it is to say.
+
+    ``launch``: of a process that torchrun has started with others.
+    """
 
     messages: Console
     quiet: bool
     verbose: bool
+    launch: Launch | None = None
+
+    @property
+    def tells(self) -> bool:
+        """Whether this process writes and reports."""
+        return self.launch is None or self.launch.rank == 0
 
     def progress(self) -> ProgressDisplay:
         """A display for the callbacks of the library; to be used as a context manager."""
@@ -92,11 +102,14 @@ class Frame:
 Body = Callable[..., Outcome]
 
 
-def command(*, summary: str, example: str, json_schema: str | None = None) -> Callable[[Body], click.Command]:
+def command(
+    *, summary: str, example: str, json_schema: str | None = None, together: bool = False
+) -> Callable[[Body], click.Command]:
     """Make a command of a body ``(frame, **arguments) -> Outcome`` that has its options declared around it.
 
     ``summary``: its line in the list of commands; its help is the docstring. ``example``: command lines, for the help.
     ``json_schema``: the module whose docstring documents what --json prints; without it there is no --json.
+    ``together``: whether processes that torchrun has started do it together, of which the first tells the outcome.
     """
 
     def decorate(body: Body) -> click.Command:
@@ -104,7 +117,18 @@ def command(*, summary: str, example: str, json_schema: str | None = None) -> Ca
         def run(*, quiet: bool, verbose: bool, as_json: bool = False, **arguments: Any) -> int:
             if quiet and verbose:
                 raise OptionError("--quiet and --verbose contradict each other; give one of them")
-            frame = Frame(messages=Console(stderr=True, emoji=False), quiet=quiet, verbose=verbose)
+            launch = find_launch()
+            if launch is not None and not together:
+                raise OptionError(
+                    f"torchrun has started {launch.size} processes of this command, which works in one; expected "
+                    "quantize, or no torchrun"
+                )
+            frame = Frame(messages=Console(stderr=True, emoji=False), quiet=quiet, verbose=verbose, launch=launch)
+            if not frame.tells:
+                frame = dataclasses.replace(frame, quiet=True)
+                be_silent()
+                body(frame, **arguments)
+                return ExitCode.DONE
             set_up_logging(frame.messages, quiet=quiet, verbose=verbose)
             return _tell(body(frame, **arguments), quiet=quiet, as_json=as_json)
 
@@ -158,6 +182,12 @@ class Program(click.Group):
         """Run the command line and leave the process."""
         extra["standalone_mode"] = False
         _print_anything()
+        launch = find_launch()
+        if launch is not None:
+            end_orderly(
+                f"rank {launch.rank} of {launch.size}: told to end (SIGTERM), as torchrun does when another "
+                f"rank has ended or it is told so itself; {RESUME}"
+            )
         try:
             status = super().main(*args, **{"prog_name": PROGRAM, **extra})
             sys.stdout.flush()
@@ -171,6 +201,8 @@ class Program(click.Group):
             _fail(f"error: {_usage(error)}", ExitCode.WRONG_INPUT)
         except (click.Abort, KeyboardInterrupt) as error:
             _fail(f"interrupted{_notes(error)}", ExitCode.INTERRUPTED)
+        except ToldToEnd as error:
+            _fail(f"error: {error}{_notes(error)}", ExitCode.WRONG_INPUT)
         except SystemExit:  # click's own, where the reader of our output has gone
             sys.exit(_SIGPIPE)
         except Exception as error:
@@ -204,8 +236,19 @@ def _say(message: str) -> None:
 
 
 def _fail(message: str, status: ExitCode) -> NoReturn:
-    _say(message)
+    """End with one message, of however many processes that do it together."""
+    launch = find_launch()
+    if launch is not None:
+        end_in_peace()
+    if launch is None or _is_first_to_tell(launch):
+        _say(message)
     sys.exit(status)
+
+
+def _is_first_to_tell(launch: Launch) -> bool:
+    from pdq_export.ranks import is_first_to_tell
+
+    return is_first_to_tell(launch)
 
 
 def _print_anything() -> None:

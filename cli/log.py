@@ -48,6 +48,14 @@ def set_up_logging(console: Console, *, quiet: bool, verbose: bool) -> None:
         warnings.simplefilter("ignore")
 
 
+def be_silent() -> None:
+    """Send nothing anywhere, of a process that works for another, which tells."""
+    library = logging.getLogger("pdq_export")
+    library.handlers = [logging.NullHandler()]
+    library.propagate = False
+    warnings.simplefilter("ignore")
+
+
 def libraries_print_nothing() -> contextlib.AbstractContextManager[object]:
     """A context in which nobody else writes to stdout, which is for results: onnxsim prints what it finds."""
     return contextlib.redirect_stdout(io.StringIO())

@@ -12,12 +12,13 @@ from pdq_export.config.config import AUTO, Config, check_name, make_config, opti
 from pdq_export.config.method import CalibrationOptions
 from pdq_export.config.option import QUANTIZE
 from pdq_export.errors import DataError, OptionError
-from pdq_export.process import find_modules_here, tune_process
+from pdq_export.process import Launch, find_modules_here, tune_process
 
 from .command import Frame, Outcome, command
 from .log import NOTES
 from .options import config_options, given
 from .paths import ModelPath
+from .progress import ProgressDisplay
 from .render import REMEDIES, gate_lines, remedy_lines, report_table, search_lines, session_note, version_note
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ DEFAULT_DATA = "calib_data"
     summary="Quantize an ONNX CNN and compare it with FP32.",
     example="pdq-export quantize model.onnx --bits 4/4 --calib images/ --eval test.npz --report report.json",
     json_schema="pdq_export.report.report",
+    together=True,
 )
 @click.argument("model", type=ModelPath(), metavar="MODEL.onnx")
 @config_options(QUANTIZE)
@@ -69,8 +71,10 @@ def quantize(
     config = with_images(settle(config_file, fields, command=QUANTIZE))
     if config.file.output is None:
         config = make_config({"output": _default_output(model, config)}, base=config)
-    _check_paths(model, config, config_file)
+    _check_paths(model, config, config_file, writes=frame.tells)
     result = _run(model, config, frame)
+    if result is None:
+        return Outcome()
     failed = [str(gate) for gate in result.report.failed_gates]
     return Outcome(text=_lines(config, result), to_json=result.report.to_json, failed_gates=failed)
 
@@ -123,7 +127,7 @@ def _default_output(model: Path, config: Config) -> Path:
     return Path(f"{model.stem}-{bits}{layout}.onnx")
 
 
-def _check_paths(model: Path, config: Config, config_file: Path | None) -> None:
+def _check_paths(model: Path, config: Config, config_file: Path | None, *, writes: bool) -> None:
     """Nobody shall wait for a calibration, or for imports, whose result cannot be written, or lose a file to it."""
     from pdq_export.commands.written import check_written
     from pdq_export.data import check_form
@@ -134,16 +138,29 @@ def _check_paths(model: Path, config: Config, config_file: Path | None) -> None:
     sources = [source for source in (None if asks_synthetic(calib) else calib, judged) if source is not None]
     for source in sources:
         check_form(source)
-    check_written(config, model=model, data=sources, others=[config_file], makes_model=True)
+    if writes:
+        check_written(config, model=model, data=sources, others=[config_file], makes_model=True)
 
 
-def _run(model: Path, config: Config, frame: Frame) -> "Result":
+def _run(model: Path, config: Config, frame: Frame) -> "Result | None":
+    """The result; None of a process that works for another."""
     tune_process(limited=config.run.max_memory is not None, deterministic=config.run.deterministic)
     with frame.progress() as progress, frame.work():
         # Imported here, behind every check that needs no torch: it takes seconds.
+        if frame.launch is not None:
+            return _run_together(model, config, frame.launch, progress)
         from pdq_export.commands.quantize import quantize as run
 
         return run(model, config=config, progress=progress)
+
+
+def _run_together(model: Path, config: Config, launch: Launch, progress: ProgressDisplay) -> "Result | None":
+    from pdq_export.calibrate.device import choose_device
+    from pdq_export.commands.quantize import quantize_together
+    from pdq_export.ranks import joined
+
+    with joined(launch, choose_device(config.run.device, launch.local_rank)) as ranks:
+        return quantize_together(ranks, model, config=config, progress=progress)
 
 
 def _lines(config: Config, result: "Result") -> Iterable[RenderableType]:

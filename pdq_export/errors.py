@@ -60,6 +60,14 @@ class ResourceError(PdqError):
     """Memory ran out, of the machine or of its GPU."""
 
 
+class RankError(PdqError):
+    """Processes that work together cannot go on: one of them has ended, or has found something else."""
+
+
+# What a run that ends early can be told to do.
+RESUME = "the same command with --resume goes on with the blocks that are finished, on any number of ranks"
+
+
 def first_few(texts: Sequence[str]) -> str:
     """Three of the texts at most, with what says that there are more, for messages."""
     return ", ".join([*texts[:3], *(["..."] if len(texts) > 3 else [])])

@@ -6,11 +6,14 @@ of theirs.
 
 import contextlib
 import ctypes
+import dataclasses
 import os
+import signal
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
+from typing import NoReturn
 
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _NEVER = -1, -3, 2**31 - 1
@@ -107,6 +110,45 @@ def ray_is_quiet() -> None:
     """Have Ray, before it is imported, send nothing to its makers and print nothing; what is set already wins."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # its warning about a default of the future
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Launch:
+    """Which of ``size`` processes of one command this is, ``rank`` from 0, on its machine ``local_rank``."""
+
+    rank: int
+    size: int
+    local_rank: int
+
+
+def find_launch(environment: Mapping[str, str] | None = None) -> Launch | None:
+    """What torchrun says of this process; None where it has not started it, or nothing beside it."""
+    found = os.environ if environment is None else environment
+    if "TORCHELASTIC_RUN_ID" not in found:  # clusters set the others for programs that are alone, too
+        return None
+    rank, size, local_rank = (int(found.get(name, default)) for name, default in _OF_LAUNCH)
+    return Launch(rank=rank, size=size, local_rank=local_rank) if size > 1 else None
+
+
+_OF_LAUNCH = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
+
+
+class ToldToEnd(BaseException):
+    """SIGTERM came; no `Exception`, since nothing is to go on after it."""
+
+
+def end_orderly(message: str) -> None:
+    """Have SIGTERM raise `ToldToEnd`, with a message, where the process is: it leaves nothing unfinished behind."""
+
+    def end(*_: object) -> NoReturn:
+        raise ToldToEnd(message)
+
+    signal.signal(signal.SIGTERM, end)
+
+
+def end_in_peace() -> None:
+    """Have SIGTERM do nothing any more: the process ends anyhow, and has one thing to say before."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def find_modules_here() -> None:

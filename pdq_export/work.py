@@ -28,6 +28,7 @@ from pdq_export.graph.prepare import PreparedModel, at_opset, prepare
 from pdq_export.plan import PlanOptions, float_tail, network_family, without_tail
 from pdq_export.plan.outputs import separate_outputs
 from pdq_export.plan.planned import Planned
+from pdq_export.ranks import ALONE, Ranks
 from pdq_export.report import ModelInfo
 from pdq_export.signature import check_labels, declared_scores, input_specs
 from pdq_export.spec import Plan
@@ -282,10 +283,26 @@ def calibration_inputs(work: Work) -> list[torch.Tensor | Source]:
     return [*as_seen(images.inputs(), work.index)]
 
 
-def equalize_channels(work: Work, inputs: Sequence[torch.Tensor | Source]) -> tuple[Work, tuple[str, ...]]:
+def share_of_inputs(inputs: Sequence[torch.Tensor | Source], ranks: Ranks) -> list[torch.Tensor | Source]:
+    """What this process has of what calibration sees; copies, so that the whole can go."""
+    if ranks.is_alone:
+        return list(inputs)
+    return [_share(x, ranks) for x in inputs]
+
+
+def _share(x: torch.Tensor | Source, ranks: Ranks) -> torch.Tensor | Source:
+    numbers = ranks.mine(len(x))
+    if isinstance(x, _Streamed):
+        return dataclasses.replace(x, images=x.images.take(numbers))
+    return x[torch.tensor(numbers)]
+
+
+def equalize_channels(
+    work: Work, inputs: Sequence[torch.Tensor | Source], ranks: Ranks = ALONE
+) -> tuple[Work, tuple[str, ...]]:
     """The same with the channels before depthwise layers in one range, and the tensors concerned.
 
-    ``inputs``: what calibration sees, one tensor for each input.
+    ``inputs``: what calibration sees, one tensor for each input; ``ranks``: have a share of the images each.
     """
     prepared, plan = work.prepared, work.plan
     pairs = equalize.find_couples(prepared.model, plan.points, {layer.node for layer in plan.layers})
@@ -293,7 +310,7 @@ def equalize_channels(work: Work, inputs: Sequence[torch.Tensor | Source]) -> tu
     if not pairs:
         return work, tensors
     logger.info("channels of %d tensors are brought to one range: %s", len(tensors), ", ".join(tensors))
-    factors = channel_factors(work.network, tensors, inputs)
+    factors = channel_factors(work.network, tensors, inputs, ranks)
     model, statistics = equalize.run(prepared.model, prepared.statistics, pairs, factors)
     changed = PreparedModel(model=model, statistics=statistics)
     network = import_network(without_tail(model, plan.tail))

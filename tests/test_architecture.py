@@ -22,13 +22,14 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "arithmetic": ({"errors", "spec"}, {"numpy"}),
     "advice": ({"config", "errors", "spec"}, set()),
     "process": (set(), set()),
+    "ranks": ({"errors", "exhaustion", "process"}, {"torch"}),
     "graph": ({"errors", "files", "operators", "spec"}, {"numpy", "onnx", "onnxsim"}),
     "plan": ({"config", "errors", "operators", "spec", "graph"}, {"numpy", "onnx"}),
-    "numerics": ({"errors", "spec"}, {"numpy", "torch"}),
+    "numerics": ({"errors", "ranks", "spec"}, {"numpy", "torch"}),
     "frontend": ({"errors", "operators", "spec", "graph"}, {"numpy", "onnx", "torch"}),
     "calibrate": (
         {
-            *("advice", "errors", "config", "exhaustion", "operators", "process", "runs", "spec"),
+            *("advice", "errors", "config", "exhaustion", "operators", "process", "ranks", "runs", "spec"),
             *("numerics", "frontend", "arithmetic"),
         },
         {"numpy", "torch"},

@@ -76,12 +76,13 @@ class BlockCalibrator:
         """Learn soft weights and scales on what the FP32 block gives; the error of every step."""
         context, options = self._context, self._context.options
         problem = self._problem(position, block, later, soft, scales)
-        images, generator = len(problem.rows.wanted[0]), batch_generator(options.seed, position)
+        ranks = context.ranks
+        images, generator = len(problem.rows.wanted[0]), batch_generator(options.seed, position, ranks.rank)
         batches = draw_batches(images, options.batch_size, options.iters, generator)
         trim_heap()  # what was freed so far lies in holes that the tensors of a step do not fit into
         with context.journal.timed("steps"), context.store.step(problem.model.modules):
             journal, relief = context.journal, [context.store.evict]
-            return reconstruct(problem, options, batches, journal.step, journal.warn, relief)
+            return reconstruct(problem, options, batches, journal.step, journal.warn, relief, ranks)
 
     def _problem(
         self,
@@ -97,7 +98,7 @@ class BlockCalibrator:
         ends = scores.behind(context.network, outputs) if context.options.prediction_difference else ()
         beside = [name for name in read_by(later) if name in live.full and name not in outputs] if ends else []
         self._done.round_biases(block, soft)
-        masks = mask_generator(context.options.seed, position, context.store.device)
+        masks = mask_generator(context.options.seed, position, context.store.device, context.ranks.rank)
         model = BlockModel(
             student=self._student(block, outputs, soft, masks),
             rest=extract(context.network, [*outputs, *beside], ends) if ends else None,
@@ -153,5 +154,5 @@ class BlockCalibrator:
         store.reserve(hardening_bytes(self._context.network, block, soft))
         self._done.round_biases(block, soft)
         self._context.journal.tell("compensated rounding")
-        harden_block(self._context.network, self._done, block, soft, inputs)
+        harden_block(self._context.network, self._done, block, soft, inputs, self._context.ranks)
         store.reserve(0)

@@ -22,7 +22,10 @@ _BATCH = 16
 def look_for_collapse(
     context: Context, done: Quantizers, inputs: Sequence[str], outputs: Sequence[str], some: Sequence[Tensor]
 ) -> None:
-    """Warn of graph outputs that have collapsed on ``some`` images, a tensor for each of the graph's ``inputs``."""
+    """Warn of graph outputs that have collapsed on ``some`` images, a tensor for each of the graph's ``inputs``.
+
+    All ranks judge by the outputs for all of their images.
+    """
     network, simulation = context.network, done.simulation(inputs, outputs)
     # Equal parts: a last one of a single image could have another shape.
     count = math.ceil(len(some[0]) / _BATCH)
@@ -33,7 +36,8 @@ def look_for_collapse(
         # Numbers without an image of their own, which need not even fit each other, have no spread over images.
         if all(x.ndim and len(x) == len(part[0]) for x, part in zip(a, parts, strict=True)):
             advise = functools.partial(_advise, context, done, inputs, outputs, parts)
-            warn_of_collapse(name, torch.cat(a), torch.cat(b), advise)
+            whole = [context.ranks.rows(torch.cat(x)) for x in (a, b)]
+            warn_of_collapse(name, whole[0], whole[1], advise)
 
 
 def _images_first(network: fx.GraphModule, name: str, x: Tensor) -> Tensor:
@@ -56,6 +60,7 @@ def _advise(
     for part in parts:
         for number, (x, y) in enumerate(zip(full(*part), quantized(*part), strict=True)):
             sums[:, number] += torch.stack([(y - x).double().square().sum(), x.double().square().sum()]).cpu()
+    (sums,) = context.ranks.sum_over(sums)
     errors = dict(zip(names, (sums[0] / sums[1].clamp(min=1e-30)).sqrt().tolist(), strict=True))
     where = f" ({steepest_rise(errors, context.plan.blocks)})" if names else ""
     return f"{remedies(context.plan.points.values(), context.options)}{where}"

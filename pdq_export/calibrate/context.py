@@ -7,6 +7,7 @@ from torch import fx
 from pdq_export.calibrate.cache import Store
 from pdq_export.calibrate.journal import Journal
 from pdq_export.config.method import CalibrationOptions
+from pdq_export.ranks import ALONE, Ranks
 from pdq_export.spec import Plan
 
 
@@ -14,7 +15,8 @@ from pdq_export.spec import Plan
 class Context:
     """The FP32 ``network`` for images of the calibration's size, its ``plan`` and the ``options`` of the method.
 
-    ``store``: where tensors over all images lie. ``journal``: whom to tell what is done.
+    ``store``: where tensors over all images lie. ``journal``: whom to tell what is done. ``ranks``: the processes among
+    which images are divided; of the ``options``, ``batch_size`` and ``search_samples`` are this one's share.
     """
 
     network: fx.GraphModule
@@ -22,3 +24,4 @@ class Context:
     options: CalibrationOptions
     store: Store
     journal: Journal
+    ranks: Ranks = ALONE

@@ -12,6 +12,7 @@ from pdq_export.config.method import CalibrationOptions
 from pdq_export.numerics.adam import BETA1, BETA2, Adam
 from pdq_export.numerics.moments import spatial_moments
 from pdq_export.numerics.units import power_of_two, unit_of
+from pdq_export.ranks import ALONE, Ranks
 from pdq_export.spec import ChannelStatistics
 
 logger = logging.getLogger(__name__)
@@ -153,11 +154,13 @@ def _summed_over_channels(squares: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def estimate_statistics(layer_outputs: fx.GraphModule, batches: Iterable[Sequence[Tensor]]) -> list[ChannelStatistics]:
+def estimate_statistics(
+    layer_outputs: fx.GraphModule, batches: Iterable[Sequence[Tensor]], ranks: Ranks = ALONE
+) -> list[ChannelStatistics]:
     """Statistics of layer outputs [N, C, ...] over the calibration set, for files without BatchNormalization.
 
     Mean and standard deviation over images and positions, as BatchNormalization would have gathered; gain 1. Sums are
-    kept in float64, one batch at a time.
+    kept in float64, one batch at a time. ``ranks``: have a share of the batches each.
     """
     sums: list[Tensor] = []
     for batch in batches:
@@ -167,7 +170,7 @@ def estimate_statistics(layer_outputs: fx.GraphModule, batches: Iterable[Sequenc
             parts.append(torch.stack([torch.full_like(rows[:, 0], rows.shape[1]), rows.sum(1), rows.square().sum(1)]))
         sums = [a + b for a, b in zip(sums, parts, strict=True)] if sums else parts
     result = []
-    for count, total, squares in sums:
+    for count, total, squares in ranks.sum_over(*sums):
         mean = total / count
         std = (squares / count - mean.square()).clamp(min=0).sqrt()
         mean, std, gain = (v.float().cpu().numpy() for v in (mean, std, torch.ones_like(std)))

@@ -12,8 +12,24 @@ from pdq_export.process import read_environment
 _CUBLAS, _FIXED = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")
 
 
-def choose_device(name: str) -> torch.device:
-    """``auto``, a GPU where there is one, ``cpu``, ``cuda`` or ``cuda:N``. Raises OptionError for any that is not."""
+def choose_device(name: str, local_rank: int | None = None) -> torch.device:
+    """``auto``, a GPU where there is one, ``cpu``, ``cuda`` or ``cuda:N``. Raises OptionError for any that is not.
+
+    ``local_rank``: of a process that is not alone on its machine; the GPU is the one of that number.
+    """
+    if local_rank is not None and name in ("auto", "cuda") and torch.cuda.is_available():
+        name = f"cuda:{local_rank}"
+        if local_rank >= torch.cuda.device_count():
+            raise OptionError(
+                f"--device: process {local_rank} on this machine has no GPU of its own, torch sees "
+                f"{torch.cuda.device_count()}; expected one for each; start as many processes as there are GPUs "
+                "(torchrun --nproc-per-node gpu), or give --device cpu"
+            )
+    elif local_rank is not None and name.startswith("cuda:"):
+        raise OptionError(
+            f"--device {name!r}: each process has a GPU of its own; expected auto, cuda or cpu; choose GPUs by the "
+            "environment variable CUDA_VISIBLE_DEVICES"
+        )
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -28,7 +28,11 @@ from pdq_export.calibrate.sizes import FOLDING_IMAGES, fold_sizes
 from pdq_export.calibrate.subgraph import input_tensors
 from pdq_export.calibrate.teacher import Teacher
 from pdq_export.config.method import CalibrationOptions
+from pdq_export.ranks import ALONE, Ranks, check_enough
 from pdq_export.spec import ChannelStatistics, Plan, QuantizedTensors
+from pdq_export.spec.plain import to_text
+
+_UNLIKE = "take machines of one kind with the same versions, and on GPUs --deterministic"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,6 +63,7 @@ def calibrate(
     max_memory: int | None = None,
     progress: Callable[[BlockProgress], None] | None = None,
     checkpoint: Checkpoint | None = None,
+    ranks: Ranks = ALONE,
 ) -> Calibrated:
     """Calibrate ``network`` (FP32, imported from ONNX) on ``inputs``, one tensor [N, ...] per graph input, or a
     `Source` that makes its rows as they are needed.
@@ -67,23 +72,36 @@ def calibrate(
     ``statistics`` by layer output; layers without them get estimates over the calibration set. ``max_memory``: bytes
     of host memory that the whole process shall keep to; block inputs and outputs beyond it go to files, and the result
     stays the same bit for bit. ``checkpoint``: has the states of blocks that an earlier run with the same arguments has
-    finished, and gets those of the others; the result is that of a run without it, bit for bit. Raises CalibrationError
-    where a loss diverges, the disk has no room or a state is not of this network, OptionError where ``max_memory``
-    cannot hold what a pass or a step takes.
+    finished, and gets those of the others; the result is that of a run without it, bit for bit. ``ranks``: processes
+    that call this together, each with the ``inputs`` that it has a share of (`Ranks.mine`), and get the same; the
+    first's ``checkpoint`` counts. Raises CalibrationError where a loss diverges, the disk has no room or a state is not
+    of this network, OptionError where ``max_memory`` cannot hold what a pass or a step takes and where there are more
+    ranks than images, RankError where another rank has ended or finds other integers.
     """
+    options = _share_of(options, sum(ranks.gather(len(inputs[0]))), ranks)
     with computing_on(device, deterministic=deterministic):
         network = network.to(device)
         store = Store.of_process(device, max_memory)
         try:
             folded = fold_sizes(network, [x[:FOLDING_IMAGES].to(device) for x in inputs])
             journal = Journal(plan.blocks, options.iters, progress)
-            context = Context(network=folded, plan=plan, options=options, store=store, journal=journal)
+            context = Context(network=folded, plan=plan, options=options, store=store, journal=journal, ranks=ranks)
             done = Quantizers(folded, plan, network)
             named = zip(input_tensors(folded), (store.adopt(x) for x in inputs), strict=True)
             return _walk(context, done, statistics, dict(named), checkpoint)
         finally:
             store.close()
             trim_heap()
+
+
+def _share_of(options: CalibrationOptions, images: int, ranks: Ranks) -> CalibrationOptions:
+    """The options with this process's share of a batch and of the images that are searched on."""
+    check_enough(ranks, images=images, batch_size=options.batch_size, search_samples=options.search_samples)
+    return dataclasses.replace(
+        options,
+        batch_size=ranks.share_of(options.batch_size),
+        search_samples=ranks.share_of(options.search_samples),
+    )
 
 
 def _walk(
@@ -94,9 +112,9 @@ def _walk(
     checkpoint: Checkpoint | None,
 ) -> Calibrated:
     """Calibrate or replay one block after the other, each on what the ones before it give."""
-    options, blocks = context.options, context.plan.blocks
+    options, blocks, ranks = context.options, context.plan.blocks, context.ranks
     images = len(next(iter(inputs.values())))
-    chosen = Chosen(spread(images, FORWARD_BATCH))
+    chosen = Chosen(spread(images, ranks.share_of(FORWARD_BATCH)))
     some = [x[chosen] for x in inputs.values()]
     least = _require_memory(context, some, images)
     scores = score(context, inputs, some)
@@ -108,14 +126,17 @@ def _walk(
     for position, block in enumerate(blocks):
         later = blocks[position + 1 :]
         context.journal.begin(position, block)
-        state = None if checkpoint is None else checkpoint.load(position, block)
+        state = ranks.from_first(None if checkpoint is None else checkpoint.load(position, block))
         if state is not None:
             context.journal.tell("finished in an earlier run")
             restore(done, block, state)
         else:
             record = calibrator.calibrate(position, block, later)
+            state = state_of(done, block, teacher.estimated)
+            if not ranks.is_alone:
+                ranks.check_same(f"block {block.name!r}", to_text(state), _UNLIKE)
             if checkpoint is not None:
-                checkpoint.save(position, block, state_of(done, block, teacher.estimated), record)
+                checkpoint.save(position, block, state, record)
         live.advance(block, later)
     outputs = _output_tensors(context.network)
     look_for_collapse(context, done, list(inputs), outputs, some)
@@ -132,7 +153,7 @@ def _require_memory(context: Context, some: Sequence[Tensor], images: int) -> Ma
     if not context.store.limited:
         return {}
     needed = find_requirements(context.network, context.plan, [x[:1] for x in some], context.options, images)
-    context.store.require(needed.most, needed.passes, context.options.batch_size)
+    context.store.require(needed.most, needed.passes, context.options.batch_size * context.ranks.size)
     return needed.steps
 
 

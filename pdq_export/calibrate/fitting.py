@@ -8,6 +8,7 @@ from pdq_export.calibrate.quantizers import ActivationQuantizer
 from pdq_export.errors import CalibrationError
 from pdq_export.numerics.ramp import align_to_ramp, ramp_qparams
 from pdq_export.numerics.search import QParams, choose_activation_qparams
+from pdq_export.ranks import Ranks
 from pdq_export.spec import Plan, Point
 
 # Elements at a time of a scale search.
@@ -15,10 +16,13 @@ _ELEMENTS = 2**22
 
 
 class ActivationFitter:
-    """Makes quantizers from elements, which are given up. Raises CalibrationError where they are not finite."""
+    """Makes quantizers from elements, which are given up. Raises CalibrationError where they are not finite.
 
-    def __init__(self, plan: Plan, done: Quantizers) -> None:
-        self._done = done
+    ``ranks``: have a share of the elements each.
+    """
+
+    def __init__(self, plan: Plan, done: Quantizers, ranks: Ranks) -> None:
+        self._done, self._ranks = done, ranks
         self._ramps = plan.ramps
         self._ramp_of = {ramp.source: ramp for ramp in plan.ramps.values()}
 
@@ -36,7 +40,8 @@ class ActivationFitter:
                 f"tensor {point.tensor!r}: it holds NaN or infinity once the blocks before it are quantized; expected "
                 "finite numbers; give these blocks more bits"
             )
-        qparams = choose_activation_qparams(x.batches(_ELEMENTS), point.bits, symmetric=point.symmetric)
+        parts = x.batches(_ELEMENTS)
+        qparams = choose_activation_qparams(parts, point.bits, symmetric=point.symmetric, ranks=self._ranks)
         x.close()
         if (ramp := self._ramp_of.get(point.tensor)) is not None:
             qparams = align_to_ramp(qparams, ramp.knee, point.qmax, alone=ramp.alone)

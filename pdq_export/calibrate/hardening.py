@@ -18,6 +18,7 @@ from pdq_export.calibrate.quantizers import SoftRounding, WeightQuantizer
 from pdq_export.calibrate.subgraph import tensor_nodes
 from pdq_export.frontend.ops.conv import conv, conv_windows
 from pdq_export.numerics.rounding import round_compensated
+from pdq_export.ranks import ALONE, Ranks
 from pdq_export.spec import Block, Layer
 
 # Rows of a layer's inputs that are looked at, the most of one image, images of one pass, and numbers that the rows of
@@ -40,13 +41,14 @@ def harden_block(
     block: Block,
     soft: Mapping[str, SoftRounding],
     inputs: Sequence[Cache],
+    ranks: Ranks = ALONE,
 ) -> None:
     """Finish the block's ``soft`` weights (by tensor) layer by layer, each on what the quantized ones before it give.
 
     ``inputs``: the block's, in the quantized network. An INT32 bias that only this layer reads takes up the mean
     error. A layer that is no product of a weight [O, K] with its inputs (a grouped ConvTranspose, a stack of matrices)
     is rounded weight by weight, and so is one that shares its weight with another or has more than 4,608 inputs (with G
-    groups, more than 4,608 / sqrt(G) in each).
+    groups, more than 4,608 / sqrt(G) in each). ``ranks``: have a share of the inputs each.
     """
     nodes = tensor_nodes(network)
     for layer in block.layers:
@@ -57,7 +59,7 @@ def harden_block(
             done.weights[layer.weight] = weight.harden()
             continue
         absorbs = absorbs_error(done, layer, node)
-        compensation = Compensation(node, weight, inputs_of(done, block, layer, inputs), absorbs=absorbs)
+        compensation = Compensation(node, weight, inputs_of(done, block, layer, inputs), absorbs=absorbs, ranks=ranks)
         ((done.weights[layer.weight], shift),) = compensation.round([weight])
         if shift is not None:
             done.shift_bias(layer, shift)
@@ -73,15 +75,22 @@ class Compensation:
     """Rounds weights of a layer so that errors make up for each other on its ``inputs``, of which moments are kept.
 
     ``node``: the layer's. ``weight``: any soft weight of it, which tells shapes. ``absorbs``: the bias takes up the
-    mean error. ``rows``: of the inputs, that are enough.
+    mean error. ``rows``: of the inputs, that are enough. ``ranks``: have a share of these inputs each.
     """
 
     def __init__(
-        self, node: fx.Node, weight: SoftRounding, inputs: Iterable[Tensor], *, absorbs: bool, rows: int = _ROWS
+        self,
+        node: fx.Node,
+        weight: SoftRounding,
+        inputs: Iterable[Tensor],
+        *,
+        absorbs: bool,
+        rows: int = _ROWS,
+        ranks: Ranks = ALONE,
     ) -> None:
         self._product = _Product(node, weight)
-        self._absorbs = absorbs
-        self._moments, self._means, rows = self._product.moments(inputs, rows)
+        self._absorbs, self._ranks = absorbs, ranks
+        self._moments, self._means, rows = self._product.moments(inputs, rows, ranks)
         diagonal = torch.diagonal(self._moments, dim1=1, dim2=2)
         damping = max(_DAMPING, _DAMPING_OF_FEW * self._moments.shape[1] / rows) * diagonal.mean(1)
         if absorbs:
@@ -183,10 +192,13 @@ class _Product:
         """The weight's shape in float32 from [G, O, K]."""
         return rows.float().reshape(self._shape).movedim(0, self._axis).contiguous()
 
-    def moments(self, inputs: Iterable[Tensor], enough: int = _ROWS) -> tuple[Tensor, Tensor, int]:
+    def moments(
+        self, inputs: Iterable[Tensor], enough: int = _ROWS, ranks: Ranks = ALONE
+    ) -> tuple[Tensor, Tensor, int]:
         """Second [G, K, K] and first [G, K] moments of the rows, float64, and their number.
 
-        Random positions of one image after the other, until there are ``enough`` rows.
+        Random positions of one image after the other, until there are ``enough`` rows, of which each of the ``ranks``
+        takes its share.
         """
         generator = torch.Generator().manual_seed(0)
         second: Tensor | float = 0.0
@@ -197,10 +209,12 @@ class _Product:
             part = rows_of(x, generator).double()
             second, first = second + part @ part.transpose(1, 2), first + part.sum(2)
             count += part.shape[2]
-            if count >= enough:
+            if count >= ranks.share_of(enough):
                 break
         assert isinstance(second, Tensor)
         assert isinstance(first, Tensor)
+        second, first = ranks.sum_over(second, first)
+        count = sum(ranks.gather(count))
         return second / count, first / count, count
 
     def _windows(self, x: Tensor, generator: torch.Generator) -> Tensor:

@@ -18,14 +18,16 @@ class Initializer:
 
     def __init__(self, context: Context, done: Quantizers) -> None:
         self._context, self._done = context, done
-        self._fitter = ActivationFitter(context.plan, done)
+        self._fitter = ActivationFitter(context.plan, done, context.ranks)
 
     def graph_inputs(self, inputs: Mapping[str, Cache]) -> None:
         """Quantizers of the graph's inputs, by tensor, that are points."""
         for name, x in inputs.items():
             if (point := self._context.plan.points.get(name)) is not None:
                 images = x.batches(FORWARD_BATCH, self._context.options.search_samples)
-                qparams = choose_activation_qparams(images, point.bits, symmetric=point.symmetric)
+                qparams = choose_activation_qparams(
+                    images, point.bits, symmetric=point.symmetric, ranks=self._context.ranks
+                )
                 self._done.activations[name] = ActivationQuantizer(point, qparams)
 
     def activations(self, block: Block, inputs: Sequence[Cache]) -> None:

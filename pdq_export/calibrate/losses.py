@@ -1,6 +1,6 @@
 """The terms of PD-Quant's objective."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -20,29 +20,41 @@ def reconstruction_loss(output: Tensor, target: Tensor, unit: float = 1.0) -> Te
 
 
 def prediction_difference(
-    outputs: Sequence[Tensor], targets: Sequence[Tensor], axes: Sequence[int | None], temperature: float
+    outputs: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    axes: Sequence[int | None],
+    temperature: float,
+    sizes: Sequence[tuple[Tensor, Tensor] | None] | None = None,
 ) -> Tensor:
     """How far predictions are from the FP32 network's, summed over outputs (PD-Quant, equation 5).
 
     An output with a class axis in ``axes``: KL(softmax(target / T) || softmax(output / T)), summed over classes and
-    averaged over the rest. Any other: squared error over the target's mean square, whatever its size.
+    averaged over the rest. Any other: squared error over the target's mean square, whatever its size. ``sizes``: of the
+    targets, see `size_of`, where they are parts of larger ones.
     """
     losses = []
-    for output, target, axis in zip(outputs, targets, axes, strict=True):
+    for number, (output, target, axis) in enumerate(zip(outputs, targets, axes, strict=True)):
         if axis is not None:
             logs = F.log_softmax(output / temperature, dim=axis)
             wanted = F.log_softmax(target / temperature, dim=axis)
             losses.append((wanted.exp() * (wanted - logs)).sum(axis).mean())
         else:
-            unit = _unit(target)
-            error, scaled = F.mse_loss(output / unit, target / unit), target / unit
-            losses.append(error / scaled.square().mean().clamp(min=1e-12))
+            unit, power = (sizes[number] if sizes else None) or size_of(target)
+            losses.append(F.mse_loss(output / unit, target / unit) / power.clamp(min=1e-12))
     return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
 
-def _unit(x: Tensor) -> Tensor:
+def size_of(target: Tensor, average: Callable[[Tensor], Tensor] = lambda x: x) -> tuple[Tensor, Tensor]:
+    """A unit [] for ``target``, a power of two, and the mean square [] in this unit.
+
+    ``average``: of a number over all parts, where ``target`` is one of several.
+    """
+    unit = _unit(average(target.detach().abs().amax()))
+    return unit, average((target / unit).square().mean())
+
+
+def _unit(largest: Tensor) -> Tensor:
     """The power of two [] next below the largest magnitude, without waiting for a device; 1 where all is zero."""
-    largest = x.detach().abs().amax()
     exponent = torch.where(largest > 0, torch.frexp(largest).exponent - 1, 0)
     return torch.ldexp(torch.ones_like(largest), exponent)
 

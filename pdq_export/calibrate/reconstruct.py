@@ -17,6 +17,7 @@ from pdq_export.config.method import CalibrationOptions
 from pdq_export.errors import CalibrationError, ResourceError
 from pdq_export.exhaustion import is_exhaustion
 from pdq_export.numerics.units import power_of_two, unit_of
+from pdq_export.ranks import ALONE, Ranks
 
 logger = logging.getLogger(__name__)
 
@@ -69,10 +70,12 @@ def reconstruct(
     report: Report,
     warn: Callable[[str], None] = logger.warning,
     relief: Sequence[Callable[[], bool]] = (),
+    ranks: Ranks = ALONE,
 ) -> Tensor:
     """Learn the block's weight rounding and activation scales in place; the error [steps] of every step is returned.
 
-    ``warn``: told where the loss diverged. ``relief``: what frees memory of a device, see `with_relief`.
+    ``warn``: told where the loss diverged. ``relief``: what frees memory of a device, see `with_relief`. ``ranks``:
+    learn the same together, each on its part of every batch.
 
     ``batches`` [steps, batch]: the images of every step, `options.iters` of them, on the CPU. Quantized inputs are
     mixed with distribution-corrected FP32 inputs; the mixed half is compared with the FP32 block's output, the
@@ -88,9 +91,17 @@ def reconstruct(
     ]
     device = rows.wanted[0].device
     schedule = Schedule.of(options, rates, predicts=model.rest is not None, device=device)
-    units = [unit_of(_size(wanted, options.batch_size)) for wanted in rows.wanted]
-    probability, temperature = options.mix_probability, options.temperature
-    step = Step(model, learned, units, mix_probability=probability, temperature=temperature, relief=relief)
+    units = [unit_of(max(ranks.gather(_size(wanted, options.batch_size)))) for wanted in rows.wanted]
+    step = Step(
+        model,
+        learned,
+        units,
+        mix_probability=options.mix_probability,
+        temperature=options.temperature,
+        relief=relief,
+        ranks=ranks,
+        share=batches.shape[1] / sum(ranks.gather(batches.shape[1])),
+    )
     errors = torch.zeros(len(schedule), device=device)
     powers: list[Tensor] = []
     for number, chosen in enumerate(zip(batches, batches.to(device), strict=True)):
@@ -100,7 +111,7 @@ def reconstruct(
             errors[number], loss = step(batch, numbers)
         except Exception as failed:
             if device.type != "cpu" and is_exhaustion(failed):
-                raise _too_large(problem.name, len(chosen[0]), failed) from None
+                raise _too_large(problem.name, len(chosen[0]), ranks.size, failed) from None
             raise
         if number >= len(schedule) - WATCHED:
             powers.append(step.power(batch.wanted))
@@ -143,9 +154,10 @@ def _check_finite(value: float, name: str, step: int) -> None:
         )
 
 
-def _too_large(name: str, images: int, error: BaseException) -> ResourceError:
+def _too_large(name: str, images: int, ranks: int, error: BaseException) -> ResourceError:
     detail = " ".join(str(error).split())[:120].rstrip(".")
-    fewer = f"at most {images // 2} images a step (--set batch_size={images // 2})" if images > 1 else "smaller images"
+    most = images // 2 * ranks
+    fewer = f"at most {most} images a step (--set batch_size={most})" if most else "smaller images"
     return ResourceError(
         f"block {name!r}: a step on {images} images does not fit into the GPU's memory ({detail}), with predictions "
         f"made of one image at a time and all cached tensors on the host; take {fewer}, end what else uses the "

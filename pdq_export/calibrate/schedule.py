@@ -19,19 +19,23 @@ from pdq_export.numerics.adam import BETA1, BETA2
 _BATCHES, _MASKS = 0, 1
 
 
-def batch_generator(seed: int, position: int) -> torch.Generator:
-    """Draws the batches of the block at ``position``, on the CPU: they index caches that lie there or in files."""
-    return torch.Generator().manual_seed(_mixed(seed, position, _BATCHES))
+def batch_generator(seed: int, position: int, rank: int = 0) -> torch.Generator:
+    """Draws the batches of the block at ``position``, on the CPU: they index caches that lie there or in files.
+
+    Each ``rank`` draws its part of every batch from the images that it has: all have the same to do at each step.
+    """
+    return torch.Generator().manual_seed(_mixed(seed, position, _BATCHES, rank))
 
 
-def mask_generator(seed: int, position: int, device: torch.device) -> torch.Generator:
-    """Draws the masks of the block at ``position``, on the ``device`` of what they apply to."""
-    return torch.Generator(device).manual_seed(_mixed(seed, position, _MASKS))
+def mask_generator(seed: int, position: int, device: torch.device, rank: int = 0) -> torch.Generator:
+    """Draws the masks of the block at ``position``, on the ``device`` of what they apply to; each ``rank`` its own."""
+    return torch.Generator(device).manual_seed(_mixed(seed, position, _MASKS, rank))
 
 
-def _mixed(seed: int, position: int, stream: int) -> int:
-    """A seed that differs in all bits between neighbouring seeds, blocks and streams."""
-    return int(np.random.SeedSequence(seed, spawn_key=(position, stream)).generate_state(1, np.uint64)[0])
+def _mixed(seed: int, position: int, stream: int, rank: int) -> int:
+    """A seed that differs in all bits between neighbouring seeds, blocks, streams and ranks."""
+    key = (position, stream, rank) if rank else (position, stream)
+    return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)[0])
 
 
 def draw_batches(images: int, batch_size: int, steps: int, generator: torch.Generator) -> Tensor:

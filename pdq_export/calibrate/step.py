@@ -11,12 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pdq_export.calibrate.losses import prediction_difference, reconstruction_loss
+from pdq_export.calibrate.losses import prediction_difference, reconstruction_loss, size_of
 from pdq_export.calibrate.quantizers import SoftRounding
 from pdq_export.calibrate.relief import with_relief
 from pdq_export.numerics.adam import Adam, clamp_each_
 from pdq_export.numerics.affine import bernoulli_like
 from pdq_export.numerics.rounding import rounding_regularizer
+from pdq_export.ranks import ALONE, Ranks
+
+# Of the targets of a prediction difference, see `size_of`; None where a batch is all there is.
+Sizes = Sequence[tuple[Tensor, Tensor] | None] | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,6 +90,7 @@ class Step:
 
     ``units``: what each output is measured in, powers of two. ``mix_probability`` and ``temperature``: see
     `CalibrationOptions`. ``relief``: what else frees memory of the device where that runs out, see `with_relief`.
+    ``ranks``: take the same steps, on batches of which this one has a ``share``; its loss counts as much.
     """
 
     def __init__(
@@ -97,7 +102,10 @@ class Step:
         mix_probability: float,
         temperature: float,
         relief: Sequence[Callable[[], bool]] = (),
+        ranks: Ranks = ALONE,
+        share: float = 1.0,
     ) -> None:
+        self._ranks, self._share = ranks, share
         self._model, self._scales, self._units = model, scales, units
         self._mix_probability, self._temperature = mix_probability, temperature
         # On a CPU nothing is tried: a result must not depend on what else runs there.
@@ -109,21 +117,26 @@ class Step:
 
     def __call__(self, batch: Batch, numbers: StepNumbers) -> tuple[Tensor, Tensor]:
         """The reconstruction error and the whole loss, [] each, before the step."""
-        error, loss, gradients = self._gradients(batch, numbers)
+        # Not in what is repeated where memory runs out: all ranks have as many exchanges.
+        sizes = None if self._ranks.is_alone else self._sizes(batch)
+        found = self._gradients(batch, numbers, sizes)
+        error, loss, *gradients = self._ranks.average(found, self._share)
         self._update(gradients, numbers)
+        assert error is not None
+        assert loss is not None
         return error, loss
 
-    def _gradients(self, batch: Batch, numbers: StepNumbers) -> tuple[Tensor, Tensor, Sequence[Tensor | None]]:
+    def _gradients(self, batch: Batch, numbers: StepNumbers, sizes: Sizes) -> list[Tensor | None]:
         """Error, loss and gradients. Where a device's memory runs out, again after what ``relief`` offers."""
         masks = self._model.masks
         drawn = masks.get_state() if self._relief else None
 
-        def compute() -> tuple[Tensor, Tensor, Sequence[Tensor | None]]:
+        def compute() -> list[Tensor | None]:
             if drawn is not None:
                 masks.set_state(drawn)
-            error, loss = self._objective(batch, numbers)
+            error, loss = self._objective(batch, numbers, sizes)
             gradients = torch.autograd.grad(loss, [*self._alphas, *self._learned], allow_unused=True)
-            return error.detach(), loss.detach(), gradients
+            return [error.detach(), loss.detach(), *gradients]
 
         return with_relief(compute, self._relief) if self._relief else compute()
 
@@ -148,9 +161,20 @@ class Step:
     def power(self, wanted: Sequence[Tensor]) -> Tensor:
         """The mean square [] of what the block is to put out, counted as the error is."""
         parts = zip(wanted, self._units, strict=True)
-        return _sum([reconstruction_loss(y, torch.zeros_like(y), unit) for y, unit in parts])
+        return self._mean(_sum([reconstruction_loss(y, torch.zeros_like(y), unit) for y, unit in parts]))
 
-    def _objective(self, batch: Batch, numbers: StepNumbers) -> tuple[Tensor, Tensor]:
+    def _sizes(self, batch: Batch) -> Sizes:
+        """Of targets without classes, in all of a batch."""
+        pairs = zip(batch.predictions, self._model.class_axes, strict=True) if batch.predictions else ()
+        return [size_of(x, self._mean) if axis is None else None for x, axis in pairs]
+
+    def _mean(self, value: Tensor) -> Tensor:
+        """The mean of a number [] over all of a batch, of which this is the mean over a share."""
+        (mean,) = self._ranks.average([value], self._share)
+        assert mean is not None
+        return mean
+
+    def _objective(self, batch: Batch, numbers: StepNumbers, sizes: Sizes) -> tuple[Tensor, Tensor]:
         model, weight = self._model, numbers.prediction_weight
         outputs = model.student(*self._inputs(batch, doubled=weight is not None))
         images = len(batch.wanted[0])
@@ -160,7 +184,8 @@ class Step:
         if model.rest is not None and weight is not None:
             self._images = images
             predictions = self._predict(model.rest, [*(output[images:] for output in outputs), *batch.bypass])
-            difference = prediction_difference(predictions, batch.predictions, model.class_axes, self._temperature)
+            targets, axes = batch.predictions, model.class_axes
+            difference = prediction_difference(predictions, targets, axes, self._temperature, sizes)
             loss = loss + difference * weight
         if model.weights and numbers.rounding_weight is not None and numbers.exponent is not None:
             terms = [rounding_regularizer(soft.take_h(), numbers.exponent) for soft in model.weights]

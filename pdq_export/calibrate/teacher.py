@@ -72,5 +72,6 @@ class Teacher:
     def _estimate(self, block: Block, x: Cache, names: Sequence[str]) -> None:
         if names:
             probe = extract(self._context.network, block.inputs, names)
-            found = estimate_statistics(probe, ((batch,) for batch in x.batches(FORWARD_BATCH)))
+            batches = ((batch,) for batch in x.batches(FORWARD_BATCH))
+            found = estimate_statistics(probe, batches, self._context.ranks)
             self.estimated.update(zip(names, found, strict=True))

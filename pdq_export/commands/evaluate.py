@@ -1,5 +1,6 @@
 """How good and fast a written file is: it is run beside the user's and the simulation, and again where it is off."""
 
+import dataclasses
 import functools
 import logging
 import math
@@ -17,6 +18,7 @@ from pdq_export.commands.progress import Tell
 from pdq_export.data import Data
 from pdq_export.fidelity import Reference, as_seen
 from pdq_export.plan.saturation import saturating_layers
+from pdq_export.ranks import ALONE, Ranks
 from pdq_export.targets import Target
 from pdq_export.validate import (
     BATCH_SIZE,
@@ -26,7 +28,9 @@ from pdq_export.validate import (
     LatencyPair,
     Measurements,
     Metric,
+    Share,
     Simulate,
+    help_validate,
     try_latency,
     validate,
 )
@@ -45,6 +49,7 @@ def evaluate(
     target: Target,
     device: torch.device,
     simulated_images: int,
+    ranks: Ranks = ALONE,
     metrics: Sequence[Metric] = (),
     tell: Tell,
 ) -> tuple[Measurements, Parity, Observed]:
@@ -52,24 +57,14 @@ def evaluate(
 
     ``device``: of the simulation, which sees at most ``simulated_images``, evenly spread. Where the ``target`` is no
     file for onnxruntime, what checks its files runs the first samples, which are held against the simulation where it
-    gives outputs, and the simulation alone is measured. ``metrics`` see what is measured. Raises ValidationError where
-    the file does not load or run, or its outputs are not comparable.
+    gives outputs, and the simulation alone is measured. ``metrics`` see what is measured. ``ranks``: of which this is
+    the first; the others run their share by `help_evaluate`. Raises ValidationError where the file does not load or
+    run, or its outputs are not comparable.
     """
-    judged, size = work.samples.judged, work.batch or BATCH_SIZE
+    judged = work.samples.judged
     observed = Observed(metrics, judged.labels, work.compared[0])
-    comparison = Comparison(
-        original=reference.content(work.prepared.model),
-        quantized=content if target.in_onnxruntime else None,
-        batches=lambda: judged.batches(size),
-        labels=judged.labels,
-        compared=work.compared if work.plan.tail else (),
-        parts=work.plan.parts,
-        places=work.network.meta["images"],
-        simulate=_simulator(work, calibrated, device),
-        simulate_every=math.ceil(len(judged) / size / max(simulated_images // size, 1)),
-        optimize=reference.optimize,
-        observe=observed,
-    )
+    comparison = _comparison(work, calibrated, content, reference, target, device, simulated_images, ranks)
+    comparison = dataclasses.replace(comparison, observe=observed)
     if not target.in_onnxruntime:
         _check_first(target, content, comparison)
         logger.info("files for --target %s do not run in onnxruntime: the figures are the simulation's", target.name)
@@ -82,6 +77,54 @@ def evaluate(
         progress=functools.partial(tell.images, "rerun"),
     )
     return measured, parity, observed
+
+
+def help_evaluate(
+    work: Work,
+    calibrated: Calibrated,
+    content: bytes,
+    reference: Reference,
+    *,
+    target: Target,
+    device: torch.device,
+    simulated_images: int,
+    ranks: Ranks,
+) -> None:
+    """Run what is this process's of an evaluation, whose figures the first of the ``ranks`` has."""
+    help_validate(_comparison(work, calibrated, content, reference, target, device, simulated_images, ranks))
+
+
+def _comparison(
+    work: Work,
+    calibrated: Calibrated,
+    content: bytes,
+    reference: Reference,
+    target: Target,
+    device: torch.device,
+    simulated_images: int,
+    ranks: Ranks,
+) -> Comparison:
+    judged, size = work.samples.judged, work.batch or BATCH_SIZE
+    share = Share(
+        first=ranks.rank,
+        every=ranks.size,
+        count=math.ceil(len(judged) / size),
+        batches=lambda: judged.batches(size, first=ranks.rank, every=ranks.size),
+        to_first=ranks.to_first,
+    )
+    return Comparison(
+        original=reference.content(work.prepared.model),
+        quantized=content if target.in_onnxruntime else None,
+        batches=lambda: judged.batches(size),
+        labels=judged.labels,
+        compared=work.compared if work.plan.tail else (),
+        parts=work.plan.parts,
+        places=work.network.meta["images"],
+        simulate=_simulator(work, calibrated, device),
+        simulate_every=math.ceil(len(judged) / size / max(simulated_images // size, 1)),
+        optimize=reference.optimize,
+        share=None if ranks.is_alone else share,
+    )
 
 
 def measure_simulation(

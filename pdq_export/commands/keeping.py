@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import onnx
 import torch
@@ -20,14 +20,17 @@ import pdq_export
 from pdq_export.calibrate import Source
 from pdq_export.calibrate.block_state import BlockRecord, BlockState
 from pdq_export.calibrate.checkpoint import DiskCheckpoint
+from pdq_export.calibrate.forward import spread
 from pdq_export.commands.machine import describe_machine
 from pdq_export.config.method import CalibrationOptions
-from pdq_export.errors import CheckpointError, OptionError, StateError
+from pdq_export.errors import CheckpointError, OptionError, RankError, StateError
 from pdq_export.exhaustion import is_exhaustion
 from pdq_export.graph.prepare import PreparedModel
+from pdq_export.ranks import ALONE, Ranks
 from pdq_export.runs import InUseError, Run, RunFolder, RunKey, clear_runs, default_root, find_runs, open_run
 from pdq_export.spec import Block, Plan
 from pdq_export.spec.plain import to_text
+from pdq_export.work import Work, calibration_inputs, share_of_inputs
 
 logger = logging.getLogger(__name__)
 
@@ -44,32 +47,32 @@ def describe_run(
     sha256: str,
     prepared: PreparedModel,
     plan: Plan,
-    inputs: Sequence[torch.Tensor | Source],
+    images: str,
     options: CalibrationOptions,
     asked: Mapping[str, Any],
     device: torch.device,
 ) -> Run:
-    """The run that calibrates ``prepared`` (its weights as calibration sees them) on ``inputs``.
+    """The run that calibrates ``prepared`` (its weights as calibration sees them) on ``images``, see `digest_images`.
 
     ``name`` and ``sha256``: of the user's model. ``asked``: what was asked for besides ``options``, for messages: what
     it does is in the model and the plan. Everything that can change an integer is in the key; paths are not, nor is
     memory, which changes nothing.
     """
     settings = {**asked, **dataclasses.asdict(options)}
-    parts = {"model": sha256, **run_parts(prepared, plan, inputs, settings, device)}
+    parts = {"model": sha256, **run_parts(prepared, plan, images, settings, device)}
     return run_of(name, RunKey(parts=parts), plan)
 
 
 def run_parts(
     prepared: PreparedModel,
     plan: Plan,
-    inputs: Sequence[torch.Tensor | Source],
+    images: str,
     settings: Mapping[str, Any],
     device: torch.device,
 ) -> dict[str, str]:
-    """What a result depends on, for a key: images, graph, settings, versions and the machine."""
+    """What a result depends on, for a key: images, see `digest_images`, graph, settings, versions and the machine."""
     return {
-        "images": _digest_images(inputs),
+        "images": images,
         "graph": _digest_graph(prepared, plan),
         **{key: str(value) for key, value in settings.items()},
         "pdq-export": f"{pdq_export.__version__} ({digest_code()[:12]})",
@@ -102,15 +105,16 @@ class Unkept:
 
 @contextlib.contextmanager
 def kept_blocks(
-    run: Run, prepared: PreparedModel, *, work_dir: str | None, resume: bool
+    run: Run, prepared: PreparedModel, *, work_dir: str | None, resume: bool, ranks: Ranks = ALONE
 ) -> Iterator[DiskCheckpoint | Unkept]:
     """A context with a checkpoint for ``run`` in ``work_dir``, or in the user's cache folder; says what it finds.
 
     It keeps nothing where the cache folder cannot be written, or another run is at work in this one's place: a warning
     says so, and the run goes on without. Whatever ends it in between is told how to go on. Raises OptionError where a
-    ``work_dir`` cannot be written, and CheckpointError where what is to be resumed is damaged or in use.
+    ``work_dir`` cannot be written, and CheckpointError where what is to be resumed is damaged or in use. Of several
+    ``ranks`` the first keeps them.
     """
-    folder = _open(work_dir, run, resume=resume)
+    folder = _open(work_dir, run, resume=resume) if ranks.is_first else None
     if folder is None:
         yield Unkept()
         return
@@ -143,7 +147,9 @@ def _note_kept(folder: RunFolder, run: Run, error: BaseException) -> None:
     if not kept:
         return
     others = "takes them up" if kept == run.blocks else "goes on with the others"
-    note = f"{kept} of {run.blocks} blocks are kept: the same command with --resume {others}"
+    note = f"{kept} of {run.blocks} blocks are kept"
+    if "--resume" not in str(error):
+        note += f": the same command with --resume {others}"
     if is_exhaustion(error):
         note += ", with --max-memory as well, while other images, batches or devices start afresh"
     error.add_note(note)
@@ -216,13 +222,60 @@ def _largest_state(prepared: PreparedModel) -> int:
     return _LEAST_BOUND + 8 * _MOST_NUMBERS * elements
 
 
-def _digest_images(inputs: Sequence[torch.Tensor | Source]) -> str:
+def digest_images(inputs: Sequence[torch.Tensor | Source], ranks: Ranks = ALONE) -> str:
+    """SHA-256 of what calibration sees, of which each of the ``ranks`` goes over a part."""
     digest = hashlib.sha256()
     for x in inputs:
         digest.update(f"{x.dtype} {list(x.shape)}".encode())
-        for start in range(0, len(x), _DIGESTED):
-            digest.update(x[start : start + _DIGESTED].contiguous().cpu().numpy().data)
+        starts = range(0, len(x), _DIGESTED)
+        own = {
+            starts[number]: _digest(x[starts[number] : starts[number] + _DIGESTED])
+            for number in ranks.mine(len(starts))
+        }
+        found = {start: part for parts in ranks.gather(own) for start, part in parts.items()}
+        digest.update("".join(found[start] for start in starts).encode())
     return digest.hexdigest()
+
+
+def _digest(images: torch.Tensor) -> str:
+    return hashlib.sha256(images.contiguous().cpu().numpy().data).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What calibration sees of a run's images.
+
+    ``inputs``: the share that this process has, for each of the graph's inputs. ``digest``: of all images. ``few``: of
+    some of them as this process has read them, since each reads its own.
+    """
+
+    inputs: Sequence[torch.Tensor | Source]
+    digest: str
+    few: str
+
+    @classmethod
+    def of(cls, work: Work, ranks: Ranks) -> Self:
+        """Of the work's calibration images, which all of the ``ranks`` have."""
+        whole = calibration_inputs(work)
+        few = "" if ranks.is_alone else " ".join(_digest(x[spread(len(x), _DIGESTED)]) for x in whole)
+        return cls(inputs=share_of_inputs(whole, ranks), digest=digest_images(whole, ranks), few=few)
+
+
+def check_alike(run: Run, few: str, device: torch.device, ranks: Ranks) -> None:
+    """Raise RankError where the run of another of the ``ranks`` is not this one; machines may differ.
+
+    ``few``: see `Seen`.
+    """
+    if ranks.is_alone:
+        return
+    parts = {name: part for name, part in run.key.parts.items() if name not in describe_machine(device)}
+    keys = ranks.gather(RunKey(parts={**parts, "images": few}))
+    for rank, key in enumerate(keys):
+        if differences := keys[0].differences(key):
+            raise RankError(
+                f"rank {rank} of {ranks.size}: its run differs from that of rank 0 in {', '.join(differences)}; "
+                "expected the same on every machine; give all of them the same model, images, options and versions"
+            )
 
 
 def _digest_graph(prepared: PreparedModel, plan: Plan) -> str:

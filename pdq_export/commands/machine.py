@@ -34,7 +34,7 @@ def describe_machine(device: torch.device, environment: Mapping[str, str] | None
     }
     if device.type != "cpu":
         parts |= {
-            "device": f"{device} ({torch.cuda.get_device_name(device)})",
+            "device": f"{device.type} ({torch.cuda.get_device_name(device)})",
             "CUDA": str(torch.version.cuda),
             "cuDNN": str(torch.backends.cudnn.version()),
             "cuDNN in torch": _switch(torch.backends.cudnn.enabled),

@@ -43,10 +43,11 @@ class Making:
             made_by=made_by(
                 model,
                 calibration,
-                str(request.device),
+                str(request.device) if request.ranks.is_alone else request.device.type,
                 work.samples.synthesis,
                 equalized,
                 deterministic=request.config.run.deterministic,
+                ranks=request.ranks.size,
             ),
         )
 
@@ -109,12 +110,14 @@ def made_by(
     equalized: Sequence[str] = (),
     *,
     deterministic: bool = False,
+    ranks: int = 1,
 ) -> dict[str, Any]:
     """What a file is made of and by: ``calibration`` is the SHA-256 of the data by input name.
 
     ``synthesis``: how these data were made, where they were. ``equalized``: tensors that do not have FP32's values, but
     those times a factor for each channel, which no measurement tells from errors of few bits. ``deterministic``: of a
-    GPU, whether its kernels give the same bits each time, as a CPU's do.
+    GPU, whether its kernels give the same bits each time, as a CPU's do. ``ranks``: processes that calibrated together,
+    said where there were several: another number of them adds in another order.
     """
     of_gpu = {} if device == "cpu" else {"deterministic": deterministic}
     return {
@@ -124,6 +127,7 @@ def made_by(
         **({record.EQUALIZED: list(equalized)} if equalized else {}),
         "device": device,
         **of_gpu,
+        **({"ranks": ranks} if ranks > 1 else {}),
         "threads": torch.get_num_threads(),
         "versions": versions(),
     }

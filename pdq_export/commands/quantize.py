@@ -9,21 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import torch
 from torch import fx
 
 from pdq_export.advice import HowMade
-from pdq_export.calibrate import BlockProgress, BlockRecord, Calibrated, Source, calibrate
+from pdq_export.calibrate import BlockProgress, BlockRecord, Calibrated, calibrate
 from pdq_export.calibrate.memory import trim_heap
 from pdq_export.calibrate.precision import settled_torch
 from pdq_export.commands.allotting import bits_content, take_bits
 from pdq_export.commands.details import weight_histograms, with_layer_errors
 from pdq_export.commands.dry_run import dry_run, tell_loading
-from pdq_export.commands.evaluate import evaluate, time_beside
+from pdq_export.commands.evaluate import evaluate, help_evaluate, time_beside
 from pdq_export.commands.find_bits import Finder
 from pdq_export.commands.find_smallest import Candidate, find_smallest
 from pdq_export.commands.judging import Metrics, Observed, batch_slices, side_contents
-from pdq_export.commands.keeping import describe_run, kept_blocks
+from pdq_export.commands.keeping import Seen, check_alike, describe_run, kept_blocks
 from pdq_export.commands.known import how_made
 from pdq_export.commands.making import Making
 from pdq_export.commands.next_steps import compare_few, with_next_steps
@@ -49,6 +48,7 @@ from pdq_export.graph.edit import with_constants
 from pdq_export.graph.lookup import opset_version
 from pdq_export.graph.save import in_order, model_files
 from pdq_export.normalization import warn_of_normalization
+from pdq_export.ranks import Ranks, check_enough
 from pdq_export.report import ModelInfo, Report, tell_verdict
 from pdq_export.report.layers import LayerReport
 from pdq_export.search.allotment import Allotment
@@ -62,7 +62,6 @@ from pdq_export.work import (
     PlannedModel,
     Work,
     begin_work,
-    calibration_inputs,
     check_known_labels,
     check_work,
     equalize_channels,
@@ -142,15 +141,34 @@ def quantize(
         options=options,
         metrics=metrics,
     )
+    result = _run_warned(request, progress)
+    assert result is not None  # the only process is the first
+    return result
+
+
+@tells_of_memory(calibrates=True)
+@settled_torch()
+def quantize_together(
+    ranks: Ranks, model: Model, *, config: Config, progress: ProgressCallback | None
+) -> Result | None:
+    """What `quantize` does, in several processes that call this together; the result on the first, which alone writes.
+
+    Raises what `quantize` does, and RankError where the processes are not alike or one of them has ended.
+    """
+    nothing: dict[str, Any] = dict.fromkeys(("example_input", "calib", "eval", "labels", "options"))
+    return _run_warned(Request.of(model, config, {}, **nothing, ranks=ranks), progress if ranks.is_first else None)
+
+
+def _run_warned(request: Request, progress: ProgressCallback | None) -> Result | None:
     with contextlib.ExitStack() as until_end:
         warned = until_end.enter_context(Warned())
         return _run(request, Tell(progress), until_end, warned)
 
 
-def _run(request: Request, tell: Tell, until_end: contextlib.ExitStack, warned: Warned) -> Result:
+def _run(request: Request, tell: Tell, until_end: contextlib.ExitStack, warned: Warned) -> Result | None:
     """The stages in order; ``until_end`` holds what is kept for a run that is interrupted in any of them.
 
-    What is deleted is not held while calibration needs the memory.
+    What is deleted is not held while calibration needs the memory. Of several ranks the first alone has a result.
     """
     tell.stage("load")
     asked = request.config.file
@@ -169,6 +187,12 @@ def _run(request: Request, tell: Tell, until_end: contextlib.ExitStack, warned: 
     if samples.held is not None:
         request = request.calibrating(samples, chosen.samples)
         chosen = request.options(planned.family)
+    check_enough(
+        request.ranks,
+        images=len(samples.calibration),
+        batch_size=chosen.batch_size,
+        search_samples=chosen.search_samples,
+    )
     work = begin_work(planned, network, samples)
     del planned, network
     tell.stage("check")
@@ -186,8 +210,8 @@ def _run(request: Request, tell: Tell, until_end: contextlib.ExitStack, warned: 
     else:
         del session
         tell.stage("calibrate")
-        seen = calibration_inputs(work)
-        work, equalized = _equalize(work, chosen, fidelity, seen)
+        seen = Seen.of(work, request.ranks)
+        work, equalized = _equalize(work, chosen, fidelity, seen, request.ranks)
         reference = fidelity.reference()
         del fidelity
         calibrated, records = _calibrate(work, seen, chosen, request, tell.block, until_end)
@@ -205,6 +229,9 @@ def _run(request: Request, tell: Tell, until_end: contextlib.ExitStack, warned: 
     making = Making.of(request, work, chosen, made.equalized)
     quantized = _export(work, calibrated, request.config, making.metadata())
     tell.stage("validate")
+    if not request.ranks.is_first:
+        help_evaluate(**_evaluated(made, quantized))
+        return None
     with Draft() as draft:
         own, files = _keep(draft, quantized, asked)
         report, parity = _judge(made, making, quantized, own, found, tell)
@@ -240,9 +267,13 @@ def _find_bits(
     request: Request, work: Work, chosen: CalibrationOptions, tell: Tell
 ) -> tuple[Request, Allotment, Found]:
     """The request with the bits that were found, by layer and with how they compare."""
-    finder = Finder.of(work, request.config, chosen, tell)
-    tell.stage("search")
-    config, allotment, found = finder.find()
+
+    def find() -> tuple[Config, Allotment, Found]:
+        finder = Finder.of(work, request.config, chosen, tell)
+        tell.stage("search")
+        return finder.find()
+
+    config, allotment, found = request.ranks.done_by_first(find)
     return request.planned_as(config), allotment, found
 
 
@@ -275,8 +306,8 @@ def _find_smallest(
         changed = request.planned_as(config)
         again, checked = _planned_again(changed, work.original, work.samples, session, tell)
         tell.stage("calibrate")
-        seen = calibration_inputs(again)
-        again, equalized = _equalize(again, chosen, checked, seen)
+        seen = Seen.of(again, request.ranks)
+        again, equalized = _equalize(again, chosen, checked, seen, request.ranks)
         calibrated, records = _calibrate(again, seen, chosen, changed, progress, until_end)
         return Candidate(
             request=changed,
@@ -324,12 +355,12 @@ def _tell_normalization(work: Work) -> None:
 
 
 def _equalize(
-    work: Work, chosen: CalibrationOptions, fidelity: Fidelity, inputs: Sequence[torch.Tensor | Source]
+    work: Work, chosen: CalibrationOptions, fidelity: Fidelity, seen: Seen, ranks: Ranks
 ) -> tuple[Work, tuple[str, ...]]:
     """The work with channels in one range, where that is asked for, and the tensors concerned."""
     if not chosen.equalize_channels:
         return work, ()
-    changed, tensors = equalize_channels(work, inputs)
+    changed, tensors = equalize_channels(work, seen.inputs, ranks)
     fidelity.check_model(changed.prepared.model, what="equalizing channels", remedy="--set equalize_channels=false")
     fidelity.check_network(changed.network, changed.prepared, work.core.model)
     return changed, tensors
@@ -337,7 +368,7 @@ def _equalize(
 
 def _calibrate(
     work: Work,
-    inputs: Sequence[torch.Tensor | Source],
+    seen: Seen,
     chosen: CalibrationOptions,
     request: Request,
     progress: Callable[[BlockProgress], None],
@@ -350,7 +381,7 @@ def _calibrate(
         sha256=work.original.sha256,
         prepared=work.prepared,
         plan=work.plan,
-        inputs=inputs,
+        images=seen.digest,
         options=chosen,
         asked={
             **vars(request.planning.section),
@@ -361,19 +392,21 @@ def _calibrate(
         },
         device=request.device,
     )
-    kept = kept_blocks(run, work.prepared, work_dir=how.work_dir, resume=how.resume)
+    check_alike(run, seen.few, request.device, request.ranks)
+    kept = kept_blocks(run, work.prepared, work_dir=how.work_dir, resume=how.resume, ranks=request.ranks)
     checkpoint = until_end.enter_context(kept)
     calibrated = calibrate(
         work.network,
         work.plan,
         work.prepared.statistics,
-        inputs,
+        seen.inputs,
         chosen,
         device=request.device,
         deterministic=how.deterministic,
         max_memory=request.max_memory,
         progress=progress,
         checkpoint=checkpoint,
+        ranks=request.ranks,
     )
     return calibrated, checkpoint.records
 
@@ -396,18 +429,9 @@ def _judge(
 ) -> tuple[Report, Parity]:
     """What the written file does, beside FP32 and its simulation, and what to try next; ``own``: what file it is."""
     request, work, calibrated = made.request, made.work, made.calibrated
-    content, target = quantized.SerializeToString(deterministic=True), find_target(request.config.file.target)
-    measured, parity, observed = evaluate(
-        work,
-        calibrated,
-        content,
-        made.reference,
-        target=target,
-        device=request.device,
-        simulated_images=request.config.run.simulated_images,
-        metrics=request.metrics,
-        tell=tell,
-    )
+    evaluated = _evaluated(made, quantized)
+    content, target = evaluated["content"], evaluated["target"]
+    measured, parity, observed = evaluate(**evaluated, metrics=request.metrics, tell=tell)
     settings = {"opset": opset_version(quantized), "equalized_tensors": list(made.equalized)}
     if target.layout.packs:
         settings["loading"] = work.loading.to_dict()
@@ -434,6 +458,21 @@ def _judge(
         original = onnx.load_from_string(made.reference.content(work.prepared.model))
         report = with_layer_errors(report, original, quantized, work.samples.judged, tell, work.batch)
     return with_next_steps(report, *_next(request, work, quantized, report, tell)), parity
+
+
+def _evaluated(made: Candidate, quantized: onnx.ModelProto) -> dict[str, Any]:
+    """What is evaluated, and how, for `evaluate` and `help_evaluate`."""
+    request = made.request
+    return {
+        "work": made.work,
+        "calibrated": made.calibrated,
+        "content": quantized.SerializeToString(deterministic=True),
+        "reference": made.reference,
+        "target": find_target(request.config.file.target),
+        "device": request.device,
+        "simulated_images": request.config.run.simulated_images,
+        "ranks": request.ranks,
+    }
 
 
 def _next(

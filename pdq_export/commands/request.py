@@ -21,6 +21,7 @@ from pdq_export.data.synthetic import asks_synthetic
 from pdq_export.errors import DataError, OptionError
 from pdq_export.gates import Limits, flag, parse_limits
 from pdq_export.plan import PlanOptions
+from pdq_export.ranks import ALONE, Ranks
 from pdq_export.runs import check_root
 from pdq_export.search.asked import asks_smallest
 from pdq_export.targets import find_target
@@ -34,7 +35,7 @@ logger = logging.getLogger(__name__)
 class Request:
     """``calib`` and ``eval``: the data themselves, or their paths as ``config`` has them; ``labels``: of the latter.
 
-    ``limits``: of the gates.
+    ``limits``: of the gates. ``ranks``: the processes that do it together.
     """
 
     model: Model
@@ -49,6 +50,7 @@ class Request:
     max_memory: int | None
     limits: Limits
     metrics: tuple[Metric, ...]
+    ranks: Ranks = ALONE
 
     @classmethod
     def of(
@@ -63,6 +65,7 @@ class Request:
         labels: Any,
         options: Mapping[str, Any] | None,
         metrics: Metrics = (),
+        ranks: Ranks = ALONE,
     ) -> Self:
         """From the arguments of `quantize`; data given as paths, or in ``config``, become part of the configuration.
 
@@ -87,11 +90,18 @@ class Request:
             preprocess=asked_preprocess(settled),
             config=settled,
             planning=plan_options(settled, choose(settled)),
-            device=choose_device(settled.run.device),
+            device=choose_device(settled.run.device, ranks.local_rank),
             max_memory=None if size is None else parse_size(size),
             limits=limits,
             metrics=named,
+            ranks=ranks,
         )
+        if asks_smallest(settled) and not ranks.is_alone:
+            raise OptionError(
+                f"--bits auto --max-drop {settled.gates.max_drop:g}: one process looks for the smallest file; expected "
+                f"no torchrun, which has started {ranks.size}; find bits without it (--bits-to FILE), then give them "
+                "with --bits-from FILE"
+            )
         if not asks_synthetic(request.calib):
             check_exists(request.calib)
         elif asks_smallest(settled):
@@ -104,6 +114,8 @@ class Request:
         return request
 
     def _check_files(self, given: Given) -> None:
+        if not self.ranks.is_first:
+            return
         work_dir = self.config.run.work_dir
         if work_dir is not None:
             check_root(Path(work_dir))

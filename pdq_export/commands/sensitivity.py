@@ -12,7 +12,7 @@ from pdq_export.calibrate import Source
 from pdq_export.calibrate.device import choose_device
 from pdq_export.calibrate.memory import parse_size
 from pdq_export.calibrate.precision import settled_torch
-from pdq_export.commands.keeping import run_of, run_parts
+from pdq_export.commands.keeping import digest_images, run_of, run_parts
 from pdq_export.commands.progress import ProgressCallback, Tell
 from pdq_export.commands.settle import asked_preprocess, choose, plan_options, settle
 from pdq_export.config.config import Config
@@ -232,7 +232,7 @@ def _describe(work: Work, inputs: Sequence[torch.Tensor | Source], chosen: Calib
         "output_loss": chosen.output_loss,
         "seed": chosen.seed,
     }
-    parts = run_parts(work.prepared, _without_bits(work.plan), inputs, settings, asked.device)
+    parts = run_parts(work.prepared, _without_bits(work.plan), digest_images(inputs), settings, asked.device)
     key = RunKey(parts={"kind": _KEPT, "model": work.original.sha256, **parts})
     return run_of(work.original.name, key, work.plan, kind="pdq-export sensitivity", blocks=1)
 

@@ -144,9 +144,12 @@ class ImageSet:
         """All images, normalized: the one array for the model's one input."""
         return (self.array(),)
 
-    def batches(self, size: int) -> Iterator[NDArray[np.float32]]:
-        """All images in order, ``size`` at a time, normalized; the last batch may be smaller."""
-        for start in range(0, len(self), size):
+    def batches(self, size: int, *, first: int = 0, every: int = 1) -> Iterator[NDArray[np.float32]]:
+        """All images in order, ``size`` at a time, normalized; the last batch may be smaller.
+
+        Or some of these batches: from number ``first`` on, ``every`` so many-th.
+        """
+        for start in range(first * size, len(self), every * size):
             yield self._normalize(self.pixels[start : start + size])
 
     def _normalize(self, pixels: NDArray[np.uint8] | NDArray[np.float32]) -> NDArray[np.float32]:

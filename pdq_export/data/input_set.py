@@ -79,9 +79,12 @@ class InputSet:
         """All samples: one array for each input of the model."""
         return self.arrays
 
-    def batches(self, size: int) -> Iterator[tuple[Array, ...]]:
-        """All samples in order, ``size`` at a time; the last batch may be smaller."""
-        for start in range(0, len(self), size):
+    def batches(self, size: int, *, first: int = 0, every: int = 1) -> Iterator[tuple[Array, ...]]:
+        """All samples in order, ``size`` at a time; the last batch may be smaller.
+
+        Or some of these batches: from number ``first`` on, ``every`` so many-th.
+        """
+        for start in range(first * size, len(self), every * size):
             yield tuple(array[start : start + size] for array in self.arrays)
 
 

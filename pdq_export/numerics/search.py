@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pdq_export.numerics.affine import dequantize_affine, quantize_affine
 from pdq_export.numerics.units import unit_of
+from pdq_export.ranks import ALONE, Ranks
 
 NORM = 2.4
 FRACTIONS = 100
@@ -103,15 +104,17 @@ def _each(candidates: Tensor, times: int) -> Tensor:
     return candidates[:, None].expand(-1, times, -1).flatten(0, 1)
 
 
-def choose_activation_qparams(x: Tensor | Iterable[Tensor], bits: int, *, symmetric: bool = False) -> QParams:
+def choose_activation_qparams(
+    x: Tensor | Iterable[Tensor], bits: int, *, symmetric: bool = False, ranks: Ranks = ALONE
+) -> QParams:
     """Per-tensor qparams of an activation of any shape, q in [0, 2^bits - 1].
 
     ``x`` may come in parts, which are gone through twice. ``symmetric``: q in [-2^(bits - 1), 2^(bits - 1) - 1] with
     zero_point 0, one-sided data too. Otherwise one-sided data get zero_point 0 (or qmax). Errors are summed over a
     histogram of 8,192 bins, so that the search costs the same for any number of elements. Small and
-    large activations are searched in units of their own size.
+    large activations are searched in units of their own size. ``ranks``: have a share of the elements each.
     """
-    return Histogram.of(x).choose_qparams(bits, symmetric=symmetric)
+    return Histogram.of(x, ranks).choose_qparams(bits, symmetric=symmetric)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -126,14 +129,20 @@ class Histogram:
     high: float
 
     @classmethod
-    def of(cls, x: Tensor | Iterable[Tensor]) -> "Histogram":
-        """Of an activation of any shape, which may come in parts; these are gone through twice."""
+    def of(cls, x: Tensor | Iterable[Tensor], ranks: Ranks = ALONE) -> "Histogram":
+        """Of an activation of any shape, which may come in parts; these are gone through twice.
+
+        ``ranks``: have a share of the elements each.
+        """
         parts = [x] if isinstance(x, Tensor) else x
         bounds = torch.stack([torch.stack(torch.aminmax(part)) for part in parts])
         low, high = min(float(bounds[:, 0].amin()), 0.0), max(float(bounds[:, 1].amax()), 0.0)
+        lows, highs = zip(*ranks.gather((low, high)), strict=True)
+        low, high = min(lows), max(highs)
         if high == low:
             return cls(counts=torch.zeros(_BINS, dtype=torch.float64, device=bounds.device), low=low, high=high)
-        return cls(counts=_histogram(parts, low, high, unit_of(max(-low, high))), low=low, high=high)
+        (counts,) = ranks.sum_over(_histogram(parts, low, high, unit_of(max(-low, high))))
+        return cls(counts=counts, low=low, high=high)
 
     def choose_qparams(self, bits: int, *, symmetric: bool = False, quick: bool = False) -> QParams:
         """As `choose_activation_qparams`; ``quick`` as in `choose_weight_qparams`."""

@@ -13,7 +13,7 @@ Schema, version 1 (null stands for "not measured", for sqnr_db for "no differenc
                                             are read (preprocess.toml has a part in that) and how the run goes about
                                             it; asked: those that were given, how images are read among them;
                                             made_by: {model, calibration: {input: SHA-256}, device, threads,
-                                            versions}; calibration_outliers: positions
+                                            versions, ranks where there were several}; calibration_outliers: positions
                                             of calibration images that were left out; synthesis: {method, images,
                                             steps, layers, loss}, where these images were made (made_by has it, too);
                                             loading: {unpacking, portable}, bytes that unpacking weights takes at the

@@ -2,7 +2,8 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,8 +37,32 @@ BATCH_SIZE = 16  # simulation and both sessions hold the activations of a batch
 _PAIRS = ("quantized_float", "quantized_simulated", "simulated_float")
 
 
+Ran = TypeVar("Ran")
 # Is told of every batch: what the reference gave, what stands for the quantized model gave, and which samples they are.
 Observer = Callable[[Mapping[str, Array], Mapping[str, Array], slice], None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Share:
+    """What this process runs of a course: every ``every``-th batch from number ``first`` on, of ``count``.
+
+    ``batches``: these. ``to_first``: takes what one process has found in a round over all processes, and gives what all
+    have to the first of them, in their order, and nothing to the others.
+    """
+
+    first: int
+    every: int
+    count: int
+    batches: Callable[[], Iterable[Batch]]
+    to_first: Callable[[Any], Sequence[Any]]
+
+    def run(self, run: Callable[[int, Batch], Ran]) -> Iterator[Ran]:
+        """On the first process, what ``run`` gives of every batch of all, by number, in order; nothing on others."""
+        own = iter(self.batches())
+        for start in range(0, self.count, self.every):
+            number = start + self.first
+            found = self.to_first(run(number, next(own)) if number < self.count else None)
+            yield from found[: self.count - start]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,8 +74,9 @@ class Course:
     ``compared``: names of tensors, inner ones among them; by default all outputs. ``parts``: of outputs, compared one
     by one too. ``places``: where images lie in outputs in which they do not have axis 0 for themselves.
     ``simulate`` computes the compared tensors of one batch; it sees the first and every ``simulate_every``-th one.
-    ``observe``: an `Observer`. Unless it is ``strict``, an output that has another shape in the second model, NaN or
-    infinity, or no axis of images is left out, and `Measurements` say so.
+    ``observe``: an `Observer`. ``share``: what one of several processes runs of it. Unless it is ``strict``, an output
+    that has another shape in the second model, NaN or infinity, or no axis of images is left out, and `Measurements`
+    say so.
     """
 
     batches: Callable[[], Iterable[Batch]]
@@ -61,6 +87,7 @@ class Course:
     simulate: Simulate | None = None
     simulate_every: int = 1
     observe: Observer | None = None
+    share: Share | None = None
     strict: bool = True
 
     def simulated_batches(self) -> Iterable[Batch]:
@@ -140,15 +167,19 @@ def validate(comparison: Comparison, *, progress: Callable[[int], None] | None =
     """
     if comparison.quantized is None and comparison.simulate is None:
         raise ValueError("neither a quantized model nor a simulation to measure")
-    reference = Session(
-        with_outputs(comparison.original, comparison.compared), config=None, optimize=comparison.optimize
-    )
-    session, kernels = _open_quantized(comparison)
+    reference, (session, kernels) = _open_original(comparison), _open_quantized(comparison)
     measured = run_course(comparison, reference, session, kernels, progress=progress)
     if session is None or comparison.quantized is None:
         return measured
     lowest = min_onnxruntime(comparison.quantized)
     return dataclasses.replace(measured, session_config=session.config, min_onnxruntime=lowest)
+
+
+def help_validate(comparison: Comparison) -> None:
+    """Run this process's share of a comparison that `validate` measures on the first."""
+    session, _ = _open_quantized(comparison)
+    for _ in _runs(comparison, _open_original(comparison), session):
+        pass
 
 
 def run_course(
@@ -165,18 +196,48 @@ def run_course(
     """
     outputs = reference.outputs if session is None else session.outputs
     meters = _Meters(tuple(course.compared) or outputs, outputs[0], course, runs=session is not None)
-    for number, batch in enumerate(course.batches()):
-        simulated = None
-        if course.simulate is not None and number % course.simulate_every == 0:
-            simulated = [np.asarray(output) for output in course.simulate(batch)]
-        if session is None and simulated is None:
-            meters.skip(batch_size(batch))
+    for ran in _runs(course, reference, session):
+        if ran.reference is None:
+            meters.skip(ran.size)
         else:
-            quantized = None if session is None else session.run_by_name(batch)
-            meters.update(batch_size(batch), reference.run_by_name(batch), quantized, simulated)
+            meters.update(ran.size, ran.reference, ran.quantized, ran.simulated)
         if progress is not None:
             progress(meters.seen)
     return meters.result(kernels)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Ran:
+    """What came of a batch of so many samples; None of what was not run."""
+
+    size: int
+    reference: Mapping[str, Array] | None
+    quantized: Mapping[str, Array] | None
+    simulated: Sequence[Array] | None
+
+
+def _runs(course: Course, reference: Session, session: Session | None) -> Iterator[_Ran]:
+    """What comes of every batch, in order; of several processes, all of it on the first alone."""
+
+    def run(number: int, batch: Batch) -> _Ran:
+        simulated = None
+        if course.simulate is not None and number % course.simulate_every == 0:
+            simulated = [np.asarray(output) for output in course.simulate(batch)]
+        skipped = session is None and simulated is None
+        return _Ran(
+            size=batch_size(batch),
+            reference=None if skipped else reference.run_by_name(batch),
+            quantized=None if session is None else session.run_by_name(batch),
+            simulated=simulated,
+        )
+
+    if course.share is not None:
+        return course.share.run(run)
+    return itertools.starmap(run, enumerate(course.batches()))
+
+
+def _open_original(comparison: Comparison) -> Session:
+    return Session(with_outputs(comparison.original, comparison.compared), config=None, optimize=comparison.optimize)
 
 
 def _open_quantized(comparison: Comparison) -> tuple[Session, KernelCount] | tuple[None, None]:

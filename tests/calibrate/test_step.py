@@ -17,6 +17,7 @@ from pdq_export.numerics.affine import bernoulli_like
 from pdq_export.numerics.rounding import rounding_regularizer
 from pdq_export.numerics.search import choose_activation_qparams
 from pdq_export.spec import Point, Role
+from tests.thread_ranks import on_ranks
 
 CPU = torch.device("cpu")
 OPTIONS = CalibrationOptions(iters=25, prediction_interval=2, rounding_lr=0.05, scale_lr=4e-4)
@@ -172,3 +173,25 @@ def test_a_gradient_counts_in_the_units_of_its_scale() -> None:
         moved[unit] = abs(one.quantizer.scale.item() - start)
     assert moved[1.0] == pytest.approx(RATE, rel=1e-3)
     assert moved[2.0**-60] < 1e-3 * RATE
+
+
+@pytest.mark.parametrize("axis", [1, None])
+def test_shares_of_a_batch_take_the_step_of_the_whole(axis: int | None) -> None:
+    """Nothing is dropped or mixed; predictions are compared by classes, and by squares over the whole's."""
+
+    def changed(rank: int, size: int) -> Example:
+        one = example()
+        model = dataclasses.replace(one.model, class_axes=[axis], student=Linear(one.weight, one.quantizer))
+        rows = {name: [x[rank::size] for x in values] for name, values in vars(one.batch).items()}
+        return dataclasses.replace(one, model=model, batch=Batch(**rows))
+
+    def stepped(one: Example, **ranks: Any) -> tuple[Tensor, ...]:
+        step = Step(one.model, [one.learned], [1.0], mix_probability=1.0, temperature=4.0, **ranks)
+        found = [step(one.batch, schedule().numbers(number)) for number in range(2)]
+        return (*found[0], *found[1], one.weight.alpha.detach(), one.quantizer.scale.detach())
+
+    wanted = stepped(changed(0, 1))
+    parts = [changed(rank, 3) for rank in range(3)]
+    for found in on_ranks(3, lambda ranks: stepped(parts[ranks.rank], ranks=ranks, share=ranks.share_of(8) / 8)):
+        for value, whole in zip(found, wanted, strict=True):
+            torch.testing.assert_close(value, whole, rtol=1e-4, atol=1e-5)

@@ -70,6 +70,7 @@ def test_defaults(run: Run, pipeline: FakePipeline, folder: Path) -> None:
         **dict.fromkeys(("max_size", "avg_bits", "max_bit_ops", "allowed_bits", "bits_from", "bits_to")),
         "options": {},
         "device": "auto",
+        "deterministic": False,
         "max_memory": None,
         "work_dir": None,
         "resume": False,

@@ -31,6 +31,7 @@ MEAN, STD = np.full(3, 0.5, np.float32), np.full(3, 0.25, np.float32)
 LEFT_OUT = {
     "pip": "installs; `.ci/run wheel` does what README's first line says, in an environment of its own",
     "pytest": "is what runs this",
+    "torchrun": "starts several processes that import torch each; tests/commands/test_ranks.py starts what it would",
 }
 
 

@@ -1,0 +1,271 @@
+"""Processes that calibrate together, each on a share of the images: what they exchange, and in which order they add.
+
+Sums are taken in the order of ranks, wherever they are taken: all ranks have the same bits, and the same number of
+ranks has them again.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+from pdq_export.errors import RESUME, OptionError, RankError
+from pdq_export.exhaustion import is_exhaustion
+from pdq_export.process import Launch, read_environment
+
+Value = TypeVar("Value")
+
+# Below so many bytes from all ranks each of them gets everything and adds it up itself: one exchange in place of two.
+_SMALL = 2**20
+# A rank may work alone for long, and one that ends is noticed at once.
+_PATIENCE = datetime.timedelta(hours=6)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Traffic:
+    """What a process has sent to others, and waited for them: exchanges, bytes and seconds."""
+
+    exchanges: int = 0
+    sent: int = 0
+    seconds: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """A process among ``size`` that work together, number ``rank`` from 0. By default it is alone, at no cost.
+
+    ``local_rank``: its number among those of its machine; None where it is alone.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int | None = None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes and reports."""
+        return self.rank == 0
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether there is no other."""
+        return self.size == 1
+
+    def share_of(self, count: int) -> int:
+        """How many of ``count`` things this process has; the first ranks have one more where that leaves a rest."""
+        return count // self.size + (self.rank < count % self.size)
+
+    def mine(self, count: int) -> range:
+        """Which of ``count`` things these are: every so many-th, as a set may be sorted by class."""
+        return range(self.rank, count, self.size)
+
+    def sum_over(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """The sums of tensors over all ranks, each of one shape and type everywhere."""
+        return values
+
+    def average(self, values: Sequence[Tensor | None], weight: float) -> Sequence[Tensor | None]:
+        """The weighted sums of float32 tensors over all ranks, whose weights add up to 1.
+
+        What is None is None everywhere.
+        """
+        return values
+
+    def rows(self, x: Tensor) -> Tensor:
+        """The rows [n, ...] of all ranks, one rank's behind the other's."""
+        return x
+
+    def gather(self, value: Value) -> list[Value]:
+        """What each rank has, on every rank; plain values and small arrays."""
+        return [value]
+
+    def to_first(self, value: Value) -> list[Value]:
+        """What each rank has, on the first; nothing on the others."""
+        return [value]
+
+    def from_first(self, value: Value) -> Value:
+        """What the first has, on every rank."""
+        return value
+
+    def done_by_first(self, compute: Callable[[], Value]) -> Value:
+        """What ``compute`` gives on the first, which alone does it, on every rank."""
+        return self.from_first(compute() if self.is_first else cast(Value, None))
+
+    def check_same(self, what: str, content: str, remedy: str) -> None:
+        """Raise RankError, on every rank, where the ``content`` of ``what`` is not that of the first rank."""
+        digests = self.gather(hashlib.sha256(content.encode()).hexdigest())
+        others = [str(rank) for rank, digest in enumerate(digests) if digest != digests[0]]
+        if others:
+            raise RankError(
+                f"{what}: rank {', '.join(others)} of {self.size} has something else than rank 0; expected the same on "
+                f"every rank; {remedy}"
+            )
+
+
+ALONE = Ranks()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Together(Ranks):
+    """One of several processes, which torch.distributed connects."""
+
+    traffic: Traffic = dataclasses.field(default_factory=Traffic)
+
+    def sum_over(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """The sums of tensors over all ranks, each of one shape and type everywhere."""
+        return tuple(self._sum(x.reshape(-1)).view(x.shape) for x in values)
+
+    def average(self, values: Sequence[Tensor | None], weight: float) -> Sequence[Tensor | None]:
+        """The weighted sums of float32 tensors over all ranks, in one exchange."""
+        known = [x for x in values if x is not None]
+        sums = self._sum(torch.cat([x.reshape(-1) for x in known]).mul_(weight)).split([x.numel() for x in known])
+        found = iter(part.view(x.shape) for part, x in zip(sums, known, strict=True))
+        return [None if x is None else next(found) for x in values]
+
+    def rows(self, x: Tensor) -> Tensor:
+        """The rows [n, ...] of all ranks, one rank's behind the other's."""
+        return torch.cat(self.gather(x.cpu())).to(x.device)
+
+    def gather(self, value: Value) -> list[Value]:
+        """What each rank has, on every rank."""
+        with self._exchange(0):
+            return self._objects(value)
+
+    def to_first(self, value: Value) -> list[Value]:
+        """What each rank has, on the first; nothing on the others."""
+        found: list[Any] | None = [None] * self.size if self.is_first else None
+        with self._exchange(0):
+            dist.gather_object(value, found)
+        return found or []
+
+    def from_first(self, value: Value) -> Value:
+        """What the first has, on every rank."""
+        held = [value]
+        with self._exchange(0):
+            dist.broadcast_object_list(held)
+        return held[0]
+
+    def _sum(self, flat: Tensor) -> Tensor:
+        """The sum [n] of ``flat`` [n] over all ranks, each element added up in their order.
+
+        By hand: which order `all_reduce` takes depends on sizes, links and versions. A large tensor is cut into a part
+        for each rank, which gets and adds up that part of all: as many bytes as a ring takes.
+        """
+        count, nbytes = flat.numel(), flat.nbytes
+        if self.size == 2 or self.size * nbytes <= _SMALL:
+            with self._exchange(nbytes * (self.size - 1)):
+                return _added(self._all_gather(flat))
+        part = math.ceil(count / self.size)
+        padded = torch.nn.functional.pad(flat, (0, part * self.size - count))
+        nbytes = part * flat.itemsize * (self.size - 1)
+        with self._exchange(nbytes):
+            own = _added(self._all_to_all(padded).view(self.size, part))
+        with self._exchange(nbytes):
+            return self._all_gather(own).view(-1)[:count]
+
+    def _all_gather(self, x: Tensor) -> Tensor:
+        """What each rank has [n], [ranks, n]."""
+        found = x.new_empty(self.size, len(x))
+        dist.all_gather(list(found.unbind()), x)
+        return found
+
+    def _all_to_all(self, x: Tensor) -> Tensor:
+        """Of ``x``, a part [n] for each rank, what all ranks have for this one, [ranks n]."""
+        found = torch.empty_like(x)
+        dist.all_to_all_single(found, x)
+        return found
+
+    def _objects(self, value: Value) -> list[Value]:
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value)
+        return found
+
+    @contextlib.contextmanager
+    def _exchange(self, sent: int) -> Iterator[None]:
+        """Count what is sent, and tell of others that have ended."""
+        began = time.perf_counter()
+        try:
+            yield
+        except RuntimeError as error:
+            if is_exhaustion(error):
+                raise
+            raise lost(self.rank, self.size) from error
+        finally:
+            self.traffic.seconds += time.perf_counter() - began
+            self.traffic.exchanges += 1
+            self.traffic.sent += sent
+
+
+def _added(parts: Tensor) -> Tensor:
+    """The sum of ``parts`` [ranks, n], one after the other."""
+    total = parts[0].clone()
+    for part in parts[1:]:
+        total += part
+    return total
+
+
+def lost(rank: int, size: int) -> RankError:
+    """The error of a rank that other ranks have left alone."""
+    return RankError(
+        f"rank {rank} of {size}: another rank has ended, or cannot be reached any more; expected all of them until the "
+        f"end; {RESUME}"
+    )
+
+
+@contextlib.contextmanager
+def joined(launch: Launch, device: torch.device) -> Iterator[Ranks]:
+    """The ranks that a launcher has started, as this process sees them, connected by torch.distributed.
+
+    Tensors go by NCCL between GPUs and by gloo between CPUs. Raises RankError where others do not come.
+    """
+    rank, size = launch.rank, launch.size
+    backend = "gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:nccl"
+    try:
+        dist.init_process_group(backend, rank=rank, world_size=size, timeout=_PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        raise RankError(
+            f"rank {rank} of {size}: the others are not to be reached ({' '.join(str(error).split())[:120]}); expected "
+            "all of them under the address that torchrun gives; see its --rdzv-endpoint"
+        ) from error
+    ranks = Together(rank=rank, size=size, local_rank=launch.local_rank)
+    yield ranks
+    # Not where something is raised: the others are ending as well. Until the first is done all stay, or nobody would be
+    # there to tell that it has ended.
+    ranks.from_first(None)
+    dist.destroy_process_group()
+
+
+def is_first_to_tell(launch: Launch, *, timeout: float = 10.0) -> bool:
+    """Whether no other rank has told yet why all of them end: whoever asks first is to tell it.
+
+    It asks torchrun's store, which outlives every rank; where that is gone too, each rank tells it.
+    """
+    seconds = datetime.timedelta(seconds=timeout)
+    found = read_environment()
+    try:
+        store = TCPStore(
+            found["MASTER_ADDR"], int(found["MASTER_PORT"]), is_master=False, timeout=seconds, wait_for_workers=False
+        )
+        return store.add(f"pdq-export/told/{found.get('TORCHELASTIC_RESTART_COUNT', 0)}", 1) == 1
+    except (KeyError, ValueError, RuntimeError):
+        return True
+
+
+def check_enough(ranks: Ranks, *, images: int, batch_size: int, search_samples: int) -> None:
+    """Raise OptionError where there are ranks with nothing to do."""
+    found = {"calibration images": images, "batch_size": batch_size, "search_samples": search_samples}
+    name, least = min(found.items(), key=lambda item: item[1])
+    if least < ranks.size:
+        more = "more images (--samples N)" if name == "calibration images" else f"more of them (--set {name}=N)"
+        raise OptionError(
+            f"{ranks.size} ranks: {name} is {least}, so some would have nothing to do; expected at least one for each; "
+            f"take {more}, or start at most {least} ranks (torchrun --nproc-per-node {least})"
+        )
