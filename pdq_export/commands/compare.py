@@ -54,7 +54,7 @@ def compare_models(
 
     Whoever made the files, of pairs (QDQ) or integer operators (QOperator), and of QONNX where pdq-export did: tensors
     are matched by name, or through the nodes around them. ``data``: as ``eval`` of `quantize`, of which the first
-    ``samples`` are taken. ``batch_size``: by default what memory and the files allow. With ``config`` options, which say
+    ``samples`` are taken. ``batch_size``: by default what memory and the files allow. With ``config`` options, that say
     how images are read, come from a `Config` or the path of a TOML file; ``fields`` win over it. Raises PdqError for
     anything that can be wrong with files, data or options.
     """

@@ -130,7 +130,7 @@ class Plots:
 
     def _name_points(self, axes: "Axes", points: Sequence[tuple[float, float, str]]) -> None:
         """Names beside points, of which those that would cover each other share one, the first to the last of them."""
-        groups: list[tuple[Sequence[float], list[tuple[float, float, str]]]] = []
+        groups: list[tuple[Any, list[tuple[float, float, str]]]] = []
         for point in points:
             at = axes.transData.transform(point[:2])
             near = (
