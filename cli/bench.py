@@ -149,7 +149,7 @@ def _remarks(found: "Benchmark") -> Iterable[str]:
             f"with onnxruntime, running is loading and two calls at batch {loading.batch}{memory}"
         )
     if found.machine["saturates"]:
-        yield "integer kernels saturate on this processor (no VNNI): others run them faster"
+        yield "this processor has no VNNI instructions: those that have them run integer kernels faster"
     for file in found.files:
         if file.config:
             yield f"{file.name}: {session_note(file.config)}"

@@ -11,6 +11,7 @@ import onnx
 from numpy.typing import NDArray
 
 from pdq_export.advice import HowMade
+from pdq_export.commands.convert import convert
 from pdq_export.commands.known import growth_of, read_equalized, read_how_made
 from pdq_export.commands.pairs import File, Model, choose_batch, first_batch, read_samples
 from pdq_export.commands.progress import ProgressCallback, Tell
@@ -19,12 +20,12 @@ from pdq_export.config.config import Config
 from pdq_export.config.option import COMPARE
 from pdq_export.config.signature import takes_options
 from pdq_export.data import DataSource, Preprocess, check_exists
-from pdq_export.errors import ModelError, OptionError
+from pdq_export.errors import ModelError, OptionError, PdqError
 from pdq_export.exhaustion import tells_of_memory
 from pdq_export.graph.load import in_memory, read_model
 from pdq_export.graph.passes import constants
 from pdq_export.report.layers import LayerReport
-from pdq_export.validate import BATCH_SIZE, Batch, Pair, open_pair
+from pdq_export.validate import BATCH_SIZE, Batch, Pair, is_qonnx, open_pair
 from pdq_export.validate.effects import measure_effects
 from pdq_export.validate.layers import LayerSessions, measure_layers, open_layers
 from pdq_export.validate.matching import Matching, match_tensors
@@ -51,11 +52,11 @@ def compare_models(
 ) -> LayerReport:
     """Compare every tensor that a quantized ONNX file and the FP32 file that it was made of both have, worst first.
 
-    Whoever made the files, of pairs (QDQ) or integer operators (QOperator): tensors are matched by name, or through the
-    nodes around them. ``data``: as ``eval`` of `quantize`, of which the first ``samples`` are taken. ``batch_size``: by
-    default what memory and the files allow. With ``config`` options, which say how images are read, come from a
-    `Config` or the path of a TOML file; ``fields`` win over it. Raises PdqError for anything that can be wrong with
-    files, data or options.
+    Whoever made the files, of pairs (QDQ) or integer operators (QOperator), and of QONNX where pdq-export did: tensors
+    are matched by name, or through the nodes around them. ``data``: as ``eval`` of `quantize`, of which the first
+    ``samples`` are taken. ``batch_size``: by default what memory and the files allow. With ``config`` options, that say
+    how images are read, come from a `Config` or the path of a TOML file; ``fields`` win over it. Raises PdqError for
+    anything that can be wrong with files, data or options.
     """
     preprocess = asked_preprocess(settle(config, fields, command=COMPARE))
     return compare_layers(
@@ -79,15 +80,12 @@ def compare_layers(
         raise OptionError(f"--samples {samples!r}: expected a whole number, 1 or more")
     check_exists(data)
     tell.stage("load")
-    files = [File.of(given, which) for given, which in ((model, "model"), (quantized, "quantized"))]
-    if any(file.is_qonnx for file in files):
-        raise ModelError(
-            "a file has Quant nodes of QONNX, which onnxruntime does not know; expected QuantizeLinear and "
-            "DequantizeLinear; of a file of pdq-export, `pdq-export convert FILE --target ort` makes such a one"
-        )
-    pair = open_pair(*(file.content for file in files))
     first, written = _graph(model), _graph(quantized)
-    second = as_pairs(written)
+    if is_qonnx(first):
+        raise ModelError(f"{_name(model) or 'model'}: has Quant nodes of QONNX; expected the FP32 file")
+    runs = _without_quant(quantized, written)
+    pair = open_pair(*(File.of(given, which).content for given, which in ((model, "model"), (runs, "quantized"))))
+    second = as_pairs(written if runs is quantized else _graph(runs))
     layers = _Layers(original=first, quantized=second, pair=pair, equalized=read_equalized(written))
     tell.stage("read")
     found = read_samples(data, False, pair, choose_batch(pair, batch_size), tell, most=samples, preprocess=preprocess)
@@ -160,6 +158,22 @@ def _errors(reference: Mapping[str, NDArray[np.float32]], own: Mapping[str, NDAr
         name: float(np.square(own[name].astype(np.float64) - x).sum()) if own[name].shape == x.shape else math.inf
         for name, x in reference.items()
     }
+
+
+def _without_quant(quantized: Model, structure: onnx.ModelProto) -> Model:
+    """The file with the same integers that onnxruntime runs: of QONNX that of the target ort.
+
+    Raises ModelError where pdq-export did not write it.
+    """
+    if not is_qonnx(structure):
+        return quantized
+    try:
+        return convert(quantized, "ort")
+    except PdqError as error:
+        raise ModelError(
+            f"{_name(quantized) or 'quantized'}: has Quant nodes of QONNX, which are compared as what --target ort "
+            f"writes of them; expected a file that pdq-export wrote: {error}"
+        ) from error
 
 
 def _graph(given: Model) -> onnx.ModelProto:

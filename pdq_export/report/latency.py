@@ -1,6 +1,8 @@
 """What latency means: when bits cost time in onnxruntime and gain nothing there."""
 
-from collections.abc import Mapping
+import re
+import shlex
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pdq_export.advice import with_wide_activations
@@ -10,10 +12,15 @@ from pdq_export.validate import KernelCount, LatencyPair
 _NOTICED = 1.02  # less is within what repeating a measurement moves it by
 
 
-def latency_note(latency: LatencyPair, settings: Mapping[str, Any], kernels: KernelCount | None = None) -> str | None:
+def latency_note(
+    latency: LatencyPair,
+    settings: Mapping[str, Any],
+    kernels: KernelCount | None = None,
+    layers: Sequence[Mapping[str, Any]] = (),
+) -> str | None:
     """What to do about time that is lost in onnxruntime; None where none is.
 
-    ``settings``: of the run, as a report has them. ``kernels``: of the file.
+    ``settings``, ``layers``: of the run, as a report has them. ``kernels``: of the file.
     """
     target, notes = settings.get("target", "ort"), []
     slower = latency.ratio.low > 1
@@ -30,12 +37,22 @@ def latency_note(latency: LatencyPair, settings: Mapping[str, Any], kernels: Ker
         )
     if slower and kernels is not None and (told := _in_float(kernels)):
         notes.append(f"{told} run in float between integers, and are converted to and fro")
+    if slower and target == "ort" and (option := _first_in_float(layers)):
+        notes.append(f"try the first layer in float, which has too few channels to gain by integers: {option}")
     return "; ".join(notes) or None
 
 
 def is_slower(latency: LatencyPair | None) -> bool:
     """Whether a file takes longer than FP32, and not by chance alone: in three quarters of the rounds."""
     return latency is not None and latency.ratio.low > 1
+
+
+def _first_in_float(layers: Sequence[Mapping[str, Any]]) -> str | None:
+    """The option that leaves a network's first convolution in float; None where it is, or where there is none."""
+    if not layers or layers[0].get("op_type") != "Conv" or not isinstance(layers[0].get("weight_bits"), int):
+        return None
+    name = re.escape(str(layers[0].get("node", "")))
+    return f"--exclude {shlex.quote(f'^{name}$')}"
 
 
 def _in_float(kernels: KernelCount) -> str:

@@ -193,7 +193,7 @@ class Report(Measurements):
         return (
             None
             if self.latency is None or self.settings.get("command") == "validate"
-            else latency_note(self.latency, self.settings, self.kernels)
+            else latency_note(self.latency, self.settings, self.kernels, self.layers)
         )
 
     @property

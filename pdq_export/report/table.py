@@ -32,7 +32,7 @@ def report_rows(report: Report) -> list[Row]:
             rows.append((f"argmax agrees with simulation{name}", "", agreement, ""))
         rows.append((f"relative error against FP32{stands_for}{name}", "", _share(against_float), ""))
     for value in report.metrics:
-        rows.append((value.name, f"{value.float_value:.6g}", f"{value.quantized_value:.6g}", f"{-value.drop:+.6g}"))
+        rows.append((value.name, f"{value.float_value:.6g}", f"{value.quantized_value:.6g}", f"{0 - value.drop:+.6g}"))
     for part in report.parts:
         rows.append((f"SQNR against FP32 ({part.name})", "", _ratio(part.quantized_float), ""))
     if report.min_onnxruntime:

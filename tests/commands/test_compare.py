@@ -1,5 +1,6 @@
 """`compare`: a layer that is broken on purpose is named first, in files of whichever tool."""
 
+import dataclasses
 import re
 import shlex
 import subprocess
@@ -251,8 +252,21 @@ def test_torch_is_not_needed() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_quant_nodes_of_qonnx_are_refused_and_the_remedy_works(images: NDArray[Any]) -> None:
+def test_a_qonnx_file_is_compared_by_its_integers(images: NDArray[Any]) -> None:
     made = quantize(MODEL, calib=images, method="nearest", target="qonnx", device="cpu")
-    with pytest.raises(ModelError, match="convert FILE --target ort"):
-        compared(made.model, images)
-    assert compared(convert(made.model, "ort"), images, samples=8).tensors
+    found, other = (compared(file, images, samples=8) for file in (made.model, convert(made.model, "ort")))
+    measured = [[dataclasses.replace(row, remedy=None) for row in one.tensors] for one in (found, other)]
+    assert measured[0] == measured[1]
+    assert found.remedies[0].line == "--method pd-quant"  # no activations of 8 bits, which cost where bits are bits
+    assert other.remedies[0].line == "--bits 4/8"
+
+
+def test_quant_nodes_of_another_tool_and_in_the_fp32_file_are_refused(images: NDArray[Any]) -> None:
+    made = quantize(MODEL, calib=images, method="nearest", target="qonnx", device="cpu").model
+    with pytest.raises(ModelError, match="expected the FP32 file"):
+        compare_models(made, made, data=images)
+    del made.metadata_props[:]
+    with pytest.raises(
+        ModelError, match="which are compared as what --target ort writes of them; expected a file that"
+    ):
+        compared(made, images)

@@ -44,13 +44,26 @@ def test_nodes_in_float_are_told_of_a_slow_file_alone() -> None:
     assert "2 Resize run in float between integers" in str(latency_note(pair(1.3), {"bits": "4/8"}, kernels))
 
 
+@pytest.mark.parametrize(
+    ("ratio", "target", "first"),
+    [(0.7, "ort", {}), (1.3, "qcdq", {}), (1.3, "ort", {"weight_bits": None}), (1.3, "ort", {"op_type": "Gemm"})],
+)
+def test_the_first_layer_is_named_of_slow_files_whose_first_convolution_is_quantized(
+    ratio: float, target: str, first: dict[str, object]
+) -> None:
+    layer = {"node": "/0/Conv", "op_type": "Conv", "weight_bits": 8}
+    told = "--exclude '^/0/Conv$'"
+    assert str(latency_note(pair(1.3), {"target": "ort"}, layers=[layer])).endswith(told)
+    assert told not in str(latency_note(pair(ratio), {"target": target}, layers=[{**layer, **first}]))
+
+
 def test_a_slow_file_is_warned_of_and_a_fast_one_is_not(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = name_nodes(
         fill(
-            parse("c = Conv(image, w) r = Relu(c) y = GlobalAveragePool(r)", outputs="float[N,4,1,1] y"),
-            {"w": (4, 3, 3, 3)},
+            parse("c = Conv(image, w) r = Relu(c) d = Conv(r, u) y = Relu(d)", outputs="float[N,4,H,W] y"),
+            {"w": (4, 3, 3, 3), "u": (4, 4, 1, 1)},
         )
     )
     images = np.random.default_rng(0).normal(size=(8, 3, 8, 8)).astype(np.float32)
@@ -59,6 +72,10 @@ def test_a_slow_file_is_warned_of_and_a_fast_one_is_not(
         monkeypatch.setattr("pdq_export.validate.latency.measure_latency", lambda *_, ratio=ratio, **__: pair(ratio))
         pdq_export.quantize(model, calib=images, **FAST)
         assert ("of FP32's time for the file at batch 1" in caplog.text) == (ratio > 1)
+    _, pattern = shlex.split(caplog.records[-1].getMessage().rpartition(": ")[2])
+    report = pdq_export.quantize(model, calib=images, exclude=[pattern], **FAST).report
+    assert [layer["excluded"] for layer in report.layers] == [True, False]
+    assert "--exclude" not in str(report.latency_note)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ _LABELS = 96
 _FONT = 11
 _LAYER = 14  # px for each layer, where there is one mark a layer
 _CARD = (220, 80)
+_NAME = (24, 11)  # px of a name such as 4/8
 _SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "pdq-export",
@@ -113,8 +114,6 @@ class Plots:
             axes.plot(
                 [size for size, _, _ in points], [loss for _, loss, _ in points], style, color=colour, markersize=6
             )
-            for size, loss, name in points:
-                axes.annotate(name, (size, loss), (5, 3), textcoords="offset points", color=FG)
         axes.set_xscale("log")
         if log:
             axes.set_yscale("log")
@@ -123,10 +122,30 @@ class Plots:
         axes.margins(x=0.15)
         axes.set_xticks(_few([size for _, _, points in series for size, _, _ in points]))
         axes.grid(axis="y", color=LINE, linewidth=0.7)
+        self._name_points(axes, [point for _, _, points in series for point in points if point[2]])
         axes.set_xlabel("size of the file", color=MUTED, loc="left")
         axes.text(0, 1.03, unit, transform=axes.transAxes, color=MUTED)
         axes.minorticks_off()
         return self._svg(figure)
+
+    def _name_points(self, axes: "Axes", points: Sequence[tuple[float, float, str]]) -> None:
+        """Names beside points, of which those that would cover each other share one, the first to the last of them."""
+        groups: list[tuple[Any, list[tuple[float, float, str]]]] = []
+        for point in points:
+            at = axes.transData.transform(point[:2])
+            near = (
+                group
+                for place, group in groups
+                if abs(at[0] - place[0]) < _NAME[0] and abs(at[1] - place[1]) < _NAME[1]
+            )
+            group = next(near, None)
+            if group is None:
+                groups.append((at, [point]))
+            else:
+                group.append(point)
+        for _, group in groups:
+            name = group[0][2] if len(group) == 1 else f"{group[0][2]} to {group[-1][2]}"
+            axes.annotate(name, group[0][:2], (5, 3), textcoords="offset points", color=FG)
 
     def curve(self, values: Sequence[float]) -> str:
         """A line from left to right, from 0 up, for a card."""
@@ -245,7 +264,7 @@ _REWRITES = (
     (re.compile(r' id="(matplotlib|patch|PatchCollection|PathCollection)[^"]*"'), ""),
     (re.compile(r"font: ([\d.]+px) [^;\"]*"), r"font-size: \1"),
     (re.compile(r"font-family: [^;\"]*;? ?"), ""),
-    (re.compile(r"(\d+\.\d\d)\d+"), r"\1"),
+    (re.compile(r"(\d+\.\d\d)\d+(?=[^<>]*>)"), r"\1"),  # of coordinates: those of texts are read
     (re.compile(r"\s+"), " "),
     (re.compile(r"> <"), "><"),
 )

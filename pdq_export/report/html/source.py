@@ -42,6 +42,11 @@ class Source:
         return {} if self.report is None else self.report.settings
 
     @property
+    def bits(self) -> str:
+        """Those of the file; bits that were chosen for single tensors are told in words."""
+        return "bits by layer" if self.settings.get("tensor_bits") else str(self.settings.get("bits", ""))
+
+    @property
     def validates(self) -> bool:
         """Whether the report is of a file that was only judged."""
         return self.settings.get("command") == "validate"

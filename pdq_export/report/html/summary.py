@@ -21,7 +21,7 @@ def title(source: Source) -> tuple[str, str]:
         errors = source.errors
         assert errors is not None
         return f"{errors.quantized or 'quantized model'}, layer by layer", f"beside {errors.model or 'its FP32 model'}"
-    bits = "" if source.validates else f", {source.settings.get('bits', '')}"
+    bits = "" if source.validates else f", {source.bits}"
     evaluation = source.settings.get("evaluation", "")
     on = f"{report.images:,} images" + (f" of {evaluation}" if evaluation else "")
     return (
@@ -46,7 +46,7 @@ def _of_report(report: Report) -> Iterator[Tile]:
     accuracy = report.quantized_accuracy if report.kernels is not None else report.simulated_accuracy
     if accuracy is not None:
         changes = report.top1_changes
-        drop = "" if changes is None or not changes.images else f"{-changes.drop:+.2f} ± {changes.error:.2f} points"
+        drop = "" if changes is None or not changes.images else f"{0 - changes.drop:+.2f} ± {changes.error:.2f} points"
         yield Tile(name="top-1", value=percent(accuracy.top1, 2), note=drop)
     elif report.outputs:
         against = report.outputs[0].against_float

@@ -22,10 +22,13 @@ from pdq_export.cli import app
 from pdq_export.gates import Gate
 from pdq_export.report import read_report, to_html
 from pdq_export.report.bits import Estimate, SearchReport
+from pdq_export.report.html.plots import drawing
 from pdq_export.report.html.sections import SECTIONS
 from pdq_export.report.report import ModelInfo
 from pdq_export.report.sensitivity import WrittenSensitivity
 from pdq_export.report.tensor_losses import SensitivityRow, TensorLosses
+from pdq_export.spec.step import Step
+from pdq_export.validate import Top1Changes
 
 from ...browser import browser
 from ...cli.fakes import make_report
@@ -354,6 +357,37 @@ def test_what_to_try_next_is_what_the_report_says() -> None:
     assert "--layer-bits '^a$=8/8'  # +9 bytes" in without
 
 
+def test_numbers_in_plots_are_not_cut() -> None:
+    with drawing() as plots:
+        svg = plots.bars([("FP32", 0.0249, "0.0249 ms"), ("quantized", 0.0299, "0.0299 ms")], "ms")
+    assert ">0.0249 ms<" in svg
+    assert ">0.0299 ms<" in svg
+    assert not re.search(r" d=\"[^\"]*\.\d{3}", svg)
+
+
+def test_names_of_points_that_lie_together_are_one() -> None:
+    points = [
+        (9_682, loss, f"{bits}/8") for bits, loss in ((2, 1e-4), (3, 1e-5), (5, 1.52e-6), (6, 1.41e-6), (8, 1.4e-6))
+    ]
+    with drawing() as plots:
+        svg = plots.trade_off([("#000000", "s", points), ("#000000", "D", [(9_813, 1.4e-6, "")])])
+    assert re.findall(r">([^<>]*/8[^<>]*)</text>", svg) == ["2/8", "3/8", "5/8 to 8/8"]
+
+
+def test_no_change_has_no_sign_of_a_loss() -> None:
+    changes = Top1Changes(images=100, lost=0, gained=0)
+    text = to_html(make_report(top1_changes=changes)).decode()
+    assert "+0.00 ± 0.00 points" in text
+    assert "-0.00" not in text
+
+
+def test_bits_that_were_found_are_not_told_as_those_they_were_found_instead_of() -> None:
+    settings = {"bits": "4/8", "tensor_bits": ["w=7"]}
+    texts = Parsed(to_html(make_report(settings=settings)).decode()).texts
+    assert "q.onnx, bits by layer" in [text.replace("quantized model", "q.onnx") for text in texts]
+    assert "4/8" not in texts
+
+
 def estimate(name: str, size: int, loss: float) -> Estimate:
     return Estimate(name=name, size=size, loss=loss, avg_weight=3.5, avg_activation=None)
 
@@ -419,6 +453,13 @@ def test_bits_by_budget() -> None:
     assert "solver" not in section
     cut = dataclasses.replace(found, frontier=(dataclasses.replace(found.frontier[0], gap=0.03),))
     assert "for 1 of these sizes: there others could lose up to 3.0 % less" in to_html(make_report(search=cut)).decode()
+    steps = [
+        Step(size=95_000, loss=0.1, avg_weight=4.5, drop=0.25, error=0.1, images=128, held=True),
+        Step(size=89_000, loss=0.2, avg_weight=3.5, drop=1.5, error=0.5, images=128, held=False),
+    ]
+    stepped = Parsed(to_html(make_report(search=dataclasses.replace(found, steps=tuple(steps)))).decode()).texts
+    assert {"95,000", "0.25", "within what may be lost", "1.50", "beyond it"} <= set(stepped)
+    assert not {"0.25", "beyond it"} & set(parsed.texts)
     nothing = dataclasses.replace(found, chosen=estimate("auto", 0, 0.0), frontier=(), uniforms=())
     section = to_html(make_report(search=nothing)).decode().partition('<section id="bits">')[2]
     assert "<svg" not in section.partition("</section>")[0]

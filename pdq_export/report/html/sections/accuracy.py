@@ -75,6 +75,6 @@ def _difference(report: Report) -> Iterator[Text]:
     chance = "which can be chance" if p_value >= _NOTICED else "which is hardly chance"
     yield Text(
         text=f"Of {changes.images:,} images {changes.lost:,} are right in FP32 alone and {changes.gained:,} in the "
-        f"quantized model alone: {-changes.drop:+.2f} ± {changes.error:.2f} points (standard error), {chance} "
+        f"quantized model alone: {0 - changes.drop:+.2f} ± {changes.error:.2f} points (standard error), {chance} "
         f"(McNemar's test: p = {p_value:.2g})."
     )

@@ -31,7 +31,10 @@ def _blocks(source: Source) -> Iterator[Block]:
         [Cell(text="– SHA-256"), Cell(text=report.model.sha256, tone="code")],
         [Cell(text="quantized model"), Cell(text=report.quantized.name or "in memory")],
         [Cell(text="– SHA-256"), Cell(text=report.quantized.sha256, tone="code")],
-        *(cells(name.replace("_", " "), value_text(settings[name])) for name in names),
+        *(
+            cells(name.replace("_", " "), source.bits if name == "bits" else value_text(settings[name]))
+            for name in names
+        ),
     ]
     given = settings.get("asked")
     if isinstance(given, Mapping):

@@ -9,8 +9,10 @@ from pdq_export.report.html.plots import FLOAT, QUANTIZED, Plots
 from pdq_export.report.html.source import Source
 from pdq_export.report.report import Report
 from pdq_export.report.tensor_losses import MEASURES
+from pdq_export.spec.step import Step
 
 _HEAD = ("bits", "bytes", "estimated loss", "average W", "average A")
+_STEPS = ("bytes", "estimated loss", "average W", "points of top-1 lost", "± standard error", "images", "judged")
 
 
 def bits(source: Source, plots: Plots) -> Section | None:
@@ -38,6 +40,11 @@ def _blocks(report: Report, found: SearchReport, plots: Plots) -> Iterator[Block
         )
     rows = [_row("found", found.chosen), *(_row(f"{one.name} throughout", one) for one in found.uniforms)]
     yield Table(head=_HEAD, rows=rows, numeric=(1, 2, 3, 4))
+    if found.steps:
+        yield Text(
+            text="Files that were calibrated on the way, and what they lose on images held back from calibration:"
+        )
+        yield Table(head=_STEPS, rows=[_step(one) for one in found.steps], numeric=(0, 1, 2, 3, 4, 5))
     measured = _measured(report)
     if measured:
         yield Text(text=f"Measured of the file, after calibration: {measured}.")
@@ -69,6 +76,18 @@ def _points(estimates: Iterable[Estimate]) -> list[tuple[float, float, str]]:
 def _row(name: str, one: Estimate) -> list[Cell]:
     averages = [number(value, "{:.2f}") for value in (one.avg_weight, one.avg_activation)]
     return [Cell(text=name), number(one.size, "{:,d}"), number(one.loss, "{:.3g}"), *averages]
+
+
+def _step(one: Step) -> list[Cell]:
+    return [
+        number(one.size, "{:,d}"),
+        number(one.loss, "{:.3g}"),
+        number(one.avg_weight, "{:.2f}"),
+        number(one.drop, "{:.2f}"),
+        number(one.error, "{:.2f}"),
+        number(one.images, "{:,d}"),
+        Cell(text="within what may be lost" if one.held else "beyond it", tone="good" if one.held else "bad"),
+    ]
 
 
 def _measured(report: Report) -> str:

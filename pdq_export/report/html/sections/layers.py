@@ -4,13 +4,17 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pdq_export.report.html.blocks import Cell, Figure, Figures, Section, Table, number
+from pdq_export.report.html.blocks import Block, Cell, Figure, Figures, Section, Table, Text, number
 from pdq_export.report.html.plots import FLOAT, QUANTIZED, Plots
 from pdq_export.report.html.source import Source
 from pdq_export.validate.histograms import WeightHistogram
 
 _FLOAT_BYTES = 4
 _HEAD = ("layer", "operator", "weight", "W bits", "input bits", "A bits", "FP32 bytes")
+_BY_BITS = (
+    "Bytes by bits are the elements of a weight times its bits: how the file packs them, and its scales, are not "
+    "counted. In reports of quantize they are those of the file."
+)
 
 
 def layers(source: Source, plots: Plots) -> Section | None:
@@ -28,7 +32,10 @@ def layers(source: Source, plots: Plots) -> Section | None:
     )
     figure = Figure(svg=svg, label=caption, caption=caption, legend=(("FP32", "float"), ("quantized", "quantized")))
     table = Table(head=head, rows=rows, numeric=(3, 4, 5, 6, 7), searched="Filter layers")
-    return Section(anchor="layers", title="Bits and bytes of layers", blocks=[Figures(figures=[figure]), table])
+    blocks: list[Block] = [Figures(figures=[figure]), table]
+    if not planned:
+        blocks.append(Text(text=_BY_BITS, tone="muted"))
+    return Section(anchor="layers", title="Bits and bytes of layers", blocks=blocks)
 
 
 def _planned(layer: Mapping[str, Any]) -> list[Cell]:
