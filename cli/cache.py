@@ -91,13 +91,13 @@ def _listed(root: Path, runs: "list[Kept]") -> Iterable[RenderableType]:
         )
         table.add_row(*(Text(printable(cell)) for cell in cells))  # names are whatever a file says: no markup
     yield table
-    yield f"{len(runs)} runs, {_size(sum(kept.size for kept in runs))}, in {root}"
+    yield f"{len(runs)} run{'s' * (len(runs) != 1)}, {_size(sum(kept.size for kept in runs))}, in {root}"
 
 
 def _cleared(cleared: "Cleared") -> Iterable[RenderableType]:
     for path in cleared.in_use:
         yield f"{path.name} stays: a run is at work there"
-    yield f"removed {len(cleared.removed)} runs, {_size(cleared.size)}"
+    yield f"removed {len(cleared.removed)} run{'s' * (len(cleared.removed) != 1)}, {_size(cleared.size)}"
 
 
 def _size(size: int) -> str:
