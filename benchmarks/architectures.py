@@ -64,19 +64,21 @@ def _downsample(inputs: int, outputs: int, stride: int) -> nn.Module | None:
 
 
 class ResNet(nn.Module):
-    """ResNet as in torchvision; ``depths``: units in each of the four stages."""
+    """ResNet as in torchvision; ``depths``: units in each of the four stages; ``width``: channels of the stem."""
 
-    def __init__(self, unit: type[BasicBlock | Bottleneck], depths: Sequence[int], num_classes: int) -> None:
+    def __init__(
+        self, unit: type[BasicBlock | Bottleneck], depths: Sequence[int], num_classes: int, width: int = 64
+    ) -> None:
         super().__init__()
-        self.conv1, self.bn1, self.relu = conv(3, 64, 7, 2), nn.BatchNorm2d(64), nn.ReLU()
+        self.conv1, self.bn1, self.relu = conv(3, width, 7, 2), nn.BatchNorm2d(width), nn.ReLU()
         self.maxpool = nn.MaxPool2d(3, 2, padding=1)
-        channels = 64
+        channels = width
         stages = []
         for stage, depth in enumerate(depths):
             units = []
             for position in range(depth):
-                units.append(unit(channels, 64 << stage, 2 if stage > 0 and position == 0 else 1))
-                channels = (64 << stage) * unit.expansion
+                units.append(unit(channels, width << stage, 2 if stage > 0 and position == 0 else 1))
+                channels = (width << stage) * unit.expansion
             stages.append(nn.Sequential(*units))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.avgpool = nn.AdaptiveAvgPool2d(1)

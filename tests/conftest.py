@@ -125,6 +125,18 @@ def logging_as_before() -> Iterator[None]:
         logger.propagate, logger.handlers = propagate, handlers
 
 
+@pytest.fixture
+def losses_are_told() -> None:
+    """The layers of a file that loses are compared, and what to try next is told, as users have it."""
+
+
+@pytest.fixture(autouse=True)
+def no_word_of_losses(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every file of a tiny network loses: comparing its layers would take as long as all else of most tests' runs."""
+    if "losses_are_told" not in request.fixturenames:
+        monkeypatch.setattr("pdq_export.commands.next_steps.find_loss", lambda report: None)
+
+
 @pytest.fixture(autouse=True)
 def no_word_of_latency(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether tiny networks are slower than FP32 is chance, and no warning of a test but those of latency."""

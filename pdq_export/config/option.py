@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import math
 import os
 import re
@@ -163,11 +164,17 @@ def within(kind: type, declared: Declaration) -> str:
     return f"{declared.least:g} or more" if kind is int else f"{declared.least:g} or a number above"
 
 
-def find_options(config: type, path: tuple[str, ...] = ()) -> tuple[Option, ...]:
+def find_options(config: type) -> tuple[Option, ...]:
     """All options of a configuration in the order of their declaration, those of its sections among them.
 
     Raises TypeError for a field that is neither option nor section, or a name that two sections have.
     """
+    declared: Any = config  # which mypy does not take for hashable
+    return _find_options(declared, ())
+
+
+@functools.cache  # every run asks dozens of times
+def _find_options(config: type, path: tuple[str, ...]) -> tuple[Option, ...]:
     found: list[Option] = []
     for field in dataclasses.fields(config):
         declared = field.metadata.get(_KEY)
@@ -179,7 +186,8 @@ def find_options(config: type, path: tuple[str, ...] = ()) -> tuple[Option, ...]
                 )
             )
         elif isinstance(field.default_factory, type):
-            found += find_options(field.default_factory, (*path, field.name))
+            section: Any = field.default_factory
+            found += _find_options(section, (*path, field.name))
         else:
             raise TypeError(
                 f"{config.__name__}.{field.name} is no option; declare it with option(), or make it a section: "

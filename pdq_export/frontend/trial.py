@@ -1,6 +1,5 @@
 """Runs an imported model once, so that what is wrong with it is told by node before any work is done."""
 
-import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,17 +44,12 @@ def compute_tensors(module: fx.GraphModule, inputs: Sequence[Tensor]) -> dict[st
 def compute_tensor(module: fx.GraphModule, inputs: Sequence[Tensor], name: str) -> NDArray[np.floating[Any]] | None:
     """The tensor of this ONNX name, on the CPU, and nothing behind it; None where no node computes it."""
     runner = _Until(module, name)
-    with contextlib.suppress(_Computed):
-        runner.run(*inputs)
+    runner.run(*inputs)
     return None if runner.found is None else np.asarray(runner.found.cpu())
 
 
-class _Computed(Exception):  # noqa: N818  (no error)
-    """What was asked for is there."""
-
-
 class _Until(fx.Interpreter):
-    """Stops at a tensor."""
+    """Computes nothing more once a tensor is there. An exception would end it too, but fx imports its compiler then."""
 
     def __init__(self, module: fx.GraphModule, name: str) -> None:
         super().__init__(module)
@@ -63,10 +57,11 @@ class _Until(fx.Interpreter):
         self._name = name
 
     def run_node(self, n: fx.Node) -> Any:
+        if self.found is not None:
+            return None
         result = super().run_node(n)
         if n.meta.get("tensor") == self._name and n.op != "output" and isinstance(result, Tensor):
             self.found = result
-            raise _Computed
         return result
 
 

@@ -2,7 +2,7 @@
 
 import math
 
-from scipy import stats
+import scipy  # its `stats` takes a second to import: here, once something is asked of it
 
 from pdq_export.validate import Agreement, Top1Changes
 
@@ -10,12 +10,12 @@ from pdq_export.validate import Agreement, Top1Changes
 def mcnemar(changes: Top1Changes) -> float:
     """The two-sided p-value of McNemar's exact test: that lost and gained images differ so much by chance."""
     changed = changes.lost + changes.gained
-    return float(stats.binomtest(changes.lost, changed, 0.5).pvalue) if changed else 1.0
+    return float(scipy.stats.binomtest(changes.lost, changed, 0.5).pvalue) if changed else 1.0
 
 
 def share_bounds(share: float, images: int, confidence: float = 0.95) -> tuple[float, float]:
     """Exact bounds of a share of ``images``, as Clopper and Pearson's are."""
-    found = stats.binomtest(round(share * images), images).proportion_ci(confidence, method="exact")
+    found = scipy.stats.binomtest(round(share * images), images).proportion_ci(confidence, method="exact")
     return float(found.low), float(found.high)
 
 
@@ -35,8 +35,8 @@ def drop_beyond(changes: Top1Changes, limit: float) -> float:
     middle, last = b + c - (2 * n - b + c) * limit, c * limit * (1 - limit)
     gained = (middle + math.sqrt(middle * middle + 8 * n * last)) / (4 * n)
     variance = n * (2 * gained + limit * (1 - limit))
-    score = float(stats.norm.sf(beyond / math.sqrt(variance)))
-    return max(score, float(stats.binomtest(b, b + c, 0.5, alternative="greater").pvalue))
+    score = float(scipy.stats.norm.sf(beyond / math.sqrt(variance)))
+    return max(score, float(scipy.stats.binomtest(b, b + c, 0.5, alternative="greater").pvalue))
 
 
 def smallest_drop(images: int, limit: float) -> float:
@@ -54,7 +54,7 @@ def agreement_below(agreement: Agreement, limit: float) -> float | None:
     if agreement.positions != agreement.images:
         return mean_below(agreement.argmax_agreement, agreement.argmax_error, agreement.images, limit)
     equal = round(agreement.argmax_agreement * agreement.images)
-    return float(stats.binomtest(equal, agreement.images, limit, alternative="less").pvalue)
+    return float(scipy.stats.binomtest(equal, agreement.images, limit, alternative="less").pvalue)
 
 
 def smallest_agreement(agreement: Agreement, limit: float) -> float:
@@ -71,4 +71,4 @@ def mean_below(value: float, error: float | None, images: int, limit: float) -> 
         return None
     if not error:
         return 0.0 if value < limit else 1.0
-    return float(stats.t.cdf((value - limit) / error, images - 1))
+    return float(scipy.stats.t.cdf((value - limit) / error, images - 1))

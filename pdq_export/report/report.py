@@ -93,6 +93,7 @@ it: the version is for changes of what there is.
 """
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -265,7 +266,12 @@ def versions() -> dict[str, str]:
     """Versions of what decides the result; onnxruntime has several distributions, so it is asked itself."""
     import onnxruntime
 
-    found = {"pdq-export": pdq_export.__version__, "onnxruntime": str(onnxruntime.__version__)}
+    return {"pdq-export": pdq_export.__version__, "onnxruntime": str(onnxruntime.__version__), **_installed()}
+
+
+@functools.cache  # every run asks twice, and each answer is a file to read
+def _installed() -> dict[str, str]:
+    found = {}
     for package in ("numpy", "onnx", "scipy", "torch"):
         try:
             found[package] = importlib.metadata.version(package)

@@ -18,7 +18,7 @@ from pdq_export.commands.quantize import Progress
 from pdq_export.config import method
 from pdq_export.config.method import PRESETS
 
-from ..onnx_text import fill, parse
+from ..onnx_text import fill, name_nodes, parse
 
 JOB = Job(
     model="m.onnx",
@@ -45,9 +45,20 @@ FOUND = Measurement(
 )
 
 
-def test_a_calibration_is_measured(model: Path) -> None:
-    found = measure(JOB, model)
-    assert len(found.blocks) == 6
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network of a few small layers."""
+    body = """a = Conv <pads = [1, 1, 1, 1]> (image, u) b = Relu(a) c = Conv <pads = [1, 1, 1, 1]> (b, v) d = Relu(c)
+        e = Conv <pads = [1, 1, 1, 1]> (d, v) f = Add(e, b) g = Relu(f) p = GlobalAveragePool(g) q = Flatten(p)
+        y = Gemm <transB = 1> (q, w)"""
+    path = tmp_path_factory.mktemp("small") / "m.onnx"
+    onnx.save(name_nodes(fill(parse(body), {"u": (8, 3, 3, 3), "v": (8, 8, 3, 3), "w": (5, 8)})), path)
+    return path
+
+
+def test_a_calibration_is_measured(small: Path) -> None:
+    found = measure(JOB, small)
+    assert len(found.blocks) == 3
     assert all(block.steps == 3 and block.step_seconds is not None for block in found.blocks)
     assert 0.0 < sum(block.seconds for block in found.blocks) <= found.seconds
     assert found.fixed_seconds is not None
@@ -111,25 +122,19 @@ class Work(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("iters", [9, 20])
-def test_what_is_extrapolated_is_what_the_whole_run_takes(
-    iters: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    body = """a = Conv <pads = [1, 1, 1, 1]> (image, u) b = Relu(a) c = Conv <pads = [1, 1, 1, 1]> (b, v) d = Relu(c)
-        e = Conv <pads = [1, 1, 1, 1]> (d, v) f = Add(e, b) g = Relu(f) p = GlobalAveragePool(g) q = Flatten(p)
-        y = Gemm <transB = 1> (q, w)"""
-    onnx.save(fill(parse(body), {"u": (8, 3, 3, 3), "v": (8, 8, 3, 3), "w": (5, 8)}), tmp_path / "m.onnx")
+def test_what_is_extrapolated_is_what_the_whole_run_takes(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     preset = {**PRESETS["fast"], "samples": 96, "iters": 60, "batch_size": 8, "correction_iters": 4}
     monkeypatch.setattr(method, "PRESETS", {**PRESETS, "fast": preset})
     work = Work()
     monkeypatch.setattr(StageClock, "now", staticmethod(lambda: (work.done, 0.0)))
     job = dataclasses.replace(JOB, overrides={"search_samples": "16"})
-    cut = {"samples": "24", "iters": str(iters)}
     with work:
-        whole = measure(job, tmp_path / "m.onnx")
-        part = measure(dataclasses.replace(job, overrides={**job.overrides, **cut}), tmp_path / "m.onnx")
-    assert part.seconds < 0.6 * whole.seconds
-    assert part.extrapolated() == pytest.approx(whole.seconds, rel=0.1)
+        whole = measure(job, small)
+        for iters in (9, 20):
+            cut = {"samples": "24", "iters": str(iters)}
+            part = measure(dataclasses.replace(job, overrides={**job.overrides, **cut}), small)
+            assert part.seconds < 0.6 * whole.seconds
+            assert part.extrapolated() == pytest.approx(whole.seconds, rel=0.1)
 
 
 def test_rows_of_presets_and_sweeps(model: Path, tmp_path: Path) -> None:
@@ -157,15 +162,15 @@ def test_networks_of_any_depth_and_resolution(tmp_path: Path) -> None:
 
 
 def test_a_command_is_run_in_a_process_of_its_own_and_not_twice(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "rows.jsonl"
     settings = ["correction_iters=1", "batch_size=4", "search_samples=4"]
-    command = [str(model), "--samples", "4", "--iters", "2", "--set", *settings, "--output", str(output), "--blocks"]
+    command = [str(small), "--samples", "4", "--iters", "2", "--set", *settings, "--output", str(output), "--blocks"]
     assert main(command) == 0
     printed = capsys.readouterr().out
-    assert "| fashion_resnet.onnx, balanced, cpu | 0.6 | 6 | 4 | 2 |" in printed
-    assert "| /fc/Gemm |" in printed
+    assert "| m.onnx, balanced, cpu | 0.0 | 3 | 4 | 2 |" in printed
+    assert "| y |" in printed
     monkeypatch.setattr(calibration, "ProcessPoolExecutor", lambda *_, **__: pytest.fail("it was run again"))
     assert main(command) == 0
     assert capsys.readouterr().out == printed

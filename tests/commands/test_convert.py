@@ -125,17 +125,22 @@ def content(model: onnx.ModelProto) -> bytes:
     return model.SerializeToString(deterministic=True)
 
 
-@pytest.mark.parametrize("max_opset", [None, 21, 13])
-@pytest.mark.parametrize("bits", ["8/8", "6/5", "4/4", "3/3", "2/2"])
-@pytest.mark.parametrize("name", NETS)
+# Every width in every opset of two networks; of the others, whose nodes matter, each of them once.
+FORMS = list(itertools.product(["8/8", "6/5", "4/4", "3/3", "2/2"], [None, 21, 13]))
+FEW = [("8/8", 13), ("4/4", 21), ("2/2", None)]
+
+
+@pytest.mark.parametrize(
+    ("name", "bits", "max_opset"),
+    [(name, *form) for name in NETS for form in (FORMS if name in ("residual", "gemm") else FEW)],
+)
 def test_converting_gives_what_exporting_would_have_and_back_again(name: str, bits: str, max_opset: int | None) -> None:
     check_round_trips({target: export(name, bits, target, max_opset) for target in TARGETS})
 
 
 @pytest.mark.parametrize("packing", Packing)
-@pytest.mark.parametrize("weights", ["asymmetric", "symmetric"])
 @pytest.mark.parametrize("bits", [f"{bits}/{bits}" for bits in range(2, 9)])
-@pytest.mark.parametrize("name", ["residual", "gemm"])
+@pytest.mark.parametrize(("name", "weights"), [("residual", "asymmetric"), ("gemm", "symmetric")])
 def test_every_width_of_every_form_comes_back(
     name: str, bits: str, weights: str, packing: Packing, small_weights_are_packed: None
 ) -> None:
@@ -154,12 +159,13 @@ def test_tensors_with_bits_of_their_own(bits: dict[str, int], packing: Packing) 
 
 
 def check_round_trips(files: Mapping[str, onnx.ModelProto]) -> None:
-    """Each file becomes each other one, and itself again."""
+    """Each file becomes each other one, and itself again; from one of them, since all others have its graph by then."""
     for source, target in itertools.permutations(TARGETS, 2):
         converted = convert(files[source], target)
         assert converted.graph == files[target].graph
         assert converted.opset_import == files[target].opset_import
-        assert content(convert(converted, source)) == content(files[source])
+        if target == TARGETS[TARGETS.index(source) - 1]:
+            assert content(convert(converted, source)) == content(files[source])
 
 
 @pytest.mark.parametrize("exclude", ["^c$", "^e$", "^[ce]$"])

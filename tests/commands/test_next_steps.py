@@ -25,6 +25,7 @@ NETWORK = f"""c = Conv<{PAD}>(image, w) r = Relu(c) d = Conv<{PAD}>(r, v) e = Re
 SHAPES = {"w": (16, 3, 3, 3), "v": (16, 16, 3, 3), "u": (16, 16, 3, 3), "t": (16, 16, 3, 3), "s": (1, 16, 2, 2)}
 NEAREST = ["--method", "nearest"]
 LEARNED = ["--preset", "fast", "--correction-iters", "2"]
+pytestmark = pytest.mark.usefixtures("losses_are_told")
 
 
 @pytest.fixture(autouse=True)

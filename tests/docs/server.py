@@ -45,8 +45,6 @@ def _import_everything(example: Path) -> None:
     import pdq_export.validate.latency
     from pdq_export.commands import bench, settle
 
-    for name in ("torch._dynamo", "torch._inductor"):  # which fx imports as soon as a graph runs
-        importlib.import_module(name)
     for module in pkgutil.walk_packages(pdq_export.__path__, "pdq_export."):
         if module.name.rpartition(".")[2] not in ("__main__", "fresh_process"):
             importlib.import_module(module.name)

@@ -25,6 +25,7 @@ from pdq_export.commands.convert import convert  # noqa: E402
 from pdq_export.commands.quantize import quantize  # noqa: E402
 from pdq_export.data import InputSpec, load_images  # noqa: E402
 from pdq_export.errors import PdqError  # noqa: E402
+from pdq_export.validate import latency  # noqa: E402
 from tests.fuzz import converted, data, models  # noqa: E402
 
 SECONDS = 10  # of CPU time
@@ -88,6 +89,7 @@ def main(kind: str, first: int, count: int) -> int:
     logging.disable(logging.CRITICAL)
     torch.set_num_threads(1)
     limit_memory()
+    latency.SECONDS = 0.0  # what is measured of a file is that it can be
     failures = 0
     for seed in range(first, first + count):
         print(f"{kind} seed {seed}: ", end="", flush=True)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pdq_export.numerics.affine import dequantize_affine, quantize_affine
@@ -111,6 +111,7 @@ def is_scaled(found: QParams, expected: QParams, k: int) -> bool:
     return torch.equal(found.scale.double(), scaled) and torch.equal(found.zero_point, expected.zero_point)
 
 
+@settings(max_examples=30)
 @given(k=FAR, other=FAR, **SEARCH)
 def test_weights_far_from_1_are_searched_as_any_others(
     k: int, other: int, seed: int, bits: int, symmetric: bool
@@ -124,6 +125,7 @@ def test_weights_far_from_1_are_searched_as_any_others(
     torch.testing.assert_close(error(weight, back, low, high), error(weight, near, low, high), rtol=1e-4, atol=0)
 
 
+@settings(max_examples=30)
 @given(k=FAR, other=FAR, **SEARCH)
 def test_activations_far_from_1_are_searched_as_any_others(
     k: int, other: int, seed: int, bits: int, symmetric: bool
