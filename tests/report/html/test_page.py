@@ -320,11 +320,11 @@ def test_in_a_browser(case: Case, tmp_path: Path) -> None:
         assert found.seen.messages == []
 
 
-def test_plots_and_templates_are_imported_for_pages_alone() -> None:
-    """matplotlib takes a second or two to import."""
+def test_plots_templates_and_statistics_are_imported_for_what_has_them_alone() -> None:
+    """matplotlib takes a second or two to import, scipy's statistics nearly one."""
     code = (
         "import sys, pdq_export.commands.validate, pdq_export.commands.compare, pdq_export.report\n"
-        "print([name for name in ('jinja2', 'matplotlib') if name in sys.modules])"
+        "print([name for name in ('jinja2', 'matplotlib', 'scipy.stats') if name in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
