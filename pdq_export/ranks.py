@@ -250,7 +250,7 @@ def joined(launch: Launch, device: torch.device) -> Iterator[Ranks]:
     dist.destroy_process_group()
 
 
-def is_first_to_tell(launch: Launch, *, timeout: float = 10.0) -> bool:
+def is_first_to_tell(launch: Launch, *, timeout: float = 3.0) -> bool:
     """Whether no other rank has told yet why all of them end: whoever asks first is to tell it.
 
     It asks torchrun's store, which outlives every rank; where that is gone too, each rank tells it.
