@@ -92,11 +92,15 @@ class Found:
     elements: Sequence[int] = ()
 
 
+class EnoughError(Exception):
+    """So many blocks have been calibrated as were asked for."""
+
+
 class Noted:
     """A checkpoint that keeps nothing but how many elements a step of each block averages."""
 
-    def __init__(self, averaged: list[int]) -> None:
-        self._averaged, self.blocks = averaged, list[int]()
+    def __init__(self, averaged: list[int], most: int | None) -> None:
+        self._averaged, self._most, self.blocks = averaged, most, list[int]()
 
     def load(self, position: int, block: Block) -> BlockState | None:
         """None: nothing is kept."""
@@ -106,6 +110,8 @@ class Noted:
         """Note a block."""
         self.blocks.append(max(self._averaged, default=0))
         self._averaged.clear()
+        if len(self.blocks) == self._most:
+            raise EnoughError
 
 
 def measure(ranks: Ranks, arguments: argparse.Namespace) -> Found:
@@ -122,10 +128,11 @@ def measure(ranks: Ranks, arguments: argparse.Namespace) -> Found:
         ranks = Timed(**{f.name: getattr(ranks, f.name) for f in dataclasses.fields(ranks)}, marks=[], averaged=[])
         ranks.gather(None)  # all begin together
         ranks.marks.clear()
-    noted = Noted(ranks.averaged if isinstance(ranks, Timed) else [])
+    noted = Noted(ranks.averaged if isinstance(ranks, Timed) else [], arguments.blocks)
     wall, cpu = time.perf_counter(), time.process_time()
     statistics = planned.prepared.statistics
-    calibrate(network, planned.plan, statistics, [mine], options, device=CPU, ranks=ranks, checkpoint=noted)
+    with contextlib.suppress(EnoughError):
+        calibrate(network, planned.plan, statistics, [mine], options, device=CPU, ranks=ranks, checkpoint=noted)
     end = time.process_time()
     wall = time.perf_counter() - wall
     if not isinstance(ranks, Timed):
@@ -237,6 +244,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--iters", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--blocks", type=int, help="the first so many alone")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument(
         "--pairs", type=int, default=1, help="how often both are run in turn; the fastest of each count"
