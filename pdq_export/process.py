@@ -17,6 +17,7 @@ from typing import NoReturn
 
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _NEVER = -1, -3, 2**31 - 1
+_PARENT_DEATH_SIGNAL = 1  # of Linux's sys/prctl.h
 _LARGEST_THRESHOLD = 32 * 2**20
 _STDOUT = 1  # the descriptor
 _STDOUT_TAKEN = threading.Lock()
@@ -138,12 +139,17 @@ class ToldToEnd(BaseException):
 
 
 def end_orderly(message: str) -> None:
-    """Have SIGTERM raise `ToldToEnd`, with a message, where the process is: it leaves nothing unfinished behind."""
+    """Have SIGTERM raise `ToldToEnd`, with a message, where the process is: it leaves nothing unfinished behind.
+
+    On Linux SIGTERM comes too when the process that has started this one is killed.
+    """
 
     def end(*_: object) -> NoReturn:
         raise ToldToEnd(message)
 
     signal.signal(signal.SIGTERM, end)
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)
 
 
 def end_in_peace() -> None:

@@ -132,7 +132,14 @@ class Together(Ranks):
 
     def rows(self, x: Tensor) -> Tensor:
         """The rows [n, ...] of all ranks, one rank's behind the other's."""
-        return torch.cat(self.gather(x.cpu())).to(x.device)
+        counts = self.gather(len(x))
+        row = math.prod(x.shape[1:]) * x.itemsize
+        sent = torch.zeros(max(counts) * row, dtype=torch.uint8, device=x.device)  # NCCL does not know every type
+        sent[: x.nbytes] = x.contiguous().view(-1).view(torch.uint8)
+        with self._exchange(sent.nbytes * (self.size - 1)):
+            found = self._all_gather(sent)
+        parts = [part[: count * row] for part, count in zip(found, counts, strict=True)]
+        return torch.cat(parts).view(x.dtype).view(-1, *x.shape[1:])
 
     def gather(self, value: Value) -> list[Value]:
         """What each rank has, on every rank."""
@@ -243,7 +250,7 @@ def joined(launch: Launch, device: torch.device) -> Iterator[Ranks]:
     dist.destroy_process_group()
 
 
-def is_first_to_tell(launch: Launch, *, timeout: float = 10.0) -> bool:
+def is_first_to_tell(launch: Launch, *, timeout: float = 3.0) -> bool:
     """Whether no other rank has told yet why all of them end: whoever asks first is to tell it.
 
     It asks torchrun's store, which outlives every rank; where that is gone too, each rank tells it.

@@ -12,6 +12,7 @@ from torch.distributed import TCPStore
 from pdq_export import ranks as module
 from pdq_export.calibrate.device import choose_device
 from pdq_export.errors import OptionError, RankError
+from pdq_export.numerics.search import choose_weight_qparams
 from pdq_export.process import Launch, find_launch
 from pdq_export.ranks import ALONE, Ranks, check_enough, is_first_to_tell
 
@@ -66,6 +67,27 @@ def test_ranks_that_differ_are_named_on_every_rank() -> None:
 
     assert len(set(on_ranks(3, check))) == 1
     on_ranks(2, lambda ranks: ranks.check_same("block 'b'", "same", ""))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int16])
+def test_rows_come_in_the_order_of_ranks(dtype: torch.dtype) -> None:
+    """As many from each as it has, also none."""
+    whole = torch.arange(14).view(7, 2).to(dtype)
+    parts = whole.split([4, 0, 3])
+    for found in on_ranks(3, lambda ranks: ranks.rows(parts[ranks.rank])):
+        assert found.dtype == dtype
+        assert torch.equal(found, whole)
+
+
+@pytest.mark.parametrize(("bits", "signed"), [(2, False), (8, False), (8, True)])
+def test_channels_are_searched_as_by_one(bits: int, signed: bool) -> None:
+    """With fewer channels than ranks, one of zeros, and one far smaller than the largest, which bounds its scale."""
+    weight = torch.randn(3, 12, generator=torch.Generator().manual_seed(0)) * torch.tensor([[0.0], [1e-9], [1.0]])
+    low, high = (-(2 ** (bits - 1)) + 1, 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+    wanted = choose_weight_qparams(weight, low, high)
+    for found in on_ranks(4, lambda ranks: choose_weight_qparams(weight, low, high, ranks=ranks)):
+        assert torch.equal(found.scale, wanted.scale)
+        assert torch.equal(found.zero_point, wanted.zero_point)
 
 
 def test_the_first_does_what_only_one_shall_do() -> None:

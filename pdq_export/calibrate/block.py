@@ -78,7 +78,7 @@ class BlockCalibrator:
         problem = self._problem(position, block, later, soft, scales)
         ranks = context.ranks
         images, generator = len(problem.rows.wanted[0]), batch_generator(options.seed, position, ranks.rank)
-        batches = draw_batches(images, options.batch_size, options.iters, generator)
+        batches = draw_batches(images, context.batch_size, options.iters, generator)
         trim_heap()  # what was freed so far lies in holes that the tensors of a step do not fit into
         with context.journal.timed("steps"), context.store.step(problem.model.modules):
             journal, relief = context.journal, [context.store.evict]
@@ -141,7 +141,7 @@ class BlockCalibrator:
     ) -> None:
         """Let caches make way for what a step needs."""
         few, beside = ([x.slice(0, STEP_IMAGES) for x in caches] for caches in (inputs, bypass))
-        needed = step_bytes(student, rest, few, beside, self._context.options.batch_size)
+        needed = step_bytes(student, rest, few, beside, self._context.batch_size)
         least = self._least.get(block.name, 0)
         self._context.store.reserve(needed + least, least=least)
 

@@ -16,7 +16,7 @@ class Context:
     """The FP32 ``network`` for images of the calibration's size, its ``plan`` and the ``options`` of the method.
 
     ``store``: where tensors over all images lie. ``journal``: whom to tell what is done. ``ranks``: the processes among
-    which images are divided; of the ``options``, ``batch_size`` and ``search_samples`` are this one's share.
+    which images are divided; ``search_samples`` of the ``options`` is this one's share.
     """
 
     network: fx.GraphModule
@@ -25,3 +25,8 @@ class Context:
     store: Store
     journal: Journal
     ranks: Ranks = ALONE
+
+    @property
+    def batch_size(self) -> int:
+        """Images a step that this process has."""
+        return self.ranks.share_of(self.options.batch_size)

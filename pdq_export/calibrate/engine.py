@@ -95,13 +95,9 @@ def calibrate(
 
 
 def _share_of(options: CalibrationOptions, images: int, ranks: Ranks) -> CalibrationOptions:
-    """The options with this process's share of a batch and of the images that are searched on."""
+    """The options with this process's share of the images that are searched on."""
     check_enough(ranks, images=images, batch_size=options.batch_size, search_samples=options.search_samples)
-    return dataclasses.replace(
-        options,
-        batch_size=ranks.share_of(options.batch_size),
-        search_samples=ranks.share_of(options.search_samples),
-    )
+    return dataclasses.replace(options, search_samples=ranks.share_of(options.search_samples))
 
 
 def _walk(
@@ -152,8 +148,9 @@ def _require_memory(context: Context, some: Sequence[Tensor], images: int) -> Ma
     """Refuse a limit that cannot hold a pass or a step; by block, the bytes that its steps take in any case."""
     if not context.store.limited:
         return {}
-    needed = find_requirements(context.network, context.plan, [x[:1] for x in some], context.options, images)
-    context.store.require(needed.most, needed.passes, context.options.batch_size * context.ranks.size)
+    own = dataclasses.replace(context.options, batch_size=context.batch_size)
+    needed = find_requirements(context.network, context.plan, [x[:1] for x in some], own, images)
+    context.store.require(needed.most, needed.passes, context.options.batch_size)
     return needed.steps
 
 

@@ -103,7 +103,7 @@ class Compensation:
         What learning has decided stays: it knows of the predictions.
         """
         relaxed = torch.cat([self._product.rows(weight.relaxed()) for weight in weights], 1)
-        rounded = round_compensated(relaxed, relaxed.floor(), relaxed.ceil(), self._moments)
+        rounded = self._rounded(relaxed)
         errors = (rounded - relaxed) @ self._means[:, :, None]
         return [
             (
@@ -114,6 +114,17 @@ class Compensation:
                 weights, rounded.chunk(len(weights), 1), errors.chunk(len(weights), 1), strict=True
             )
         ]
+
+    def _rounded(self, relaxed: Tensor) -> Tensor:
+        """Integers for ``relaxed`` [G, O, K], of which each rank rounds some groups, or outputs where these are few."""
+        ranks, moments = self._ranks, self._moments
+        if ranks.is_alone:
+            return round_compensated(relaxed, relaxed.floor(), relaxed.ceil(), moments)
+        axis = 0 if len(relaxed) >= ranks.size else 1
+        own = relaxed.tensor_split(ranks.size, axis)[ranks.rank]
+        moments = moments.tensor_split(ranks.size)[ranks.rank] if axis == 0 else moments
+        rounded = round_compensated(own, own.floor(), own.ceil(), moments).to(torch.int16)
+        return ranks.rows(rounded.movedim(axis, 0)).movedim(0, axis).double()
 
 
 def hardening_bytes(network: fx.GraphModule, block: Block, soft: Mapping[str, SoftRounding]) -> int:

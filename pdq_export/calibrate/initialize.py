@@ -51,7 +51,7 @@ class Initializer:
                 continue  # shared with an earlier layer
             self._context.journal.tell(f"weight scales, layer {number} of {len(block.layers)}")
             point, weight = self._context.plan.points[layer.weight], self._done.constants[layer.weight]
-            qparams = weight_qparams(weight, point)
+            qparams = weight_qparams(weight, point, ranks=self._context.ranks)
             if options.learn_rounding and options.iters:
                 soft[layer.weight] = SoftRounding(point, weight, qparams)
             else:

@@ -14,6 +14,7 @@ from pdq_export.numerics.affine import (
 )
 from pdq_export.numerics.rounding import initial_alpha, rectified_sigmoid, soft_weight
 from pdq_export.numerics.search import QParams, choose_weight_qparams
+from pdq_export.ranks import ALONE, Ranks
 from pdq_export.spec import Point
 
 _SMALLEST_FLOAT = float(np.finfo(np.float32).smallest_subnormal)
@@ -159,8 +160,11 @@ def _bias_scale(bias: Tensor, input_scale: Tensor, weight_scale: Tensor) -> Tens
     return torch.maximum(product, bias.abs() / LARGEST_INTEGER).clamp_(min=_SMALLEST_FLOAT)
 
 
-def weight_qparams(weight: Tensor, point: Point, *, quick: bool = False) -> QParams:
-    """Scale search for a weight of any layout, per channel along ``point.axis``; ``quick``: with fewer candidates."""
+def weight_qparams(weight: Tensor, point: Point, *, quick: bool = False, ranks: Ranks = ALONE) -> QParams:
+    """Scale search for a weight of any layout, per channel along ``point.axis``; ``quick``: with fewer candidates.
+
+    ``ranks``: search a part of the channels each.
+    """
     assert point.axis is not None
     rows = weight.movedim(point.axis, 0).flatten(1)
-    return choose_weight_qparams(rows, point.qmin, point.qmax, quick=quick)
+    return choose_weight_qparams(rows, point.qmin, point.qmax, quick=quick, ranks=ranks)

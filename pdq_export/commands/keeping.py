@@ -8,35 +8,31 @@ import hashlib
 import importlib.metadata
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import onnx
 import torch
 from onnx import GraphProto
 
 import pdq_export
-from pdq_export.calibrate import Source
 from pdq_export.calibrate.block_state import BlockRecord, BlockState
 from pdq_export.calibrate.checkpoint import DiskCheckpoint
-from pdq_export.calibrate.forward import spread
 from pdq_export.commands.machine import describe_machine
 from pdq_export.config.method import CalibrationOptions
-from pdq_export.errors import CheckpointError, OptionError, RankError, StateError
+from pdq_export.errors import CheckpointError, OptionError, StateError
 from pdq_export.exhaustion import is_exhaustion
 from pdq_export.graph.prepare import PreparedModel
 from pdq_export.ranks import ALONE, Ranks
 from pdq_export.runs import InUseError, Run, RunFolder, RunKey, clear_runs, default_root, find_runs, open_run
 from pdq_export.spec import Block, Plan
 from pdq_export.spec.plain import to_text
-from pdq_export.work import Work, calibration_inputs, share_of_inputs
 
 logger = logging.getLogger(__name__)
 
 _KEPT_FOR = datetime.timedelta(days=90)
 _LEAST_BOUND = 64 << 20  # bytes
-_DIGESTED = 64  # images at a time
 _MOST_NUMBERS = 6  # of a weight: integer, scale, zero_point, three statistics
 _LIBRARIES = ("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "numpy")
 
@@ -220,62 +216,6 @@ def _largest_state(prepared: PreparedModel) -> int:
     """Bytes that the arrays of a block can take at most: a few numbers for every weight, and then some."""
     elements: int = sum(math.prod(tensor.dims) for tensor in prepared.model.graph.initializer)
     return _LEAST_BOUND + 8 * _MOST_NUMBERS * elements
-
-
-def digest_images(inputs: Sequence[torch.Tensor | Source], ranks: Ranks = ALONE) -> str:
-    """SHA-256 of what calibration sees, of which each of the ``ranks`` goes over a part."""
-    digest = hashlib.sha256()
-    for x in inputs:
-        digest.update(f"{x.dtype} {list(x.shape)}".encode())
-        starts = range(0, len(x), _DIGESTED)
-        own = {
-            starts[number]: _digest(x[starts[number] : starts[number] + _DIGESTED])
-            for number in ranks.mine(len(starts))
-        }
-        found = {start: part for parts in ranks.gather(own) for start, part in parts.items()}
-        digest.update("".join(found[start] for start in starts).encode())
-    return digest.hexdigest()
-
-
-def _digest(images: torch.Tensor) -> str:
-    return hashlib.sha256(images.contiguous().cpu().numpy().data).hexdigest()
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Seen:
-    """What calibration sees of a run's images.
-
-    ``inputs``: the share that this process has, for each of the graph's inputs. ``digest``: of all images. ``few``: of
-    some of them as this process has read them, since each reads its own.
-    """
-
-    inputs: Sequence[torch.Tensor | Source]
-    digest: str
-    few: str
-
-    @classmethod
-    def of(cls, work: Work, ranks: Ranks) -> Self:
-        """Of the work's calibration images, which all of the ``ranks`` have."""
-        whole = calibration_inputs(work)
-        few = "" if ranks.is_alone else " ".join(_digest(x[spread(len(x), _DIGESTED)]) for x in whole)
-        return cls(inputs=share_of_inputs(whole, ranks), digest=digest_images(whole, ranks), few=few)
-
-
-def check_alike(run: Run, few: str, device: torch.device, ranks: Ranks) -> None:
-    """Raise RankError where the run of another of the ``ranks`` is not this one; machines may differ.
-
-    ``few``: see `Seen`.
-    """
-    if ranks.is_alone:
-        return
-    parts = {name: part for name, part in run.key.parts.items() if name not in describe_machine(device)}
-    keys = ranks.gather(RunKey(parts={**parts, "images": few}))
-    for rank, key in enumerate(keys):
-        if differences := keys[0].differences(key):
-            raise RankError(
-                f"rank {rank} of {ranks.size}: its run differs from that of rank 0 in {', '.join(differences)}; "
-                "expected the same on every machine; give all of them the same model, images, options and versions"
-            )
 
 
 def _digest_graph(prepared: PreparedModel, plan: Plan) -> str:

@@ -22,13 +22,14 @@ from pdq_export.commands.evaluate import evaluate, help_evaluate, time_beside
 from pdq_export.commands.find_bits import Finder
 from pdq_export.commands.find_smallest import Candidate, find_smallest
 from pdq_export.commands.judging import Metrics, Observed, batch_slices, side_contents
-from pdq_export.commands.keeping import Seen, check_alike, describe_run, kept_blocks
+from pdq_export.commands.keeping import describe_run, kept_blocks
 from pdq_export.commands.known import how_made
 from pdq_export.commands.making import Making
 from pdq_export.commands.next_steps import compare_few, with_next_steps
 from pdq_export.commands.progress import Progress, ProgressCallback, Tell
 from pdq_export.commands.request import Request
 from pdq_export.commands.search import Found
+from pdq_export.commands.seen import Seen, check_alike
 from pdq_export.commands.synthetic import make_samples
 from pdq_export.commands.warned import Warned
 from pdq_export.commands.written import asks_page, bits_path
@@ -392,7 +393,7 @@ def _calibrate(
         },
         device=request.device,
     )
-    check_alike(run, seen.few, request.device, request.ranks)
+    check_alike(run, request.device, request.ranks)
     kept = kept_blocks(run, work.prepared, work_dir=how.work_dir, resume=how.resume, ranks=request.ranks)
     checkpoint = until_end.enter_context(kept)
     calibrated = calibrate(

@@ -12,8 +12,9 @@ from pdq_export.calibrate import Source
 from pdq_export.calibrate.device import choose_device
 from pdq_export.calibrate.memory import parse_size
 from pdq_export.calibrate.precision import settled_torch
-from pdq_export.commands.keeping import digest_images, run_of, run_parts
+from pdq_export.commands.keeping import run_of, run_parts
 from pdq_export.commands.progress import ProgressCallback, Tell
+from pdq_export.commands.seen import digest_images
 from pdq_export.commands.settle import asked_preprocess, choose, plan_options, settle
 from pdq_export.config.config import Config
 from pdq_export.config.method import SENSITIVITY_SAMPLES, CalibrationOptions

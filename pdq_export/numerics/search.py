@@ -49,26 +49,33 @@ class QParams:
         return QParams(scale=(self.scale * unit).clamp(min=_SMALLEST_SCALE), zero_point=self.zero_point)
 
 
-def choose_weight_qparams(weight: Tensor, qmin: int, qmax: int, *, quick: bool = False) -> QParams:
+def choose_weight_qparams(
+    weight: Tensor, qmin: int, qmax: int, *, quick: bool = False, ranks: Ranks = ALONE
+) -> QParams:
     """Per-channel qparams of a weight given as [C, K] (output channels first, the rest flattened).
 
     Unsigned, qmin = 0: every fraction k/100 of the channel's range and, up to 4 bits, every zero_point, coarse to
     fine. Signed: zero_point 0. Small and large weights are searched in units of their own size. ``quick``: every
-    fifth fraction, and zero_points near the range's own: a few hundredths more error in a fifth of the time.
+    fifth fraction, and zero_points near the range's own: a few hundredths more error in a fifth of the time. ``ranks``:
+    have the same weight, and search a part of the channels each.
     """
     unit = unit_of(float(weight.abs().max()))
-    return _search_weight(weight / unit, qmin, qmax, quick).times(unit)
+    scaled = weight / unit
+    own = scaled.tensor_split(ranks.size)[ranks.rank]
+    found = _search_weight(own, qmin, qmax, quick, scaled.abs().max()).times(unit)
+    return QParams(scale=ranks.rows(found.scale), zero_point=ranks.rows(found.zero_point))
 
 
-def _search_weight(weight: Tensor, qmin: int, qmax: int, quick: bool) -> QParams:
+def _search_weight(weight: Tensor, qmin: int, qmax: int, quick: bool, largest: Tensor) -> QParams:
+    """``largest``: [], of the layer's weights, of which ``weight`` may be a part."""
     stride = _QUICK if quick else 1
     if qmin < 0:
-        search = _Search(weight, qmin, qmax)
+        search = _Search(weight, qmin, qmax, largest=largest)
         limit = weight.abs().amax(1)
         search.offer(_fractions(limit, stride) / qmax, torch.zeros_like(limit)[None])
         return search.result()
     levels = qmax
-    search = _Search(weight, qmin, levels)
+    search = _Search(weight, qmin, levels, largest=largest)
     low, high = weight.amin(1).clamp(max=0), weight.amax(1).clamp(min=0)
     if quick:
         shifts = _SHIFTS if levels < 2 ** (_MAX_ENUMERATED_BITS + 1) - 1 else (0,)
@@ -204,15 +211,20 @@ def _count(x: Tensor, low: float, high: float) -> Tensor:
 
 
 class _Search:
-    """Keeps, per row of ``x`` [C, K], the best of the candidates offered so far."""
+    """Keeps, per row of ``x`` [C, K], the best of the candidates offered so far.
 
-    def __init__(self, x: Tensor, qmin: int, qmax: int, weights: Tensor | None = None) -> None:
+    ``largest``: [], the magnitude that no scale is far below; by default that of ``x``.
+    """
+
+    def __init__(
+        self, x: Tensor, qmin: int, qmax: int, weights: Tensor | None = None, largest: Tensor | None = None
+    ) -> None:
         self._x, self._qmin, self._qmax, self._weights = x, qmin, qmax, weights
-        largest = x.abs().amax(1)
-        self._floor = torch.clamp(largest.max() * _SCALE_FLOOR / max(qmax, 1), min=_SCALE_OF_ZEROS)
-        self._error = torch.full_like(largest, torch.inf)
-        self._scale = torch.ones_like(largest)
-        self._zero_point = torch.zeros_like(largest)
+        largest = x.abs().max() if largest is None else largest
+        self._floor = torch.clamp(largest * _SCALE_FLOOR / max(qmax, 1), min=_SCALE_OF_ZEROS)
+        self._error = torch.full_like(x[:, 0], torch.inf)
+        self._scale = torch.ones_like(self._error)
+        self._zero_point = torch.zeros_like(self._error)
         elements = _ELEMENTS_ON_CPU if x.device.type == "cpu" else _ELEMENTS
         self._at_once = max(elements // max(x.numel(), 1), 1)
 

@@ -17,8 +17,16 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from torch.distributed import TCPStore
 
+from pdq_export.commands.machine import describe_machine
+from pdq_export.commands.seen import check_alike, digest_images
+from pdq_export.errors import RankError
+from pdq_export.ranks import Ranks
+from pdq_export.runs import Run, RunKey
+
+from ..thread_ranks import on_ranks
 from .test_resume import BLOCKS, network
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs a server that forks")
@@ -108,3 +116,25 @@ def test_a_killed_rank_ends_all_and_another_number_goes_on(tmp_path: Path) -> No
     assert out.count("wrote q.onnx") == 1
     made = {entry.key: entry.value for entry in onnx.load(tmp_path / "q.onnx").metadata_props}
     assert '"ranks": 3' in made["pdq_export.made_by"]
+
+
+def test_images_have_one_digest_whoever_goes_over_them() -> None:
+    """A run is taken up by another number of ranks; some of them may have no part."""
+    inputs = [torch.arange(150.0).view(150, 1), torch.arange(20).view(10, 2)]
+    wanted = digest_images(inputs)
+    assert on_ranks(4, lambda ranks: digest_images(inputs, ranks)) == [wanted] * 4
+    assert digest_images([inputs[0].flip(0), inputs[1]]) != wanted
+
+
+def test_ranks_with_other_options_are_refused_and_other_machines_are_not() -> None:
+    cpu = torch.device("cpu")
+    machine = describe_machine(cpu)
+
+    def check(ranks: Ranks, **own: str) -> None:
+        key = RunKey(parts={"model": "m", "iters": "5", **machine, "threads": str(ranks.rank), **own})
+        run = Run(model="m", bits="4/4", created="now", digest=key.digest, key=key, blocks=1)
+        check_alike(run, cpu, ranks)
+
+    on_ranks(2, check)
+    with pytest.raises(RankError, match=r"rank 1 of 2: .* in iters"):
+        on_ranks(2, lambda ranks: check(ranks, iters=str(ranks.rank)))
