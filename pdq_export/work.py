@@ -13,7 +13,7 @@ import torch
 from torch import fx, nn
 
 from pdq_export.calibrate import Source
-from pdq_export.calibrate.equalization import channel_factors
+from pdq_export.calibrate.equalization import channel_factors, channel_factors_of_scales, scale_clips
 from pdq_export.config.config import FileSection
 from pdq_export.data import Data, ImageSet, InputSpec, KnownLabels, Samples
 from pdq_export.errors import ModelError, OptionError, first_few
@@ -297,24 +297,45 @@ def _share(x: torch.Tensor | Source, ranks: Ranks) -> torch.Tensor | Source:
     return x[torch.tensor(numbers)]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Equalized:
+    """A ``work`` with channels of ``tensors`` in one range.
+
+    ``exact``: a model that computes what its network does; the prepared one may need quantization for that.
+    """
+
+    work: Work
+    tensors: tuple[str, ...]
+    exact: PreparedModel
+
+
 def equalize_channels(
-    work: Work, inputs: Sequence[torch.Tensor | Source], ranks: Ranks = ALONE
-) -> tuple[Work, tuple[str, ...]]:
-    """The same with the channels before depthwise layers in one range, and the tensors concerned.
+    work: Work, inputs: Sequence[torch.Tensor | Source], ranks: Ranks = ALONE, *, through_clips: bool = True
+) -> Equalized:
+    """The same with the channels before depthwise layers in one range.
 
     ``inputs``: what calibration sees, one tensor for each input; ``ranks``: have a share of the images each.
+    ``through_clips``: also where a Clip is before the layer, behind which the prepared model computes something else
+    until it is quantized.
     """
     prepared, plan = work.prepared, work.plan
-    pairs = equalize.find_couples(prepared.model, plan.points, {layer.node for layer in plan.layers})
+    found = equalize.find_couples(prepared.model, plan.points, {layer.node for layer in plan.layers})
+    pairs = [pair for pair in found if pair.bound is None or through_clips]
     tensors = tuple(pair.tensor for pair in pairs)
     if not pairs:
-        return work, tensors
+        return Equalized(work=work, tensors=tensors, exact=prepared)
     logger.info("channels of %d tensors are brought to one range: %s", len(tensors), ", ".join(tensors))
-    factors = channel_factors(work.network, tensors, inputs, ranks)
+    ranged = [pair.tensor for pair in pairs if pair.bound is None]
+    clipped = {pair.tensor: plan.points[pair.tensor].qmax for pair in pairs if pair.bound is not None}
+    of_clips = channel_factors_of_scales(work.network, clipped, inputs, ranks)
+    factors = {**channel_factors(work.network, ranged, inputs, ranks), **of_clips}
     model, statistics = equalize.run(prepared.model, prepared.statistics, pairs, factors)
     changed = PreparedModel(model=model, statistics=statistics)
     network = import_network(without_tail(model, plan.tail))
-    return dataclasses.replace(work, prepared=changed, network=network), tensors
+    scale_clips(network, of_clips)
+    exact = PreparedModel(model=equalize.exact(model, pairs, factors), statistics=statistics) if of_clips else changed
+    equalized = dataclasses.replace(work, prepared=changed, network=network)
+    return Equalized(work=equalized, tensors=tensors, exact=exact)
 
 
 def check_work(work: Work, fidelity: Fidelity) -> None:

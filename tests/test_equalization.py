@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import fx
 
-from pdq_export.calibrate.equalization import channel_factors
+from pdq_export.calibrate.equalization import channel_factors, channel_factors_of_scales
 from pdq_export.calibrate.subgraph import extract
 from pdq_export.commands.quantize import Result, quantize
 from pdq_export.frontend import import_model
@@ -35,14 +35,29 @@ def network() -> onnx.ModelProto:
     return model
 
 
+def clipped_network() -> onnx.ModelProto:
+    """The same with a ReLU6, which ends the first channels; the others have half the range of the one before."""
+    model = fill(parse(NETWORK.replace("r = Relu(c)", "r = Clip(c, zero, six)")), SHAPES)
+    less = 0.5 ** np.arange(8, dtype=np.float32).reshape(-1, 1, 1, 1)
+    for tensor in model.graph.initializer:
+        value = onnx.numpy_helper.to_array(tensor)
+        by = {"w": 8 * less, "b": 8 * less.reshape(-1), "depth": 1 / less}.get(tensor.name)
+        if by is not None:
+            tensor.CopyFrom(onnx.numpy_helper.from_array((value * by).astype(np.float32), tensor.name))
+    for name, value in (("zero", 0.0), ("six", 6.0)):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(value), name))
+    return model
+
+
 def images(count: int = 16) -> np.ndarray:
     return np.random.default_rng(1).normal(size=(count, 3, 8, 8)).astype(np.float32)
 
 
-def run(method: str, **options: object) -> Result:
+def run(method: str, model: onnx.ModelProto | None = None, bits: str = "4/4", **options: object) -> Result:
     budget = {} if method == "nearest" else {"iters": 4, "correction_iters": 1, "batch_size": 8}
     settings = {"samples": 16, "search_samples": 16, **budget, **options}
-    return quantize(network(), bits="4/4", calib=images(), method=method, options=settings, device="cpu")
+    model = network() if model is None else model
+    return quantize(model, bits=bits, calib=images(), method=method, options=settings, device="cpu")
 
 
 def error(result: Result) -> float:
@@ -77,6 +92,50 @@ def test_unequal_channels_lose_less() -> None:
     (output,) = on.report.outputs
     assert output.quantized_simulated is not None
     assert output.quantized_simulated.relative_error < 1e-3
+
+
+def test_unequal_channels_behind_relu6_lose_less() -> None:
+    settings = {"samples": 16, "search_samples": 16}
+    on, off = (
+        quantize(
+            clipped_network(),
+            bits="8/8",
+            tensor_bits=["r=4"],
+            calib=images(),
+            method="nearest",
+            options={**settings, "equalize_channels": value},
+            device="cpu",
+        )
+        for value in (True, False)
+    )
+    assert on.report.settings["equalized_tensors"] == ["r"]
+    assert error(on) < 0.75 * error(off)  # the last channels would take factors beyond 4
+    (output,) = on.report.outputs
+    assert output.quantized_simulated is not None
+    assert output.quantized_simulated.relative_error < 1e-3
+
+
+def test_integers_end_at_the_bound_of_relu6_or_before_whatever_is_learned() -> None:
+    """At a rate that would carry the scale beyond."""
+    result = run("qdrop", clipped_network(), "8/4", scale_lr=1.0, iters=20)
+    learned = result.tensors["r"]
+    assert np.rint(6 / learned.scale) >= learned.point.qmax
+    (output,) = result.report.outputs
+    assert output.quantized_simulated is not None
+    assert output.quantized_simulated.relative_error < 1e-3
+
+
+def test_factors_of_scales_are_what_channels_alone_would_take() -> None:
+    rng = np.random.default_rng(0)
+    x = (
+        torch.from_numpy(rng.uniform(size=(8, 3, 8, 8)).astype(np.float32))
+        * torch.tensor([6.0, 3.0, 0.0])[:, None, None]
+    )
+    module = import_model(parse("y = Relu(image)", outputs="float[N,3,8,8] y"))
+    found = channel_factors_of_scales(module, {"y": 15}, [x])["y"]
+    np.testing.assert_allclose(found, [1, 2, 1], rtol=0.1)
+    x[:, 1] /= 100
+    assert channel_factors_of_scales(module, {"y": 15}, [x])["y"][1] == 4
 
 
 @pytest.mark.parametrize("method", ["pd-quant", "adaround"])

@@ -1,5 +1,8 @@
 """Activation quantizers for values of the calibration images: searched, or following from another tensor's."""
 
+import math
+from collections.abc import Mapping
+
 import torch
 
 from pdq_export.calibrate.cache import Cache
@@ -18,11 +21,12 @@ _ELEMENTS = 2**22
 class ActivationFitter:
     """Makes quantizers from elements, which are given up. Raises CalibrationError where they are not finite.
 
-    ``ranks``: have a share of the elements each.
+    ``ranks``: have a share of the elements each. ``largest``: by tensor, a number that its last integer has to stand
+    for.
     """
 
-    def __init__(self, plan: Plan, done: Quantizers, ranks: Ranks) -> None:
-        self._done, self._ranks = done, ranks
+    def __init__(self, plan: Plan, done: Quantizers, ranks: Ranks, largest: Mapping[str, float]) -> None:
+        self._done, self._ranks, self._largest = done, ranks, largest
         self._ramps = plan.ramps
         self._ramp_of = {ramp.source: ramp for ramp in plan.ramps.values()}
 
@@ -45,4 +49,4 @@ class ActivationFitter:
         x.close()
         if (ramp := self._ramp_of.get(point.tensor)) is not None:
             qparams = align_to_ramp(qparams, ramp.knee, point.qmax, alone=ramp.alone)
-        return ActivationQuantizer(point, qparams)
+        return ActivationQuantizer(point, qparams, self._largest.get(point.tensor, math.inf))

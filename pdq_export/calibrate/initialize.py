@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from pdq_export.calibrate.cache import Cache
 from pdq_export.calibrate.context import Context
+from pdq_export.calibrate.equalization import largest_values
 from pdq_export.calibrate.finished import Quantizers
 from pdq_export.calibrate.fitting import ActivationFitter
 from pdq_export.calibrate.forward import FORWARD_BATCH, run_probe
@@ -18,7 +19,7 @@ class Initializer:
 
     def __init__(self, context: Context, done: Quantizers) -> None:
         self._context, self._done = context, done
-        self._fitter = ActivationFitter(context.plan, done, context.ranks)
+        self._fitter = ActivationFitter(context.plan, done, context.ranks, largest_values(context.network))
 
     def graph_inputs(self, inputs: Mapping[str, Cache]) -> None:
         """Quantizers of the graph's inputs, by tensor, that are points."""

@@ -1,5 +1,7 @@
 """Modules that own what is learned: activation scales and weight rounding. Each phase splices in its own kind."""
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -17,17 +19,24 @@ from pdq_export.numerics.search import QParams, choose_weight_qparams
 from pdq_export.ranks import ALONE, Ranks
 from pdq_export.spec import Point
 
+_REACHED = 0.49
 _SMALLEST_FLOAT = float(np.finfo(np.float32).smallest_subnormal)
 
 
 class ActivationQuantizer(nn.Module):
-    """Per-tensor fake quantization; ``scale`` [] is a parameter, the integer ``zero_point`` is not."""
+    """Per-tensor fake quantization; ``scale`` [] is a parameter, the integer ``zero_point`` is not.
 
-    def __init__(self, point: Point, qparams: QParams) -> None:
+    ``largest``: a number that the last integer's step has to include, so that it stands for all beyond; no scale is
+    above what that takes.
+    """
+
+    def __init__(self, point: Point, qparams: QParams, largest: float = math.inf) -> None:
         super().__init__()
         self.point = point
-        self.scale = nn.Parameter(qparams.scale.clone(), requires_grad=False)
         self.zero_point = int(qparams.zero_point)
+        # A little less than where the number would be rounded to the integer before the last.
+        self.largest_scale = largest / (point.qmax - self.zero_point - _REACHED) if largest < math.inf else math.inf
+        self.scale = nn.Parameter(qparams.scale.clamp(max=self.largest_scale), requires_grad=False)
         self.low, self.high = point.qmin - self.zero_point, point.qmax - self.zero_point
 
     def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:

@@ -136,7 +136,7 @@ def _learned(quantizer: ActivationQuantizer, start: float) -> LearnedScale:
         scale=quantizer.scale,
         unit=1.0 if ordinary else power_of_two(start) / _TYPICAL_SCALE,
         low=scale.detach() / _LARGEST_CHANGE,
-        high=scale.detach() * _LARGEST_CHANGE,
+        high=(scale.detach() * _LARGEST_CHANGE).clamp(max=quantizer.largest_scale),
     )
 
 

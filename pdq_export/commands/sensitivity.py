@@ -183,7 +183,7 @@ def find_sensitivity(work: Work, chosen: CalibrationOptions, asked: Asked, tell:
     work = dataclasses.replace(work, samples=images)
     inputs = calibration_inputs(work)
     if chosen.equalize_channels:
-        work, _ = equalize_channels(work, inputs)
+        work = equalize_channels(work, inputs).work
     run = _describe(work, inputs, chosen, asked)
     folder = _open(run, asked.work_dir)
     if folder is None:

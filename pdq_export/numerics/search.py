@@ -111,6 +111,19 @@ def _each(candidates: Tensor, times: int) -> Tensor:
     return candidates[:, None].expand(-1, times, -1).flatten(0, 1)
 
 
+def choose_channel_scales(x: Tensor, qmax: int) -> Tensor:
+    """The scale [C] that each channel of ``x`` [C, K], without negative numbers, would take by itself.
+
+    zero_point 0; every fifth fraction of the channel's range, of which 0 is the least. 0 for a channel that is 0
+    throughout.
+    """
+    largest = x.amax(1)
+    unit = unit_of(float(largest.max()))
+    search = _Search(x / unit, 0, qmax)
+    search.offer(_fractions(largest / unit, _QUICK) / qmax, torch.zeros_like(largest)[None])
+    return torch.where(largest > 0, search.result().scale * unit, 0.0)
+
+
 def choose_activation_qparams(
     x: Tensor | Iterable[Tensor], bits: int, *, symmetric: bool = False, ranks: Ranks = ALONE
 ) -> QParams:

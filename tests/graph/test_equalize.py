@@ -62,6 +62,42 @@ def test_factors_change_the_tensor_and_not_the_network(body: str) -> None:
     np.testing.assert_allclose(values[1], values[0] * FACTOR.reshape(-1, 1, 1), rtol=1e-4, atol=1e-5)
 
 
+def clipped(body: str = f"c = Conv <{PAD}> (image, w, b) r = Clip(c, low, high) {DEPTHWISE} y = Relu(d)",
+            low: float = 0.0, high: float = 0.5) -> onnx.ModelProto:  # fmt: skip
+    model = build(body)
+    for name, value in (("low", low), ("high", high)):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(value), name))
+    return model
+
+
+def test_a_clip_stays_and_its_channels_end_apart() -> None:
+    model = clipped()
+    (couple,) = couples_of(model, {"r"})
+    assert (couple.writer, couple.reader, couple.bound) == ("c", "d", 0.5)
+    factor = np.array([1.0, 3.0, 1.5, 10.0])
+    result, _ = equalize.run(model, {}, [couple], {"r": factor})
+    assert [node.op_type for node in result.graph.node] == [node.op_type for node in model.graph.node]
+    image = random(2, 3, 8, 8)
+    exact = equalize.exact(result, [couple], {"r": factor})
+    assert_same(model, exact, image=image)
+    values = []
+    for changed in (model, exact, result):
+        changed.graph.output.append(onnx.helper.make_tensor_value_info("r", onnx.TensorProto.FLOAT, None))
+        values.append(onnx.reference.ReferenceEvaluator(changed).run(["r"], {"image": image})[0])
+    np.testing.assert_allclose(values[1], values[0] * factor.reshape(-1, 1, 1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(values[2], np.minimum(values[1], np.float32(0.5)))  # as integers up to 0.5 have it
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 6.0), (0.1, 6.0), (0.0, np.inf)])
+def test_other_clips_are_left_alone(low: float, high: float) -> None:
+    assert couples_of(clipped(low=low, high=high), {"r"}) == []
+
+
+def test_a_clip_that_others_read_is_left_alone() -> None:
+    assert couples_of(clipped(f"c = Conv <{PAD}> (image, w, b) r = Clip(c, low, high) {DEPTHWISE} y = Add(d, r)"),
+                      {"r"}) == []  # fmt: skip
+
+
 def test_one_layer_after_the_other() -> None:
     model = build(f"{BEGINNING} e = Relu(d) y = Conv <{PAD}, group = 4> (e, other)")
     model.graph.initializer.append(onnx.numpy_helper.from_array(random(4, 1, 3, 3), "other"))

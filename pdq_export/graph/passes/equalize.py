@@ -4,6 +4,10 @@ One scale for all channels of an activation has few levels for those with a smal
 Conv with nothing but Relu or LeakyRelu the factors cost nothing, since the weights of both have a scale a channel. The
 scaling is that of Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction (ICCV 2019),
 section 4.1; there the factors follow from the ranges of weights, here from those of the activations.
+
+A Clip at 0 and a bound (ReLU6) would have to end at factor times its bound in every channel, which Clip cannot. It
+stays as it is: with factors of 1 and more, integers that end at the bound, or before, end every channel there anyway.
+So the scaled model computes what the model does once it is quantized; before, `exact` says what it stands for.
 """
 
 import dataclasses
@@ -16,8 +20,15 @@ from numpy.typing import NDArray
 from onnx import NodeProto
 
 from pdq_export import operators
-from pdq_export.graph.edit import foldable_layer, scale_outputs, with_constants
-from pdq_export.graph.lookup import GraphIndex, attribute
+from pdq_export.graph.edit import (
+    add_constant,
+    foldable_layer,
+    fresh_name,
+    replace_node,
+    scale_outputs,
+    with_constants,
+)
+from pdq_export.graph.lookup import GraphIndex, attribute, optional_input
 from pdq_export.spec import ChannelStatistics
 
 
@@ -25,12 +36,14 @@ from pdq_export.spec import ChannelStatistics
 class Couple:
     """Two layers around a tensor, by the names of nodes.
 
-    The layer ``writer`` leads to ``tensor``, the depthwise Conv ``reader`` reads it.
+    The layer ``writer`` leads to ``tensor``, the depthwise Conv ``reader`` reads it. ``bound``: of the Clip that writes
+    ``tensor``, the upper one, in which case factors have to be 1 or more; None without a Clip.
     """
 
     tensor: str
     writer: str
     reader: str
+    bound: float | None = None
 
 
 def find_couples(model: onnx.ModelProto, tensors: Container[str], layers: Container[str]) -> list[Couple]:
@@ -44,11 +57,13 @@ def find_couples(model: onnx.ModelProto, tensors: Container[str], layers: Contai
         if not _is_depthwise(index, reader) or reader.input[0] not in tensors:
             continue
         tensor = reader.input[0]
-        writer = _writer(index, tensor, reader)
+        bound = _upper_bound(index, tensor, reader)
+        clip = None if bound is None else index.producer[tensor]
+        writer = _writer(index, tensor, reader) if clip is None else _writer(index, clip.input[0], clip)
         if writer is None or writer.name not in layers or reader.name not in layers:
             continue
         if all(_is_private(index, layer) for layer in (writer, reader)):
-            couples.append(Couple(tensor=tensor, writer=writer.name, reader=reader.name))
+            couples.append(Couple(tensor=tensor, writer=writer.name, reader=reader.name, bound=bound))
     return couples
 
 
@@ -82,6 +97,41 @@ def run(
         if (known := adapted.get(writer.output[0])) is not None:
             adapted[writer.output[0]] = known.transformed(factor)
     return with_constants(model, constants), adapted
+
+
+def exact(
+    model: onnx.ModelProto, couples: Sequence[Couple], factors: Mapping[str, NDArray[np.float64]]
+) -> onnx.ModelProto:
+    """A copy of a ``model`` from `run` in which every channel behind a Clip ends at its factor times the bound."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    index = GraphIndex(result)
+    for couple in couples:
+        if couple.bound is None:
+            continue
+        clip, reader = index.producer[couple.tensor], index.nodes[couple.reader]
+        rank = len(index.initializers[reader.input[1]].dims) - 2
+        bounds = (couple.bound * factors[couple.tensor]).astype(np.float32).reshape(-1, *[1] * rank)
+        limit = add_constant(index, f"{couple.tensor}/bounds", bounds)
+        rectified = fresh_name(index, f"{couple.tensor}/rectified")
+        relu = onnx.helper.make_node("Relu", clip.input[:1], [rectified], f"{clip.name}/Relu")
+        least = onnx.helper.make_node("Min", [rectified, limit], clip.output, clip.name)
+        replace_node(result.graph, clip, [relu, least])
+    return result
+
+
+def _upper_bound(index: GraphIndex, tensor: str, reader: NodeProto) -> float | None:
+    """That of the Clip from 0 on that writes ``tensor`` for ``reader`` alone; None for anything else."""
+    node = index.producer.get(tensor)
+    if node is None or node.op_type != "Clip" or index.sole_consumer(tensor) is not reader:
+        return None
+    if index.opset < 11:
+        bounds = [attribute(node, "min", -np.inf), attribute(node, "max", np.inf)]
+    else:
+        known = [index.constant(optional_input(node, position)) for position in (1, 2)]
+        bounds = [np.nan if value is None or value.size != 1 else value.item() for value in known]
+    low, high = bounds
+    return float(high) if low == 0 < high < np.inf else None
 
 
 def _is_depthwise(index: GraphIndex, node: NodeProto) -> bool:
