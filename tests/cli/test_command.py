@@ -178,3 +178,38 @@ def test_a_reader_that_has_gone_is_no_failed_gate(folder: Path) -> None:
         process.stdout.close()
         _, stderr = process.communicate(timeout=60)
         assert (process.returncode, stderr) == (141, b"")
+
+
+@pytest.fixture
+def rank_of_two(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Be a rank of two that torchrun has started, and leave SIGTERM alone."""
+    for name in ("end_orderly", "end_in_peace"):
+        monkeypatch.setattr(f"pdq_export.cli.command.{name}", lambda *_: None)
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+
+    def be(rank: int) -> None:
+        for name, value in (("TORCHELASTIC_RUN_ID", "none"), ("WORLD_SIZE", "2"), ("RANK", str(rank))):
+            monkeypatch.setenv(name, value)
+
+    return be
+
+
+def test_commands_that_work_in_one_process_are_refused_under_torchrun(rank_of_two: Callable[[int], None]) -> None:
+    rank_of_two(0)
+    result = invoke(lambda frame: Outcome(text=["done"]))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "torchrun has started 2 processes of this command" in result.stderr
+
+
+def test_the_first_rank_alone_prints(rank_of_two: Callable[[int], None]) -> None:
+    def body(frame: Frame) -> Outcome:
+        NOTES.warning("a warning")
+        return Outcome(text=["done"], failed_gates=["gate"])
+
+    rank_of_two(1)
+    result = invoke(body, together=True)
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
+    rank_of_two(0)
+    result = invoke(body, together=True)
+    assert (result.exit_code, result.stdout) == (1, "done\n")
+    assert "a warning" in result.stderr
