@@ -84,7 +84,7 @@ class Search:
         try:
             solution, written = self._within(size)
         except OptionError:
-            if (equal := self._best_uniform(size, spare=_SPARE)) is None:  # its own size is estimated as well
+            if (equal := self._best_uniform(size)) is None:
                 raise
             logger.info("%s: no bits that differ were found within it; equal ones keep it", self._budget.told())
             return self._found(Solution(bits=equal), size(equal), equal)
@@ -263,8 +263,11 @@ class Search:
         most = MAX_BITS - 1 if self._options.section.reduce_range else MAX_BITS
         return {name: min(width, most) if name in self._weights else width for name, width in bits.items()}
 
-    def _best_uniform(self, size: Callable[[Widths], int], *, spare: float = 0.0) -> dict[str, int] | None:
-        """Of those that keep the budget, but for a ``spare`` share of its bytes, the one that loses least."""
+    def _best_uniform(self, size: Callable[[Widths], int]) -> dict[str, int] | None:
+        """Of those that keep the budget the one that loses least; what their size is estimated wrong by is forgiven.
+
+        A budget of exactly their bytes would refuse them else; a file that is too large in the end is told of.
+        """
         most = self._budget.bytes(len(self._planned.original.content))
         limits, left = self._limits(), dict[float, dict[str, int]]()
         for _, bits in self._uniforms():
@@ -273,7 +276,7 @@ class Search:
             if fits and all(limit.holds(narrowed) for limit in limits):
                 left.setdefault(self._loss.of(narrowed), bits)
         for _, bits in sorted(left.items()):
-            if most is None or size(bits) <= most * (1 + spare):
+            if most is None or size(bits) <= most * (1 + _SPARE):
                 return bits
         return None
 
