@@ -74,6 +74,7 @@ class Finder:
             target=asked.target,
             runtime=asked.runtime,
             metadata=self._metadata(self.config),
+            learns=self.chosen.iters > 0 and self.chosen.learn_rounding,
             operations=self._operations,
         )
 

@@ -15,6 +15,7 @@ from pdq_export.report.bits import Estimate, SearchReport
 from pdq_export.report.tensor_losses import TensorLosses
 from pdq_export.search.asked import Budget
 from pdq_export.search.budget import Choices, Cost, Limit, Solution, Widths, solve
+from pdq_export.search.made_up import left_after_learning
 from pdq_export.spec import ALL_BITS, MAX_BITS, BitWidths, Role
 from pdq_export.spec.sensitivity import Sensitivity
 from pdq_export.targets import find_target
@@ -45,7 +46,7 @@ class Found:
 class Search:
     """What can be chosen for a model, what it costs, and what it loses.
 
-    ``planned``: with 8 bits wherever no rule says otherwise. ``original``: bytes of the user's file.
+    ``planned``: with 8 bits wherever no rule says otherwise. ``learns``: whether blocks learn, and make up for errors.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Search:
         target: str,
         runtime: str | None,
         metadata: Mapping[str, str],
+        learns: bool,
         operations: Callable[[], Cost] | None = None,
     ) -> None:
         self._planned, self._options, self._budget = planned, options, budget
@@ -67,7 +69,9 @@ class Search:
         self._weights = {name for name, point in plan.points.items() if point.role is Role.WEIGHT}
         self._elements = {name: index.elements(name) for name in self._weights}
         self._choices = self._find_choices()
-        self._loss = Cost(single={group.name: self._losses(sensitivity, group.name) for group in sensitivity.groups})
+        core, prediction = planned.core, sensitivity.prediction
+        losses = left_after_learning(sensitivity, plan.blocks, core.outputs) if learns else prediction
+        self._loss = Cost(single={name: _falling(by_width) for name, by_width in losses.items()})
         self._size = self._size_cost(runtime, metadata)
         self._operations = operations() if operations is not None and budget.bit_ops is not None else None
 
@@ -85,7 +89,7 @@ class Search:
             logger.info("%s: no bits that differ were found within it; equal ones keep it", self._budget.told())
             return self._found(Solution(bits=equal), size(equal), equal)
         uniform = self._best_uniform(size)
-        if uniform is not None and self._loss.of(solution.bits) > _BETTER * self._loss.of(uniform):
+        if uniform is not None and self._loss.of(solution.bits) > _BETTER * self._loss.of(self._narrowed(uniform)):
             logger.info("bits that differ promise no less loss than equal ones: %s keeps them", self._budget.told())
             return self._found(Solution(bits=dict(uniform)), size(uniform), uniform)
         if solution.gap:
@@ -110,7 +114,7 @@ class Search:
                 100 * solution.gap,
                 _FEWER,
             )
-        held = [equal for _, equal in self._uniforms() if limit.holds(equal)]
+        held = [equal for equal in map(self._narrowed, dict(self._uniforms()).values()) if limit.holds(equal)]
         return self._found(solution, size(solution.bits), min(held, key=self._size.of) if held else None)
 
     def _found(self, solution: Solution, written: int, uniform: Widths | None) -> Found:
@@ -233,14 +237,6 @@ class Search:
             choices[name] = widths
         return choices
 
-    def _losses(self, sensitivity: Sensitivity, name: str) -> dict[int, float]:
-        """By width; fewer bits are not estimated to lose less."""
-        found, least = {}, 0.0
-        for width in sorted(sensitivity.prediction[name], reverse=True):
-            least = max(least, sensitivity.prediction[name][width])
-            found[width] = least
-        return found
-
     def _size_cost(self, runtime: str | None, metadata: Mapping[str, str]) -> Cost:
         """With weights packed as they are at the fewest bits of which the file may consist."""
         planned = self._planned
@@ -256,25 +252,31 @@ class Search:
         """Equal bits for all layers, as --bits W/A gives them, where every tensor may have them."""
         budget = self._budget
         activations = budget.activations if budget.counts_activations else budget.activations[-1:]
-        narrowed = MAX_BITS - 1 if self._options.section.reduce_range else MAX_BITS
         for weight in budget.weights:
             for activation in activations:
                 widths = BitWidths(weight, activation)
                 bits = rule_bits(self._planned.index, self._planned.plan, self._options, widths)
-                bits |= dict(self._options.tensor_bits)
-                yield (
-                    widths,
-                    {name: min(width, narrowed) if name in self._weights else width for name, width in bits.items()},
-                )
+                yield widths, bits | dict(self._options.tensor_bits)
+
+    def _narrowed(self, bits: Widths) -> dict[str, int]:
+        """As --reduce-range leaves bits that rules give."""
+        most = MAX_BITS - 1 if self._options.section.reduce_range else MAX_BITS
+        return {name: min(width, most) if name in self._weights else width for name, width in bits.items()}
 
     def _best_uniform(self, size: Callable[[Widths], int]) -> dict[str, int] | None:
+        """Of those that keep the budget the one that loses least; what their size is estimated wrong by is forgiven.
+
+        A budget of exactly their bytes would refuse them else; a file that is too large in the end is told of.
+        """
         most = self._budget.bytes(len(self._planned.original.content))
-        limits = self._limits()
-        held = sorted(
-            (bits for _, bits in self._uniforms() if all(limit.holds(bits) for limit in limits)), key=self._loss.of
-        )
-        for bits in held:
-            if most is None or (self._size.of(bits) <= most * _NEAR and size(bits) <= most):
+        limits, left = self._limits(), dict[float, dict[str, int]]()
+        for _, bits in self._uniforms():
+            narrowed = self._narrowed(bits)
+            fits = most is None or self._size.of(narrowed) <= most * _NEAR
+            if fits and all(limit.holds(narrowed) for limit in limits):
+                left.setdefault(self._loss.of(narrowed), bits)
+        for _, bits in sorted(left.items()):
+            if most is None or size(bits) <= most * (1 + _SPARE):
                 return bits
         return None
 
@@ -297,7 +299,7 @@ class Search:
         return tuple(found)
 
     def _estimate(self, name: str, solution: Solution) -> Estimate:
-        bits = solution.bits
+        bits = self._narrowed(solution.bits)
         weights = sum(self._elements[tensor] * bits[tensor] for tensor in self._weights)
         learned = [bits[tensor] for tensor in self._choices if tensor not in self._weights]
         return Estimate(
@@ -315,6 +317,15 @@ class Search:
             f"activations get {widest} bits: {self._budget.told()} does not count them, and the file's size does not "
             "depend on them; --max-bit-ops and --avg-bits W/A do"
         )
+
+
+def _falling(losses: Mapping[int, float]) -> dict[int, float]:
+    """By width; fewer bits are not estimated to lose less."""
+    found, least = {}, 0.0
+    for width in sorted(losses, reverse=True):
+        least = max(least, losses[width])
+        found[width] = least
+    return found
 
 
 def placeholder_size(planned: PlannedModel, target: str, metadata: Mapping[str, str]) -> int:
