@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from pdq_export.errors import CalibrationError
+from pdq_export.frontend.ops.interpolate import forget_tables
 
 
 class _Process:
@@ -39,6 +40,7 @@ class _Process:
 
 
 def _settle(undo: contextlib.ExitStack) -> None:
+    undo.callback(forget_tables)  # of sizes that were resized to, on whichever device
     undo.enter_context(full_float32())
     if (dtype := torch.get_default_dtype()) != torch.float32:
         torch.set_default_dtype(torch.float32)
@@ -81,7 +83,7 @@ def settled_torch() -> Iterator[None]:
 
     Under ``torch.use_deterministic_algorithms`` what has no deterministic form warns where it would raise. What torch
     keeps for the whole process, that, the default dtype and the precision, is as it was after the last of the calls
-    that run at once in several threads.
+    that run at once in several threads; what `interpolate_axis` keeps between calls is given up then.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(_settled.held())

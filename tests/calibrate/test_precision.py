@@ -2,6 +2,7 @@
 
 import functools
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
@@ -15,6 +16,7 @@ from pdq_export.calibrate.precision import _set_by_flag as precision_of_versions
 from pdq_export.calibrate.precision import exact_sums, full_float32, same_bits, settled_torch
 from pdq_export.commands.quantize import quantize
 from pdq_export.errors import CalibrationError
+from pdq_export.frontend.ops import interpolate
 
 NETWORK = """<ir_version: 8, opset_import: ["": 17]>
 m (float[N,3,8,8] image) => (float[N,5] y) {
@@ -280,3 +282,14 @@ def test_what_another_call_asked_for_is_told_as_its_own() -> None:
     """Beside a call with --deterministic, an operator raises in one without."""
     with pytest.raises(CalibrationError, match=r"--deterministic: f does not have"), settled_torch():
         raise RuntimeError("f does not have a deterministic implementation, but you set something. You can")
+
+
+def test_what_is_kept_between_calls_is_given_up_with_the_last_run() -> None:
+    axis, method = interpolate.Axis(size=4, out=8, scale=2.0), interpolate.Method(mode="linear")
+    with settled_torch():
+        with settled_torch():
+            interpolate.interpolate_axis(torch.ones(1, 4), 1, axis, method)
+        kept = weakref.ref(interpolate._table(axis, method, torch.float32, torch.device("cpu"))[0])
+        assert interpolate._table.cache_info().hits
+        assert kept() is not None
+    assert kept() is None
