@@ -12,7 +12,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pdq_export.errors import OptionError, near_path, printable
+from pdq_export.errors import OptionError, printable
+from pdq_export.nearby import near_path
 
 from .command import Frame, Outcome, command
 from .paths import ModelPath

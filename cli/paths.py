@@ -5,7 +5,8 @@ from pathlib import Path
 
 import click
 
-from pdq_export.errors import ModelError, OptionError, near_path
+from pdq_export.errors import ModelError, OptionError
+from pdq_export.nearby import near_path
 
 
 class ModelPath(click.Path):

@@ -10,8 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from pdq_export.errors import OptionError, PdqError, near_path
+from pdq_export.errors import OptionError, PdqError
 from pdq_export.leftovers import Claim, remove_leftovers
+from pdq_export.nearby import near_path
 
 logger = logging.getLogger(__name__)
 

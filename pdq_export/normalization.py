@@ -107,6 +107,14 @@ def warn_of_normalization(
     )
 
 
+def read_alike(one: ImageSet | InputSet, other: ImageSet | InputSet) -> bool:
+    """Whether both come from one place, with the same mean and std."""
+    if isinstance(one, ImageSet) and isinstance(other, ImageSet):
+        alike = np.array_equal(one.mean, other.mean) and np.array_equal(one.std, other.std)  # type: ignore[arg-type]
+        return alike and one.source == other.source
+    return one.source == other.source
+
+
 def measure_fit(
     network: fx.GraphModule, plan: Plan, statistics: Mapping[str, ChannelStatistics], images: ImageSet | InputSet
 ) -> Fit | None:

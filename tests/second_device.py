@@ -164,7 +164,7 @@ def second_device(room: int = 2**40) -> Iterator[Counts]:
     counts = Counts()
     with (
         mock.patch("torch.Generator", _Generator),
-        mock.patch("pdq_export.calibrate.cache.device_budget", return_value=room),
+        mock.patch("pdq_export.calibrate.store.device_budget", return_value=room),
         _Mode(counts),
         _Makes(),
     ):

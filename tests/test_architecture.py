@@ -14,16 +14,17 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "exhaustion": ({"errors"}, set()),
     "operators": (set(), set()),
     "spec": ({"errors"}, {"numpy"}),
-    "files": ({"errors", "leftovers"}, set()),
+    "nearby": ({"errors"}, set()),
+    "files": ({"errors", "leftovers", "nearby"}, set()),
     "leftovers": (set(), set()),
     "runs": ({"errors", "files", "leftovers", "spec"}, set()),
-    "config": ({"errors"}, set()),
+    "config": ({"errors", "nearby"}, set()),
     # The simulation rounds with the exporter's own functions: one definition of what the file holds.
     "arithmetic": ({"errors", "spec"}, {"numpy"}),
     "advice": ({"config", "errors", "spec"}, set()),
     "process": (set(), set()),
     "ranks": ({"errors", "exhaustion", "process"}, {"torch"}),
-    "graph": ({"errors", "files", "operators", "spec"}, {"numpy", "onnx", "onnxsim"}),
+    "graph": ({"errors", "files", "nearby", "operators", "spec"}, {"numpy", "onnx", "onnxsim"}),
     "plan": ({"config", "errors", "operators", "spec", "graph"}, {"numpy", "onnx"}),
     "numerics": ({"errors", "ranks", "spec"}, {"numpy", "torch"}),
     "frontend": ({"errors", "operators", "spec", "graph"}, {"numpy", "onnx", "torch"}),
@@ -35,12 +36,15 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
         {"numpy", "torch"},
     ),
     "search": (
-        {"calibrate", "config", "errors", "graph.lookup", "numerics", "operators", "plan", "process", "runs", "spec"},
+        {
+            *("calibrate", "config", "errors", "graph.lookup", "nearby", "numerics", "operators", "plan", "process"),
+            *("runs", "spec"),
+        },
         {"numpy", "scipy", "torch"},
     ),
     "export": ({"arithmetic", "errors", "operators", "spec", "graph.lookup", "graph.scopes"}, {"numpy", "onnx"}),
     "validate": ({"errors", "operators", "spec", "graph.lookup"}, {"numpy", "onnx", "onnxruntime"}),
-    "data": ({"errors", "user_code"}, {"numpy", "PIL"}),
+    "data": ({"errors", "nearby", "user_code"}, {"numpy", "PIL"}),
     "normalization": ({"data", "errors", "frontend", "spec"}, {"numpy", "torch"}),
     "torch_module": ({"errors"}, {"onnx", "torch"}),
     "synthesis": ({"calibrate", "errors", "frontend", "numerics", "spec"}, {"numpy", "torch"}),
@@ -143,7 +147,7 @@ def test_the_command_line_starts_without_anything_heavy() -> None:
         names = [alias.name for node in top_level if isinstance(node, ast.Import) for alias in node.names]
         names += [node.module or "" for node in top_level if isinstance(node, ast.ImportFrom) and node.level == 0]
         ours = [n for n in names if is_below(n, "pdq_export") and n != "pdq_export"]
-        light = [f"pdq_export.{module}" for module in ("config", "errors", "exhaustion", "files", "process")]
+        light = [f"pdq_export.{module}" for module in ("config", "errors", "exhaustion", "files", "nearby", "process")]
         wrong += [f"cli/{file.name} imports {n}" for n in ours if not any(is_below(n, module) for module in light)]
         wrong += [f"cli/{file.name} imports {n}" for n in names if n.split(".")[0] in BIG - {"click", "rich"}]
     assert not wrong, "\n".join(wrong)

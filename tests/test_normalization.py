@@ -1,5 +1,6 @@
 """Images that are not read as in training are warned of, with the figure, and right ones are not."""
 
+import dataclasses
 import logging
 from pathlib import Path
 
@@ -93,6 +94,28 @@ def test_a_run_warns_of_both_sources(model: nn.Module, caplog: pytest.LogCapture
     caplog.clear()
     quantize(model, example_input=example, calib=right, **FAST)
     assert "do not seem to be normalized" not in caplog.text
+
+
+PIXELS_READ = pictures(24, 3)
+WRONG = image_set(PIXELS_READ[:, ::-1])
+
+
+@pytest.mark.parametrize(
+    ("calib", "evaluation", "told"),
+    [
+        (WRONG, None, ["array"]),
+        (WRONG, WRONG, ["array"]),
+        (WRONG, dataclasses.replace(WRONG, source="copy"), ["array", "copy"]),
+        (image_set(PIXELS_READ), image_set(PIXELS_READ, (0.0,) * 3, (1.0,) * 3), ["array"]),
+    ],
+    ids=["alone", "once", "of another place", "read in another way"],
+)
+def test_the_same_images_are_told_of_for_each_way_they_are_read(
+    model: nn.Module, caplog: pytest.LogCaptureFixture, calib: ImageSet, evaluation: ImageSet | None, told: list[str]
+) -> None:
+    quantize(model, example_input=torch.zeros(2, 3, 16, 16), calib=calib, eval=evaluation, **FAST)
+    warned = [record.message for record in caplog.records if "do not seem to be normalized" in record.message]
+    assert [message.partition(":")[0] for message in warned] == told
 
 
 @pytest.mark.parametrize(

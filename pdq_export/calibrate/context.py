@@ -4,8 +4,8 @@ import dataclasses
 
 from torch import fx
 
-from pdq_export.calibrate.cache import Store
 from pdq_export.calibrate.journal import Journal
+from pdq_export.calibrate.store import Store
 from pdq_export.config.method import CalibrationOptions
 from pdq_export.ranks import ALONE, Ranks
 from pdq_export.spec import Plan

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from pdq_export.calibrate.block import BlockCalibrator
 from pdq_export.calibrate.block_state import Checkpoint
-from pdq_export.calibrate.cache import Cache, Chosen, Source, Store
+from pdq_export.calibrate.cache import Cache
 from pdq_export.calibrate.collapse import look_for_collapse
 from pdq_export.calibrate.context import Context
 from pdq_export.calibrate.device import computing_on
@@ -25,8 +25,10 @@ from pdq_export.calibrate.replay import restore, state_of
 from pdq_export.calibrate.requirements import find_requirements
 from pdq_export.calibrate.scores import score
 from pdq_export.calibrate.sizes import FOLDING_IMAGES, fold_sizes
+from pdq_export.calibrate.store import Store
 from pdq_export.calibrate.subgraph import input_tensors
 from pdq_export.calibrate.teacher import Teacher
+from pdq_export.calibrate.tiers import Chosen, Source
 from pdq_export.config.method import CalibrationOptions
 from pdq_export.ranks import ALONE, Ranks, check_enough
 from pdq_export.spec import ChannelStatistics, Plan, QuantizedTensors

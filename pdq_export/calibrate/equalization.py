@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from pdq_export.calibrate.cache import Source
 from pdq_export.calibrate.forward import spread
 from pdq_export.calibrate.subgraph import extract, input_tensors, tensor_nodes
+from pdq_export.calibrate.tiers import Source
 from pdq_export.frontend.ops.activation import clip
 from pdq_export.numerics.search import choose_channel_scales
 from pdq_export.ranks import ALONE, Ranks

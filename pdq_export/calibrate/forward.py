@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, fx
 
-from pdq_export.calibrate.cache import Cache, Store
+from pdq_export.calibrate.cache import Cache
 from pdq_export.calibrate.quantizers import ActivationQuantizer
 from pdq_export.calibrate.relief import with_relief
+from pdq_export.calibrate.store import Store
 
 FORWARD_BATCH = 64
 
@@ -52,23 +53,28 @@ def _run(
     told: Callable[[int, int], None] = lambda *_: None,
 ) -> list[Cache]:
     results: list[Cache] = []
-    done = 0
-    for batch in zip(*(x.batches(FORWARD_BATCH, count) for x in inputs), strict=True):
-        outputs = with_relief(functools.partial(module, *batch), [store.evict])
+    for start in range(0, count, FORWARD_BATCH):
+        stop = min(start + FORWARD_BATCH, count)
+        outputs = with_relief(functools.partial(_compute, module, inputs, start, stop), [store.evict])
         if quantizers is None:
             outputs = tuple(y.flatten() for y in outputs)
         if not results:
             results = [
-                store.new(_shape(y, len(batch[0]), count), y.dtype, quantizer)
+                store.new(_shape(y, stop - start, count), y.dtype, quantizer)
                 for y, quantizer in zip(outputs, quantizers or [None] * len(outputs), strict=True)
             ]
         _append(results, outputs)
-        done += len(batch[0])
-        told(done, count)
-        del batch, outputs  # or they would live on beside the next batch's
+        told(stop, count)
+        del outputs  # or they would live on beside the next batch's
     for cache in results:
         cache.verify()
     return results
+
+
+def _compute(module: fx.GraphModule, inputs: Sequence[Cache], start: int, stop: int) -> tuple[Tensor, ...]:
+    """Over these images, which are looked up here: held in between they would keep a cache's memory that makes way."""
+    outputs: tuple[Tensor, ...] = module(*(x.slice(start, stop) for x in inputs))
+    return outputs
 
 
 def _append(caches: Sequence[Cache], values: Sequence[Tensor]) -> None:

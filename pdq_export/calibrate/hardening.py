@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pdq_export.calibrate.cache import Cache, Chosen
+from pdq_export.calibrate.cache import Cache
 from pdq_export.calibrate.finished import Quantizers
 from pdq_export.calibrate.quantizers import SoftRounding, WeightQuantizer
 from pdq_export.calibrate.subgraph import tensor_nodes
+from pdq_export.calibrate.tiers import Chosen
 from pdq_export.frontend.ops.conv import conv, conv_windows
 from pdq_export.numerics.rounding import round_compensated
 from pdq_export.ranks import ALONE, Ranks

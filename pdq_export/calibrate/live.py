@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import fx
 
-from pdq_export.calibrate.cache import Cache, Store
+from pdq_export.calibrate.cache import Cache
 from pdq_export.calibrate.context import Context
 from pdq_export.calibrate.finished import Quantizers
 from pdq_export.calibrate.forward import FORWARD_BATCH, run_forward
 from pdq_export.calibrate.quantizers import ActivationQuantizer
+from pdq_export.calibrate.store import Store
 from pdq_export.calibrate.subgraph import extract
 from pdq_export.spec import Block
 

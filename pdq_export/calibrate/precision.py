@@ -2,47 +2,79 @@
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
 from pdq_export.errors import CalibrationError
+from pdq_export.frontend.ops.interpolate import forget_tables
 
 
 class _Process:
-    """What calls have settled for all threads: the first of those that run at once saves it, the last puts it back."""
+    """Something that torch keeps for all threads: the first of those that hold it at once sets it, the last puts it
+    back. What others find in the meantime is nobody's to save.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, settle: Callable[[contextlib.ExitStack], None]) -> None:
+        self._settle = settle  # takes what undoes it
         self._lock = threading.Lock()
-        self._calls = 0
+        self._holders = 0
         self._before = contextlib.ExitStack()
 
     @contextlib.contextmanager
-    def settled(self) -> Iterator[None]:
+    def held(self) -> Iterator[None]:
         with self._lock:
-            self._calls += 1
+            if not self._holders:
+                with contextlib.ExitStack() as undo:  # should only a part of it succeed
+                    self._settle(undo)
+                    self._before = undo.pop_all()
+            self._holders += 1
         try:
-            with self._lock:
-                self._settle()
             yield
         finally:
             with self._lock:
-                self._calls -= 1
-                if not self._calls:
+                self._holders -= 1
+                if not self._holders:
                     self._before.close()
 
-    def _settle(self) -> None:
-        self._before.enter_context(full_float32())
-        if (dtype := torch.get_default_dtype()) != torch.float32:
-            torch.set_default_dtype(torch.float32)
-            self._before.callback(torch.set_default_dtype, dtype)
-        if torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled():
-            torch.use_deterministic_algorithms(True, warn_only=True)
-            self._before.callback(torch.use_deterministic_algorithms, True)
+
+def _settle(undo: contextlib.ExitStack) -> None:
+    undo.callback(forget_tables)  # of sizes that were resized to, on whichever device
+    undo.enter_context(full_float32())
+    if (dtype := torch.get_default_dtype()) != torch.float32:
+        torch.set_default_dtype(torch.float32)
+        undo.callback(torch.set_default_dtype, dtype)
+    if torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled():
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        undo.callback(torch.use_deterministic_algorithms, True)
 
 
-_process = _Process()
+def _enforce(undo: contextlib.ExitStack) -> None:
+    cudnn = torch.backends.cudnn
+    memory: Any = torch.utils.deterministic
+    # Nothing reads memory that is not filled, and filling costs a kernel each.
+    for owner, name, value in (
+        (cudnn, "deterministic", True),
+        (cudnn, "benchmark", False),
+        (memory, "fill_uninitialized_memory", False),
+    ):
+        _set(undo, owner, name, value)
+    on, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    undo.callback(torch.use_deterministic_algorithms, on, warn_only=warns)
+    torch.use_deterministic_algorithms(True)
+
+
+def _leave_cudnn(undo: contextlib.ExitStack) -> None:
+    _set(undo, torch.backends.cudnn, "enabled", False)
+
+
+def _set(undo: contextlib.ExitStack, owner: Any, name: str, value: object) -> None:
+    undo.callback(setattr, owner, name, getattr(owner, name))
+    setattr(owner, name, value)
+
+
+_settled, _strict, _without_cudnn = _Process(_settle), _Process(_enforce), _Process(_leave_cudnn)
 
 
 @contextlib.contextmanager
@@ -51,10 +83,11 @@ def settled_torch() -> Iterator[None]:
 
     Under ``torch.use_deterministic_algorithms`` what has no deterministic form warns where it would raise. What torch
     keeps for the whole process, that, the default dtype and the precision, is as it was after the last of the calls
-    that run at once in several threads.
+    that run at once in several threads; what `interpolate_axis` keeps between calls is given up then.
     """
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_process.settled())
+        stack.enter_context(_settled.held())
+        stack.enter_context(_refusals_told())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         for device_type in ("cpu", "cuda"):
@@ -84,29 +117,27 @@ def exact_sums(device: torch.device) -> Iterator[None]:
 
     It may compute them in Winograd's or Fourier's way, which rounds; what stands in for it multiplies and adds.
     """
-    cudnn = torch.backends.cudnn
-    before = cudnn.enabled
-    if device.type == "cpu" or not before:
+    with contextlib.nullcontext() if device.type == "cpu" else _without_cudnn.held():
         yield
-        return
-    try:
-        cudnn.enabled = False
-        yield
-    finally:
-        cudnn.enabled = before
 
 
 @contextlib.contextmanager
 def same_bits() -> Iterator[None]:
-    """Have torch take kernels that give the same bits each time. Raises CalibrationError where an operator has none."""
-    cudnn = torch.backends.cudnn
-    memory: Any = torch.utils.deterministic
-    kept, filled = (cudnn.deterministic, cudnn.benchmark), memory.fill_uninitialized_memory
-    on, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    """Have torch take kernels that give the same bits each time. Raises CalibrationError where an operator has none.
+
+    What runs at once in other threads takes them as well, until the last of those that asked for it ends.
+    """
+    # Settled first, so that no other call settles in between, which would have operators warn where they must raise.
+    with _settled.held(), _strict.held(), _refusals_told():
+        yield
+
+
+@contextlib.contextmanager
+def _refusals_told() -> Iterator[None]:
+    """Raise CalibrationError where an operator has no such kernel; a call that did not ask for one can meet that too,
+    beside another that did.
+    """
     try:
-        cudnn.deterministic, cudnn.benchmark = True, False
-        torch.use_deterministic_algorithms(True)
-        memory.fill_uninitialized_memory = False  # nothing reads it, and it costs a kernel each
         yield
     except RuntimeError as error:
         if "deterministic implementation" not in str(error):
@@ -115,10 +146,6 @@ def same_bits() -> Iterator[None]:
             f"--deterministic: {str(error).partition('.')[0]}; expected operators that have one; calibrate without "
             "--deterministic, or with --device cpu"
         ) from error
-    finally:
-        memory.fill_uninitialized_memory = filled
-        torch.use_deterministic_algorithms(on, warn_only=warns)
-        cudnn.deterministic, cudnn.benchmark = kept
 
 
 def _set_by_flag(stack: contextlib.ExitStack) -> None:

@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from pdq_export.calibrate.cache import Cache, Chosen
+from pdq_export.calibrate.cache import Cache
 from pdq_export.calibrate.quantizers import ActivationQuantizer
 from pdq_export.calibrate.schedule import Schedule
 from pdq_export.calibrate.step import Batch, BlockModel, LearnedScale, Step
+from pdq_export.calibrate.tiers import Chosen
 from pdq_export.calibrate.watch import WATCHED, warn_of_divergence
 from pdq_export.config.method import CalibrationOptions
 from pdq_export.errors import CalibrationError, ResourceError

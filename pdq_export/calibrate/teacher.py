@@ -5,6 +5,7 @@ import logging
 from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from pdq_export import operators
 from pdq_export.calibrate.cache import Cache
@@ -47,10 +48,15 @@ class Teacher:
         layer_outputs = extract(context.network, block.inputs, outputs)
         statistics = [{**self.estimated, **self._statistics}[name] for name in outputs]
         told = context.journal.images("correction")
-        corrected = context.store.new(x.shape, x.dtype)
-        for batch in x.batches(context.options.batch_size):
-            correct = functools.partial(correct_distribution, layer_outputs, statistics, batch, context.options)
-            corrected.append(with_relief(correct, [context.store.evict]))
+        corrected, size = context.store.new(x.shape, x.dtype), context.options.batch_size
+
+        def correct(start: int, stop: int) -> Tensor:
+            # Looked up here: held in between, images would keep a cache's memory that makes way.
+            return correct_distribution(layer_outputs, statistics, x.slice(start, stop), context.options)
+
+        for start in range(0, len(x), size):
+            part = functools.partial(correct, start, min(start + size, len(x)))
+            corrected.append(with_relief(part, [context.store.evict]))
             told(len(corrected), len(x))
         return [corrected]
 

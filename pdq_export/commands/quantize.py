@@ -48,7 +48,7 @@ from pdq_export.gates import check_outputs
 from pdq_export.graph.edit import with_constants
 from pdq_export.graph.lookup import opset_version
 from pdq_export.graph.save import in_order, model_files
-from pdq_export.normalization import warn_of_normalization
+from pdq_export.normalization import read_alike, warn_of_normalization
 from pdq_export.ranks import Ranks, check_enough
 from pdq_export.report import ModelInfo, Report, tell_verdict
 from pdq_export.report.layers import LayerReport
@@ -347,11 +347,15 @@ def _check_gates(request: Request, work: Work, fidelity: Fidelity) -> None:
 
 
 def _tell_normalization(work: Work) -> None:
-    """Warn of images that seem to be normalized in another way than those of training."""
+    """Warn of images that seem to be normalized in another way than those of training, wherever they are read from.
+
+    The same images of another folder are told of too: each folder says itself how it is read.
+    """
     samples = work.samples
-    others = () if samples.shared == len(samples.judged) else (samples.judged,)
+    calibration, judged = samples.calibration, samples.judged
+    same = samples.shared == len(judged) and read_alike(calibration, judged)
     made = samples.synthesis is not None  # they fit, whatever the normalization is
-    for data in (*(() if made else (samples.calibration,)), *others):
+    for data in (*(() if made else (calibration,)), *(() if same else (judged,))):
         warn_of_normalization(work.network, work.plan, work.prepared.statistics, data)
 
 

@@ -7,8 +7,9 @@ import numpy as np
 
 from pdq_export.calibrate.block_state import BlockState
 from pdq_export.calibrate.checkpoint import read_kept
-from pdq_export.errors import DataError, near_path
+from pdq_export.errors import DataError
 from pdq_export.files import check_writable, write_atomically
+from pdq_export.nearby import near_path
 from pdq_export.report import BlockCourse, KeptRun, LayerReport, Report, read_report, to_html
 from pdq_export.report.reading import LONGEST
 from pdq_export.report.sensitivity import WrittenSensitivity

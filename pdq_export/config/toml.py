@@ -12,7 +12,8 @@ from typing import Any
 
 from pdq_export.config.config import Config, check_name, checked, options_of
 from pdq_export.config.option import Option, find_options, shown
-from pdq_export.errors import OptionError, near_path
+from pdq_export.errors import OptionError
+from pdq_export.nearby import near_path
 
 _LARGEST = 1_000_000  # bytes; nobody has so many rules
 _WIDTH = 100

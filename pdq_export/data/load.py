@@ -19,7 +19,8 @@ from pdq_export.data.input_spec import InputSpec
 from pdq_export.data.items import TAKEN, DataReader, as_array, is_iterable, read_items
 from pdq_export.data.preprocess import Preprocess, unused
 from pdq_export.data.synthetic import asks_synthetic
-from pdq_export.errors import DataError, near_path
+from pdq_export.errors import DataError
+from pdq_export.nearby import near_path
 
 logger = logging.getLogger(__name__)
 

@@ -6,12 +6,13 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError
 
-from pdq_export.errors import ModelError, near_path
+from pdq_export.errors import ModelError
 from pdq_export.graph import checks
 from pdq_export.graph.external import all_tensors, external_locations, load_external_data
 from pdq_export.graph.messages import essential_line
 from pdq_export.graph.sizes import check_tensor_sizes
 from pdq_export.graph.tensors import LIMIT, check_size
+from pdq_export.nearby import near_path
 
 
 def load_model(path: str | Path) -> onnx.ModelProto:

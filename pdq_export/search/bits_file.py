@@ -10,7 +10,8 @@ from typing import Any
 
 from pdq_export.config.option import did_you_mean, shown
 from pdq_export.config.toml import literal
-from pdq_export.errors import OptionError, near_path
+from pdq_export.errors import OptionError
+from pdq_export.nearby import near_path
 from pdq_export.runs import read_bounded
 from pdq_export.search.allotment import Allotment, LayerBits
 from pdq_export.spec import MAX_BITS, MIN_BITS, BitWidths

@@ -8,7 +8,6 @@ from typing import Literal
 import torch
 from torch import Tensor, fx
 
-from pdq_export.calibrate.cache import Source, Store
 from pdq_export.calibrate.context import Context
 from pdq_export.calibrate.finished import Quantizers
 from pdq_export.calibrate.journal import BlockProgress, Journal
@@ -16,7 +15,9 @@ from pdq_export.calibrate.memory import trim_heap
 from pdq_export.calibrate.precision import settled_torch
 from pdq_export.calibrate.scores import Scores
 from pdq_export.calibrate.sizes import FOLDING_IMAGES, fold_sizes
+from pdq_export.calibrate.store import Store
 from pdq_export.calibrate.subgraph import input_tensors
+from pdq_export.calibrate.tiers import Source
 from pdq_export.config.method import CalibrationOptions
 from pdq_export.search.candidates import Trial
 from pdq_export.search.fisher import Expansion, expand

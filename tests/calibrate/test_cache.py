@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pdq_export.calibrate import memory, spill
-from pdq_export.calibrate.cache import Cache, Store
+from pdq_export.calibrate.cache import Cache
 from pdq_export.calibrate.memory import parse_size, resident_bytes
 from pdq_export.calibrate.offload import Offload
 from pdq_export.calibrate.quantizers import ActivationQuantizer
+from pdq_export.calibrate.store import Store
 from pdq_export.errors import CalibrationError, OptionError
 from pdq_export.numerics import search
 from pdq_export.numerics.search import QParams, choose_activation_qparams
@@ -246,7 +247,7 @@ def test_sizes_that_are_none(text: str | int) -> None:
 def test_without_a_limit_what_many_images_take_goes_to_files(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("pdq_export.calibrate.cache._KEPT", 1000)
+    monkeypatch.setattr("pdq_export.calibrate.store._KEPT", 1000)
     store, x = Store.of_process(CPU, None), torch.randn(20, 10)  # 800 bytes
     inside, outside = filled(store, x), filled(store, x + 1)
     assert [cache.tier for cache in (inside, outside)] == ["device", "file"]
@@ -268,7 +269,7 @@ def test_without_a_limit_what_many_images_take_goes_to_files(
 def test_without_a_limit_a_full_disk_leaves_it_in_memory(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("pdq_export.calibrate.cache._KEPT", 1000)
+    monkeypatch.setattr("pdq_export.calibrate.store._KEPT", 1000)
     monkeypatch.setattr(spill.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=100))
     store, x = Store.of_process(CPU, None), torch.randn(20, 10)
     caches = [filled(store, x) for _ in range(3)]

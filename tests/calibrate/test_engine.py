@@ -12,13 +12,13 @@ import torch
 from torch.nn import functional as F
 
 from pdq_export.calibrate import BlockProgress, Calibrated, initialize, teacher
-from pdq_export.calibrate.cache import Store
 from pdq_export.calibrate.correction import estimate_statistics
 from pdq_export.calibrate.integer import IntegerLayer
 from pdq_export.calibrate.quantizers import ActivationQuantizer, SoftRounding, WeightQuantizer, weight_qparams
 from pdq_export.calibrate.reconstruct import BlockProblem, BlockRows, reconstruct
 from pdq_export.calibrate.schedule import draw_batches
 from pdq_export.calibrate.step import BlockModel
+from pdq_export.calibrate.store import Store
 from pdq_export.calibrate.subgraph import extract
 from pdq_export.config.method import CalibrationOptions
 from pdq_export.errors import CalibrationError

@@ -2,12 +2,12 @@
 
 import torch
 
-from pdq_export.calibrate.cache import Store
 from pdq_export.calibrate.context import Context
 from pdq_export.calibrate.finished import Quantizers
 from pdq_export.calibrate.initialize import Initializer
 from pdq_export.calibrate.journal import Journal
 from pdq_export.calibrate.live import Live, read_by
+from pdq_export.calibrate.store import Store
 from pdq_export.calibrate.subgraph import extract
 from pdq_export.config.method import CalibrationOptions
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, fx
 
 from pdq_export.calibrate import Calibrated, calibrate, collapse, memory, spill
-from pdq_export.calibrate.cache import Store
 from pdq_export.calibrate.finished import Quantizers
 from pdq_export.calibrate.memory import STEP_IMAGES, step_bytes
 from pdq_export.calibrate.offload import Offload
 from pdq_export.calibrate.requirements import Requirements, find_requirements
+from pdq_export.calibrate.store import Store
 from pdq_export.calibrate.subgraph import extract
 from pdq_export.errors import CalibrationError, OptionError
 
@@ -220,7 +220,7 @@ def test_a_limit_that_cannot_hold_names_the_smallest_that_can(
 ) -> None:
     """And that one can be given; what goes to a file is told once, with what would keep it in memory."""
     example = residual()
-    monkeypatch.setattr("pdq_export.calibrate.cache.SCRATCH", 0)  # far more than the tensors here
+    monkeypatch.setattr("pdq_export.calibrate.store.SCRATCH", 0)  # far more than the tensors here
     monkeypatch.setattr(memory, "resident_bytes", lambda: 10**6)
     with pytest.raises(OptionError, match=r"--max-memory 1 MB.*no file can replace.*batch_size") as caught:
         run(example, 1_050_000)

@@ -2,8 +2,9 @@
 
 import functools
 import threading
+import weakref
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,10 @@ import pytest
 import torch
 
 from pdq_export.calibrate.precision import _set_by_flag as precision_of_versions_before_2_9
-from pdq_export.calibrate.precision import full_float32, settled_torch
+from pdq_export.calibrate.precision import exact_sums, full_float32, same_bits, settled_torch
 from pdq_export.commands.quantize import quantize
+from pdq_export.errors import CalibrationError
+from pdq_export.frontend.ops import interpolate
 
 NETWORK = """<ir_version: 8, opset_import: ["": 17]>
 m (float[N,3,8,8] image) => (float[N,5] y) {
@@ -202,3 +205,91 @@ def test_calls_at_once_are_settled_until_the_last_ends() -> None:
         torch.set_default_dtype(torch.float32)
         torch.use_deterministic_algorithms(False)
     assert seen == [(torch.float32, True), True, (torch.float64, False), False]
+
+
+def in_turns(
+    first: Callable[[], AbstractContextManager[None]],
+    second: Callable[[], AbstractContextManager[None]],
+    look: Callable[[], Any],
+) -> list[Any]:
+    """What ``look`` sees while a thread is in ``first``, this one in ``second`` as well, and alone, and neither."""
+    entered, end = threading.Event(), threading.Event()
+    seen = []
+
+    def run() -> None:
+        with first():
+            entered.set()
+            end.wait(20)
+
+    thread = threading.Thread(target=run)
+    try:
+        thread.start()
+        assert entered.wait(20)
+        seen.append(look())
+        with second():
+            seen.append(look())
+            end.set()
+            thread.join(20)
+            seen.append(look())
+    finally:
+        end.set()
+        thread.join()
+    return [*seen, look()]
+
+
+def strictness() -> tuple[bool, bool]:
+    """Whether operators without a kernel that is deterministic raise, and cuDNN takes others."""
+    on, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    return on and not warns, torch.backends.cudnn.deterministic
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    with settled_torch(), same_bits():
+        yield
+
+
+STRICT, LAX = (True, True), (False, False)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        (deterministic, settled_torch, [STRICT, STRICT, LAX, LAX]),
+        (settled_torch, deterministic, [LAX, STRICT, STRICT, LAX]),
+        (same_bits, settled_torch, [STRICT, STRICT, LAX, LAX]),
+        (deterministic, deterministic, [STRICT, STRICT, STRICT, LAX]),
+    ],
+)
+def test_what_is_deterministic_stays_so_beside_other_calls(first: Any, second: Any, expected: list[Any]) -> None:
+    assert in_turns(first, second, strictness) == expected
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_sums_at_once_leave_cudnn_as_it_was(enabled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "enabled", enabled)
+
+    def exact() -> AbstractContextManager[None]:
+        return exact_sums(torch.device("meta"))
+
+    assert in_turns(exact, exact, lambda: torch.backends.cudnn.enabled) == [False, False, False, enabled]
+    with exact_sums(torch.device("cpu")):
+        assert torch.backends.cudnn.enabled is enabled
+
+
+def test_what_another_call_asked_for_is_told_as_its_own() -> None:
+    """Beside a call with --deterministic, an operator raises in one without."""
+    with pytest.raises(CalibrationError, match=r"--deterministic: f does not have"), settled_torch():
+        raise RuntimeError("f does not have a deterministic implementation, but you set something. You can")
+
+
+def test_what_is_kept_between_calls_is_given_up_with_the_last_run() -> None:
+    axis, method = interpolate.Axis(size=4, out=8, scale=2.0), interpolate.Method(mode="linear")
+    with settled_torch():
+        with settled_torch():
+            interpolate.interpolate_axis(torch.ones(1, 4), 1, axis, method)
+        kept = weakref.ref(interpolate._table(axis, method, torch.float32, torch.device("cpu"))[0])
+        assert interpolate._table.cache_info().hits
+        assert kept() is not None
+    assert kept() is None

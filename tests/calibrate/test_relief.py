@@ -8,15 +8,18 @@ from unittest import mock
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
-from pdq_export.calibrate.cache import Store
+from pdq_export.calibrate.correction import correct_distribution
 from pdq_export.calibrate.forward import run_forward
 from pdq_export.calibrate.relief import with_relief
 from pdq_export.calibrate.step import Step
+from pdq_export.calibrate.store import Store
+from pdq_export.calibrate.tiers import Memory
 from pdq_export.errors import ResourceError
 from tests.calibrate.networks import calibrate_example, residual
 from tests.calibrate.test_second_device import OPTIONS, same, there
-from tests.second_device import DEVICE, second_device
+from tests.second_device import DEVICE, DeviceTensor, second_device
 
 TOLD = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 139.00 GiB"
 FEW = dataclasses.replace(OPTIONS, compensate_rounding=False)
@@ -102,6 +105,31 @@ def test_pieces_give_the_gradients_of_the_whole() -> None:
     assert seen
 
 
+class Full:
+    """A device on which nothing fits for as long as the memory of a cache there is held, by whomever."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._held: StorageWeakRef | None = None
+        self.attempts = 0
+
+    def check(self, x: torch.Tensor) -> None:
+        """Fail while the memory of ``x`` is held, of the first time when it is a cache's."""
+        self.attempts += 1
+        storage = x.data_here.untyped_storage() if isinstance(x, DeviceTensor) else x.untyped_storage()
+        if self._held is None:
+            assert storage.data_ptr() in [_address(cache.data) for cache in self._store._caches]
+            self._held = StorageWeakRef(storage)
+        if not self._held.expired():
+            raise torch.OutOfMemoryError(TOLD)
+
+
+def _address(data: object) -> int | None:
+    if isinstance(data, Memory) and isinstance(data.data, DeviceTensor):
+        return data.data.data_here.untyped_storage().data_ptr()
+    return None
+
+
 def test_a_pass_is_tried_again_with_caches_on_the_host() -> None:
     example = residual(images=16)
     x = example.images
@@ -109,19 +137,38 @@ def test_a_pass_is_tried_again_with_caches_on_the_host() -> None:
         store = Store(DEVICE, device_bytes=2**30, host_bytes=None)
         cache = store.new(x.shape, x.dtype)
         cache.append(x.to(DEVICE))
-        network, calls = example.network.to(DEVICE), []
+        network, full = example.network.to(DEVICE), Full(store)
 
-        def fails_once(*inputs: torch.Tensor) -> Any:
-            calls.append(cache.tier)
-            if len(calls) == 1:
-                raise torch.OutOfMemoryError(TOLD)
-            return network(*inputs)
+        def limited(images: torch.Tensor) -> Any:
+            full.check(images)
+            return network(images)
 
-        outputs = run_forward(fails_once, [cache], ["y"], store)  # type: ignore[arg-type]
-        assert calls == ["device", "host"]
-        assert outputs["y"].tier == "host"
+        outputs = run_forward(limited, [cache], ["y"], store)  # type: ignore[arg-type]
+        assert full.attempts == 2
+        assert (cache.tier, outputs["y"].tier) == ("host", "host")
         found = outputs["y"].slice(0, 16).cpu()
     assert torch.equal(found, residual(images=16).network(x)[0])
+
+
+def test_so_is_a_correction() -> None:
+    expected, full = calibrate_example(residual(images=32), FEW), list[Full]()
+
+    def limited(layer_outputs: Any, statistics: Any, x: torch.Tensor, options: Any) -> torch.Tensor:
+        full[-1].check(x)
+        return correct_distribution(layer_outputs, statistics, x, options)
+
+    def watched(self: Store, *arguments: Any, **keywords: Any) -> None:
+        made(self, *arguments, **keywords)
+        full.append(Full(self))
+
+    made = Store.__init__
+    with (
+        second_device(),
+        mock.patch.object(Store, "__init__", watched),
+        mock.patch("pdq_export.calibrate.teacher.correct_distribution", limited),
+    ):
+        found = there(residual(images=32), FEW)
+    assert same(found, expected)
 
 
 def test_other_errors_are_not_tried_again() -> None:

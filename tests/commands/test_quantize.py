@@ -188,7 +188,7 @@ def test_little_memory_gives_the_same_bytes(
     quantized: Callable[[str], Result], evaluation: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pdq_export.calibrate.memory.resident_bytes", lambda: 0)
-    monkeypatch.setattr("pdq_export.calibrate.cache.Store.require", lambda *_: None)  # it says that no step fits
+    monkeypatch.setattr("pdq_export.calibrate.store.Store.require", lambda *_: None)  # it says that no step fits
     limited = run_embedded(evaluation, "4/4", max_memory="2MB")
     assert content(limited.model) == content(quantized("4/4").model)
 

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from scipy.special import log_softmax
 
-from pdq_export.calibrate.cache import Store
 from pdq_export.calibrate.context import Context
 from pdq_export.calibrate.finished import Quantizers
 from pdq_export.calibrate.journal import Journal
+from pdq_export.calibrate.store import Store
 from pdq_export.calibrate.subgraph import input_tensors
 from pdq_export.config.method import CalibrationOptions
 from pdq_export.search.candidates import Candidate, Trial

@@ -28,6 +28,9 @@ _FONT = 11
 _LAYER = 14  # px for each layer, where there is one mark a layer
 _CARD = (220, 80)
 _NAME = (24, 11)  # px of a name such as 4/8
+_LETTER = 6.5  # px at most, on average
+_BESIDE = 5
+_NAMED = 3  # of points that lie together
 _SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "pdq-export",
@@ -129,7 +132,7 @@ class Plots:
         return self._svg(figure)
 
     def _name_points(self, axes: "Axes", points: Sequence[tuple[float, float, str]]) -> None:
-        """Names beside points, of which those that would cover each other share one, the first to the last of them."""
+        """Names beside points, of which those that would cover each other are told at one place."""
         groups: list[tuple[Any, list[tuple[float, float, str]]]] = []
         for point in points:
             at = axes.transData.transform(point[:2])
@@ -143,9 +146,11 @@ class Plots:
                 groups.append((at, [point]))
             else:
                 group.append(point)
-        for _, group in groups:
-            name = group[0][2] if len(group) == 1 else f"{group[0][2]} to {group[-1][2]}"
-            axes.annotate(name, group[0][:2], (5, 3), textcoords="offset points", color=FG)
+        for place, group in groups:
+            name = _told([name for *_, name in group])
+            beyond = place[0] + _BESIDE + _LETTER * len(name) > _WIDTH
+            side, away = ("right", -_BESIDE) if beyond else ("left", _BESIDE)
+            axes.annotate(name, group[0][:2], (away, 3), textcoords="offset points", color=FG, ha=side)
 
     def curve(self, values: Sequence[float]) -> str:
         """A line from left to right, from 0 up, for a card."""
@@ -222,6 +227,11 @@ class Plots:
         with matplotlib.rc_context({"svg.hashsalt": f"pdq-export {self._count}"}):  # ids are of this plot alone
             figure.savefig(stream, format="svg", transparent=True, metadata=nothing)
         return _plain(stream.getvalue())
+
+
+def _told(names: Sequence[str]) -> str:
+    """Names of points that lie together: all of a few, or the first, the last and how many there are."""
+    return ", ".join(names) if len(names) <= _NAMED else f"{names[0]} … {names[-1]} ({len(names)})"
 
 
 def _whole_numbers() -> "Locator":

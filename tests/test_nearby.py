@@ -1,4 +1,4 @@
-"""What messages share: names near those of files that are missing, and the places that propose them."""
+"""Names near those of files that are missing, and the places that propose them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +10,10 @@ from pdq_export.cli.paths import ModelPath
 from pdq_export.commands.report import write_page
 from pdq_export.config.toml import read_toml
 from pdq_export.data import InputSpec, check_exists, load_inputs
-from pdq_export.errors import PdqError, near_path
+from pdq_export.errors import PdqError
 from pdq_export.files import check_writable
 from pdq_export.graph.load import load_model
+from pdq_export.nearby import near_path
 from pdq_export.search.bits_file import read_bits
 
 
