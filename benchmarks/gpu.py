@@ -29,6 +29,7 @@ from pdq_export.calibrate.device import choose_device, computing_on
 from pdq_export.calibrate.precision import settled_torch
 from pdq_export.config.method import PRESETS
 from pdq_export.data import load_images
+from pdq_export.errors import OptionError
 from pdq_export.frontend import import_model
 from pdq_export.graph.load import load_model
 from pdq_export.process import tune_process
@@ -277,11 +278,18 @@ def _cell(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value).replace("|", "/").replace("\n", " ")
 
 
+def _device(name: str) -> torch.device:
+    try:
+        return choose_device(name)
+    except OptionError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line. Exits with code 2 where it is wrong."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="JSON; parts that are there are not run again")
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--device", type=_device, default="cuda")
     parser.add_argument("--networks", nargs="+", help="instead of ResNet-18 and ResNet-50")
     parser.add_argument("--resnet20", type=Path, help="a file, with --calib and --eval: judged at 2/2 as well")
     parser.add_argument("--calib", type=Path)
@@ -303,7 +311,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     embedded = str(calib_data.path("fashion_resnet.onnx"))
     with tempfile.TemporaryDirectory() as folder:
         session = Session(
-            device=choose_device(options.device),
+            device=options.device,
             tiny=options.tiny,
             networks=options.networks or ([embedded] if options.tiny else ["resnet18", "resnet50"]),
             resnet20=None if options.resnet20 is None else (options.resnet20, options.calib, options.eval),

@@ -5,6 +5,7 @@ import difflib
 import importlib
 import importlib.util
 import re
+import traceback
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -86,7 +87,18 @@ class UserFunction:
         """The error for an exception of the user's code."""
         detail = " ".join(str(error).split())[:_LONGEST]
         told = f"{type(error).__name__}: {detail}" if detail else type(error).__name__
-        return self._wrong(f"{doing} raised {told}; expected {self.kind} (--verbose shows where)")
+        return self._wrong(f"{doing} raised {told}; expected {self.kind}{self._place(error)}")
+
+    def _place(self, error: BaseException) -> str:
+        """The line of the user's code that an exception has passed last, in parentheses."""
+        if isinstance(error, SyntaxError) and error.filename:
+            return f" ({error.filename}, line {error.lineno})"
+        own = [path.resolve() for path in self.files()]
+        for frame in reversed(traceback.extract_tb(error.__traceback__)):
+            file = Path(frame.filename).resolve()
+            if any(file == path or path in file.parents for path in own):
+                return f" ({file}, line {frame.lineno}; --verbose shows more)"
+        return " (--verbose shows where)"
 
     def _no_module(self, module: str) -> PdqError:
         return self._wrong(

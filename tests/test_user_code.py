@@ -1,5 +1,6 @@
 """Functions by name, MODULE:FUNCTION, and what is said where they cannot be had."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -48,3 +49,18 @@ def test_what_is_wrong_is_told(text: str, message: str) -> None:
     with pytest.raises(OptionError) as caught:
         named(text).find()
     assert message in str(caught.value)
+
+
+@pytest.mark.usefixtures("modules")
+def test_the_line_of_the_users_own_code_is_told(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=rf"\({re.escape(str(tmp_path / 'own_broken.py'))}, line 1; --verbose"):
+        named("own_broken:iou").find()
+    (tmp_path / "own_wrong.py").write_text("x = 1\ndef f(:\n")
+    with pytest.raises(OptionError, match=r"own_wrong\.py, line 2\)"):
+        named("own_wrong:f").find()
+    (tmp_path / "own_deep.py").write_text("import json\n\ndef f():\n    return json.loads('no')\n")
+    named_deep = named("own_deep:f")
+    function = named_deep.find()
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        function()
+    assert "own_deep.py, line 4;" in str(named_deep.raised("calling it", caught.value))

@@ -2,13 +2,14 @@
 
 import dataclasses
 import logging
+import shlex
 import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pdq_export.commands.settle import choose, plan_options
 from pdq_export.commands.written import bits_path
-from pdq_export.config.config import AUTO, Config, make_config
+from pdq_export.config.config import AUTO, Config, make_config, recorded
 from pdq_export.fidelity import UserFile
 from pdq_export.plan.freedom import rule_bits
 from pdq_export.search.allotment import Allotment
@@ -72,6 +73,17 @@ def _allotment(planned: PlannedModel, config: Config, file: UserFile) -> Allotme
     return dataclasses.replace(found, bits=options.bits)
 
 
-def bits_content(path: Path, allotment: Allotment) -> bytes:
-    """The file of an allotment."""
-    return write_bits(allotment, as_json=path.suffix.lower() == ".json").encode()
+def bits_content(path: Path, allotment: Allotment, config: Config) -> bytes:
+    """The file of an allotment, which says under what options of the plan it was found."""
+    return write_bits(allotment, as_json=path.suffix.lower() == ".json", beside=_chosen_with(config)).encode()
+
+
+def _chosen_with(config: Config) -> str:
+    """The options besides bits that the plan depends on, as on the command line, on one line of ASCII."""
+    told = []
+    for name, value in recorded(config).items():
+        if name == "target" or (name in vars(config.plan) and name not in ("bits", "tensor_bits")):
+            flag = f"--{name.replace('_', '-')}"
+            values = value if isinstance(value, tuple) else (value,)
+            told += [flag if one is True else f"{flag} {shlex.quote(str(one))}" for one in values]
+    return " ".join(told).encode("ascii", "backslashreplace").decode().replace("\r", "\\r").replace("\n", "\\n")

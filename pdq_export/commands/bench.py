@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import os
 import platform
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +21,14 @@ from pdq_export.graph.load import read_structure
 from pdq_export.report import ModelInfo
 from pdq_export.validate import Session, Spread, Timing, Value, kernels_saturate, may_reuse_memory, open_session
 from pdq_export.validate.fresh import Fresh, measure_fresh
-from pdq_export.validate.latency import MOST_ROUNDS, counts_cpu_time, ratio_by_round, time_sessions
+from pdq_export.validate.latency import (
+    MOST_ROUNDS,
+    counts_cpu_time,
+    load_average,
+    ratio_by_round,
+    time_sessions,
+    usable_cores,
+)
 from pdq_export.validate.noise import NoiseInput, choose_sizes, random_batch
 from pdq_export.validate.pair import match_inputs
 
@@ -55,7 +61,7 @@ def bench_models(
     if isinstance(models, str | Path) or not models:
         raise OptionError("no list of ONNX files is given to bench; expected one file or more, as [PATH, ...]")
     paths = [Path(model) for model in models]
-    before = _load_average()
+    before = load_average()
     tell.stage("load")
     files = [_info(path) for path in paths]
     sessions, values = _open(paths, threads)
@@ -252,13 +258,13 @@ def _loading(batch: int, rounds: Sequence[Sequence[Fresh]], index: int) -> Loadi
 def _machine(threads: int, load_before: float | None) -> dict[str, Any]:
     return {
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
         "onnxruntime": str(onnxruntime.__version__),
         "threads": threads,
         "clock": "cpu" if counts_cpu_time(threads) else "wall",
         "saturates": kernels_saturate(),
         "load_before": load_before,
-        "load_after": _load_average(),
+        "load_after": load_average(),
     }
 
 
@@ -269,10 +275,3 @@ def _processor() -> str:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor() or platform.machine())
-
-
-def _load_average() -> float | None:
-    try:
-        return os.getloadavg()[0]
-    except (AttributeError, OSError):  # not on Windows
-        return None

@@ -519,7 +519,7 @@ def _keep_beside(draft: Draft, report: Report, config: Config, data: Data, allot
     """Have the report, in every form that is asked for, and bits of layers safe on the disk; where they will be."""
     contents = side_contents(config, report, data)
     if allotment is not None and (path := bits_path(config)) is not None:
-        contents[path] = bits_content(path, allotment)
+        contents[path] = bits_content(path, allotment, config)
     if contents:
         draft.add(contents)
     return list(contents)

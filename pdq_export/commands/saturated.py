@@ -43,7 +43,8 @@ def find_saturated(
     reducible = bool(saturating_layers(plan))
     logger.warning(
         "output %r: onnxruntime is %s off the same file in float: on this processor its kernels saturate on weights of "
-        "more than 7 bits with 8-bit inputs (%s); %s it is %s off, so the file is right for processors with VNNI%s",
+        "8 bits, or asymmetric ones of 7, with 8-bit inputs (%s); %s it is %s off, so the file is right for "
+        "processors with VNNI%s",
         worst.output,
         percent(worst.as_run, 1),
         first_few([repr(layer) for layer in layers]),

@@ -167,8 +167,8 @@ class PlanSection:
     )
     reduce_range: bool = option(
         False,
-        "Weights of 7 bits where wider ones saturate on x86 processors without VNNI: layers with 8-bit inputs, at 4/4 "
-        "the first and the last",
+        "Symmetric weights of 7 bits where 8 bits, or 7 asymmetric ones, saturate on x86 processors without VNNI: "
+        "layers with 8-bit inputs, at 4/4 the first and the last",
         more="see [the layout](layout.md)",
         commands=_BOTH,
     )

@@ -23,14 +23,20 @@ def latency_note(
     ``settings``, ``layers``: of the run, as a report has them. ``kernels``: of the file.
     """
     target, notes = settings.get("target", "ort"), []
-    slower = latency.ratio.low > 1
+    slower, ratio = is_slower(latency), latency.ratio
+    time = f"× {ratio.median:.2f} of FP32's time (quartiles {ratio.low:.2f} to {ratio.high:.2f})"
     if slower:
         notes.append(
-            f"onnxruntime takes × {latency.ratio.median:.2f} of FP32's time for the file at batch {latency.batch}"
+            f"onnxruntime takes {time} for the file at batch {latency.batch}"
             f"{'' if target == 'ort' else '; --target ort writes what is fast there'}"
         )
+    elif ratio.low > 1 and latency.is_disturbed:
+        notes.append(
+            f"whether the file is slower than FP32 is not known: {time} was measured while the machine was busy (load "
+            f"{latency.load:.1f} of {latency.cores} cores); pdq-export bench measures it again"
+        )
     cost = latency.clip_ratio
-    if cost is not None and cost.median >= _NOTICED:
+    if cost is not None and cost.median >= _NOTICED and cost.low > 1 and not latency.is_disturbed:
         notes.append(
             f"activations below 8 bits cost {percent(cost.median - 1, 0)} more time ({latency.clips} Clips) and gain "
             f"none in onnxruntime: where it is all that the file is for, take {with_wide_activations(settings)}"
@@ -43,8 +49,8 @@ def latency_note(
 
 
 def is_slower(latency: LatencyPair | None) -> bool:
-    """Whether a file takes longer than FP32, and not by chance alone: in three quarters of the rounds."""
-    return latency is not None and latency.ratio.low > 1
+    """Whether a file takes longer than FP32: in three quarters of the rounds, on a machine that had a core for it."""
+    return latency is not None and latency.ratio.low > 1 and not latency.is_disturbed
 
 
 def _first_in_float(layers: Sequence[Mapping[str, Any]]) -> str | None:

@@ -43,9 +43,11 @@ Schema, version 1 (null stands for "not measured", for sqnr_db for "no differenc
     saturated_layers  [name]                layers whose integer kernels saturate on this processor, where that makes
                                             the quantized model's results differ from the simulation's
     session_config  {key: value}            session options without which onnxruntime does not load the quantized file
-    latency         {batch, threads, float_ms, quantized_ms, ratio, clips, clip_ratio, note}, see LatencyPair: what
-                                            onnxruntime takes for a batch in the user's model and in the quantized one,
-                                            here; each ratio {median, low, high}; note: what is lost, and what to do;
+    latency         {batch, threads, float_ms, quantized_ms, ratio, clips, clip_ratio, load, cores, note}, see
+                                            LatencyPair: what onnxruntime takes for a batch in
+                                            the user's model and in the quantized one, here; each
+                                            ratio {median, low, high}; note: what is lost, and
+                                            what to do;
                                             null where the file is for another runtime, or was not timed
     min_onnxruntime version                 the lowest onnxruntime that computes what the quantized file says, as
                                             measured; null where the file is for other runtimes

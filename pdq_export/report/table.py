@@ -63,11 +63,13 @@ def _accuracy_row(name: str, floating: float, quantized: float) -> Row:
 def _latency_row(latency: LatencyPair) -> Row:
     threads = "one thread" if latency.threads == 1 else f"{latency.threads} threads"
     name = f"latency at batch {latency.batch}, {threads}"
-    return name, _milliseconds(latency.float_ms), _milliseconds(latency.quantized_ms), f"× {latency.ratio.median:.2f}"
+    ratio = latency.ratio
+    spread = f"× {ratio.median:.2f} ({ratio.low:.2f}–{ratio.high:.2f})"
+    return name, _milliseconds(latency.float_ms), _milliseconds(latency.quantized_ms), spread
 
 
 def _milliseconds(time: float) -> str:
-    return f"{time:.2f} ms" if time < 100 else f"{time:,.0f} ms"
+    return f"{time:#.3g} ms" if time < 100 else f"{time:,.0f} ms"
 
 
 def _percent(share: float | None) -> str:

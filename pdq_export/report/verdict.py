@@ -118,8 +118,8 @@ def _warn(parity: Parity, deviation: Deviation) -> None:
         return
     option = ", or load it with this option" if deviation.by_option and deviation.best <= NOTICED else ""
     logger.warning(
-        "%s: on this processor its kernels saturate on weights of more than 7 bits with 8-bit inputs (%s); %s, so "
-        "the file is right for processors with VNNI%s",
+        "%s: on this processor its kernels saturate on weights of 8 bits, or asymmetric ones of 7, with 8-bit inputs "
+        "(%s); %s, so the file is right for processors with VNNI%s",
         found,
         first_few([repr(layer) for layer in parity.saturated]),
         other,

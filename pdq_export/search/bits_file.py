@@ -27,8 +27,11 @@ _HEAD = """\
 _SEAL = "# By this --overwrite knows that nobody has edited the file: "
 
 
-def write_bits(allotment: Allotment, *, as_json: bool = False) -> str:
-    """The text of a file that `read_bits` reads; equal allotments, equal texts."""
+def write_bits(allotment: Allotment, *, as_json: bool = False, beside: str = "") -> str:
+    """The text of a file that `read_bits` reads; equal allotments, equal texts.
+
+    ``beside``: the options under which the bits were found, which do not stand in it; TOML says them in a comment.
+    """
     layers = {name: _given(bits) for name, bits in allotment.layers.items()}
     of = {name: value for name, value in (("model", allotment.model), ("sha256", allotment.sha256)) if value}
     if as_json:
@@ -42,7 +45,8 @@ def write_bits(allotment: Allotment, *, as_json: bool = False) -> str:
     if allotment.tensors:
         lines.append("\n[tensors]  # activations that no layer ends in\n")
         lines += [f"{literal(name)} = {bits}\n" for name, bits in allotment.tensors.items()]
-    return _sealed(_HEAD + "".join(lines))
+    head = f"{_HEAD}# The options that these bits were chosen with: {beside}\n" if beside else _HEAD
+    return _sealed(head + "".join(lines))
 
 
 def is_edited(path: Path) -> bool:

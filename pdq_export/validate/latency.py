@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import logging
+import os
 import statistics
 import sys
 import time
@@ -24,6 +25,7 @@ SECONDS = 1.0  # of measuring, about, where nothing else is asked for
 _LEAST = 0.005  # seconds of one timing, which repeats short calls
 _FEWEST_ROUNDS, MOST_ROUNDS = 3, 61
 _WARM_UP, _WARM_UP_SECONDS = 3, 0.1
+_OWN_LOAD = 0.25  # what a calibration on all cores leaves in the average besides them
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,6 +72,7 @@ class LatencyPair:
     ``float_ms``, ``quantized_ms``: medians, in milliseconds. ``ratio``: quantized to FP32. ``clips``: how many nodes
     hold activations to fewer than 8 bits, and ``clip_ratio`` what a call takes with them to what it takes without,
     which is with activations of 8 bits; None where there are none, or where the file does not run without them.
+    ``load``: the load average of the machine, which has ``cores`` for this process; None where they are not known.
     """
 
     batch: int
@@ -79,6 +82,13 @@ class LatencyPair:
     ratio: Spread
     clips: int = 0
     clip_ratio: Spread | None = None
+    load: float | None = None
+    cores: int | None = None
+
+    @property
+    def is_disturbed(self) -> bool:
+        """Whether more ran on the machine than it has cores for: times then tell of the others, too."""
+        return self.load is not None and self.cores is not None and self.load > self.cores + _OWN_LOAD
 
 
 def measure_latency(
@@ -123,7 +133,22 @@ def measure_latency(
         ratio=low.ratio(floating),
         clips=clips,
         clip_ratio=low.ratio(unclipped[0]) if unclipped else None,
+        load=load_average(),
+        cores=usable_cores(),
     )
+
+
+def load_average() -> float | None:
+    """How many threads have run or waited for a core in the last minute; None where that is not known."""
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):  # not on Windows
+        return None
+
+
+def usable_cores() -> int | None:
+    """How many cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def try_latency(

@@ -49,3 +49,10 @@ def test_what_there_is_no_time_for_is_left_for_the_next_call(tmp_path: Path) -> 
     output = tmp_path / "gpu.json"
     assert main(["--output", str(output), "--device", "cpu", "--seconds", "1", "--parts", "runs"]) == 1
     assert "240 are needed" in json.loads(output.read_text())["runs"]["left out"]
+
+
+def test_a_device_that_is_not_there_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--output", str(tmp_path / "gpu.json"), "--device", "cuda:99"])
+    assert ended.value.code == 2
+    assert "argument --device: --device 'cuda:99': torch sees" in capsys.readouterr().err

@@ -1,12 +1,13 @@
 """What latency is told to mean."""
 
+import dataclasses
 import shlex
 
 import numpy as np
 import pytest
 
 import pdq_export
-from pdq_export.report.latency import latency_note
+from pdq_export.report.latency import is_slower, latency_note
 from pdq_export.validate import KernelCount, LatencyPair, Spread
 
 from ..onnx_text import fill, name_nodes, parse
@@ -28,14 +29,28 @@ def pair(ratio: float = 0.7, cost: float | None = None) -> LatencyPair:
         (pair(cost=1.01), {"bits": "4/4"}, None),  # within what measurements scatter by
         (pair(cost=1.09), {"bits": "4/4"}, "cost 9 % more time (3 Clips)"),
         (pair(cost=1.09), {"bits": "2/3", "target": "qcdq"}, "take --bits 2/8"),
-        (pair(1.3), {"bits": "4/8"}, "onnxruntime takes × 1.30 of FP32's time for the file at batch 1"),
+        (
+            pair(1.3),
+            {"bits": "4/8"},
+            "onnxruntime takes × 1.30 of FP32's time (quartiles 1.29 to 1.31) for the file at batch 1",
+        ),
         (pair(1.3, cost=1.09), {"bits": "4/4"}, "at batch 1; activations below 8 bits cost 9 % more time"),
-        (pair(1.3), {"bits": "4/4", "target": "native"}, "of FP32's time for the file at batch 1; --target ort writes"),
+        (pair(1.3), {"bits": "4/4", "target": "native"}, "for the file at batch 1; --target ort writes"),
     ],
 )
 def test_time_that_gains_nothing_is_told(latency: LatencyPair, settings: dict[str, str], told: str | None) -> None:
     note = latency_note(latency, settings)
     assert note is None if told is None else told in str(note)
+
+
+@pytest.mark.parametrize(("load", "known"), [(3.5, False), (2.0, True), (None, True)])
+def test_what_a_busy_machine_measures_is_no_finding(load: float | None, known: bool) -> None:
+    latency = dataclasses.replace(pair(1.41, cost=1.4), load=load, cores=2)
+    note = str(latency_note(latency, {"bits": "4/4"}))
+    assert is_slower(latency) == ("onnxruntime takes × 1.41" in note) == ("Clips" in note) == known
+    assert ("measured while the machine was busy (load 3.5 of 2 cores)" in note) != known
+    faster = dataclasses.replace(pair(0.9), load=load, cores=2)
+    assert latency_note(faster, {"bits": "4/4"}) is None
 
 
 def test_nodes_in_float_are_told_of_a_slow_file_alone() -> None:
@@ -71,7 +86,7 @@ def test_a_slow_file_is_warned_of_and_a_fast_one_is_not(
         caplog.clear()
         monkeypatch.setattr("pdq_export.validate.latency.measure_latency", lambda *_, ratio=ratio, **__: pair(ratio))
         pdq_export.quantize(model, calib=images, **FAST)
-        assert ("of FP32's time for the file at batch 1" in caplog.text) == (ratio > 1)
+        assert ("onnxruntime takes × 1.30 of FP32's time" in caplog.text) == (ratio > 1)
     _, pattern = shlex.split(caplog.records[-1].getMessage().rpartition(": ")[2])
     report = pdq_export.quantize(model, calib=images, exclude=[pattern], **FAST).report
     assert [layer["excluded"] for layer in report.layers] == [True, False]

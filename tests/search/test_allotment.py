@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pdq_export.commands.allotting import bits_content
+from pdq_export.config.config import make_config
 from pdq_export.errors import OptionError
 from pdq_export.graph.lookup import GraphIndex
 from pdq_export.graph.prepare import prepare
@@ -80,6 +82,18 @@ def test_a_file_that_was_edited_is_known(tmp_path: Path) -> None:
     for same in (text, text.replace("\n", "\r\n")):
         path.write_bytes(same.encode())
         assert not is_edited(path)
+
+
+def test_a_file_says_what_it_was_found_with(tmp_path: Path) -> None:
+    allotment = Allotment(bits=BitWidths(4, 8), layers={"a": LayerBits(W=2)}, tensors={})
+    plan = {"reduce_range": True, "exclude": ["x y", "ü\nbits = 2"], "target": "native", "bits": "4/8", "seed": 3}
+    path = tmp_path / "bits.toml"
+    path.write_bytes(bits_content(path, allotment, make_config(plan)))
+    found = "chosen with: --exclude 'x y' --exclude '\\xfc\\nbits = 2' --reduce-range --target native\n"
+    assert found in path.read_text()
+    assert read_bits(path) == allotment
+    assert not is_edited(path)
+    assert "chosen with" not in bits_content(path, allotment, make_config({})).decode()
 
 
 def test_layers_and_what_no_layer_ends_in() -> None:

@@ -19,7 +19,10 @@ def run(planned: Planned) -> Planned:
         return planned
     layers = saturating_layers(planned.plan)
     if not layers:
-        text = "--reduce-range changes nothing: no layer with UINT8 inputs of 8 bits has weights of more than 7 bits"
+        text = (
+            "--reduce-range changes nothing: no layer with UINT8 inputs of 8 bits has weights of 8 bits, or asymmetric "
+            "ones of 7"
+        )
         return planned.told(logging.WARNING, text)
     reduced = planned.with_points(reduce_range(planned.plan).points)
     return reduced.told(logging.INFO, f"weights that get {_REDUCED_BITS} bits: those of {', '.join(layers)}")
