@@ -66,7 +66,7 @@ def check_alike(request: Request, planned: PlannedModel, chosen: CalibrationOpti
     key = RunKey(parts=_alike(request, planned, chosen, samples))
     keys = ranks.gather(key)
     for rank, other in enumerate(keys):
-        if differences := keys[0].differences(other):
+        if differences := other.differences(keys[0]):
             raise RankError(
                 f"rank {rank} of {ranks.size}: its run differs from that of rank 0 in {', '.join(differences)}; "
                 "expected the same on every rank; give all of them the same model, options, images and versions, and "
@@ -87,11 +87,12 @@ def _alike(request: Request, planned: PlannedModel, chosen: CalibrationOptions, 
         "simulated_images": how.simulated_images,
     }
     judged = samples.judged
-    parts = run_parts(planned.prepared, planned.plan, _digest_some(samples.calibration), settings, request.device)
+    parts = run_parts(planned.prepared, planned.plan, "", settings, request.device)
     machine = describe_machine(request.device)
     return {
         "model": planned.original.sha256,
         **{name: part for name, part in parts.items() if name not in machine},
+        "calibration images": _digest_some(samples.calibration),
         "number of calibration images": str(len(samples.calibration)),
         "evaluation images": _digest_some(judged),
         "number of evaluation images": str(len(judged)),
@@ -102,4 +103,5 @@ def _alike(request: Request, planned: PlannedModel, chosen: CalibrationOptions, 
 def _digest_some(data: Data) -> str:
     """Of images from all over a set: what is read in another order differs in some of them."""
     some = data.take(spread(len(data), _DIGESTED).tolist()).inputs()
-    return " ".join(f"{x.dtype} {list(x.shape)} {_digest(torch.from_numpy(x))}" for x in some)
+    told = " ".join(f"{x.dtype} {list(x.shape)} {_digest(torch.from_numpy(x))}" for x in some)
+    return hashlib.sha256(told.encode()).hexdigest()
