@@ -3,9 +3,9 @@
 They come from a server that has imported what they need; the test stands in for torchrun, whose store outlives them.
 """
 
-import contextlib
 import datetime
 import functools
+import importlib
 import json
 import multiprocessing
 import os
@@ -25,12 +25,12 @@ from torch.distributed import TCPStore
 
 from pdq_export.calibrate.journal import Journal
 from pdq_export.commands import keeping
-from pdq_export.commands import quantize as quantize_module
 from pdq_export.commands.quantize import Result, quantize_together
 from pdq_export.commands.seen import digest_images
 from pdq_export.config.config import make_config
 from pdq_export.errors import CheckpointError, RankError
 from pdq_export.ranks import Ranks
+from pdq_export.validate import runtime
 
 from ..thread_ranks import on_ranks
 from .test_resume import BLOCKS, change_state, fill_scales, network
@@ -135,7 +135,6 @@ def test_images_have_one_digest_whoever_goes_over_them() -> None:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short_search: None) -> Path:
     """With two models and two sets of images, where the process is."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(quantize_module, "settled_torch", contextlib.nullcontext)  # threads would undo each other's
     rng = np.random.default_rng(1)
     images, labels = rng.normal(size=(70, 3, 8, 8)).astype(np.float32), rng.integers(0, 5, 70)
     np.savez("images.npz", images=images, labels=labels)
@@ -156,14 +155,30 @@ def together(ranks: Ranks, model: str = "net.onnx", **fields: Any) -> Result | N
 
 
 @pytest.mark.usefixtures("folder")
-def test_figures_are_those_of_one_process() -> None:
-    """What is searched on histograms alone is the same, so all that is measured of 5 batches is, too."""
-    (alone,) = on_ranks(1, together)
-    first, *others = on_ranks(3, together)
+def test_figures_are_those_of_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is searched on histograms alone is the same, so all that is measured of 5 batches is, too.
+
+    Metrics are the first rank's, and validation has the threads of one rank among several.
+    """
+    Path("own.py").write_text(
+        "import threading\nCALLERS = []\n"
+        "def own(outputs, labels):\n    CALLERS.append(threading.get_ident())\n    return float(labels[0])\n"
+    )
+    monkeypatch.syspath_prepend(os.getcwd())
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    options, threads = runtime._options, list[int | None]()
+    monkeypatch.setattr(runtime, "_options", lambda given, *others: threads.append(given) or options(1, *others))
+    (alone,) = on_ranks(1, lambda ranks: together(ranks, metric="own:own"))
+    assert 3 not in threads
+    callers = importlib.import_module("own").CALLERS
+    callers.clear()
+    first, *others = on_ranks(3, lambda ranks: together(ranks, metric="own:own"))
+    assert len(set(callers)) == 1
+    assert threads.count(3) == 2 * 3
     assert others == [None, None]
     found, wanted = (json.loads(one.report.to_json()) for one in (first, alone) if one is not None)
     assert found["images"] == 70
-    for name in ("accuracy", "outputs", "top1_changes", "kernels", "images"):
+    for name in ("accuracy", "outputs", "top1_changes", "kernels", "metrics"):
         assert found[name] == wanted[name], name
 
 
