@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from click.testing import CliRunner
 from numpy.typing import NDArray
 
@@ -21,6 +22,7 @@ from pdq_export.config.config import make_config
 from pdq_export.config.record import MADE_BY
 from pdq_export.data import ImageSet, Samples
 from pdq_export.errors import DataError, ModelError, OptionError, RankError
+from pdq_export.synthesis.learn import Learned
 from pdq_export.torch_module import export_module
 
 from ..onnx_text import fill
@@ -247,14 +249,18 @@ def test_ranks_have_the_images_that_the_first_has_learned(tmp_path: Path, monkey
     """Machines of two kinds would learn others."""
     onnx.save(MODEL, tmp_path / "model.onnx")
     learned: list[int] = []
-    learn, seen, both = synthetic.learn_images, list[NDArray[np.float32]](), threading.Barrier(2)
+    seen, both = list[NDArray[np.float32]](), threading.Barrier(2)
+
+    def learn(*_: Any, **others: Any) -> Learned:
+        learned.append(1)
+        return Learned(images=torch.randn(16, 3, SIDE, SIDE), steps=1, layers=1, distance=0.0)
 
     def stop(request: Any, planned: Any, chosen: Any, samples: Samples) -> None:
         seen.append(samples.calibration.inputs()[0])
         both.wait(60)
         raise RankError("enough")
 
-    monkeypatch.setattr(synthetic, "learn_images", lambda *given, **o: learned.append(1) or learn(*given, **o))
+    monkeypatch.setattr(synthetic, "learn_images", learn)
     monkeypatch.setattr(stages, "check_alike", stop)
     config = make_config({"calib": "synthetic", "samples": 16, "device": "cpu"})
     with pytest.raises(RankError, match="enough"):
