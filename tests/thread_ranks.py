@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from pdq_export.calibrate.precision import settled_torch
 from pdq_export.ranks import ALONE, Ranks, Together
 
 Result = TypeVar("Result")
@@ -74,8 +73,7 @@ def on_ranks(size: int, compute: Callable[[Ranks], Result]) -> list[Result]:
             barrier.abort()
             raise
 
-    # Settled out here, as threads put back what the others still need.
-    with settled_torch(), ThreadPoolExecutor(size) as pool:
+    with ThreadPoolExecutor(size) as pool:
         futures = [pool.submit(run, rank) for rank in range(size)]
     errors = [error for future in futures if (error := future.exception()) is not None]
     for error in sorted(errors, key=_is_left_alone):
