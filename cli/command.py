@@ -121,7 +121,8 @@ def command(
             if launch is not None and not together:
                 raise OptionError(
                     f"torchrun has started {launch.size} processes of this command, which works in one; expected "
-                    "quantize, or no torchrun"
+                    "quantize, or no torchrun, whose variables programs that it starts hand on (env -u "
+                    "TORCHELASTIC_RUN_ID pdq-export ...)"
                 )
             frame = Frame(messages=Console(stderr=True, emoji=False), quiet=quiet, verbose=verbose, launch=launch)
             if not frame.tells:

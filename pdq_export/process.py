@@ -157,6 +157,19 @@ def end_in_peace() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
+@contextlib.contextmanager
+def ends_at_once() -> Iterator[None]:
+    """Within it SIGTERM ends the process wherever it is, in a library that waits too; for the main thread.
+
+    A handler of Python's would wait for the library.
+    """
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def find_modules_here() -> None:
     """Have ``module:function`` be looked for in the current folder too, behind everything else; see `modules_here`."""
     _Here.looked_in = True

@@ -16,18 +16,29 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, TCPStore, rendezvous  # type: ignore[attr-defined]
 
-from pdq_export.errors import RESUME, OptionError, RankError
+from pdq_export.errors import RESUME, RankError, first_few
 from pdq_export.exhaustion import is_exhaustion
-from pdq_export.process import Launch, read_environment
+from pdq_export.process import Launch, ends_at_once, read_environment
 
 Value = TypeVar("Value")
 
 # Below so many bytes from all ranks each of them gets everything and adds it up itself: one exchange in place of two.
 _SMALL = 2**20
-# A rank may work alone for long, and one that ends is noticed at once.
+# All ranks begin at once.
+_COMING = datetime.timedelta(minutes=5)
+# From then on one may work alone for long. gloo tells at once of another that has ended, whose connections close; what
+# NCCL does not tell torchrun does, which ends them all.
 _PATIENCE = datetime.timedelta(hours=6)
+_KINDS = ("gather", "to_first", "from_first")
+# What gloo and NCCL say, in lower case, where the other end has gone.
+_GONE = ("connection closed", "connection reset", "connection refused", "broken pipe", "timed out", "remote process")
+_CAUSE = 120  # characters of it
+_INHERITED = (
+    "where a program that torchrun has started has started this one, it has RANK, WORLD_SIZE and others of it: start "
+    "it without (env -u TORCHELASTIC_RUN_ID pdq-export ...)"
+)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -41,14 +52,14 @@ class Traffic:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ranks:
-    """A process among ``size`` that work together, number ``rank`` from 0. By default it is alone, at no cost.
+    """A process among ``size`` that work together, number ``rank`` from 0. This one is alone, which costs nothing.
 
-    ``local_rank``: its number among those of its machine; None where it is alone.
+    ``local_rank``: its number among those of its machine; None where it is alone. Others are `Together`.
     """
 
-    rank: int = 0
-    size: int = 1
-    local_rank: int | None = None
+    rank: int = dataclasses.field(default=0, init=False)
+    size: int = dataclasses.field(default=1, init=False)
+    local_rank: int | None = dataclasses.field(default=None, init=False)
 
     @property
     def is_first(self) -> bool:
@@ -115,8 +126,14 @@ ALONE = Ranks()
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Together(Ranks):
-    """One of several processes, which torch.distributed connects."""
+    """One of several processes, which torch.distributed connects.
 
+    Where they are not at the same exchange of values, every rank raises RankError.
+    """
+
+    rank: int = dataclasses.field()
+    size: int = dataclasses.field()
+    local_rank: int | None = dataclasses.field(default=None)
     traffic: Traffic = dataclasses.field(default_factory=Traffic)
 
     def sum_over(self, *values: Tensor) -> tuple[Tensor, ...]:
@@ -144,21 +161,31 @@ class Together(Ranks):
     def gather(self, value: Value) -> list[Value]:
         """What each rank has, on every rank."""
         with self._exchange(0):
+            self._agree("gather")
             return self._objects(value)
 
     def to_first(self, value: Value) -> list[Value]:
         """What each rank has, on the first; nothing on the others."""
-        found: list[Any] | None = [None] * self.size if self.is_first else None
         with self._exchange(0):
-            dist.gather_object(value, found)
-        return found or []
+            self._agree("to_first")
+            return self._objects_to_first(value)
 
     def from_first(self, value: Value) -> Value:
         """What the first has, on every rank."""
-        held = [value]
         with self._exchange(0):
-            dist.broadcast_object_list(held)
-        return held[0]
+            self._agree("from_first")
+            return self._object_from_first(value)
+
+    def _agree(self, kind: str) -> None:
+        """Raise RankError where another rank is at another exchange of values than this one, or at another kind."""
+        places = self._all_gather(torch.tensor([_KINDS.index(kind), self.traffic.exchanges])).tolist()
+        others = [rank for rank, place in enumerate(places) if place != places[0]]
+        if others:
+            told = [f"rank {n} at number {places[n][1]} ({_KINDS[places[n][0]]})" for n in (0, *others)]
+            raise RankError(
+                f"rank {self.rank} of {self.size}: the ranks are not at the same exchange: {first_few(told)}; expected "
+                "all of them to take the same way; give all of them the same model, options, images and versions"
+            )
 
     def _sum(self, flat: Tensor) -> Tensor:
         """The sum [n] of ``flat`` [n] over all ranks, each element added up in their order.
@@ -195,16 +222,26 @@ class Together(Ranks):
         dist.all_gather_object(found, value)
         return found
 
+    def _objects_to_first(self, value: Value) -> list[Value]:
+        found: list[Any] | None = [None] * self.size if self.is_first else None
+        dist.gather_object(value, found)
+        return found or []
+
+    def _object_from_first(self, value: Value) -> Value:
+        held = [value]
+        dist.broadcast_object_list(held)
+        return held[0]
+
     @contextlib.contextmanager
     def _exchange(self, sent: int) -> Iterator[None]:
-        """Count what is sent, and tell of others that have ended."""
+        """Count what is sent, and tell what fails, others that have ended above all."""
         began = time.perf_counter()
         try:
             yield
         except RuntimeError as error:
             if is_exhaustion(error):
                 raise
-            raise lost(self.rank, self.size) from error
+            raise _failed(self, error) from error
         finally:
             self.traffic.seconds += time.perf_counter() - began
             self.traffic.exchanges += 1
@@ -219,35 +256,69 @@ def _added(parts: Tensor) -> Tensor:
     return total
 
 
-def lost(rank: int, size: int) -> RankError:
-    """The error of a rank that other ranks have left alone."""
+def _failed(ranks: Ranks, error: RuntimeError) -> RankError:
+    """The error of a rank that other ranks have left alone, or whose exchange with them fails."""
+    where, cause = f"rank {ranks.rank} of {ranks.size}", _shortened(error)
+    if any(words in str(error).lower() for words in _GONE):
+        return RankError(
+            f"{where}: another rank has ended, or cannot be reached any more ({cause}); expected all of them until the "
+            f"end; {RESUME}"
+        )
     return RankError(
-        f"rank {rank} of {size}: another rank has ended, or cannot be reached any more; expected all of them until the "
-        f"end; {RESUME}"
+        f"{where}: an exchange with the others fails ({type(error).__name__}: {cause}); expected one device for each, "
+        "of one kind, and the same versions everywhere; see torchrun's --nproc-per-node, or take --device cpu"
     )
+
+
+def _shortened(error: Exception) -> str:
+    return " ".join(str(error).split())[:_CAUSE]
 
 
 @contextlib.contextmanager
 def joined(launch: Launch, device: torch.device) -> Iterator[Ranks]:
     """The ranks that a launcher has started, as this process sees them, connected by torch.distributed.
 
-    Tensors go by NCCL between GPUs and by gloo between CPUs. Raises RankError where others do not come.
+    Tensors go by NCCL between GPUs and by gloo between CPUs. Raises RankError where others do not come within minutes.
+    To be called in the main thread.
     """
-    rank, size = launch.rank, launch.size
-    backend = "gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:nccl"
-    try:
-        dist.init_process_group(backend, rank=rank, world_size=size, timeout=_PATIENCE)
-    except (RuntimeError, ValueError) as error:
-        raise RankError(
-            f"rank {rank} of {size}: the others are not to be reached ({' '.join(str(error).split())[:120]}); expected "
-            "all of them under the address that torchrun gives; see its --rdzv-endpoint"
-        ) from error
-    ranks = Together(rank=rank, size=size, local_rank=launch.local_rank)
+    with ends_at_once():  # libraries that wait for others hear of nothing, and nothing has begun
+        _join(launch, device)
+    ranks = Together(rank=launch.rank, size=launch.size, local_rank=launch.local_rank)
     yield ranks
     # Not where something is raised: the others are ending as well. Until the first is done all stay, or nobody would be
     # there to tell that it has ended.
     ranks.from_first(None)
     dist.destroy_process_group()
+
+
+def _join(launch: Launch, device: torch.device) -> None:
+    where = f"rank {launch.rank} of {launch.size}"
+    backend = "gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:nccl"
+    try:
+        store = next(rendezvous("env://", launch.rank, launch.size, timeout=_COMING))[0]
+        own = PrefixStore(f"pdq-export/{_restarts()}", store)
+        keys = [f"here/{rank}" for rank in range(launch.size)]
+        own.set(keys[launch.rank], "")
+        try:
+            own.wait(keys, _COMING)
+        except RuntimeError as error:
+            missing = [str(rank) for rank, key in enumerate(keys) if not own.check([key])]
+            raise RankError(
+                f"{where}: rank {', '.join(missing)} has not come within {_COMING.total_seconds():g} s; expected all "
+                f"of them at once; see what they say; {_INHERITED}"
+            ) from error
+        dist.init_process_group(backend, store=own, rank=launch.rank, world_size=launch.size, timeout=_PATIENCE)
+        store.set_timeout(_PATIENCE)  # NCCL connects at its first exchange
+    except (RuntimeError, ValueError) as error:
+        raise RankError(
+            f"{where}: the others are not to be reached ({_shortened(error)}); expected all of them under the address "
+            f"that torchrun gives; see its --rdzv-endpoint; {_INHERITED}"
+        ) from error
+
+
+def _restarts() -> str:
+    """How often torchrun has started this rank again."""
+    return read_environment().get("TORCHELASTIC_RESTART_COUNT", "0")
 
 
 def is_first_to_tell(launch: Launch, *, timeout: float = 3.0) -> bool:
@@ -261,18 +332,6 @@ def is_first_to_tell(launch: Launch, *, timeout: float = 3.0) -> bool:
         store = TCPStore(
             found["MASTER_ADDR"], int(found["MASTER_PORT"]), is_master=False, timeout=seconds, wait_for_workers=False
         )
-        return store.add(f"pdq-export/told/{found.get('TORCHELASTIC_RESTART_COUNT', 0)}", 1) == 1
+        return store.add(f"pdq-export/{_restarts()}/told", 1) == 1
     except (KeyError, ValueError, RuntimeError):
         return True
-
-
-def check_enough(ranks: Ranks, *, images: int, batch_size: int, search_samples: int) -> None:
-    """Raise OptionError where there are ranks with nothing to do."""
-    found = {"calibration images": images, "batch_size": batch_size, "search_samples": search_samples}
-    name, least = min(found.items(), key=lambda item: item[1])
-    if least < ranks.size:
-        more = "more images (--samples N)" if name == "calibration images" else f"more of them (--set {name}=N)"
-        raise OptionError(
-            f"{ranks.size} ranks: {name} is {least}, so some would have nothing to do; expected at least one for each; "
-            f"take {more}, or start at most {least} ranks (torchrun --nproc-per-node {least})"
-        )

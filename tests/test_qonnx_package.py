@@ -15,8 +15,7 @@ import pdq_export.calib_data as calib_data
 import pdq_export.commands.quantize as stages
 from pdq_export.calibrate import Calibrated
 from pdq_export.calibrate.quantizers import ActivationQuantizer
-from pdq_export.commands.evaluate import evaluate
-from pdq_export.work import Work
+from pdq_export.commands.evaluate import Evaluation, evaluate
 
 from .onnx_text import fill, name_nodes, parse
 
@@ -92,9 +91,9 @@ class Cases:
             options = {"bits": bits, "weights": weights, "method": "nearest", "device": "cpu", "target": "qonnx"}
             kept: list[Calibrated] = []
 
-            def keep(work: Work, calibrated: Calibrated, *arguments: Any, **others: Any) -> Any:
-                kept.append(calibrated)
-                return evaluate(work, calibrated, *arguments, **others)
+            def keep(evaluation: Evaluation, **others: Any) -> Any:
+                kept.append(evaluation.calibrated)
+                return evaluate(evaluation, **others)
 
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(stages, "evaluate", keep)

@@ -1,7 +1,9 @@
 """What ranks add up and in which order, what a launcher says of them, and who tells why they end."""
 
 import datetime
+import signal
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from pdq_export.calibrate.device import choose_device
 from pdq_export.errors import OptionError, RankError
 from pdq_export.numerics.search import choose_weight_qparams
 from pdq_export.process import Launch, find_launch
-from pdq_export.ranks import ALONE, Ranks, check_enough, is_first_to_tell
+from pdq_export.ranks import ALONE, Ranks, Together, is_first_to_tell
 
 from .thread_ranks import on_ranks
 
@@ -23,7 +25,7 @@ TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "RANK": "2", "WORLD_SIZE": "4", "LOCA
 
 @given(count=st.integers(0, 50), size=st.integers(1, 9))
 def test_shares_are_all_there_is_and_nearly_equal(count: int, size: int) -> None:
-    every = [Ranks(rank=rank, size=size) for rank in range(size)]
+    every = [Together(rank=rank, size=size) for rank in range(size)]
     assert sorted(number for one in every for number in one.mine(count)) == list(range(count))
     assert [len(one.mine(count)) for one in every] == [one.share_of(count) for one in every]
     assert max(one.share_of(count) for one in every) - min(one.share_of(count) for one in every) <= 1
@@ -97,19 +99,78 @@ def test_the_first_does_what_only_one_shall_do() -> None:
     assert on_ranks(2, first) == [7, 7]
 
 
+def test_ranks_that_take_other_ways_are_told_so() -> None:
+    """At exchanges of two kinds, and where one has had one more: nobody takes one value for another."""
+
+    def kinds(ranks: Ranks) -> None:
+        ranks.gather(1) if ranks.is_first else ranks.to_first(1)
+
+    def numbers(ranks: Ranks) -> None:
+        if ranks.rank == 1:
+            ranks.traffic.exchanges += 1  # type: ignore[attr-defined]
+        ranks.from_first(None)
+
+    with pytest.raises(RankError, match=r"rank 0 at number 0 \(gather\), rank 1 at number 0 \(to_first\)"):
+        on_ranks(2, kinds)
+    with pytest.raises(RankError, match=r"rank 0 at number 0 \(from_first\), rank 1 at number 1 \(from_first\)"):
+        on_ranks(3, numbers)
+
+
 @pytest.mark.parametrize(
-    ("found", "told"),
+    ("cause", "told"),
     [
-        ({"images": 3}, r"calibration images is 3.*--samples N.*at most 3 ranks \(torchrun --nproc-per-node 3\)"),
-        ({"batch_size": 2}, r"batch_size is 2.*--set batch_size=N"),
-        ({"search_samples": 1}, r"search_samples is 1.*--set search_samples=N"),
+        ("[pair.cc:553] Connection closed by peer [::1]:1", r"another rank has ended.*\(\[pair.cc.*--resume"),
+        ("Duplicate GPU detected : rank 0 and rank 1", r"fails \(RuntimeError: Duplicate GPU.*one device for each"),
     ],
 )
-def test_more_ranks_than_work_are_refused(found: dict[str, int], told: str) -> None:
-    enough = {"images": 4, "batch_size": 4, "search_samples": 4}
-    check_enough(Ranks(size=4), **enough)
-    with pytest.raises(OptionError, match=told):
-        check_enough(Ranks(size=4), **enough | found)
+def test_what_fails_is_told_with_its_cause(cause: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError(cause)
+
+    monkeypatch.setattr(torch.distributed, "all_gather", fail)
+    with pytest.raises(RankError, match=told) as raised:
+        Together(rank=0, size=2).sum_over(torch.zeros(1))
+    assert ("--resume" in str(raised.value)) == ("closed" in cause)
+
+
+def test_one_alone_is_one() -> None:
+    with pytest.raises(TypeError):
+        Ranks(size=4)  # type: ignore[call-arg]
+    with pytest.raises(TypeError):
+        Together(rank=1)  # type: ignore[call-arg]
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> TCPStore:
+    """A launcher's."""
+    seconds = datetime.timedelta(seconds=10)
+    made = TCPStore("127.0.0.1", 0, is_master=True, timeout=seconds, wait_for_workers=False)
+    for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": made.port}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    return made
+
+
+def test_a_rank_does_not_wait_long_for_others_to_come(store: TCPStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that never come are named, and so is what another program's launcher has handed on; SIGTERM ends it."""
+    handlers = []
+
+    def meet(*given: Any, **others: Any) -> Any:
+        handlers.append(signal.getsignal(signal.SIGTERM))
+        return found(*given, **others)
+
+    found = module.rendezvous
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(module, "rendezvous", meet)
+    monkeypatch.setattr(module, "_COMING", datetime.timedelta(seconds=0.2))
+    told = r"rank 1 of 3: rank 0, 2 has not come within 0.2 s.*env -u TORCHELASTIC_RUN_ID"
+    with (
+        pytest.raises(RankError, match=told),
+        module.joined(Launch(rank=1, size=3, local_rank=1), torch.device("cpu")),
+    ):
+        pass
+    assert handlers == [signal.SIG_DFL]
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.parametrize(
@@ -125,11 +186,8 @@ def test_what_torchrun_has_started(environment: dict[str, str], wanted: Launch |
     assert find_launch(environment) == wanted
 
 
-def test_one_rank_tells_and_all_where_nobody_can_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_rank_tells_and_all_where_nobody_can_be_asked(store: TCPStore, monkeypatch: pytest.MonkeyPatch) -> None:
     launch = Launch(rank=0, size=2, local_rank=0)
-    store = TCPStore("127.0.0.1", 0, is_master=True, timeout=datetime.timedelta(seconds=10), wait_for_workers=False)
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setenv("MASTER_PORT", str(store.port))
     assert [is_first_to_tell(launch) for _ in range(3)] == [True, False, False]
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert is_first_to_tell(launch)

@@ -1,10 +1,12 @@
 """What a finished block leaves behind, in plain arrays, and who keeps it from one run to the next."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Protocol
 
 from pdq_export.spec import Block, ChannelStatistics, Float32s, ListedFloat32s, QuantizedTensors
+from pdq_export.spec.plain import to_text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,6 +21,11 @@ class BlockState:
     tensors: QuantizedTensors
     biases: Mapping[str, Float32s]
     statistics: Mapping[str, ChannelStatistics]
+
+    @functools.cached_property
+    def text(self) -> str:
+        """All of it in one line, made once: ranks compare it, and a checkpoint keeps it."""
+        return to_text(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -56,7 +56,7 @@ class DiskCheckpoint:
         if self._failed:
             return
         try:
-            self._folder.save(position, block.name, to_text(record), to_text(state))
+            self._folder.save(position, block.name, to_text(record), state.text)
         except (PdqError, OSError) as error:
             self._failed = True
             logger.warning("finished blocks are not kept from here on: %s", error)

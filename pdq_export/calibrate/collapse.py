@@ -34,7 +34,8 @@ def look_for_collapse(
     for name, *pair in zip(outputs, zip(*full, strict=True), zip(*quantized, strict=True), strict=True):
         a, b = ([_images_first(network, name, x) for x in values] for values in pair)
         # Numbers without an image of their own, which need not even fit each other, have no spread over images.
-        if all(x.ndim and len(x) == len(part[0]) for x, part in zip(a, parts, strict=True)):
+        known = all(x.ndim and len(x) == len(part[0]) for x, part in zip(a, parts, strict=True))
+        if all(context.ranks.gather(known)):  # shares, so parts, may differ by an image, and all have as many exchanges
             advise = functools.partial(_advise, context, done, inputs, outputs, parts)
             whole = [context.ranks.rows(torch.cat(x)) for x in (a, b)]
             warn_of_collapse(name, whole[0], whole[1], advise)

@@ -5,6 +5,7 @@ import dataclasses
 from torch import fx
 
 from pdq_export.calibrate.journal import Journal
+from pdq_export.calibrate.shares import some_of
 from pdq_export.calibrate.store import Store
 from pdq_export.config.method import CalibrationOptions
 from pdq_export.ranks import ALONE, Ranks
@@ -29,4 +30,4 @@ class Context:
     @property
     def batch_size(self) -> int:
         """Images a step that this process has."""
-        return self.ranks.share_of(self.options.batch_size)
+        return some_of(self.ranks, self.options.batch_size)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from pdq_export.calibrate.block import BlockCalibrator
-from pdq_export.calibrate.block_state import Checkpoint
+from pdq_export.calibrate.block_state import BlockState, Checkpoint
 from pdq_export.calibrate.cache import Cache
 from pdq_export.calibrate.collapse import look_for_collapse
 from pdq_export.calibrate.context import Context
@@ -24,17 +24,18 @@ from pdq_export.calibrate.precision import settled_torch
 from pdq_export.calibrate.replay import restore, state_of
 from pdq_export.calibrate.requirements import find_requirements
 from pdq_export.calibrate.scores import score
+from pdq_export.calibrate.shares import check_enough, some_of
 from pdq_export.calibrate.sizes import FOLDING_IMAGES, fold_sizes
 from pdq_export.calibrate.store import Store
 from pdq_export.calibrate.subgraph import input_tensors
 from pdq_export.calibrate.teacher import Teacher
 from pdq_export.calibrate.tiers import Chosen, Source
 from pdq_export.config.method import CalibrationOptions
-from pdq_export.ranks import ALONE, Ranks, check_enough
-from pdq_export.spec import ChannelStatistics, Plan, QuantizedTensors
-from pdq_export.spec.plain import to_text
+from pdq_export.ranks import ALONE, Ranks
+from pdq_export.spec import Block, ChannelStatistics, Plan, QuantizedTensors
 
-_UNLIKE = "take machines of one kind with the same versions, and on GPUs --deterministic"
+# What to do where ranks compute something else from the same.
+UNLIKE = "take machines of one kind with the same versions, and on GPUs --deterministic"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,7 +81,8 @@ def calibrate(
     of this network, OptionError where ``max_memory`` cannot hold what a pass or a step takes and where there are more
     ranks than images, RankError where another rank has ended or finds other integers.
     """
-    options = _share_of(options, sum(ranks.gather(len(inputs[0]))), ranks)
+    check_enough(ranks, options, sum(ranks.gather(len(inputs[0]))))
+    options = dataclasses.replace(options, search_samples=some_of(ranks, options.search_samples))
     with computing_on(device, deterministic=deterministic):
         network = network.to(device)
         store = Store.of_process(device, max_memory)
@@ -96,12 +98,6 @@ def calibrate(
             trim_heap()
 
 
-def _share_of(options: CalibrationOptions, images: int, ranks: Ranks) -> CalibrationOptions:
-    """The options with this process's share of the images that are searched on."""
-    check_enough(ranks, images=images, batch_size=options.batch_size, search_samples=options.search_samples)
-    return dataclasses.replace(options, search_samples=ranks.share_of(options.search_samples))
-
-
 def _walk(
     context: Context,
     done: Quantizers,
@@ -112,7 +108,7 @@ def _walk(
     """Calibrate or replay one block after the other, each on what the ones before it give."""
     options, blocks, ranks = context.options, context.plan.blocks, context.ranks
     images = len(next(iter(inputs.values())))
-    chosen = Chosen(spread(images, ranks.share_of(FORWARD_BATCH)))
+    chosen = Chosen(spread(images, some_of(ranks, FORWARD_BATCH)))
     some = [x[chosen] for x in inputs.values()]
     least = _require_memory(context, some, images)
     scores = score(context, inputs, some)
@@ -124,15 +120,13 @@ def _walk(
     for position, block in enumerate(blocks):
         later = blocks[position + 1 :]
         context.journal.begin(position, block)
-        state = ranks.from_first(None if checkpoint is None else checkpoint.load(position, block))
-        if state is not None:
+        if _take_up(done, position, block, checkpoint, ranks):
             context.journal.tell("finished in an earlier run")
-            restore(done, block, state)
         else:
             record = calibrator.calibrate(position, block, later)
             state = state_of(done, block, teacher.estimated)
             if not ranks.is_alone:
-                ranks.check_same(f"block {block.name!r}", to_text(state), _UNLIKE)
+                ranks.check_same(f"block {block.name!r}", state.text, UNLIKE)
             if checkpoint is not None:
                 checkpoint.save(position, block, state, record)
         live.advance(block, later)
@@ -144,6 +138,21 @@ def _walk(
         simulation=done.simulation(list(inputs), outputs),
         predictions=scores.of_output if options.prediction_difference else {},
     )
+
+
+def _take_up(done: Quantizers, position: int, block: Block, checkpoint: Checkpoint | None, ranks: Ranks) -> bool:
+    """Put what the first rank's checkpoint has of a block into ``done``; whether it has any."""
+
+    def load() -> BlockState | None:
+        state = None if checkpoint is None else checkpoint.load(position, block)
+        if state is not None:
+            restore(done, block, state)  # before others have it: a wrong one is this rank's to tell
+        return state
+
+    state = ranks.done_by_first(load)
+    if state is not None and not ranks.is_first:
+        restore(done, block, state)
+    return state is not None
 
 
 def _require_memory(context: Context, some: Sequence[Tensor], images: int) -> Mapping[str, int]:

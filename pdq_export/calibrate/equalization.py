@@ -9,6 +9,7 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from pdq_export.calibrate.forward import spread
+from pdq_export.calibrate.shares import some_of
 from pdq_export.calibrate.subgraph import extract, input_tensors, tensor_nodes
 from pdq_export.calibrate.tiers import Source
 from pdq_export.frontend.ops.activation import clip
@@ -66,7 +67,7 @@ def _values(
 ) -> Iterator[tuple[str, Tensor]]:
     """The tensors [N, C, ...] on 64 images from all over the set, a few images at a time."""
     probe = extract(network, input_tensors(network), tensors)
-    some = spread(len(inputs[0]), ranks.share_of(_IMAGES))
+    some = spread(len(inputs[0]), some_of(ranks, _IMAGES))
     for batch in zip(*(x[some].split(_BATCH) for x in inputs), strict=True):
         yield from zip(tensors, probe(*batch), strict=True)
 

@@ -233,10 +233,10 @@ class _Product:
         """What a Conv multiplies at some of its positions, [G, K, count]."""
         attributes: Any = self._node.kwargs
         windows = conv_windows(x, self._shape[2:], **attributes)
-        rank = len(self._shape) - 2
-        places = (len(x), *windows.shape[2 : 2 + rank])
+        axes = len(self._shape) - 2
+        places = (len(x), *windows.shape[2 : 2 + axes])
         some = torch.stack(torch.unravel_index(_some(math.prod(places), len(x), generator), places)).to(x.device)
-        rows = windows.movedim(1, 1 + rank)[some.unbind()]  # [count, C, kernel]
+        rows = windows.movedim(1, 1 + axes)[some.unbind()]  # [count, C, kernel]
         return rows.reshape(len(rows), self._groups, self._k).permute(1, 2, 0).contiguous()
 
     def _picked(self, x: Tensor, generator: torch.Generator) -> Tensor:

@@ -63,15 +63,15 @@ def class_axis(output_loss: str, found: int | None, shape: Sequence[int], name: 
     """The axis of classes of a prediction of ``shape`` [N, ...], None where squared error is to be taken.
 
     ``output_loss``: "kl", "mse" or "auto", which takes the axis ``found`` in the graph, else axis 1 of [N, K] and
-    [N, K, H, W] with K > 1; "kl" takes axis 1 of any rank but 3, where nobody can tell K from a length. Raises
+    [N, K, H, W] with K > 1; "kl" takes axis 1 of all but [N, K, L], where nobody can tell K from a length. Raises
     OptionError for "kl" where no axis has classes.
     """
     if output_loss == "mse":
         return None
-    rank = len(shape)
-    known = rank in (2, 4) or (output_loss == "kl" and rank > 4)
-    axis = found % rank if found is not None and rank else 1 if known else None
-    if axis is not None and 0 < axis < rank and shape[axis] > 1:
+    axes = len(shape)
+    known = axes in (2, 4) or (output_loss == "kl" and axes > 4)
+    axis = found % axes if found is not None and axes else 1 if known else None
+    if axis is not None and 0 < axis < axes and shape[axis] > 1:
         return axis
     if output_loss == "kl":
         raise OptionError(

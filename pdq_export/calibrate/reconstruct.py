@@ -101,7 +101,7 @@ def reconstruct(
         temperature=options.temperature,
         relief=relief,
         ranks=ranks,
-        share=batches.shape[1] / sum(ranks.gather(batches.shape[1])),
+        weight=batches.shape[1] / sum(ranks.gather(batches.shape[1])),
     )
     errors = torch.zeros(len(schedule), device=device)
     powers: list[Tensor] = []

@@ -90,7 +90,7 @@ class Step:
 
     ``units``: what each output is measured in, powers of two. ``mix_probability`` and ``temperature``: see
     `CalibrationOptions`. ``relief``: what else frees memory of the device where that runs out, see `with_relief`.
-    ``ranks``: take the same steps, on batches of which this one has a ``share``; its loss counts as much.
+    ``ranks``: take the same steps, each on a part of every batch; ``weight``: what this one's loss counts of 1.
     """
 
     def __init__(
@@ -103,9 +103,9 @@ class Step:
         temperature: float,
         relief: Sequence[Callable[[], bool]] = (),
         ranks: Ranks = ALONE,
-        share: float = 1.0,
+        weight: float = 1.0,
     ) -> None:
-        self._ranks, self._share = ranks, share
+        self._ranks, self._weight = ranks, weight
         self._model, self._scales, self._units = model, scales, units
         self._mix_probability, self._temperature = mix_probability, temperature
         # On a CPU nothing is tried: a result must not depend on what else runs there.
@@ -120,7 +120,7 @@ class Step:
         # Not in what is repeated where memory runs out: all ranks have as many exchanges.
         sizes = None if self._ranks.is_alone else self._sizes(batch)
         found = self._gradients(batch, numbers, sizes)
-        error, loss, *gradients = self._ranks.average(found, self._share)
+        error, loss, *gradients = self._ranks.average(found, self._weight)
         self._update(gradients, numbers)
         assert error is not None
         assert loss is not None
@@ -169,8 +169,8 @@ class Step:
         return [size_of(x, self._mean) if axis is None else None for x, axis in pairs]
 
     def _mean(self, value: Tensor) -> Tensor:
-        """The mean of a number [] over all of a batch, of which this is the mean over a share."""
-        (mean,) = self._ranks.average([value], self._share)
+        """The mean of a number [] over all of a batch, of which this is the mean over a part."""
+        (mean,) = self._ranks.average([value], self._weight)
         assert mean is not None
         return mean
 

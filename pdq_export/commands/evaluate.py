@@ -40,33 +40,66 @@ from pdq_export.work import Work
 logger = logging.getLogger(__name__)
 
 
-def evaluate(
-    work: Work,
-    calibrated: Calibrated,
-    content: bytes,
-    reference: Reference,
-    *,
-    target: Target,
-    device: torch.device,
-    simulated_images: int,
-    ranks: Ranks = ALONE,
-    metrics: Sequence[Metric] = (),
-    tell: Tell,
-) -> tuple[Measurements, Parity, Observed]:
-    """Measure a file, ``content``, on all samples to judge on, and on some of them against the simulation.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """A file, ``content``, that is measured on all samples to judge on, and on some of them against the simulation.
 
-    ``device``: of the simulation, which sees at most ``simulated_images``, evenly spread. Where the ``target`` is no
-    file for onnxruntime, what checks its files runs the first samples, which are held against the simulation where it
-    gives outputs, and the simulation alone is measured. ``metrics`` see what is measured. ``ranks``: of which this is
-    the first; the others run their share by `help_evaluate`. Raises ValidationError where the file does not load or
-    run, or its outputs are not comparable.
+    ``device``: of the simulation, which sees at most ``simulated_images``, evenly spread; ``deterministic`` there as in
+    calibration. Where the ``target`` is no file for onnxruntime, what checks its files runs the first samples, which
+    are held against the simulation where it gives outputs, and the simulation alone is measured. ``ranks``: measure it
+    together, a share of the batches each, of which the first has the figures.
     """
+
+    work: Work
+    calibrated: Calibrated
+    content: bytes
+    reference: Reference
+    target: Target
+    device: torch.device
+    deterministic: bool = False
+    simulated_images: int
+    ranks: Ranks = ALONE
+
+    def comparison(self) -> Comparison:
+        """What is run, by this process of all or as its share."""
+        work, judged, ranks = self.work, self.work.samples.judged, self.ranks
+        size = work.batch or BATCH_SIZE
+        share = Share(
+            first=ranks.rank,
+            every=ranks.size,
+            count=math.ceil(len(judged) / size),
+            batches=lambda: judged.batches(size, first=ranks.rank, every=ranks.size),
+            to_first=ranks.to_first,
+        )
+        return Comparison(
+            original=self.reference.content(work.prepared.model),
+            quantized=self.content if self.target.in_onnxruntime else None,
+            batches=lambda: judged.batches(size),
+            labels=judged.labels,
+            compared=work.compared if work.plan.tail else (),
+            parts=work.plan.parts,
+            places=work.network.meta["images"],
+            simulate=_simulator(work, self.calibrated, self.device, deterministic=self.deterministic),
+            simulate_every=math.ceil(len(judged) / size / max(self.simulated_images // size, 1)),
+            optimize=self.reference.optimize,
+            share=None if ranks.is_alone else share,
+            threads=None if ranks.is_alone else torch.get_num_threads(),  # others share the machine
+        )
+
+
+def evaluate(
+    evaluation: Evaluation, *, metrics: Sequence[Metric] = (), tell: Tell
+) -> tuple[Measurements, Parity, Observed]:
+    """Measure a file; ``metrics`` see what is measured. Of several ranks the first does, see `help_evaluate`.
+
+    Raises ValidationError where the file does not load or run, or its outputs are not comparable.
+    """
+    work, target = evaluation.work, evaluation.target
     judged = work.samples.judged
     observed = Observed(metrics, judged.labels, work.compared[0])
-    comparison = _comparison(work, calibrated, content, reference, target, device, simulated_images, ranks)
-    comparison = dataclasses.replace(comparison, observe=observed)
+    comparison = dataclasses.replace(evaluation.comparison(), observe=observed)
     if not target.in_onnxruntime:
-        _check_first(target, content, comparison)
+        _check_first(target, evaluation.content, comparison)
         logger.info("files for --target %s do not run in onnxruntime: the figures are the simulation's", target.name)
     measured = validate(comparison, progress=lambda done: tell.images("validate", done, len(judged)))
     parity = judge_parity(
@@ -79,56 +112,20 @@ def evaluate(
     return measured, parity, observed
 
 
-def help_evaluate(
-    work: Work,
-    calibrated: Calibrated,
-    content: bytes,
-    reference: Reference,
-    *,
-    target: Target,
-    device: torch.device,
-    simulated_images: int,
-    ranks: Ranks,
-) -> None:
-    """Run what is this process's of an evaluation, whose figures the first of the ``ranks`` has."""
-    help_validate(_comparison(work, calibrated, content, reference, target, device, simulated_images, ranks))
-
-
-def _comparison(
-    work: Work,
-    calibrated: Calibrated,
-    content: bytes,
-    reference: Reference,
-    target: Target,
-    device: torch.device,
-    simulated_images: int,
-    ranks: Ranks,
-) -> Comparison:
-    judged, size = work.samples.judged, work.batch or BATCH_SIZE
-    share = Share(
-        first=ranks.rank,
-        every=ranks.size,
-        count=math.ceil(len(judged) / size),
-        batches=lambda: judged.batches(size, first=ranks.rank, every=ranks.size),
-        to_first=ranks.to_first,
-    )
-    return Comparison(
-        original=reference.content(work.prepared.model),
-        quantized=content if target.in_onnxruntime else None,
-        batches=lambda: judged.batches(size),
-        labels=judged.labels,
-        compared=work.compared if work.plan.tail else (),
-        parts=work.plan.parts,
-        places=work.network.meta["images"],
-        simulate=_simulator(work, calibrated, device),
-        simulate_every=math.ceil(len(judged) / size / max(simulated_images // size, 1)),
-        optimize=reference.optimize,
-        share=None if ranks.is_alone else share,
-    )
+def help_evaluate(evaluation: Evaluation) -> None:
+    """Run what is this process's of an evaluation, whose figures the first of the ranks has."""
+    help_validate(evaluation.comparison())
 
 
 def measure_simulation(
-    work: Work, calibrated: Calibrated, reference: Reference, data: Data, *, device: torch.device, tell: Tell
+    work: Work,
+    calibrated: Calibrated,
+    reference: Reference,
+    data: Data,
+    *,
+    device: torch.device,
+    deterministic: bool,
+    tell: Tell,
 ) -> Measurements:
     """What the simulation of a file that is not written yet does on ``data``, beside FP32."""
     size = work.batch or BATCH_SIZE
@@ -139,7 +136,7 @@ def measure_simulation(
         labels=data.labels,
         compared=work.compared if work.plan.tail else (),
         places=work.network.meta["images"],
-        simulate=_simulator(work, calibrated, device),
+        simulate=_simulator(work, calibrated, device, deterministic=deterministic),
         optimize=reference.optimize,
     )
     return validate(comparison, progress=lambda done: tell.images("validate", done, len(data)))
@@ -176,13 +173,13 @@ def _check_first(target: Target, content: bytes, comparison: Comparison) -> None
             )
 
 
-def _simulator(work: Work, calibrated: Calibrated, device: torch.device) -> Simulate:
+def _simulator(work: Work, calibrated: Calibrated, device: torch.device, *, deterministic: bool) -> Simulate:
     index = work.index
 
     @torch.no_grad()
     def simulate(batch: Batch) -> list[NDArray[np.float32]]:
         inputs = as_seen(batch if isinstance(batch, tuple) else (batch,), index)
-        with settled_torch(), computing_on(device):
+        with settled_torch(), computing_on(device, deterministic=deterministic):
             outputs = calibrated.simulation(*(x.to(device) for x in inputs))
             return [output.cpu().numpy() for output in outputs]
 

@@ -73,7 +73,15 @@ def find_smallest(
 
         def run() -> Attempt[tuple[Candidate, Allotment, Found]]:
             made = calibrate(config, pace.begin())
-            measured = measure_simulation(made.work, made.calibrated, made.reference, held, device=device, tell=tell)
+            measured = measure_simulation(
+                made.work,
+                made.calibrated,
+                made.reference,
+                held,
+                device=device,
+                deterministic=made.request.config.run.deterministic,
+                tell=tell,
+            )
             changes = find_changes(measured, labelled=goal.labelled)
             step = Step(
                 size=chosen.size,

@@ -8,7 +8,7 @@ import hashlib
 import importlib.metadata
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,20 +99,50 @@ class Unkept:
         self.records[block.name] = record
 
 
+class _Shared:
+    """A checkpoint of the first of several ranks, ``own``, which alone loads and saves, as each of them sees it.
+
+    ``count``: of the blocks on the disk. ``kept``: how many there were when the first told last.
+    """
+
+    def __init__(self, own: DiskCheckpoint | Unkept, count: Callable[[], int], ranks: Ranks) -> None:
+        self._own, self._count, self._ranks = own, count, ranks
+        self.kept = ranks.done_by_first(count)
+
+    @property
+    def records(self) -> dict[str, BlockRecord]:
+        """How the blocks were calibrated."""
+        return self._own.records
+
+    def load(self, position: int, block: Block) -> BlockState | None:
+        """The state of a block, on the first rank."""
+        return self._own.load(position, block)
+
+    def save(self, position: int, block: Block, state: BlockState, record: BlockRecord) -> None:
+        """Keep a block, on the first rank, and have all ranks know of it."""
+        self._own.save(position, block, state, record)
+        self.kept = self._ranks.done_by_first(self._count)
+
+
 @contextlib.contextmanager
 def kept_blocks(
     run: Run, prepared: PreparedModel, *, work_dir: str | None, resume: bool, ranks: Ranks = ALONE
-) -> Iterator[DiskCheckpoint | Unkept]:
+) -> Iterator[_Shared]:
     """A context with a checkpoint for ``run`` in ``work_dir``, or in the user's cache folder; says what it finds.
 
     It keeps nothing where the cache folder cannot be written, or another run is at work in this one's place: a warning
     says so, and the run goes on without. Whatever ends it in between is told how to go on. Raises OptionError where a
     ``work_dir`` cannot be written, and CheckpointError where what is to be resumed is damaged or in use. Of several
-    ``ranks`` the first keeps them.
+    ``ranks`` the first keeps them, and whichever is interrupted tells of them.
     """
     folder = _open(work_dir, run, resume=resume) if ranks.is_first else None
     if folder is None:
-        yield Unkept()
+        checkpoint = _Shared(Unkept(), lambda: 0, ranks)
+        try:
+            yield checkpoint
+        except BaseException as error:
+            _note_kept(checkpoint.kept, run, error)
+            raise
         return
     if work_dir is None:
         _clear_old(folder.path.parent)
@@ -123,23 +153,20 @@ def kept_blocks(
             _tell_found(folder.path.parent, run, len(folder.found()))
         elif folder.stale:
             _tell_stale(run, folder.stale)
-        checkpoint = DiskCheckpoint(folder, largest)
+        on_disk = DiskCheckpoint(folder, largest)
         try:
-            yield checkpoint
+            yield _Shared(on_disk, folder.count, ranks)
         except StateError as error:
-            raise checkpoint.refused(error) from error
+            raise on_disk.refused(error) from error
         except CheckpointError:
             raise
         except BaseException as error:  # Ctrl-C above all
-            _note_kept(folder, run, error)
+            with contextlib.suppress(OSError):
+                _note_kept(folder.count(), run, error)
             raise
 
 
-def _note_kept(folder: RunFolder, run: Run, error: BaseException) -> None:
-    try:
-        kept = folder.count()
-    except OSError:
-        return
+def _note_kept(kept: int, run: Run, error: BaseException) -> None:
     if not kept:
         return
     others = "takes them up" if kept == run.blocks else "goes on with the others"

@@ -13,12 +13,14 @@ from torch import fx
 
 from pdq_export.advice import HowMade
 from pdq_export.calibrate import BlockProgress, BlockRecord, Calibrated, calibrate
+from pdq_export.calibrate.engine import UNLIKE
 from pdq_export.calibrate.memory import trim_heap
 from pdq_export.calibrate.precision import settled_torch
+from pdq_export.calibrate.shares import check_enough
 from pdq_export.commands.allotting import bits_content, take_bits
 from pdq_export.commands.details import weight_histograms, with_layer_errors
 from pdq_export.commands.dry_run import dry_run, tell_loading
-from pdq_export.commands.evaluate import evaluate, help_evaluate, time_beside
+from pdq_export.commands.evaluate import Evaluation, evaluate, help_evaluate, time_beside
 from pdq_export.commands.find_bits import Finder
 from pdq_export.commands.find_smallest import Candidate, find_smallest
 from pdq_export.commands.judging import Metrics, Observed, batch_slices, side_contents
@@ -49,7 +51,7 @@ from pdq_export.graph.edit import with_constants
 from pdq_export.graph.lookup import opset_version
 from pdq_export.graph.save import in_order, model_files
 from pdq_export.normalization import read_alike, warn_of_normalization
-from pdq_export.ranks import Ranks, check_enough
+from pdq_export.ranks import Ranks
 from pdq_export.report import ModelInfo, Report, tell_verdict
 from pdq_export.report.layers import LayerReport
 from pdq_export.search.allotment import Allotment
@@ -188,12 +190,8 @@ def _run(request: Request, tell: Tell, until_end: contextlib.ExitStack, warned: 
     if samples.held is not None:
         request = request.calibrating(samples, chosen.samples)
         chosen = request.options(planned.family)
-    check_enough(
-        request.ranks,
-        images=len(samples.calibration),
-        batch_size=chosen.batch_size,
-        search_samples=chosen.search_samples,
-    )
+    check_alike(request, planned, chosen, samples)
+    check_enough(request.ranks, chosen, len(samples.calibration))
     work = begin_work(planned, network, samples)
     del planned, network
     tell.stage("check")
@@ -231,7 +229,7 @@ def _run(request: Request, tell: Tell, until_end: contextlib.ExitStack, warned: 
     quantized = _export(work, calibrated, request.config, making.metadata())
     tell.stage("validate")
     if not request.ranks.is_first:
-        help_evaluate(**_evaluated(made, quantized))
+        help_evaluate(_evaluation(made, quantized))
         return None
     with Draft() as draft:
         own, files = _keep(draft, quantized, asked)
@@ -334,7 +332,7 @@ def _check_gates(request: Request, work: Work, fidelity: Fidelity) -> None:
     judged, size = work.samples.judged, work.batch or BATCH_SIZE
     request.limits.check_labels(judged.source, labelled=judged.labels is not None)
     check_outputs(request.limits, {name: fidelity.outputs[name] for name in work.compared})
-    if not request.metrics:
+    if not (request.metrics and request.ranks.is_first):
         return
     reference = fidelity.reference()
     session = Session(reference.content(work.prepared.model), optimize=reference.optimize)
@@ -398,7 +396,7 @@ def _calibrate(
         },
         device=request.device,
     )
-    check_alike(run, request.device, request.ranks)
+    request.ranks.check_same("the model as it is calibrated", run.key.parts["graph"], UNLIKE)
     kept = kept_blocks(run, work.prepared, work_dir=how.work_dir, resume=how.resume, ranks=request.ranks)
     checkpoint = until_end.enter_context(kept)
     calibrated = calibrate(
@@ -435,9 +433,9 @@ def _judge(
 ) -> tuple[Report, Parity]:
     """What the written file does, beside FP32 and its simulation, and what to try next; ``own``: what file it is."""
     request, work, calibrated = made.request, made.work, made.calibrated
-    evaluated = _evaluated(made, quantized)
-    content, target = evaluated["content"], evaluated["target"]
-    measured, parity, observed = evaluate(**evaluated, metrics=request.metrics, tell=tell)
+    evaluation = _evaluation(made, quantized)
+    target = evaluation.target
+    measured, parity, observed = evaluate(evaluation, metrics=request.metrics, tell=tell)
     settings = {"opset": opset_version(quantized), "equalized_tensors": list(made.equalized)}
     if target.layout.packs:
         settings["loading"] = work.loading.to_dict()
@@ -449,7 +447,7 @@ def _judge(
         records=made.records,
         quantized=own,
         saturated_layers=parity.saturated,
-        latency=time_beside(work, content, made.reference, target=target),
+        latency=time_beside(work, evaluation.content, made.reference, target=target),
         settings=settings,
         metrics=observed.result(),
         changed=observed.changed(classes_of(work.samples.judged)),
@@ -466,19 +464,19 @@ def _judge(
     return with_next_steps(report, *_next(request, work, quantized, report, tell)), parity
 
 
-def _evaluated(made: Candidate, quantized: onnx.ModelProto) -> dict[str, Any]:
-    """What is evaluated, and how, for `evaluate` and `help_evaluate`."""
+def _evaluation(made: Candidate, quantized: onnx.ModelProto) -> Evaluation:
     request = made.request
-    return {
-        "work": made.work,
-        "calibrated": made.calibrated,
-        "content": quantized.SerializeToString(deterministic=True),
-        "reference": made.reference,
-        "target": find_target(request.config.file.target),
-        "device": request.device,
-        "simulated_images": request.config.run.simulated_images,
-        "ranks": request.ranks,
-    }
+    return Evaluation(
+        work=made.work,
+        calibrated=made.calibrated,
+        content=quantized.SerializeToString(deterministic=True),
+        reference=made.reference,
+        target=find_target(request.config.file.target),
+        device=request.device,
+        deterministic=request.config.run.deterministic,
+        simulated_images=request.config.run.simulated_images,
+        ranks=request.ranks,
+    )
 
 
 def _next(

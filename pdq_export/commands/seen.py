@@ -1,4 +1,4 @@
-"""What calibration sees of a run's images, and whether all of the ranks that share them see the same."""
+"""What calibration sees of a run's images, and whether all of the ranks that share a run have read the same."""
 
 import dataclasses
 import hashlib
@@ -9,11 +9,15 @@ import torch
 
 from pdq_export.calibrate import Source
 from pdq_export.calibrate.forward import spread
+from pdq_export.commands.keeping import run_parts
 from pdq_export.commands.machine import describe_machine
+from pdq_export.commands.request import Request
+from pdq_export.config.method import CalibrationOptions
+from pdq_export.data import Data, Samples
 from pdq_export.errors import RankError
 from pdq_export.ranks import ALONE, Ranks
-from pdq_export.runs import Run, RunKey
-from pdq_export.work import Work, calibration_inputs, share_of_inputs
+from pdq_export.runs import RunKey
+from pdq_export.work import PlannedModel, Work, calibration_inputs, share_of_inputs
 
 _DIGESTED = 64  # images at a time
 
@@ -30,11 +34,8 @@ class Seen:
 
     @classmethod
     def of(cls, work: Work, ranks: Ranks) -> Self:
-        """Of the work's calibration images. Raises RankError where one of the ``ranks`` has read others."""
+        """Of the work's calibration images, which all ``ranks`` have read, see `check_alike`."""
         whole = calibration_inputs(work)
-        if not ranks.is_alone:  # each reads its own, of which a few will do
-            few = [f"{list(x.shape)} {_digest(x[spread(len(x), _DIGESTED)])}" for x in whole]
-            ranks.check_same("the calibration images", " ".join(few), "give them the same, in the same order")
         return cls(inputs=share_of_inputs(whole, ranks), digest=digest_images(whole, ranks))
 
 
@@ -54,15 +55,53 @@ def _digest(images: torch.Tensor) -> str:
     return hashlib.sha256(images.contiguous().cpu().numpy().data).hexdigest()
 
 
-def check_alike(run: Run, device: torch.device, ranks: Ranks) -> None:
-    """Raise RankError where the run of another of the ``ranks`` is not this one; machines may differ."""
+def check_alike(request: Request, planned: PlannedModel, chosen: CalibrationOptions, samples: Samples) -> None:
+    """Raise RankError where another rank has read, or was asked for, something else; machines may differ.
+
+    To be called as soon as samples are read: what ranks exchange afterwards fits together where this passes.
+    """
+    ranks = request.ranks
     if ranks.is_alone:
         return
-    machine = describe_machine(device)
-    keys = ranks.gather(RunKey(parts={name: part for name, part in run.key.parts.items() if name not in machine}))
-    for rank, key in enumerate(keys):
-        if differences := keys[0].differences(key):
+    key = RunKey(parts=_alike(request, planned, chosen, samples))
+    keys = ranks.gather(key)
+    for rank, other in enumerate(keys):
+        if differences := other.differences(keys[0]):
             raise RankError(
                 f"rank {rank} of {ranks.size}: its run differs from that of rank 0 in {', '.join(differences)}; "
-                "expected the same on every machine; give all of them the same model, options and versions"
+                "expected the same on every rank; give all of them the same model, options, images and versions, and "
+                "images of a function or folder in one order (shuffle=False, or a seed)"
             )
+
+
+def _alike(request: Request, planned: PlannedModel, chosen: CalibrationOptions, samples: Samples) -> dict[str, str]:
+    """What has to be the same on all ranks, by names that people understand."""
+    file, how = request.config.file, request.config.run
+    settings = {
+        **vars(request.planning.section),
+        **dataclasses.asdict(chosen),
+        "target": file.target,
+        "opset": file.opset,
+        "runtime": file.runtime,
+        "deterministic": how.deterministic,
+        "simulated_images": how.simulated_images,
+    }
+    judged = samples.judged
+    parts = run_parts(planned.prepared, planned.plan, "", settings, request.device)
+    machine = describe_machine(request.device)
+    return {
+        "model": planned.original.sha256,
+        **{name: part for name, part in parts.items() if name not in machine},
+        "calibration images": _digest_some(samples.calibration),
+        "number of calibration images": str(len(samples.calibration)),
+        "evaluation images": _digest_some(judged),
+        "number of evaluation images": str(len(judged)),
+        "evaluation labels": "none" if judged.labels is None else _digest(torch.from_numpy(judged.labels)),
+    }
+
+
+def _digest_some(data: Data) -> str:
+    """Of images from all over a set: what is read in another order differs in some of them."""
+    some = data.take(spread(len(data), _DIGESTED).tolist()).inputs()
+    told = " ".join(f"{x.dtype} {list(x.shape)} {_digest(torch.from_numpy(x))}" for x in some)
+    return hashlib.sha256(told.encode()).hexdigest()

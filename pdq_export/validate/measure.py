@@ -101,12 +101,13 @@ class Comparison(Course):
 
     ``original``, ``quantized``: the files' bytes; ``quantized`` is None where onnxruntime does not run it, and the
     simulation stands for it, on the batches that it sees. Without ``optimize`` onnxruntime runs the original as it is
-    written.
+    written. ``threads``: of each session, where others share the machine.
     """
 
     original: bytes
     quantized: bytes | None
     optimize: bool = True
+    threads: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -237,7 +238,8 @@ def _runs(course: Course, reference: Session, session: Session | None) -> Iterat
 
 
 def _open_original(comparison: Comparison) -> Session:
-    return Session(with_outputs(comparison.original, comparison.compared), config=None, optimize=comparison.optimize)
+    content = with_outputs(comparison.original, comparison.compared)
+    return Session(content, threads=comparison.threads, optimize=comparison.optimize)
 
 
 def _open_quantized(comparison: Comparison) -> tuple[Session, KernelCount] | tuple[None, None]:
@@ -245,11 +247,11 @@ def _open_quantized(comparison: Comparison) -> tuple[Session, KernelCount] | tup
     if comparison.quantized is None:
         return None, None
     warn_older(comparison.quantized)
-    own, kernels = open_counted(comparison.quantized)
+    own, kernels = open_counted(comparison.quantized, threads=comparison.threads)
     content = with_outputs(comparison.quantized, comparison.compared)
     if content == comparison.quantized:
         return own, kernels
-    return Session(content, config=own.config), kernels
+    return Session(content, threads=comparison.threads, config=own.config), kernels
 
 
 class _Meters:

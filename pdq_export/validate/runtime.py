@@ -268,10 +268,10 @@ def count_kernels(model: bytes | str | Path, config: Mapping[str, str] | None = 
         return count_layers(onnx.load(path, load_external_data=False).graph, _read(model).graph)
 
 
-def open_counted(model: bytes | str | Path) -> tuple[Session, KernelCount]:
+def open_counted(model: bytes | str | Path, *, threads: int | None = None) -> tuple[Session, KernelCount]:
     """What `open_session` and `count_kernels` give, from one session. Raises the same."""
     with _optimized_path() as path:
-        session = open_session(model, optimized_path=path)
+        session = open_session(model, threads=threads, optimized_path=path)
         return session, count_layers(onnx.load(path, load_external_data=False).graph, _read(model).graph)
 
 

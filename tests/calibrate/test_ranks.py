@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from pdq_export.calibrate import Calibrated, calibrate
+from pdq_export.calibrate import Calibrated, calibrate, collapse
 from pdq_export.calibrate.block_state import BlockRecord, BlockState
 from pdq_export.calibrate.correction import estimate_statistics
 from pdq_export.calibrate.subgraph import extract
@@ -144,6 +144,15 @@ def test_an_error_of_one_rank_ends_all(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with pytest.raises(CalibrationError, match="NaN"):
         run(2, make=lambda images: dataclasses.replace(made, network=residual(images=images).network))
+
+
+def test_outputs_are_judged_on_all_ranks_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where one rank's share alone, larger by an image, looks as if an output had images of its own."""
+    judged: list[str] = []
+    monkeypatch.setattr(collapse, "_images_first", lambda network, name, x: x if len(x) == 8 else x[0])
+    monkeypatch.setattr(collapse, "warn_of_collapse", lambda name, *_: judged.append(name))
+    run(3, CalibrationOptions(**METHODS["nearest"] | {"samples": 22, "search_samples": 17}))
+    assert not judged
 
 
 def test_more_ranks_than_images_are_refused() -> None:

@@ -192,6 +192,6 @@ def test_shares_of_a_batch_take_the_step_of_the_whole(axis: int | None) -> None:
 
     wanted = stepped(changed(0, 1))
     parts = [changed(rank, 3) for rank in range(3)]
-    for found in on_ranks(3, lambda ranks: stepped(parts[ranks.rank], ranks=ranks, share=ranks.share_of(8) / 8)):
+    for found in on_ranks(3, lambda ranks: stepped(parts[ranks.rank], ranks=ranks, weight=ranks.share_of(8) / 8)):
         for value, whole in zip(found, wanted, strict=True):
             torch.testing.assert_close(value, whole, rtol=1e-4, atol=1e-5)

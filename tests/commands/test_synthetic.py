@@ -2,24 +2,32 @@
 
 import json
 import logging
+import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from click.testing import CliRunner
+from numpy.typing import NDArray
 
 from pdq_export.cli import app
-from pdq_export.commands.quantize import Progress, Result, quantize
+from pdq_export.commands import quantize as stages
+from pdq_export.commands import synthetic
+from pdq_export.commands.quantize import Progress, Result, quantize, quantize_together
 from pdq_export.commands.show_config import show_config
+from pdq_export.config.config import make_config
 from pdq_export.config.record import MADE_BY
-from pdq_export.data import ImageSet
-from pdq_export.errors import DataError, ModelError, OptionError
+from pdq_export.data import ImageSet, Samples
+from pdq_export.errors import DataError, ModelError, OptionError, RankError
+from pdq_export.synthesis.learn import Learned
 from pdq_export.torch_module import export_module
 
 from ..onnx_text import fill
 from ..synthesis.networks import MEAN, SIDE, STD, normalized, photographs, seen
+from ..thread_ranks import on_ranks
 from .test_quantize import content
 
 OPTIONS: dict[str, Any] = {"samples": 16, "iters": 4, "correction_iters": 1, "batch_size": 8, "search_samples": 16}
@@ -235,3 +243,27 @@ def test_memory_that_holds_no_step_is_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("pdq_export.commands.synthetic.process_budget", lambda most: 1)
     with pytest.raises(OptionError, match=r"--max-memory 4\.0 GB: .* images at once takes .*; give --max-memory "):
         run(max_memory="4GB", **NORMALIZATION)
+
+
+def test_ranks_have_the_images_that_the_first_has_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Machines of two kinds would learn others."""
+    onnx.save(MODEL, tmp_path / "model.onnx")
+    learned: list[int] = []
+    seen, both = list[NDArray[np.float32]](), threading.Barrier(2)
+
+    def learn(*_: Any, **others: Any) -> Learned:
+        learned.append(1)
+        return Learned(images=torch.randn(16, 3, SIDE, SIDE), steps=1, layers=1, distance=0.0)
+
+    def stop(request: Any, planned: Any, chosen: Any, samples: Samples) -> None:
+        seen.append(samples.calibration.inputs()[0])
+        both.wait(60)
+        raise RankError("enough")
+
+    monkeypatch.setattr(synthetic, "learn_images", learn)
+    monkeypatch.setattr(stages, "check_alike", stop)
+    config = make_config({"calib": "synthetic", "samples": 16, "device": "cpu"})
+    with pytest.raises(RankError, match="enough"):
+        on_ranks(2, lambda ranks: quantize_together(ranks, tmp_path / "model.onnx", config=config, progress=None))
+    assert len(learned) == 1
+    np.testing.assert_array_equal(*seen)
