@@ -76,10 +76,20 @@ def click_option(one: Option, *, default: str | None = None, help: str | None = 
         *filter(None, (one.declared.short, one.flag)),
         one.name,
         type=OutputPath() if one.declared.writes else _TYPES.get(one.kind, click.STRING),
-        multiple=one.kind is tuple,
+        multiple=True,
+        callback=None if one.kind is tuple else _once,
         metavar=one.metavar,
         help=text,
     )
+
+
+def _once(context: click.Context, param: click.Parameter, values: tuple[Any, ...]) -> Any:
+    """The value of an option that has one; click alone would take the last. Raises OptionError for several."""
+    if len(values) > 1:
+        flag = max(param.opts, key=len)
+        told = " and ".join(f"{flag} {value}" for value in values[:2])
+        raise OptionError(f"{told}: {flag} is given {len(values)} times; expected it once")
+    return values[0] if values else None
 
 
 # Generic in new releases of click alone.

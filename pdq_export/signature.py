@@ -36,27 +36,33 @@ def input_specs(index: GraphIndex) -> tuple[InputSpec, ...]:
     return tuple(specs)
 
 
+_LEAVE_OUT = "leave the labels out with --no-labels, where no --max-drop needs them"
+
+
 def check_labels(output: str, scores: NDArray[np.floating], images: ImageSet | InputSet | KnownLabels) -> None:
     """Raise DataError where the model's first output, ``scores`` for some images, has no class for a label."""
     by_class = class_scores(scores)
     if by_class is None or images.labels is None:
         raise DataError(
             f"{images.source}: has labels, but the model's first output {output!r} is {list(scores.shape)} for "
-            f"{len(scores)} images; expected a score for each class, [N, classes]; leave the labels out with "
-            "--no-labels, or export the model with its class scores as the first output"
+            f"{len(scores)} images; expected a score for each class, [N, classes]; {_LEAVE_OUT}, or "
+            "export the model with its class scores as the first output"
         )
     folders = None if isinstance(images, InputSet) else images.classes
     if folders is not None and len(folders) != by_class.shape[1]:
+        remedy = "add empty folders for those without images"
+        if len(folders) > by_class.shape[1]:
+            remedy = "take out those that are no class of the model"
         raise DataError(
             f"{images.source}: {len(folders)} folders of classes, but output {output!r} has {by_class.shape[1]} "
-            "classes; expected a folder for each, whose rank by name is the class; add empty folders for those without "
-            "images, or a labels.csv with the columns file and label, or leave the labels out with --no-labels"
+            f"classes; expected a folder for each, whose rank by name is the class; {remedy}, or add a labels.csv "
+            f"with the columns file and label, or {_LEAVE_OUT}"
         )
     low, high, classes = int(images.labels.min()), int(images.labels.max()), by_class.shape[1]
     if low < 0 or high >= classes:
         raise DataError(
             f"{images.source}: labels span [{low}, {high}]; expected 0 to {classes - 1}, as output {output!r} has "
-            f"{classes} classes; remap the labels or leave them out with --no-labels"
+            f"{classes} classes; remap the labels, or {_LEAVE_OUT}"
         )
 
 

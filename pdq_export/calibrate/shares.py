@@ -12,7 +12,11 @@ def check_enough(ranks: Ranks, options: CalibrationOptions, images: int) -> None
         found["batch_size"] = options.batch_size
     name, least = min(found.items(), key=lambda item: item[1])
     if least < ranks.size:
-        more = "more images (--samples N)" if name == "calibration images" else f"more of them (--set {name}=N)"
+        more = (
+            "a --calib of more images, and --samples N where it is less"
+            if name == "calibration images"
+            else f"more of them (--set {name}=N)"
+        )
         raise OptionError(
             f"{ranks.size} ranks: {name} is {least}, so some would have nothing to do; expected at least one for each; "
             f"take {more}, or start at most {least} ranks (torchrun --nproc-per-node {least})"

@@ -191,6 +191,12 @@ def _run(request: Request, tell: Tell, until_end: contextlib.ExitStack, warned: 
         request = request.calibrating(samples, chosen.samples)
         chosen = request.options(planned.family)
     check_alike(request, planned, chosen, samples)
+    if len(samples.calibration) == 1:
+        logger.warning(
+            "%s: one image to calibrate on: scales and rounding fit it alone, and others can lose everything; take a "
+            "hundred or more, as the model will meet them",
+            samples.calibration.source,
+        )
     check_enough(request.ranks, chosen, len(samples.calibration))
     work = begin_work(planned, network, samples)
     del planned, network

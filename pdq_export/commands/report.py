@@ -1,5 +1,7 @@
 """`report`: the page of a report that was written as JSON, or of what a run has kept."""
 
+import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from pdq_export.nearby import near_path
 from pdq_export.report import BlockCourse, KeptRun, LayerReport, Report, read_report, to_html
 from pdq_export.report.reading import LONGEST
 from pdq_export.report.sensitivity import WrittenSensitivity
-from pdq_export.runs import HEADER, read_bounded, read_header
+from pdq_export.runs import HEADER, find_runs, read_bounded, read_header
 from pdq_export.spec import QuantizedTensor
 from pdq_export.validate.histograms import WeightHistogram
 
@@ -41,12 +43,15 @@ def write_page(source: str | Path, output: str | Path, *, overwrite: bool = Fals
 def read_file(path: Path) -> Report | LayerReport | WrittenSensitivity:
     """The report in a JSON file. Raises DataError."""
     try:
-        return read_report(read_bounded(path.resolve(), _BYTES * LONGEST).decode())
+        content = read_bounded(path.resolve(), _BYTES * LONGEST)
+        return read_report(content.decode())
     except OSError as error:
         near = near_path(path, ".json", "") if isinstance(error, FileNotFoundError) else ""
         raise DataError(
             f"{path}: cannot be read: {error.strerror or error}; expected the JSON of a report{near}"
         ) from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise _wrong(path, f"is no JSON: it begins with {content[:20]!r}"[:80]) from error
     except ValueError as error:
         raise _wrong(path, error) from error
 
@@ -56,9 +61,14 @@ def read_run(folder: Path) -> KeptRun:
     try:
         run = read_header(folder)
     except FileNotFoundError as error:
+        inside = [kept.path for kept in find_runs(folder)]
+        remedy = f"; give {shlex.quote(str(inside[0]))}" if inside else ""
+        if len(inside) > 1:
+            listed = f"pdq-export cache --work-dir {shlex.quote(str(folder))}"
+            remedy = f"; it keeps {len(inside)} runs: give one, such as {shlex.quote(str(inside[0]))} ({listed})"
         raise DataError(
             f"{folder}: has no {HEADER}; expected the folder of a run, as pdq-export cache lists them, or "
-            "the JSON of a report"
+            f"the JSON of a report{remedy}"
         ) from error
     except (OSError, ValueError) as error:
         raise _wrong(folder / HEADER, error) from error

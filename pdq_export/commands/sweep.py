@@ -183,7 +183,7 @@ def read_finished(job: Job) -> Finished | None:
 
 def _write_table(jobs: Sequence[Job], kept: Mapping[str, Finished], folder: Path) -> SweepTable:
     """The table of what there is, in the order of the runs; in the folder it is always up to date."""
-    table = SweepTable(runs=tuple(kept[job.key] for job in jobs if job.key in kept))
+    table = SweepTable(runs=tuple(kept[job.key] for job in jobs if job.key in kept), count=len(jobs))
     contents = (table.to_csv().encode(), table.to_markdown().encode(), table.to_html())
     for name, content in zip(_TABLES, contents, strict=True):
         write_atomically(folder / name, content, overwrite=True)

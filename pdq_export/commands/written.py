@@ -13,6 +13,7 @@ from pdq_export.graph.save import check_output
 from pdq_export.search.bits_file import is_edited
 from pdq_export.user_code import UserFunction
 
+_MODEL = ".onnx"
 _PAGES = (".html", ".htm")
 
 
@@ -79,6 +80,12 @@ def check_written(
         external=config.file.external_data,
         beside=beside,
     )
+    output = Path(config.file.output) if makes_model and config.file.output is not None else None
+    if output is not None and output.suffix.lower() != _MODEL:
+        raise OptionError(
+            f"--output {output}: what is written is an ONNX file; expected a name that ends in {_MODEL}, such as "
+            f"{output.stem}{_MODEL}"
+        )
 
 
 def metric_function(text: str) -> UserFunction:

@@ -32,15 +32,21 @@ _MODES = {1: "L", 3: "RGB"}
 _NAMED = 3  # files that are skipped with a message each
 HELD = 192 * 2**20  # bytes of pixels that are held in memory
 
+_LAST_FIRST = ("letterbox", "crop", "resize")  # of what gives images their size, the last step first
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Task:
-    """How each file of the folder becomes an array (C, H, W), or (H, W, C)."""
+    """How each file of the folder becomes an array (C, H, W), or (H, W, C).
+
+    ``options``: what of ``preprocess`` an option said, and not the folder's file.
+    """
 
     mode: str
     preprocess: Preprocess
     expected: InputSpec | None
     layout: str
+    options: frozenset[str] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,12 +111,19 @@ def load_folder(
     """
     where = str(folder)
     listing = list_images(folder)
-    preprocess = _preprocess(folder, preprocess or Preprocess(), expected)
+    given = preprocess or Preprocess()
+    preprocess = _preprocess(folder, given, expected)
     layout = preprocess.layout or ("NCHW" if expected is None else expected.layout)
     channels = _channels(where, expected, preprocess, layout)
     mean, std = preprocess.statistics(str(folder / preprocess_toml.FILE_NAME), channels)
     by_name, classes = _labels(folder, listing, labels)
-    task = _Task(mode=_MODES[channels], preprocess=preprocess, expected=expected, layout=layout)
+    task = _Task(
+        mode=_MODES[channels],
+        preprocess=preprocess,
+        expected=expected,
+        layout=layout,
+        options=frozenset(given.given()),
+    )
     pixels, used = _decode_all(folder, listing.names, task, limit, told)
     return ImageSet(
         pixels=pixels,
@@ -238,22 +251,26 @@ def _to_array(path: Path, image: Image.Image, task: _Task) -> NDArray[np.uint8]:
     array = task.preprocess.to_array(image, task.layout)
     if task.expected is not None:
         wanted = (size[0] or image.height, size[1] or image.width)
-        what = f"the model's {task.expected} takes"
-        if task.preprocess.changes_size:
-            what = f"(from {before[0]} x {before[1]}) {what}"
-        _check(path, (image.height, image.width), wanted, what)
+        made = f", made of {before[0]} x {before[1]}" if task.preprocess.changes_size else ""
+        _check(path, (image.height, image.width), wanted, f"the model's {task.expected} takes", task, made)
     return array
 
 
 def _check_size(path: Path, found: tuple[int, ...], wanted: tuple[int, ...], task: _Task, what: str) -> None:
     axes = slice(0, 2) if task.layout == "NHWC" else slice(1, 3)
-    _check(path, found[axes], wanted[axes], what)
+    _check(path, found[axes], wanted[axes], what, task)
 
 
-def _check(path: Path, found: tuple[int, ...], wanted: tuple[int, ...], what: str) -> None:
-    if found != wanted:
-        (height, width), (want_height, want_width) = found, wanted
-        raise DataError(
-            f"{path}: {height} x {width} (H x W), but {what} {want_height} x {want_width}; set resize or crop in "
-            f"{preprocess_toml.FILE_NAME} of the folder, for example resize = [{want_height}, {want_width}]"
+def _check(path: Path, found: tuple[int, ...], wanted: tuple[int, ...], what: str, task: _Task, made: str = "") -> None:
+    if found == wanted:
+        return
+    (height, width), (want_height, want_width) = found, wanted
+    decides = next((name for name in _LAST_FIRST if getattr(task.preprocess, name) is not None), None)
+    if decides in task.options:
+        remedy = f"that is what --{decides} says; give --{decides} {want_height}x{want_width}"
+    else:
+        remedy = (
+            f"set resize or crop in {preprocess_toml.FILE_NAME} of the folder, for example resize = [{want_height}, "
+            f"{want_width}]"
         )
+    raise DataError(f"{path}: {height} x {width} (H x W{made}), but {what} {want_height} x {want_width}; {remedy}")

@@ -181,7 +181,7 @@ class Preprocess:
             if image.height < height or image.width < width:
                 raise ValueError(
                     f"{image.height} x {image.width} (H x W) is smaller than crop = [{height}, {width}]; "
-                    f"set resize in {FILE_NAME}"
+                    f"set resize in {FILE_NAME}, or --resize"
                 )
             top, left = round((image.height - height) / 2), round((image.width - width) / 2)
             image = image.crop((left, top, left + width, top + height))

@@ -97,6 +97,9 @@ def _numbers(zero_point: NDArray[np.int16]) -> int | tuple[int, ...]:
     return tuple(zero_point.tolist()) if zero_point.ndim else int(zero_point)
 
 
+_QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "Quant")
+
+
 def read_blueprint(file: onnx.ModelProto, where: str = "model") -> Blueprint:
     """What ``file`` was written from, its weights read from its graph; raises ModelError where that is not told.
 
@@ -104,6 +107,11 @@ def read_blueprint(file: onnx.ModelProto, where: str = "model") -> Blueprint:
     """
     properties = {entry.key: entry.value for entry in file.metadata_props}
     if KEY not in properties:
+        if not any(node.op_type in _QUANTIZED for node in file.graph.node):
+            raise ModelError(
+                f"{where}: is a float model; expected a file that pdq-export quantized for ort, native, qcdq or qonnx; "
+                "quantize it first: pdq-export quantize --target has the same layouts"
+            )
         raise ModelError(
             f"{where}: its metadata has no {KEY!r}; expected a file that this or a newer pdq-export quantized for ort, "
             "native, qcdq or qonnx; quantize the float model again"

@@ -105,13 +105,27 @@ def _read(path: Path) -> bytes:
     return data
 
 
+_OF_ZIP = b"PK\x03\x04"
+_OF_PICKLE = tuple(b"\x80" + bytes([protocol]) for protocol in (2, 3, 4, 5))
+_HEAD = 1024  # bytes
+
+
 def _parse(data: bytes) -> onnx.ModelProto:
+    if data.startswith(_OF_PICKLE) or (data.startswith(_OF_ZIP) and b"/data.pkl" in data[:_HEAD]):
+        raise ModelError(
+            "is a checkpoint of PyTorch; expected an ONNX file; export the module with torch.onnx.export "
+            "(docs/pytorch.md shows how), and give what that wrote"
+        )
     model = onnx.ModelProto()
     try:
         model.ParseFromString(data)
     except DecodeError as error:
         if _is_text(data):
-            raise ModelError("is a text file; expected an ONNX protobuf; give the .onnx file") from error
+            begins = data[:_HEAD].decode("utf-8-sig", "replace").strip().partition("\n")[0][:30]
+            raise ModelError(
+                f"is not an ONNX file: it is text that begins with {begins!r}; expected a protobuf, as exporters write "
+                "it; export the model again, or name its file"
+            ) from error
         raise ModelError(
             "is not an ONNX protobuf, or truncated or damaged; expected an ONNX file; copy it again"
         ) from error

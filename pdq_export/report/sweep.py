@@ -88,9 +88,10 @@ _HEADS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SweepTable:
-    """The runs of a sweep that have ended, in its order."""
+    """The runs of a sweep that have ended, in its order; ``count``: of all that it has, None where they are these."""
 
     runs: tuple[Finished, ...]
+    count: int | None = None
 
     @property
     def failed(self) -> tuple[Finished, ...]:

@@ -331,12 +331,12 @@ def test_what_is_refused_before_any_work(
 def test_existing_files_are_replaced_only_when_asked(
     run: Run, pipeline: FakePipeline, folder: Path, option: str
 ) -> None:
-    (folder / "old").write_bytes(b"precious")
-    args = ("quantize", "model.onnx", "--calib", "images.npy", option, "old")
-    assert "old: exists already; choose another name, or replace it with --overwrite" in failure(run(*args))
-    assert (folder / "old").read_bytes() == b"precious"
+    (folder / "old.onnx").write_bytes(b"precious")
+    args = ("quantize", "model.onnx", "--calib", "images.npy", option, "old.onnx")
+    assert "old.onnx: exists already; choose another name, or replace it with --overwrite" in failure(run(*args))
+    assert (folder / "old.onnx").read_bytes() == b"precious"
     assert run(*args, "--overwrite").exit_code == 0
-    assert (folder / "old").read_bytes() != b"precious"
+    assert (folder / "old.onnx").read_bytes() != b"precious"
 
 
 def raising(error: BaseException) -> Callable[[Any], None]:
@@ -454,3 +454,15 @@ def test_bits_from_two_to_eight(weight: int, activation: int) -> None:
     else:
         with pytest.raises(OptionError):
             BitWidths.parse(text)
+
+
+def test_one_value_given_twice_is_refused(run: Run) -> None:
+    result = run("quantize", "model.onnx", "--calib", "images.npy", "--calib", "eval.npz")
+    assert result.exit_code == 2
+    assert "--calib images.npy and --calib eval.npz: --calib is given 2 times; expected it once" in result.stderr
+
+
+def test_a_name_that_is_no_onnx_file_is_refused(run: Run) -> None:
+    result = run("quantize", "model.onnx", "--calib", "images.npy", "--output", "o.pt")
+    assert result.exit_code == 2
+    assert "--output o.pt: what is written is an ONNX file; expected a name that ends in .onnx" in result.stderr

@@ -16,7 +16,7 @@ from tests.onnx_text import fill, parse
 
 NETWORK = "c = Conv(image, w) p = GlobalAveragePool(c) y = Flatten(p)"
 QUICK: dict[str, Any] = {"samples": 4, "method": "nearest", "device": "cpu"}
-SPAN = r"labels span \[0, 9\]; expected 0 to 4, .* leave them out with --no-labels"
+SPAN = r"labels span \[0, 9\]; expected 0 to 4, .* leave the labels out with --no-labels"
 
 
 @pytest.fixture

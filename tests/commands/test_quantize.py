@@ -500,7 +500,7 @@ def make_folder(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (make_text, "model.onnx: is a text file; expected an ONNX protobuf"),
+        (make_text, "model.onnx: is not an ONNX file: it is text that begins with"),
         (make_truncated, "model.onnx: is not an ONNX protobuf, or truncated"),
         (make_empty, "model.onnx: is empty"),
         (make_unweighted, "nothing to quantize: no Conv, ConvTranspose, Gemm or MatMul"),

@@ -116,3 +116,9 @@ def test_nothing_of_the_users_is_replaced(written: Path, run: Path, tmp_path: Pa
     assert page.read_text() == "mine"
     write_page(written, page, overwrite=True)
     assert page.read_bytes() == to_html(make_report())
+
+
+def test_what_is_no_report_is_told_with_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "text.json").write_text("hello world")
+    with pytest.raises(DataError, match=r"text\.json: is no JSON: it begins with b'hello world'; expected a report"):
+        write_page(tmp_path / "text.json", tmp_path / "page.html")

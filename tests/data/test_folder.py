@@ -117,7 +117,12 @@ def test_resize_gives_the_shorter_side_and_crop_its_size(height: int, width: int
     ("height", "width", "settings", "message"),
     [
         (9, 10, "", r"a\.png: 9 x 10 \(H x W\), but the model's input 'x' .* takes 8 x 8; set resize or crop in"),
-        (9, 12, "resize = 8", r"a\.png: 8 x 10 \(H x W\), but \(from 9 x 12\) the model's input 'x' .* takes 8 x 8"),
+        (
+            9,
+            12,
+            "resize = 8",
+            r"a\.png: 8 x 10 \(H x W, made of 9 x 12\), but the model's input 'x' .* 8 x 8; set",
+        ),
         (6, 6, "crop = 8", r"a\.png: 6 x 6 \(H x W\) is smaller than crop = \[8, 8\]; set resize"),
     ],
 )
@@ -441,3 +446,13 @@ def test_toml_that_is_nested_too_deeply(tmp_path: Path) -> None:
     path.write_text("mean = " + "[" * 5000 + "]" * 5000)
     with pytest.raises(DataError, match="not valid TOML"):
         read_preprocess(path)
+
+
+def test_a_size_that_an_option_gives_is_mended_by_the_option(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png", 9, 12)
+    (tmp_path / "preprocess.toml").write_text("resize = 8")
+    given = Preprocess.of({"resize": 16})
+    message = r"a\.png: 16 x 21 \(H x W, made of 9 x 12\), but .* takes 8 x 8; .* give --resize 8x8$"
+    with pytest.raises(DataError, match=message):
+        load_images(tmp_path, expected=SPEC, preprocess=given)
+    load_images(tmp_path, expected=SPEC, preprocess=Preprocess.of({"resize": "8x8"}))

@@ -61,7 +61,10 @@ def test_classes_are_as_many_as_the_models(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"2 folders of classes, but output 'y' has 3 classes; .* add empty folders"):
         check_labels("y", np.zeros((2, 3), np.float32), images)
     (tmp_path / "c").mkdir()  # the remedies
-    check_labels("y", np.zeros((2, 3), np.float32), load_images(tmp_path, expected=NCHW))
+    three = load_images(tmp_path, expected=NCHW)
+    check_labels("y", np.zeros((2, 3), np.float32), three)
+    with pytest.raises(DataError, match=r"3 folders of classes, but output 'y' has 2 classes; .* take out those that"):
+        check_labels("y", np.zeros((2, 2), np.float32), three)
     (tmp_path / "labels.csv").write_text("file,label\na/1.png,2\nb/1.png,4\n")
     images = load_images(tmp_path, expected=NCHW)
     assert images.labels is not None

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper
 
 from pdq_export.errors import ModelError
@@ -79,7 +80,7 @@ def test_unreadable_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "<html></html>", "{}"])
 def test_text_file(tmp_path: Path, text: str) -> None:
     (tmp_path / "m.onnx").write_text(text)
-    refused(tmp_path / "m.onnx", "is a text file|holds no graph")
+    refused(tmp_path / "m.onnx", "it is text that begins with|holds no graph")
 
 
 @pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"PK\x03\x04\x14\0", b"\xff" * 64, b"\0" * 16])
@@ -454,3 +455,9 @@ def test_the_real_file_with_external_data(shared_models: Path, tmp_path: Path) -
     refused(tmp_path / name, r"external data file .*resnet20_cifar10_folded\.onnx\.data is missing")
     (tmp_path / f"{name}.data").write_bytes((shared_models / f"{name}.data").read_bytes()[:-1])
     refused(tmp_path / name, "external data ends at byte")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_checkpoint_of_torch_is_told_from_a_damaged_file(tmp_path: Path, legacy: bool) -> None:
+    torch.save({"w": torch.zeros(2)}, tmp_path / "plain.pt", _use_new_zipfile_serialization=not legacy)
+    refused(tmp_path / "plain.pt", "is a checkpoint of PyTorch; expected an ONNX file; .*pytorch.md")

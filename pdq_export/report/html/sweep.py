@@ -32,9 +32,10 @@ def to_html(table: SweepTable) -> bytes:
 
 def _tiles(table: SweepTable) -> Iterator[Tile]:
     failed = len(table.failed)
-    yield Tile(
-        name="runs", value=str(len(table.runs)), note=f"{failed} failed" if failed else "", tone="bad" if failed else ""
-    )
+    done = str(len(table.runs))
+    if table.count is not None and table.count > len(table.runs):
+        done += f" of {table.count}"
+    yield Tile(name="runs", value=done, note=f"{failed} failed" if failed else "", tone="bad" if failed else "")
     best = max((run for run in table.runs if run.figures["top1"] is not None), key=_top1, default=None)
     if best is not None:
         yield Tile(name="best top-1", value=percent(_top1(best), 2), note=str(best))

@@ -42,6 +42,11 @@ def test_why_there_is_no_result_and_which_gate_failed() -> None:
     assert page.count("<svg") == 1  # of the run that has a file
 
 
+def test_runs_that_are_yet_to_come_are_counted() -> None:
+    assert ">3 of 4</span>" in SweepTable(runs=RUNS, count=4).to_html().decode()
+    assert ">3</span>" in SweepTable(runs=RUNS, count=3).to_html().decode()
+
+
 @pytest.mark.parametrize("runs", [(), (FAILED,)])
 def test_a_page_without_results(runs: tuple[Finished, ...]) -> None:
     page = SweepTable(runs=runs).to_html().decode()

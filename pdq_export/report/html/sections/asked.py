@@ -1,22 +1,22 @@
 """What was asked."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pdq_export.report.html.blocks import Block, Cell, Fold, Section, Table, cells
+from pdq_export.report.html.blocks import Block, Cell, Fold, Section, Table, Text, cells
 from pdq_export.report.html.plots import Plots
 from pdq_export.report.html.source import Source
 
 _FIRST = ("bits", "target", "method", "preset", "weights", "calibration", "evaluation", "device", "seed", "family")
+_UNSET, _WORDS = ("", "None", "()", "{}", "[]"), {"True": "yes", "False": "no"}
 _ELSEWHERE = ("asked", "made_by", "command")
 
 
 def asked(source: Source, plots: Plots) -> Section | None:
     """The model, the data and the options."""
     if source.run is not None:
-        parts = source.run.parts
-        rows = [cells(name, value) for name, value in parts.items()]
-        return Section(anchor="asked", title="What was asked", blocks=[_table(rows, "Filter what the run depends on")])
+        return Section(anchor="asked", title="What was asked", blocks=list(_of_run(source.run.parts)))
     if source.report is None:
         return None
     return Section(anchor="asked", title="What was asked", blocks=list(_blocks(source)))
@@ -48,6 +48,21 @@ def _blocks(source: Source) -> Iterator[Block]:
     if others:
         settled = [cells(name, value_text(settings[name])) for name in sorted(others)]
         yield Fold(summary=f"All else as it was settled ({len(settled)})", blocks=[_table(settled, "Filter options")])
+
+
+def _of_run(parts: Mapping[str, str]) -> Iterator[Block]:
+    """What a run depends on, as its key has it: texts of Python values."""
+    unset = [name.replace("_", " ") for name, value in parts.items() if value in _UNSET]
+    rows = []
+    for name, value in parts.items():
+        if value in _UNSET:
+            continue
+        is_hash = re.fullmatch(r"[0-9a-f]{64}", value) is not None
+        told = f"{name.replace('_', ' ')}{', SHA-256' if is_hash else ''}"
+        rows.append([Cell(text=told), Cell(text=_WORDS.get(value, value), tone="code" if is_hash else "")])
+    yield _table(rows, "Filter what the run depends on")
+    if unset:
+        yield Text(text=f"Not given: {', '.join(unset)}.", tone="muted")
 
 
 def _table(rows: list[list[Cell]], searched: str = "") -> Table:

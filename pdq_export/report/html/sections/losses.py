@@ -6,6 +6,7 @@ from pdq_export.report.html.plots import Plots
 from pdq_export.report.html.source import Source
 
 _MOST = 200
+_SHOWN = 0.005  # seconds, of which the table has two digits
 
 
 def losses(source: Source, plots: Plots) -> Section | None:
@@ -33,7 +34,9 @@ def _card(block: BlockCourse, plots: Plots) -> Card:
 
 
 def _times(blocks: tuple[BlockCourse, ...]) -> Fold:
-    phases = list(dict.fromkeys(phase for block in blocks for phase in block.seconds))[:20]
+    # Phases that took no time to be told have no column.
+    spent = (phase for block in blocks for phase, time in block.seconds.items() if time >= _SHOWN)
+    phases = list(dict.fromkeys(spent))[:20]
     rows = [
         [Cell(text=block.block), *(number(block.seconds.get(phase), "{:.2f}") for phase in phases)] for block in blocks
     ]
