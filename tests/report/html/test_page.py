@@ -391,7 +391,7 @@ def test_no_change_has_no_sign_of_a_loss() -> None:
 def test_bits_that_were_found_are_not_told_as_those_they_were_found_instead_of() -> None:
     settings = {"bits": "4/8", "tensor_bits": ["w=7"]}
     texts = Parsed(to_html(make_report(settings=settings)).decode()).texts
-    assert "q.onnx, bits by layer" in [text.replace("quantized model", "q.onnx") for text in texts]
+    assert "q.onnx, mixed" in [text.replace("quantized model", "q.onnx") for text in texts]
     assert "4/8" not in texts
 
 
