@@ -50,10 +50,9 @@ def report_rows(report: Report) -> list[Row]:
 
 
 def images_of(images: int, evaluation: str) -> str:
-    """So many images of data, which may tell their number themselves."""
-    if re.search(rf": {images} (image|sample)s?\b", evaluation):
-        return evaluation
-    return counted(images, "image") + (f" of {evaluation}" if evaluation else "")
+    """So many images of data, which may tell their number themselves, as ``SOURCE: N images SHAPE``."""
+    source = re.sub(rf": {images} (image|sample)s? ", ": ", evaluation)
+    return counted(images, "image") + (f" of {source}" if source else "")
 
 
 def _accuracy(floating: Accuracy | None, quantized: Accuracy | None, what: str = " accuracy") -> list[Row]:
