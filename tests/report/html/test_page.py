@@ -292,7 +292,8 @@ def test_a_fixed_batch_that_64_is_no_multiple_of(tmp_path: Path) -> None:
         data = RNG.standard_normal((140, 3, 12, 12), dtype=np.float32)[: 140 // batch * batch]
         report = validate_models(net, net, data=data, report=tmp_path / f"{batch}.html")
         assert report.layer_errors is not None
-        assert (report.layer_errors.images, report.warnings) == (images, ())
+        assert report.layer_errors.images == images
+        assert not any("the page does not" in text for text in report.warnings)
 
 
 def test_in_a_browser(case: Case, tmp_path: Path) -> None:
