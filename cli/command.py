@@ -221,7 +221,8 @@ class Program(click.Group):
 def _usage(error: click.ClickException) -> str:
     path = getattr(getattr(error, "ctx", None), "command_path", None)
     message = error.format_message()
-    return f"{message.rstrip('.')}. See {path} --help" if path else message
+    end = "" if message.endswith("?") else "."
+    return f"{message.rstrip('.')}{end} See {path} --help" if path else message
 
 
 def _notes(error: BaseException) -> str:

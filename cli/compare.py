@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pdq_export.config.option import COMPARE
-from pdq_export.errors import first_few, printable
+from pdq_export.errors import counted, first_few, printable
 from pdq_export.process import find_modules_here
 
 from .command import Frame, Outcome, command
@@ -73,7 +73,10 @@ def compare(
 
 
 def _lines(report: "LayerReport") -> Iterable[RenderableType]:
-    yield f"{report.images:,} images of {report.evaluation}; {len(report.tensors)} tensors, worst first"
+    from pdq_export.report.table import images_of
+
+    of = images_of(report.images, report.evaluation)
+    yield f"{of}; {counted(len(report.tensors), 'tensor')}, worst first"
     yield _table(report)
     if report.left_out:
         yield f"left out, since their shapes differ: {first_few(report.left_out)}"

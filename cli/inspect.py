@@ -14,6 +14,7 @@ from rich.text import Text
 
 from pdq_export.config.config import AUTO
 from pdq_export.config.option import INSPECT
+from pdq_export.config.record import bits_word
 from pdq_export.errors import first_few, printable
 from pdq_export.process import find_modules_here
 
@@ -138,7 +139,7 @@ def _end(found: "Inspection") -> Iterable[str]:
         before, after = format_sizes(found.model.size, found.quantized_size)
         ratio = found.quantized_size / max(found.model.size, 1)
         asked = f"target {found.settings['target']}, opset {found.settings['opset']}"
-        yield f"expected size at {found.settings['bits']}: {after} of {before}, × {ratio:.3f} ({asked})"
+        yield f"expected size at {bits_word(found.settings)}: {after} of {before}, × {ratio:.3f} ({asked})"
     if found.bit_ops is not None:
         yield f"bit operations: × {found.bit_ops:.3f} of those of 8/8"
     if found.search is not None:

@@ -11,7 +11,8 @@ from rich.console import RenderableType
 from pdq_export.config.config import AUTO, Config, check_name, make_config, options_of
 from pdq_export.config.method import CalibrationOptions
 from pdq_export.config.option import QUANTIZE
-from pdq_export.errors import DataError, OptionError
+from pdq_export.config.record import MIXED, bits_word
+from pdq_export.errors import DataError, OptionError, counted
 from pdq_export.process import Launch, find_modules_here, tune_process
 
 from .command import Frame, Outcome, command
@@ -119,7 +120,7 @@ def with_images(config: Config) -> Config:
 def _default_output(model: Path, config: Config) -> Path:
     from pdq_export.spec import BitWidths
 
-    bits = AUTO if config.plan.bits == AUTO else "mixed"
+    bits = AUTO if config.plan.bits == AUTO else MIXED
     if config.plan.bits != AUTO and config.search.bits_from is None:
         widths = BitWidths.parse(config.plan.bits)
         bits = f"w{widths.weight}a{widths.activation}"
@@ -169,8 +170,8 @@ def _lines(config: Config, result: "Result") -> Iterable[RenderableType]:
         on = "the model's own making, which calibration has seen: agreement on them is no accuracy; --eval gives others"
     elif result.report.settings["evaluated_on_calibration_images"]:
         on += f", used for calibration too: {'give others with --eval' if config.data.eval else '--eval gives others'}"
-    yield f"{result.report.images:,} images of {on}"
-    yield report_table(result.report, bits=config.plan.bits)
+    yield f"{counted(result.report.images, 'image')} of {on}"
+    yield report_table(result.report, bits=bits_word(result.report.settings))
     if result.report.search is not None:
         yield from search_lines(result.report.search)
     if result.report.latency_note is not None and not result.report.is_slower:  # else a warning has told it

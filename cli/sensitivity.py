@@ -12,7 +12,7 @@ from rich.text import Text
 
 from pdq_export.config.method import SENSITIVITY_SAMPLES
 from pdq_export.config.option import SENSITIVITY
-from pdq_export.errors import first_few, printable
+from pdq_export.errors import counted, first_few, printable
 from pdq_export.process import find_modules_here, tune_process
 
 from .command import Frame, Outcome, command
@@ -72,11 +72,13 @@ def sensitivity(frame: Frame, *, model: Path, config_file: Path | None, samples:
 
 
 def _lines(report: "SensitivityReport") -> Iterable[RenderableType]:
+    from pdq_export.report.table import images_of
     from pdq_export.report.tensor_losses import MEASURES
 
     found = report.sensitivity
     how = "estimated to second order" if found.estimate == "fisher" else "measured"
-    yield f"{found.images:,} images of {report.calibration}; {len(report.groups)} tensors, worst first"
+    of = images_of(found.images, report.calibration)
+    yield f"{of}; {counted(len(report.groups), 'tensor')}, worst first"
     yield f"{MEASURES[found.measure]}, where one tensor alone has so many bits; {how}"
     yield _table(report)
     if found.pairs:

@@ -69,7 +69,9 @@ def validate(
 
 
 def _lines(report: "Report", config: Config) -> Iterable[RenderableType]:
-    yield f"{report.images:,} images of {report.settings['evaluation']}"
+    from pdq_export.report.table import images_of
+
+    yield images_of(report.images, report.settings["evaluation"])
     for name, other in report.settings["renamed"].items():
         yield f"{name} is {other} in the quantized file"
     yield report_table(report, bits="quantized")

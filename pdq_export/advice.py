@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from pdq_export.config.method import PRESETS, CalibrationOptions
-from pdq_export.errors import percent
+from pdq_export.errors import counted, percent
 from pdq_export.spec import CARRIER_BITS, BitWidths, Point, Role
 
 _REDUCED_BITS = 7  # of weights that get them for the runtime's sake
@@ -49,13 +49,15 @@ class HowMade:
 
     ``settings``: of the run, as a report has them. ``images``: that it was calibrated on, None where that is not known.
     ``free_activations``: whether 8 bits of activations take no more bytes and time than fewer. ``weight_bits``:
-    what is as good as 8 bits: fewer where 8 saturate.
+    what is as good as 8 bits: fewer where 8 saturate. ``instead``: what to try in place of bits of single layers, which
+    a budget that was asked for may not have; None where none was.
     """
 
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     images: int | None = None
     free_activations: bool = False
     weight_bits: int = CARRIER_BITS
+    instead: tuple[Remedy, ...] | None = None
 
 
 def can_have_more_bits(points: Iterable[Point]) -> bool:
@@ -142,7 +144,7 @@ def calibrate_more(made: HowMade) -> Iterator[Remedy]:
     if images is not None and images < _FEW_IMAGES:
         limited = images >= settings.get("samples", images)
         line = f"--samples {PRESETS['balanced']['samples']}" if limited else "more images in --calib"
-        why = f"calibrated on {images} images; {_FEW_IMAGES} and more are usual"
+        why = f"calibrated on {counted(images, 'image')}; {_FEW_IMAGES} and more are usual"
         yield Remedy(line=line, why=f"{why}{', as far as --calib has more' if limited else ''}")
     if settings.get("method") != "nearest" and settings.get("iters", _USUAL_ITERS) < _FEW_ITERS:
         yield Remedy(line=f"--iters {_USUAL_ITERS}", why=f"{_USUAL_ITERS} steps a block, not {settings['iters']}")

@@ -62,6 +62,11 @@ class RankError(PdqError):
 RESUME = "the same command with --resume goes on with the blocks that are finished, on any number of ranks"
 
 
+def counted(count: int, what: str) -> str:
+    """So many of ``what``, which has a plural in s."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 def first_few(texts: Sequence[str]) -> str:
     """Three of the texts at most, with what says that there are more, for messages."""
     return ", ".join([*texts[:3], *(["..."] if len(texts) > 3 else [])])

@@ -57,13 +57,27 @@ class PlannedModel:
     family: str
 
     @classmethod
-    def of(cls, original: UserFile, options: PlanOptions, asked: FileSection, *, told: bool = True) -> Self:
+    def of(
+        cls,
+        original: UserFile,
+        options: PlanOptions,
+        asked: FileSection,
+        *,
+        told: bool = True,
+        heard: set[str] | None = None,
+    ) -> Self:
         """Prepare and plan the file's model; ``asked``: what is to be written. Raises ModelError, OptionError.
 
-        ``told``: whether users hear what passes have done.
+        ``told``, ``heard``: as in `prepare_and_plan`.
         """
         prepared, plan, loading = prepare_and_plan(
-            original.parse(), options, target=asked.target, opset=asked.opset, runtime=asked.runtime, told=told
+            original.parse(),
+            options,
+            target=asked.target,
+            opset=asked.opset,
+            runtime=asked.runtime,
+            told=told,
+            heard=heard,
         )
         family = network_family(prepared.index, (*plan.layers, *plan.excluded))
         return cls(original=original, prepared=prepared, plan=plan, loading=loading, family=family)
@@ -151,10 +165,12 @@ def prepare_and_plan(
     opset: int | None = None,
     runtime: str | None = None,
     told: bool = True,
+    heard: set[str] | None = None,
 ) -> tuple[PreparedModel, Plan, Loading]:
     """Prepare the model at the opset that the layout needs for what is planned, and plan it for the target.
 
-    ``told``: whether users hear what passes have done. Raises ModelError or OptionError where that cannot be done as
+    ``told``: whether users hear what passes have done; ``heard``: what they have been told before, which is not told
+    again, and to which the rest is added. Raises ModelError or OptionError where that cannot be done as
     asked.
     """
     chosen = find_target(target)
@@ -174,7 +190,10 @@ def prepare_and_plan(
         prepared = raised
         planned = _plan(prepared, options, chosen)
     for level, text in planned.notes if told else ():
-        logger.log(level, text)
+        if heard is None or text not in heard:
+            logger.log(level, text)
+        if heard is not None:
+            heard.add(text)
     if planned.model is not prepared.model:  # nodes were added
         prepared = dataclasses.replace(prepared, model=planned.model)
     return prepared, planned.plan, loading

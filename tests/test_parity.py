@@ -318,6 +318,7 @@ def test_progress_counts_images_and_the_simulation_sees_some() -> None:
         "quantized": 160,
         "simulated": 32,
         "float_where_simulated": 32,
+        "quantized_where_simulated": 32,
     }
     with pytest.raises(OptionError, match="--simulated-images 0: expected 1 or more"):
         run(simulated_images=0)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pdq_export.advice import HowMade
 from pdq_export.commands.convert import convert
 from pdq_export.commands.known import growth_of, read_equalized, read_how_made
-from pdq_export.commands.pairs import File, Model, choose_batch, first_batch, read_samples
+from pdq_export.commands.pairs import File, Model, choose_batch, first_batch, read_samples, warn_of_pair
 from pdq_export.commands.progress import ProgressCallback, Tell
 from pdq_export.commands.settle import asked_preprocess, settle
 from pdq_export.config.config import Config
@@ -60,7 +60,14 @@ def compare_models(
     """
     preprocess = asked_preprocess(settle(config, fields, command=COMPARE))
     return compare_layers(
-        model, quantized, data=data, samples=samples, batch_size=batch_size, preprocess=preprocess, tell=Tell(progress)
+        model,
+        quantized,
+        data=data,
+        samples=samples,
+        batch_size=batch_size,
+        preprocess=preprocess,
+        tell=Tell(progress),
+        warns=True,
     )
 
 
@@ -74,8 +81,12 @@ def compare_layers(
     batch_size: int | None = None,
     preprocess: Preprocess | None = None,
     made: HowMade | None = None,
+    warns: bool = False,
 ) -> LayerReport:
-    """What `compare_models` does, for other commands; ``made``: what they know of the file's making."""
+    """What `compare_models` does, for other commands; ``made``: what they know of the file's making.
+
+    ``warns``: whether users hear that the files are no pair.
+    """
     if type(samples) is not int or samples < 1:
         raise OptionError(f"--samples {samples!r}: expected a whole number, 1 or more")
     check_exists(data)
@@ -83,6 +94,8 @@ def compare_layers(
     first, written = _graph(model), _graph(quantized)
     if is_qonnx(first):
         raise ModelError(f"{_name(model) or 'model'}: has Quant nodes of QONNX; expected the FP32 file")
+    if warns:
+        warn_of_pair(first, written, (_name(model) or "model", _name(quantized) or "quantized"))
     runs = _without_quant(quantized, written)
     pair = open_pair(*(File.of(given, which).content for given, which in ((model, "model"), (runs, "quantized"))))
     second = as_pairs(written if runs is quantized else _graph(runs))

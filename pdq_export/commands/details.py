@@ -8,7 +8,8 @@ from collections.abc import Mapping
 import numpy as np
 import onnx
 
-from pdq_export.commands.compare import compare_models
+from pdq_export.advice import HowMade
+from pdq_export.commands.compare import compare_layers
 from pdq_export.commands.pairs import Model
 from pdq_export.commands.progress import Tell
 from pdq_export.data import Data
@@ -26,17 +27,23 @@ IMAGES = 64  # that layers are compared on
 
 
 def with_layer_errors(
-    report: Report, model: Model, quantized: Model, data: Data, tell: Tell, batch: int | None
+    report: Report,
+    model: Model,
+    quantized: Model,
+    data: Data,
+    tell: Tell,
+    batch: int | None,
+    made: HowMade | None = None,
 ) -> Report:
-    """The report with what `compare_models` measures on the first images, and with the integers of weights.
+    """The report with what `compare_layers` measures on the first images, and with the integers of weights.
 
-    ``batch``: what the files fix, so that there are whole ones. Where the files cannot be compared so, a warning says
-    why, and the report stays as it is.
+    ``batch``: what the files fix, so that there are whole ones. ``made``: as `compare_layers` has it. Where
+    the files cannot be compared so, a warning says why, and the report stays as it is.
     """
     began, one = time.perf_counter(), batch or 1
     first = data.head(max(IMAGES // one, 1) * one)
     try:
-        found = compare_models(model, quantized, data=first, samples=len(first), progress=tell.callback)
+        found = compare_layers(model, quantized, data=first, samples=len(first), tell=Tell(tell.callback), made=made)
     except PdqError as error:
         logger.warning("the page does not show where the error arises: %s", error)
         return report

@@ -21,7 +21,8 @@ from pdq_export.calibrate.block_state import BlockRecord, BlockState
 from pdq_export.calibrate.checkpoint import DiskCheckpoint
 from pdq_export.commands.machine import describe_machine
 from pdq_export.config.method import CalibrationOptions
-from pdq_export.errors import CheckpointError, OptionError, StateError
+from pdq_export.config.record import bits_word
+from pdq_export.errors import CheckpointError, OptionError, StateError, counted
 from pdq_export.exhaustion import is_exhaustion
 from pdq_export.graph.prepare import PreparedModel
 from pdq_export.ranks import ALONE, Ranks
@@ -56,7 +57,7 @@ def describe_run(
     """
     settings = {**asked, **dataclasses.asdict(options)}
     parts = {"model": sha256, **run_parts(prepared, plan, images, settings, device)}
-    return run_of(name, RunKey(parts=parts), plan)
+    return run_of(name, RunKey(parts=parts), plan, bits=bits_word({**asked, "bits": str(plan.bits)}))
 
 
 def run_parts(
@@ -200,7 +201,7 @@ def _clear_old(root: Path) -> None:
         cleared = clear_runs(root, older_than=_KEPT_FOR)
         if cleared.removed:
             logger.info(
-                "%d runs that nothing has changed for %d days are cleared", len(cleared.removed), _KEPT_FOR.days
+                "cleared %s that nothing has changed for %d days", counted(len(cleared.removed), "run"), _KEPT_FOR.days
             )
 
 
@@ -208,7 +209,7 @@ def _tell_stale(run: Run, count: int) -> None:
     """Whoever has forgotten --resume can still end the run before the first of its blocks is finished."""
     logger.log(
         logging.WARNING if count < run.blocks else logging.INFO,
-        "%d of %d blocks were finished by an earlier run of the same command; they are discarded as soon as this one "
+        "%d of %d blocks were finished by an earlier run with the same plan; they are discarded as soon as this one "
         "has finished its first; --resume takes them up instead",
         count,
         run.blocks,

@@ -2,20 +2,24 @@
 
 import dataclasses
 import logging
+import math
 from collections.abc import Callable
 
-from pdq_export.advice import HowMade
+from pdq_export.advice import HowMade, Remedy
 from pdq_export.commands.compare import compare_layers
 from pdq_export.commands.pairs import Model
 from pdq_export.commands.progress import Tell
 from pdq_export.data import Data
-from pdq_export.errors import PdqError
-from pdq_export.report import Report, find_loss, saturation_remedy
+from pdq_export.errors import PdqError, counted, percent
+from pdq_export.report import Report, find_loss, saturation_costs, saturation_remedy
+from pdq_export.report.bits import SearchReport
 from pdq_export.report.layers import LayerReport
 from pdq_export.report.remedies import find_remedies
 
 logger = logging.getLogger(__name__)
 
+_MUCH_LESS = 0.5
+_SPARE = 1.01  # of an estimated size
 IMAGES = 16  # that layers are compared on after a loss: a fraction of the time that measuring the file takes
 
 
@@ -47,8 +51,27 @@ def with_next_steps(report: Report, made: HowMade, compare: Callable[[], LayerRe
             logger.warning("layers are not compared, and what to try next says nothing of them: %s", error)
     found = find_remedies((), {}, made=made, size=report.quantized.size).next if layers is None else layers.remedies
     saturated = saturation_remedy(report, made.settings)
+    remedies = [*([] if saturated is None else [saturated]), *found]
     return dataclasses.replace(
         report,
-        loss=f"{loss}{'' if layers is None else f'; layers compared on {layers.images} images'}",
-        remedies=(*([] if saturated is None else [saturated]), *found),
+        loss=loss if layers is None else f"{loss}; layers compared on {counted(layers.images, 'image')}",
+        remedies=tuple(sorted(remedies, key=lambda one: one is saturated and not saturation_costs(report))),
     )
+
+
+def larger_budget(search: SearchReport, most: int | None, size: int) -> tuple[Remedy, ...]:
+    """A budget of bytes for which bits that are found again lose much less, by the estimates; none where none do.
+
+    ``most``: bytes that were allowed, None where bytes were not limited. ``size``: of the file.
+    """
+    if most is None:
+        return ()
+    larger = [one for one in search.frontier if one.size > most and one.loss < search.chosen.loss]
+    enough = [one for one in larger if one.loss <= _MUCH_LESS * search.chosen.loss] or larger[-1:]
+    if not enough:
+        return ()
+    one = min(enough, key=lambda estimate: estimate.size)
+    asked = math.ceil(one.size * _SPARE)
+    share = 1 - one.loss / search.chosen.loss
+    why = f"other bits for all layers, which are estimated to lose {percent(share, 0)} less"
+    return (Remedy(line=f"--max-size {asked}", bytes=asked - size, why=why),)

@@ -2,12 +2,14 @@
 
 import dataclasses
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import onnx
 
+from pdq_export import operators
 from pdq_export.commands.progress import Tell
 from pdq_export.data import Data, DataSource, InputSpec, Preprocess, read_data, whole_batches
 from pdq_export.errors import ModelError, OptionError
@@ -18,6 +20,7 @@ from pdq_export.validate import BATCH_SIZE, Batch, Pair, is_qonnx, runnable
 
 logger = logging.getLogger(__name__)
 
+_APPENDED = re.compile(r"(_quant|_quantized|_scale|_dequantized|_(De)?[Qq]uantizeLinear.*)$")  # what tools add to names
 Model = str | Path | onnx.ModelProto
 
 
@@ -109,3 +112,46 @@ def first_batch(samples: Data, size: int) -> Batch:
     """The first ``size`` samples."""
     batches: Iterator[Batch] = samples.batches(size)
     return next(batches)
+
+
+def warn_of_pair(original: onnx.ModelProto, quantized: onnx.ModelProto, names: tuple[str, str]) -> None:
+    """Warn of files that are not an FP32 one and what was quantized of it; ``names``: of both, for messages."""
+    first, second = names
+    expected = "expected the FP32 file, and then what was quantized of it"
+    ours, theirs = (_is_quantized(model.graph) for model in (original, quantized))
+    if ours and not theirs:
+        logger.warning(
+            "%s is quantized and %s is not: are the arguments swapped? What is told of FP32 is of the first; %s",
+            first,
+            second,
+            expected,
+        )
+    elif ours:
+        logger.warning("%s is quantized itself, and what is told of FP32 is of it; %s", first, expected)
+    elif not theirs:
+        logger.warning("%s has no quantized layer, and is measured as it is; %s", second, expected)
+    if not _shares_layers(original.graph, quantized.graph):
+        logger.warning("no layer of %s is found in %s: is it another network? %s", first, second, expected)
+
+
+def _is_quantized(graph: onnx.GraphProto) -> bool:
+    return any(
+        operators.get(node.op_type).quantized
+        or any(_is_quantized(item.g) for item in node.attribute if item.HasField("g"))
+        for node in graph.node
+    )
+
+
+def _shares_layers(first: onnx.GraphProto, second: onnx.GraphProto) -> bool:
+    """Whether a layer of the first is in the second, by any name; also where so many are that all may be renamed."""
+    ours, theirs = ([node for node in graph.node if _is_layer(node)] for graph in (first, second))
+    known = {name for node in ours for name in (node.name, *node.output, *node.input[1:2])}
+    known -= {"", *(value.name for value in first.output)}  # which any network may call so
+    others = {name for node in second.node for name in (node.name, *node.output, *node.input)}
+    shared = known & others or known & {_APPENDED.sub("", name) for name in others}
+    return not ours or len(ours) == len(theirs) or bool(shared)
+
+
+def _is_layer(node: onnx.NodeProto) -> bool:
+    found = operators.get(node.op_type)
+    return found.weighted or found.kernel is not None

@@ -27,7 +27,7 @@ from pdq_export.commands.judging import Metrics, Observed, batch_slices, side_co
 from pdq_export.commands.keeping import describe_run, kept_blocks
 from pdq_export.commands.known import how_made
 from pdq_export.commands.making import Making
-from pdq_export.commands.next_steps import compare_few, with_next_steps
+from pdq_export.commands.next_steps import compare_few, larger_budget, with_next_steps
 from pdq_export.commands.progress import Progress, ProgressCallback, Tell
 from pdq_export.commands.request import Request
 from pdq_export.commands.search import Found
@@ -283,11 +283,11 @@ def _find_bits(
 
 
 def _planned_again(
-    request: Request, file: UserFile, samples: Samples, session: Session, tell: Tell
+    request: Request, file: UserFile, samples: Samples, session: Session, tell: Tell, heard: set[str] | None = None
 ) -> tuple[Work, Fidelity]:
-    """The work with the bits that the request has now."""
+    """The work with the bits that the request has now; ``heard``: as in `prepare_and_plan`."""
     tell.stage("plan")
-    planned = PlannedModel.of(file, request.planning, request.config.file)
+    planned = PlannedModel.of(file, request.planning, request.config.file, heard=heard)
     work = begin_work(planned, import_planned(planned), samples)
     fidelity = work.fidelity(session)
     _check(work, fidelity, request.config.file)
@@ -306,10 +306,11 @@ def _find_smallest(
     """The smallest file that keeps --max-drop on the images held back, calibrated, with its bits and all steps."""
     finder = Finder.of(work, request.config, chosen, tell)
     tell.stage("search")
+    heard: set[str] = set()
 
     def calibrate_as(config: Config, progress: Callable[[BlockProgress], None]) -> Candidate:
         changed = request.planned_as(config)
-        again, checked = _planned_again(changed, work.original, work.samples, session, tell)
+        again, checked = _planned_again(changed, work.original, work.samples, session, tell, heard)
         tell.stage("calibrate")
         seen = Seen.of(again, request.ranks)
         again, equalized = _equalize(again, chosen, checked, seen, request.ranks)
@@ -461,13 +462,18 @@ def _judge(
     ).judged(request.limits)
     if found is not None:
         _check_size(found, report)
+    made_how = _how_made(request, work, report, found)
     if asks_page(request.config):
         report = dataclasses.replace(
             report, weights=weight_histograms(work.prepared.index, work.plan, calibrated.tensors)
         )
         original = onnx.load_from_string(made.reference.content(work.prepared.model))
-        report = with_layer_errors(report, original, quantized, work.samples.judged, tell, work.batch)
-    return with_next_steps(report, *_next(request, work, quantized, report, tell)), parity
+        report = with_layer_errors(report, original, quantized, work.samples.judged, tell, work.batch, made_how)
+
+    def compare() -> LayerReport:
+        return compare_few(work.original.parse(), quantized, work.samples.judged, made_how, tell, work.batch)
+
+    return with_next_steps(report, made_how, compare if target.in_onnxruntime else None), parity
 
 
 def _evaluation(made: Candidate, quantized: onnx.ModelProto) -> Evaluation:
@@ -485,16 +491,14 @@ def _evaluation(made: Candidate, quantized: onnx.ModelProto) -> Evaluation:
     )
 
 
-def _next(
-    request: Request, work: Work, quantized: onnx.ModelProto, report: Report, tell: Tell
-) -> tuple[HowMade, Callable[[], LayerReport] | None]:
-    """How the file was made, and what compares its layers where onnxruntime runs it."""
-    made = how_made(report.settings, None if asks_synthetic(request.calib) else len(work.samples.calibration))
-
-    def compare() -> LayerReport:
-        return compare_few(work.original.parse(), quantized, work.samples.judged, made, tell, work.batch)
-
-    return made, compare if find_target(request.config.file.target).in_onnxruntime else None
+def _how_made(request: Request, work: Work, report: Report, found: Found | None) -> HowMade:
+    """What is known of the file's making; ``found``: its bits, where they were found."""
+    images = None if asks_synthetic(request.calib) else len(work.samples.calibration)
+    made = how_made(report.settings, images)
+    if found is None:
+        return made
+    most = found.budget.bytes(report.model.size)
+    return dataclasses.replace(made, instead=larger_budget(found.report, most, report.quantized.size))
 
 
 def _keep(draft: Draft, quantized: onnx.ModelProto, asked: FileSection) -> tuple[ModelInfo, list[Path]]:

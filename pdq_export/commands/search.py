@@ -124,7 +124,7 @@ class Search:
         told = SearchReport(
             budget=self._budget.told(),
             chosen=dataclasses.replace(self._estimate("auto", solution), size=written),
-            uniform=None if uniform is None else self._estimate("uniform", Solution(bits=dict(uniform))),
+            uniform=None if uniform is None else self._estimate(self._name(uniform), Solution(bits=dict(uniform))),
             frontier=self._frontier(),
             uniforms=tuple(self._estimate(str(widths), Solution(bits=bits)) for widths, bits in self._uniforms()),
             measure=self._sensitivity.measure,
@@ -132,6 +132,9 @@ class Search:
             tensors=TensorLosses.of(self._sensitivity, solution.bits),
         )
         return Found(bits=solution.bits, budget=self._budget, report=told)
+
+    def _name(self, uniform: Widths) -> str:
+        return next(str(widths) for widths, bits in self._uniforms() if bits == uniform)
 
     def _within(self, size: Callable[[Widths], int]) -> tuple[Solution, int]:
         """The best bits and the bytes of their file; what these are off the estimate, the next solution spares."""

@@ -24,7 +24,7 @@ from pdq_export.commands.sweep_clock import Clock
 from pdq_export.commands.sweep_key import Keys
 from pdq_export.config.config import make_config
 from pdq_export.config.sweep import Sweep, SweepRun, read_sweep
-from pdq_export.errors import CheckpointError, OptionError, PdqError
+from pdq_export.errors import CheckpointError, OptionError, PdqError, counted
 from pdq_export.files import write_atomically
 from pdq_export.report.reading import LONGEST
 from pdq_export.report.sweep import Finished, SweepTable
@@ -109,7 +109,7 @@ def complete(jobs: Sequence[Job], folder: Path, executor: Executor, told: Told |
     missing = [job for job in jobs if job.key not in kept or kept[job.key].error is not None]
     done = len(jobs) - len(missing)
     if done:
-        logger.info("%s: %d of %d runs are there already", folder, done, len(jobs))
+        logger.info("%s: %d of %s there already", folder, done, counted(len(jobs), "run"))
     for job, finished in executor(missing):
         kept[job.key] = finished
         write_atomically(job.file, write_finished(finished), overwrite=True)

@@ -14,7 +14,7 @@ from pdq_export.commands.details import with_layer_errors
 from pdq_export.commands.judging import Metrics, Observed, find_metrics, side_contents
 from pdq_export.commands.known import read_how_made
 from pdq_export.commands.next_steps import compare_few, with_next_steps
-from pdq_export.commands.pairs import File, Model, choose_batch, first_batch, read_samples
+from pdq_export.commands.pairs import File, Model, choose_batch, first_batch, read_samples, warn_of_pair
 from pdq_export.commands.progress import ProgressCallback, Tell
 from pdq_export.commands.saturated import find_saturated
 from pdq_export.commands.settle import asked_labels, asked_preprocess, settle
@@ -104,6 +104,7 @@ def _validate(
     read = (quantized, config, *(path for file in files for path in file.external))
     check_written(settled, model=model, data=[data], others=read, makes_model=False)
     pair = open_pair(*(file.runs for file in files))
+    warn_of_pair(files[0].structure, files[1].structure, (_name(model, "model"), _name(quantized, "quantized")))
     tell.stage("read")
     size = choose_batch(pair, batch_size)
     _check_known_labels(pair, data, labels, needed=limits.section.max_drop is not None or not named)
@@ -159,6 +160,10 @@ def _check_known_labels(pair: Pair, data: DataSource, labels: Any, *, needed: bo
         return
     if needed or class_scores(scores) is not None:
         check_labels(first.name, scores, known)
+
+
+def _name(given: Model, which: str) -> str:
+    return str(given) if isinstance(given, str | Path) else given.graph.name or which
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

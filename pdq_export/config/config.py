@@ -26,7 +26,7 @@ from pdq_export.config.option import (
     did_you_mean,
     find_options,
     option,
-    shown,
+    refused,
 )
 from pdq_export.config.search import SearchSection
 from pdq_export.errors import OptionError
@@ -558,8 +558,7 @@ def checked(one: Option, value: Any, found: str = "") -> Any:
 
 
 def _refused(one: Option, value: Any, found: str = "") -> OptionError:
-    method = one.name in CalibrationOptions.__dataclass_fields__
-    found = found or (f"{one.name} is {shown(value)};" if method else f"{one.flag} {shown(value)}:")
+    found = found or refused(one, value)
     near = did_you_mean(value, one.declared.choices) if isinstance(value, str) else ""
     return OptionError(f"{found} expected {one.expected(value)}{near}")
 

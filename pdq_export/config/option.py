@@ -213,9 +213,14 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
+def refused(one: Option, value: object) -> str:
+    """How a message about a wrong value begins: as it is given, by its flag or by --set."""
+    return f"{one.flag} {shown(value)}:" if one.declared.flag else f"{one.name} is {shown(value)};"
+
+
 def check_bounds(values: Any) -> None:
     """Raise OptionError for a number or a choice in a dataclass of options that its declaration does not allow."""
     for one in find_options(type(values)):
         value = getattr(values, one.name)
         if not one.accepts(value):
-            raise OptionError(f"{one.name} is {shown(value)}; expected {one.expected(value)}")
+            raise OptionError(f"{refused(one, value)} expected {one.expected(value)}")

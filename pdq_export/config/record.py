@@ -18,6 +18,7 @@ from pdq_export.config.option import did_you_mean
 from pdq_export.errors import ModelError, OptionError, PdqError
 
 ASKED, SETTLED, MADE_BY = "pdq_export.config", "pdq_export.options", "pdq_export.made_by"
+MIXED = "mixed"
 EQUALIZED = "equalized_tensors"  # in the last
 _VERSION = "pdq_export.version"
 _NOT_SETTLED = ("data", "preprocess", "run")  # sections that are about data, and how the run goes about it
@@ -47,6 +48,11 @@ def settings(config: Config, options: CalibrationOptions, **settled: Any) -> dic
     return {**given, **dataclasses.asdict(options), **settled}
 
 
+def bits_word(settings: Mapping[str, Any]) -> str:
+    """The bits of a run with these settings: W/A, or ``mixed`` where single tensors have bits of their own."""
+    return MIXED if settings.get("tensor_bits") else str(settings.get("bits", ""))
+
+
 def plain(value: Any) -> Any:
     """The same in the types that JSON has."""
     return list(value) if isinstance(value, tuple) else value
@@ -61,7 +67,7 @@ def metadata(config: Config, settled: Mapping[str, Any], made_by: Mapping[str, A
     """The entries of a file's metadata; equal runs, equal entries."""
     return {
         _VERSION: version,
-        "pdq_export.bits": settled["bits"],
+        "pdq_export.bits": bits_word(settled),
         "pdq_export.target": settled["target"],
         "pdq_export.seed": str(settled["seed"]),
         ASKED: json.dumps(asked(config), sort_keys=True),

@@ -113,7 +113,7 @@ class ImageSet:
     def __str__(self) -> str:
         labels = "" if self.labels is None else ", labelled"
         shape = format_shape(self.image_shape)
-        return f"{self.source}: {len(self)} images {shape} ({self.pixels.dtype}{labels})"
+        return f"{self.source}: {len(self)} image{'' if len(self) == 1 else 's'} {shape} ({self.pixels.dtype}{labels})"
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

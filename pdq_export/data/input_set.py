@@ -63,7 +63,7 @@ class InputSet:
     def __str__(self) -> str:
         labels = "" if self.labels is None else ", labelled"
         shapes = ", ".join(f"{n} {format_shape(a.shape[1:])}" for n, a in zip(self.names, self.arrays, strict=True))
-        return f"{self.source}: {len(self)} samples ({shapes}{labels})"
+        return f"{self.source}: {len(self)} sample{'' if len(self) == 1 else 's'} ({shapes}{labels})"
 
     def head(self, count: int) -> "InputSet":
         """The first ``count`` samples, all if there are fewer."""

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pdq_export.errors import DataError, first_few
+from pdq_export.errors import DataError, counted, first_few
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,11 @@ def list_images(folder: Path, *, told: bool = True) -> Listing:
     by_class = [[file.relative_to(folder).as_posix() for file in _below(path)] for path in folders]
     if not any(by_class):
         others = sum(not path.is_dir() for path in entries)
-        found = f"but {others} other files and {len(folders)} folders without any" if entries else "it is empty"
+        found = (
+            f"but {counted(others, 'other file')} and {counted(len(folders), 'folder')} without any"
+            if entries
+            else "it is empty"
+        )
         raise DataError(
             f"{folder}: no images, {found}; expected {', '.join(SUFFIXES)} directly in the folder, or in a subfolder "
             "for each class"

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from pdq_export.errors import OptionError, first_few
+from pdq_export.errors import OptionError, counted, first_few
 from pdq_export.gates.asked import Limits, flag
 from pdq_export.gates.statistics import (
     agreement_below,
@@ -154,7 +154,7 @@ def _agreement_of(evidence: _Evidence, found: Agreement, limit: float) -> "_Judg
         p_value=p_value,
         passed=not (exceeds and evidence.counts(p_value, smallest)),
         told=f"{'equal' if found.counted else 'argmax agrees'} {_number(value, limit)} % of the time, "
-        f"{_plus_minus(error)}on {found.images:,} images",
+        f"{_plus_minus(error)}on {counted(found.images, 'image')}",
         chance=evidence.chance(exceeds, p_value, smallest),
     )
 
@@ -168,7 +168,7 @@ def _sqnr(evidence: _Evidence, option: str) -> Iterator[Gate]:
 def _sqnr_of(evidence: _Evidence, found: Agreement, limit: float) -> "_Judged | None":
     if found.counted:
         return None
-    value, error, on = found.sqnr_db, found.sqnr_error_db, f"on {found.images:,} images"
+    value, error, on = found.sqnr_db, found.sqnr_error_db, f"on {counted(found.images, 'image')}"
     if value is None and not found.has_signal:
         told = f"there is no signal, FP32's output is zero (or too large to square) and this one differs, {on}"
         return _Judged(value=None, order=-math.inf, passed=False, told=f"{told}; use --min-agreement, or --metric")

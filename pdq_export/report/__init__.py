@@ -4,7 +4,7 @@ from pdq_export.report.course import BlockCourse
 from pdq_export.report.html import KeptRun, to_html
 from pdq_export.report.junit import to_junit
 from pdq_export.report.layers import LayerReport
-from pdq_export.report.loss import find_loss, saturation_remedy
+from pdq_export.report.loss import find_loss, saturation_costs, saturation_remedy
 from pdq_export.report.markdown import to_markdown
 from pdq_export.report.reading import read_report
 from pdq_export.report.report import ModelInfo, Report, versions
@@ -18,6 +18,7 @@ __all__ = [
     "Report",
     "find_loss",
     "read_report",
+    "saturation_costs",
     "saturation_remedy",
     "tell_parity",
     "tell_verdict",

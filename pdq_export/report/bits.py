@@ -10,7 +10,7 @@ from pdq_export.spec.step import Step
 class Estimate:
     """An allotment: ``size``: bytes of the file, ``loss``: the sum of what its tensors are estimated to do.
 
-    ``name``: auto, uniform, frontier, or W/A of all layers. ``gap``: the share by which the sum of others could be
+    ``name``: auto, frontier, or W/A of all layers. ``gap``: the share by which the sum of others could be
     less, or of a smallest file its size: 0 where the solver proved that none is.
     """
 

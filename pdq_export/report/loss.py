@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pdq_export.advice import Remedy
-from pdq_export.errors import percent
+from pdq_export.errors import counted, percent
 from pdq_export.report.report import Report
 
 _POINTS = 1.0
@@ -24,14 +24,16 @@ def find_loss(report: Report) -> str | None:
     if (changes := report.top1_changes) is not None:
         if changes.drop <= _POINTS:
             return None
-        return f"top-1 falls by {changes.drop:.2f} points, ± {changes.error:.2f} on {changes.images:,} images"
+        return f"top-1 falls by {changes.drop:.2f} points, ± {changes.error:.2f} on {counted(changes.images, 'image')}"
     several = len(report.outputs) > 1
     for output in report.outputs:
         found, where = output.against_float, f"output {output.name!r}: " if several else ""
         if found.argmax_agreement is not None:
             if found.argmax_agreement < _AGREEMENT:
                 told = f"argmax agrees with FP32's {percent(found.argmax_agreement, 1)} of the time"
-                return f"{where}{told}, on {found.images:,} images, and a point of accuracy goes with about 95 %"
+                return (
+                    f"{where}{told}, on {counted(found.images, 'image')}, and a point of accuracy goes with about 95 %"
+                )
         elif (error := found.median_relative_error) is not None and error > _ERROR:
             return f"{where}the error is {percent(error, 0)} of FP32's output, or more, on half of the images"
     return None
@@ -44,7 +46,27 @@ def saturation_remedy(report: Report, settings: Mapping[str, Any]) -> Remedy | N
     """
     if not report.saturated_layers or settings.get("reduce_range", True):
         return None
-    seen = report.simulated_accuracy
-    would = "" if seen is None else f"; without that top-1 is {percent(seen.top1, 2)} in the simulation"
+    here, seen = report.quantized_where_simulated, report.simulated_accuracy
+    would = ""
+    if here is not None and seen is not None:
+        with_that, without = (percent(found.top1, 2) for found in (here, seen))
+        on = counted(seen.images, "image")
+        would = f"; of {on} top-1 is {with_that} with that and {without} without, in the simulation"
     why = f"integer kernels saturate on this processor, and not on those with VNNI{would}"
     return Remedy(line="--reduce-range", why=why)
+
+
+def saturation_costs(report: Report) -> bool:
+    """Whether the simulation, where nothing saturates, is better than the file; also where neither is known."""
+    here, seen = report.quantized_where_simulated, report.simulated_accuracy
+    if here is not None and seen is not None:
+        return seen.top1 > here.top1
+    for output in report.outputs:
+        file, simulated = output.quantized_float, output.simulated_float
+        if file is None or simulated is None:
+            return True
+        for name in ("argmax_agreement", "sqnr_db"):
+            one, other = getattr(file, name), getattr(simulated, name)
+            if one is not None and other is not None and other > one:
+                return True
+    return not report.outputs

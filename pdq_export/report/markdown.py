@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from pdq_export.errors import printable
 from pdq_export.report.report import Report
-from pdq_export.report.table import report_rows
+from pdq_export.report.table import images_of, report_rows
 
 _MEANT = re.compile(r"([\\`*_\[\]#|<>&~$])")
 
@@ -25,7 +25,7 @@ def _lines(report: Report) -> Iterator[str]:
         yield from markdown_table(("", "gate", "found"), rows)
         yield ""
     evaluation = report.settings.get("evaluation", "")
-    yield f"{report.images:,} images{_escaped(f' of {evaluation}') if evaluation else ''}"
+    yield _escaped(images_of(report.images, evaluation))
     yield ""
     yield from markdown_table(("", "FP32", "quantized", "difference"), report_rows(report))
     yield ""

@@ -22,6 +22,7 @@ _ACCURACIES = {
     "quantized": "quantized_accuracy",
     "simulated": "simulated_accuracy",
     "float_where_simulated": "float_where_simulated",
+    "quantized_where_simulated": "quantized_where_simulated",
 }
 _SHARES = ("top1", "top5", "argmax_agreement", "chance_agreement", "clipped")
 

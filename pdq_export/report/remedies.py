@@ -1,7 +1,8 @@
 """What to try next where a file loses: one list, what helps most for its cost first.
 
 First what costs nothing, then what learns where nothing was learned, then bits that differ in the same bytes, then
-layers by what their error does to the output and by how much the file grows, then what takes more time to calibrate.
+layers by what their error does to the output and by how much the file grows, or a larger budget where bits were found
+for one, then what takes more time to calibrate.
 """
 
 import copy
@@ -76,6 +77,8 @@ def find_remedies(
     found = {one.match.name: widths.next(one, shares[one.match.name]) for one in sorted(tensors, key=worth)}
     by_tensor = {name: remedy for name, remedy in found.items() if remedy is not None}
     layers = [remedy for remedy in by_tensor.values() if remedy.share is None or remedy.share >= _NOTICED]
+    if made.instead is not None:
+        layers = list(made.instead)
     free = [] if wide is None else [wide]
     same_bytes = (*free, *learn_more(made), *allot_bits(made, size))
     return Found(next=(*same_bytes, *layers, *calibrate_more(made)), by_tensor=by_tensor)

@@ -26,8 +26,9 @@ Schema, version 1 (null stands for "not measured", for sqnr_db for "no differenc
                     (a file that onnxruntime cannot run, since its target is another runtime, is not measured: its
                     accuracy, quantized_float, quantized_simulated, deviation and kernels are null, parts is empty, and
                     images are those that the simulation saw)
-    accuracy        {float, quantized, simulated, float_where_simulated}, each {images, top1, top5} of the first output;
-                    null without labels; the last two are of the images that the simulation saw
+    accuracy        {float, quantized, simulated, float_where_simulated, quantized_where_simulated}, each {images, top1,
+                    top5} of the first output; null without labels; the last three are of the images that the simulation
+                    saw
     top1_changes    {images, lost, gained}  of images where top-1 of FP32 and of the quantized model differ: lost are
                                             those that FP32 has right; null without labels
     outputs         one per graph output: {name, quantized_float, quantized_simulated, simulated_float, deviation,
@@ -230,6 +231,7 @@ class Report(Measurements):
                 "quantized": _plain(self.quantized_accuracy),
                 "simulated": _plain(self.simulated_accuracy),
                 "float_where_simulated": _plain(self.float_where_simulated),
+                "quantized_where_simulated": _plain(self.quantized_where_simulated),
             },
             "top1_changes": _plain(self.top1_changes),
             "outputs": [dataclasses.asdict(output) for output in self.outputs],

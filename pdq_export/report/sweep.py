@@ -7,7 +7,9 @@ Schema, version 1::
                     calibration_seconds, calibration_cpu_seconds, figures}, see `Finished`; report: as
                     `pdq_export.report.report` has it, null where error says why there is none; figures: those of the
                     table, {float_top1, top1, agreement, sqnr_db, size, size_ratio, latency_ratio, gates_failed,
-                    seconds}, of the first output
+                    deviation, warnings, seconds}, of the first output; deviation: of onnxruntime from
+                    the simulation, in the output where it is largest, null where it is no more than rounding; warnings:
+                    their number
 """
 
 import csv
@@ -20,6 +22,7 @@ from typing import Any
 
 from pdq_export.errors import percent
 from pdq_export.report.markdown import markdown_table
+from pdq_export.validate.parity import NOTICED
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,8 +65,21 @@ class Finished:
             "gates_failed": sum(not gate["passed"] for gate in report.get("gates", []))
             if report.get("gates")
             else None,
+            "deviation": self._deviation,
+            "warnings": len(report.get("warnings") or ()) or None,
             "seconds": self.calibration_seconds,
         }
+
+    @property
+    def _deviation(self) -> float | None:
+        """How far onnxruntime is off the simulation, as on processors whose kernels saturate; None where it is not."""
+        found = [output.get("deviation") or 0.0 for output in (self.report or {}).get("outputs") or []]
+        return largest if (largest := max(found, default=0.0)) > NOTICED else None
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the run has warned of."""
+        return list((self.report or {}).get("warnings") or ())
 
     @property
     def failed_gates(self) -> list[str]:
@@ -72,7 +88,7 @@ class Finished:
         return [f"{gate['option']} {gate['told']}" for gate in gates if not gate["passed"]]
 
 
-_SHARES = ("float_top1", "top1", "agreement")
+_SHARES = ("float_top1", "top1", "agreement", "deviation")
 _HEADS = {
     "float_top1": "FP32 top-1",
     "top1": "top-1",
@@ -82,6 +98,8 @@ _HEADS = {
     "size_ratio": "× size",
     "latency_ratio": "× latency",
     "gates_failed": "gates failed",
+    "deviation": "off simulation",
+    "warnings": "warnings",
     "seconds": "s",
 }
 

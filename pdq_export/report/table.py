@@ -1,6 +1,8 @@
 """The rows of a report, for whoever shows them: on a terminal, in Markdown."""
 
-from pdq_export.errors import percent
+import re
+
+from pdq_export.errors import counted, percent
 from pdq_export.report.report import Report
 from pdq_export.validate import Accuracy, Agreement, LatencyPair
 
@@ -17,7 +19,7 @@ def report_rows(report: Report) -> list[Row]:
         rows = _accuracy(report.float_accuracy, report.simulated_accuracy, f" accuracy{stands_for}")
     if rows and report.saturated_layers:
         seen = report.simulated_accuracy
-        some = f" of {seen.images:,} images" if seen is not None and seen.images < report.images else ""
+        some = f" of {counted(seen.images, 'image')}" if seen is not None and seen.images < report.images else ""
         rows += _accuracy(report.float_where_simulated, seen, f"{some or ' accuracy'}, simulated")
     several = len(report.outputs) > 1
     for output in report.outputs:
@@ -45,6 +47,12 @@ def report_rows(report: Report) -> list[Row]:
     sizes = format_sizes(report.model.size, report.quantized.size)
     rows.append(("size", *sizes, f"× {report.size_ratio:.3f}"))
     return [row for row in rows if row[2]]
+
+
+def images_of(images: int, evaluation: str) -> str:
+    """So many images of data, which may tell their number themselves, as ``SOURCE: N images SHAPE``."""
+    source = re.sub(rf": {images} (image|sample)s? ", ": ", evaluation)
+    return counted(images, "image") + (f" of {source}" if source else "")
 
 
 def _accuracy(floating: Accuracy | None, quantized: Accuracy | None, what: str = " accuracy") -> list[Row]:

@@ -139,7 +139,8 @@ class Measurements:
 
     Accuracies are None without labels, those of the simulation also where it has no scores. ``images``: those that the
     file was run on, or the simulation where the file was not; then its accuracy and kernels are None.
-    ``float_where_simulated``: of FP32 on the images that the simulation saw. ``top1_changes``: from FP32 to the file,
+    ``float_where_simulated``, ``quantized_where_simulated``: of FP32 and of the file on the images that the simulation
+    saw. ``top1_changes``: from FP32 to the file,
     or to the simulation where the file was not run. ``uncompared``: outputs that cannot be, with the reason;
     ``not_finite``: those of them that have NaN, or infinity where the other does not. ``session_config``: without which
     onnxruntime does not load the quantized file. ``min_onnxruntime``: the lowest version that it names for itself.
@@ -150,6 +151,7 @@ class Measurements:
     quantized_accuracy: Accuracy | None
     simulated_accuracy: Accuracy | None
     float_where_simulated: Accuracy | None = None
+    quantized_where_simulated: Accuracy | None = None
     top1_changes: Top1Changes | None = None
     outputs: tuple[OutputAgreement, ...]
     parts: tuple[PartAgreement, ...] = ()
@@ -272,7 +274,7 @@ class _Meters:
             {pair: AgreementMeter(f"output {name!r}", places.get(name)) for pair in _PAIRS} for name in names
         ]
         self._deviations = [DeviationMeter() for _ in names]
-        self._accuracies = [AccuracyMeter() for _ in range(4)]
+        self._accuracies = [AccuracyMeter() for _ in range(5)]
         self._changes = Top1Meter()
         self._parts = PartMeters(course.parts, names, places)
 
@@ -334,8 +336,9 @@ class _Meters:
         quantized: Mapping[str, Array] | None,
         simulated: Mapping[str, Array],
     ) -> None:
-        where_simulated = reference if self._scores in simulated else {}
-        given = (reference, quantized or {}, simulated, where_simulated)
+        file = quantized or {}
+        both = (reference, file) if self._scores in simulated else ({}, {})
+        given = (reference, file, simulated, *both)
         for meter, outputs in zip(self._accuracies, given, strict=True):
             if self._scores in outputs:
                 meter.update(outputs[self._scores], labels)
@@ -349,7 +352,7 @@ class _Meters:
             raise ValidationError("there is no image to validate on; expected at least one")
         if self._labels is not None and len(self._labels) != self.seen:
             raise ValidationError(f"there are {len(self._labels)} labels for {self.seen} images; expected one each")
-        floating, quantized, simulated, where_simulated = (
+        floating, quantized, simulated, *where_simulated = (
             None if self._labels is None else meter.result() for meter in self._accuracies
         )
         has_scores = simulated is not None and simulated.images > 0
@@ -358,7 +361,8 @@ class _Meters:
             float_accuracy=floating,
             quantized_accuracy=quantized if self._run else None,
             simulated_accuracy=simulated if has_scores else None,
-            float_where_simulated=where_simulated if has_scores else None,
+            float_where_simulated=where_simulated[0] if has_scores else None,
+            quantized_where_simulated=where_simulated[1] if has_scores and self._run else None,
             top1_changes=self._changes.result(),
             outputs=self._outputs(),
             parts=self._parts.result() if self._run else (),

@@ -64,7 +64,7 @@ def make_report(**changes: Any) -> Report:
         simulated_accuracy=None,
         outputs=(output,),
         kernels=KernelCount(integer={"QLinearConv": 7, "QGemm": 1}, floating={}, floating_nodes=()),
-        settings={"evaluated_on_calibration_images": False},
+        settings={"bits": "4/4", "evaluated_on_calibration_images": False},
     )
     return dataclasses.replace(report, **changes)
 

@@ -115,7 +115,7 @@ def test_a_resumed_run_gives_the_same_file(run: Quantize, tmp_path: Path, caplog
 def test_without_resume_it_starts_afresh_and_says_so(run: Quantize, caplog: pytest.LogCaptureFixture) -> None:
     run.interrupted()
     run.interrupted(at=0)
-    assert f"2 of {BLOCKS} blocks were finished by an earlier run of the same command" in caplog.text
+    assert f"2 of {BLOCKS} blocks were finished by an earlier run with the same plan" in caplog.text
     (kept,) = find_runs(run.work)
     assert kept.done == 2  # nothing has taken their place yet
     calibrated = []

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from pdq_export.config.record import bits_word
 from pdq_export.report.course import BlockCourse
 from pdq_export.report.layers import LayerReport
 from pdq_export.report.report import Report
@@ -43,8 +44,8 @@ class Source:
 
     @property
     def bits(self) -> str:
-        """Those of the file; bits that were chosen for single tensors are told in words."""
-        return "bits by layer" if self.settings.get("tensor_bits") else str(self.settings.get("bits", ""))
+        """Those of the file, in one word."""
+        return bits_word(self.settings)
 
     @property
     def validates(self) -> bool:

@@ -6,7 +6,7 @@ from pdq_export.errors import percent
 from pdq_export.report.html.blocks import Tile
 from pdq_export.report.html.source import Source
 from pdq_export.report.report import Report
-from pdq_export.report.table import format_sizes
+from pdq_export.report.table import format_sizes, images_of
 
 
 def title(source: Source) -> tuple[str, str]:
@@ -15,15 +15,14 @@ def title(source: Source) -> tuple[str, str]:
         done = f"{len(run.blocks)} of {run.count} blocks are kept"
         return f"{run.model}, {run.bits}: a run that is kept", f"{done}; begun {run.created}"
     if (found := source.sensitivity) is not None:
-        of = f"on {found.images:,} images of {found.calibration}"
+        of = f"on {images_of(found.images, found.calibration)}"
         return f"{found.model.name or 'model'}: what bits of single tensors do", of
     if (report := source.report) is None:
         errors = source.errors
         assert errors is not None
         return f"{errors.quantized or 'quantized model'}, layer by layer", f"beside {errors.model or 'its FP32 model'}"
     bits = "" if source.validates else f", {source.bits}"
-    evaluation = source.settings.get("evaluation", "")
-    on = f"{report.images:,} images" + (f" of {evaluation}" if evaluation else "")
+    on = images_of(report.images, source.settings.get("evaluation", ""))
     return (
         f"{report.quantized.name or 'quantized model'}{bits}",
         f"beside {report.model.name or 'its FP32 model'}, on {on}",

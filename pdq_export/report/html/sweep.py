@@ -26,6 +26,10 @@ def to_html(table: SweepTable) -> bytes:
     if gates:
         told = [Text(text=gate, tone="bad") for gate in gates]
         sections.append(Section(anchor="gates", title="Gates that failed", blocks=told))
+    warned = [f"{run}: {text}" for run in table.runs for text in run.warnings]
+    if warned:
+        told = [Text(text=text) for text in warned]
+        sections.append(Section(anchor="warnings", title="Warnings", blocks=told))
     models = dict.fromkeys(Path(run.model).name for run in table.runs)
     return page("Sweep", ", ".join(models), list(_tiles(table)), sections)
 

@@ -292,7 +292,8 @@ def test_a_fixed_batch_that_64_is_no_multiple_of(tmp_path: Path) -> None:
         data = RNG.standard_normal((140, 3, 12, 12), dtype=np.float32)[: 140 // batch * batch]
         report = validate_models(net, net, data=data, report=tmp_path / f"{batch}.html")
         assert report.layer_errors is not None
-        assert (report.layer_errors.images, report.warnings) == (images, ())
+        assert report.layer_errors.images == images
+        assert not any("the page does not" in text for text in report.warnings)
 
 
 def test_in_a_browser(case: Case, tmp_path: Path) -> None:
@@ -391,7 +392,7 @@ def test_no_change_has_no_sign_of_a_loss() -> None:
 def test_bits_that_were_found_are_not_told_as_those_they_were_found_instead_of() -> None:
     settings = {"bits": "4/8", "tensor_bits": ["w=7"]}
     texts = Parsed(to_html(make_report(settings=settings)).decode()).texts
-    assert "q.onnx, bits by layer" in [text.replace("quantized model", "q.onnx") for text in texts]
+    assert "q.onnx, mixed" in [text.replace("quantized model", "q.onnx") for text in texts]
     assert "4/8" not in texts
 
 

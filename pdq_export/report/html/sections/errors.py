@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from pdq_export.errors import counted
 from pdq_export.report.html.blocks import Block, Cell, Command, Figure, Figures, Section, Table, Text, number
 from pdq_export.report.html.plots import BAD, FLOAT, QUANTIZED, Plots
 from pdq_export.report.html.source import Source
@@ -32,7 +33,7 @@ def errors(source: Source, plots: Plots) -> Section | None:
             "pdq-export compare."
         )
         return Section(anchor="errors", title="Where the error arises", blocks=[Text(text=text, tone="muted")])
-    blocks: list[Block] = [Text(text=f"On {found.images:,} images. {_TOLD}", tone="muted")]
+    blocks: list[Block] = [Text(text=f"On {counted(found.images, 'image')}. {_TOLD}", tone="muted")]
     if found.tensors:
         blocks.append(Figures(figures=[_figure(found, plots)]))
     rows = [_row(row) for row in found.tensors]
