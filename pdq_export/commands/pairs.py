@@ -15,6 +15,7 @@ from pdq_export.data import Data, DataSource, InputSpec, Preprocess, read_data, 
 from pdq_export.errors import ModelError, OptionError
 from pdq_export.graph.external import external_locations
 from pdq_export.graph.load import in_memory, read_model, read_structure
+from pdq_export.graph.lookup import quantized_nodes
 from pdq_export.report import ModelInfo
 from pdq_export.validate import BATCH_SIZE, Batch, Pair, is_qonnx, runnable
 
@@ -118,7 +119,7 @@ def warn_of_pair(original: onnx.ModelProto, quantized: onnx.ModelProto, names: t
     """Warn of files that are not an FP32 one and what was quantized of it; ``names``: of both, for messages."""
     first, second = names
     expected = "expected the FP32 file, and then what was quantized of it"
-    ours, theirs = (_is_quantized(model.graph) for model in (original, quantized))
+    ours, theirs = (next(quantized_nodes(model), None) is not None for model in (original, quantized))
     if ours and not theirs:
         logger.warning(
             "%s is quantized and %s is not: are the arguments swapped? What is told of FP32 is of the first; %s",
@@ -132,14 +133,6 @@ def warn_of_pair(original: onnx.ModelProto, quantized: onnx.ModelProto, names: t
         logger.warning("%s has no quantized layer, and is measured as it is; %s", second, expected)
     if not _shares_layers(original.graph, quantized.graph):
         logger.warning("no layer of %s is found in %s: is it another network? %s", first, second, expected)
-
-
-def _is_quantized(graph: onnx.GraphProto) -> bool:
-    return any(
-        operators.get(node.op_type).quantized
-        or any(_is_quantized(item.g) for item in node.attribute if item.HasField("g"))
-        for node in graph.node
-    )
 
 
 def _shares_layers(first: onnx.GraphProto, second: onnx.GraphProto) -> bool:

@@ -23,7 +23,7 @@ from pdq_export.export.constants import LayerConstants
 from pdq_export.export.layouts import FORM, OLDEST_FORM, Quantized
 from pdq_export.export.readers import read_bias, read_weight
 from pdq_export.export.stored_plan import StoredPlan, VersionError, read_plan, write_plan
-from pdq_export.graph.lookup import GraphIndex, optional_input
+from pdq_export.graph.lookup import GraphIndex, optional_input, quantized_nodes
 from pdq_export.spec import BitWidths, Layer, Plan, Point, QuantizedTensor
 
 KEY = "pdq_export.source"
@@ -97,9 +97,6 @@ def _numbers(zero_point: NDArray[np.int16]) -> int | tuple[int, ...]:
     return tuple(zero_point.tolist()) if zero_point.ndim else int(zero_point)
 
 
-_QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "Quant")
-
-
 def read_blueprint(file: onnx.ModelProto, where: str = "model") -> Blueprint:
     """What ``file`` was written from, its weights read from its graph; raises ModelError where that is not told.
 
@@ -107,7 +104,7 @@ def read_blueprint(file: onnx.ModelProto, where: str = "model") -> Blueprint:
     """
     properties = {entry.key: entry.value for entry in file.metadata_props}
     if KEY not in properties:
-        if not any(node.op_type in _QUANTIZED for node in file.graph.node):
+        if next(quantized_nodes(file), None) is None:
             raise ModelError(
                 f"{where}: is a float model; expected a file that pdq-export quantized for ort, native, qcdq or qonnx; "
                 "quantize it first: pdq-export quantize --target has the same layouts"

@@ -18,6 +18,7 @@ from pdq_export.graph.lookup import (
     is_layer,
     opset_version,
     optional_input,
+    quantized_nodes,
 )
 
 _DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
@@ -38,13 +39,12 @@ def check_opset(model: onnx.ModelProto) -> None:
 
 def check_not_quantized(model: onnx.ModelProto) -> None:
     """Raise ModelError if a node belongs to a quantized model, such as QuantizeLinear or QLinearConv."""
-    nodes = [*all_nodes(model.graph.node), *(node for f in model.functions for node in all_nodes(f.node))]
-    for node in nodes:
-        if operators.get(node.op_type).quantized or node.op_type.startswith("QLinear"):
-            raise ModelError(
-                f"{describe(node)}: the model is already quantized; expected a float32 model; "
-                "give the model it was made from"
-            )
+    node = next(quantized_nodes(model), None)
+    if node is not None:
+        raise ModelError(
+            f"{describe(node)}: the model is already quantized; expected a float32 model; "
+            "give the model it was made from"
+        )
 
 
 def check_inference(model: onnx.ModelProto) -> None:

@@ -103,6 +103,13 @@ def all_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
             yield from all_nodes(subgraph.node)
 
 
+def quantized_nodes(model: onnx.ModelProto) -> Iterator[NodeProto]:
+    """The nodes that only a quantized model has, such as QuantizeLinear or QLinearConv, at any depth."""
+    for node in all_nodes(itertools.chain(model.graph.node, *(function.node for function in model.functions))):
+        if operators.get(node.op_type).quantized or node.op_type.startswith("QLinear"):
+            yield node
+
+
 def inner_layers(values: Mapping[str, Any], constants: Set[str]) -> dict[str, list[str]]:
     """The layers with a constant weight in a node's subgraphs, at any depth, by attribute.
 

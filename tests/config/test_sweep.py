@@ -168,7 +168,7 @@ def test_every_value_with_an_effect_is_in_a_run(names: list[str], method: str) -
     [
         ({"axes": {"iters": (100, -1)}}, "--iters -1: expected 0 or more"),
         ({"axes": {"bits": ("8/8",), "lambda_r": (0.0,)}}, r"lambda_r is 0\.0; expected a number above 0"),
-        ({"base": {"seed": 0.5}}, r"seed is 0\.5; expected"),
+        ({"base": {"seed": 0.5}}, r"--seed 0\.5: expected"),
         ({"changes": {"off": {"keep_probability": 2}}}, "keep_probability is 2; expected a number from 0 to 1"),
         ({"axes": {"itres": (1,)}}, "option 'itres' is unknown; did you mean iters"),
         ({"axes": {"output": ("a.onnx",)}}, "output is the sweep's own"),

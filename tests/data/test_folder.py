@@ -229,7 +229,7 @@ def test_empty_folders(tmp_path: Path) -> None:
         load_images(tmp_path)
     (tmp_path / "class0").mkdir()
     (tmp_path / "a.txt").touch()
-    with pytest.raises(DataError, match="no images, but 1 other files and 1 folders"):
+    with pytest.raises(DataError, match="no images, but 1 other file and 1 folder"):
         load_images(tmp_path)
 
 

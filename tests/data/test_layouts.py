@@ -80,7 +80,7 @@ def test_images_beside_folders_of_images(tmp_path: Path, caplog: pytest.LogCaptu
 
 def test_no_images_anywhere(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
-    with pytest.raises(DataError, match=r"no images, but 0 other files and 1 folders without any; expected \.bmp"):
+    with pytest.raises(DataError, match=r"no images, but 0 other files and 1 folder without any; expected \.bmp"):
         load_images(tmp_path, expected=NCHW)
 
 
