@@ -76,15 +76,19 @@ def click_option(one: Option, *, default: str | None = None, help: str | None = 
         *filter(None, (one.declared.short, one.flag)),
         one.name,
         type=OutputPath() if one.declared.writes else _TYPES.get(one.kind, click.STRING),
-        multiple=True,
-        callback=None if one.kind is tuple else _once,
+        multiple=one.kind is tuple or one.name in _SETS,
+        callback=_once if one.name in _SETS else None,
         metavar=one.metavar,
         help=text,
     )
 
 
+# Of others the last counts, as everywhere: a line is tried again with an option behind it. Of these both may be meant.
+_SETS = ("calib", "eval")
+
+
 def _once(context: click.Context, param: click.Parameter, values: tuple[Any, ...]) -> Any:
-    """The value of an option that has one; click alone would take the last. Raises OptionError for several."""
+    """The value of an option that has one. Raises OptionError for several."""
     if len(values) > 1:
         flag = max(param.opts, key=len)
         told = " and ".join(f"{flag} {value}" for value in values[:2])

@@ -37,6 +37,7 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 def short_search(monkeypatch: pytest.MonkeyPatch) -> None:
     """Scales from the range alone: the search, which has tests of its own, takes minutes on millions of weights."""
     monkeypatch.setattr("pdq_export.numerics.search.FRACTIONS", 1)
+    monkeypatch.setattr("pdq_export.numerics.search._QUICK", 1)
     monkeypatch.setattr("pdq_export.numerics.search._MAX_ENUMERATED_BITS", 0)
 
 

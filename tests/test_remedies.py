@@ -489,7 +489,7 @@ def test_of_labels_and_batches(tmp_path: Path) -> None:
     options = {"iters": 2, "samples": 4, "correction_iters": 0}
     wrong, right = (npz(tmp_path, f"{n}.npz", images=FLOATS, labels=np.full(4, n)) for n in (7, 4))
     bare = npz(tmp_path, "bare.npz", images=FLOATS)
-    with pytest.raises(DataError, match=r"expected 0 to 4.*; remap the labels or leave them out"):
+    with pytest.raises(DataError, match=r"expected 0 to 4.*; remap the labels, or leave the labels out"):
         quantize(model, calib=wrong, options=options, device="cpu")
     for mended in (right, bare):
         quantize(model, calib=mended, options=options, device="cpu")

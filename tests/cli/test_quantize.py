@@ -456,7 +456,7 @@ def test_bits_from_two_to_eight(weight: int, activation: int) -> None:
             BitWidths.parse(text)
 
 
-def test_one_value_given_twice_is_refused(run: Run) -> None:
+def test_images_given_twice_are_refused(run: Run) -> None:
     result = run("quantize", "model.onnx", "--calib", "images.npy", "--calib", "eval.npz")
     assert result.exit_code == 2
     assert "--calib images.npy and --calib eval.npz: --calib is given 2 times; expected it once" in result.stderr

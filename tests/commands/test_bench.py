@@ -203,7 +203,7 @@ def test_no_files(files: list[Path]) -> None:
 
 def test_what_is_no_model(files: list[Path], tmp_path: Path) -> None:
     (tmp_path / "text.onnx").write_text("hello")
-    with pytest.raises(PdqError, match=r"text\.onnx: is a text file"):
+    with pytest.raises(PdqError, match=r"text\.onnx: is not an ONNX file: it is text that begins with"):
         measure([*files, tmp_path / "text.onnx"])
 
 

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 import pytest
 
 from pdq_export import calib_data
-from pdq_export.commands.costs import WIDTHS, WeightCosts, weight_costs
+from pdq_export.commands.costs import WeightCosts, weight_costs
 from pdq_export.commands.estimates import estimate_tensors
 from pdq_export.errors import OptionError
 from pdq_export.export import Packing
 from pdq_export.graph.prepare import PreparedModel
 from pdq_export.plan import PlanOptions
-from pdq_export.spec import Plan, Role
+from pdq_export.spec import ALL_BITS, Plan, Role
 from pdq_export.targets import find_target
 from pdq_export.work import open_model, prepare_and_plan
 
@@ -49,7 +49,7 @@ def test_every_weight_has_a_cost_at_every_width_and_as_planned_the_sum_is_the_fi
 ) -> None:
     prepared, plan, found = costs
     names = [name for name, point in plan.points.items() if point.role is Role.WEIGHT]
-    assert {name: tuple(by_width) for name, by_width in found.weights.items()} == dict.fromkeys(names, WIDTHS)
+    assert {name: tuple(by_width) for name, by_width in found.weights.items()} == dict.fromkeys(names, ALL_BITS)
     own = {name: plan.points[name].bits for name in names}
     assert found.predict({}) == written(prepared, plan, "ort", own, Packing.BYTES)
     largest = max(names, key=lambda name: found.weights[name][8])

@@ -160,7 +160,7 @@ def test_figures_are_those_of_one_process(monkeypatch: pytest.MonkeyPatch) -> No
 
     Metrics are the first rank's, and validation has the threads of one rank among several.
     """
-    Path("own.py").write_text(
+    Path("ranks_own.py").write_text(
         "import threading\nCALLERS = []\n"
         "def own(outputs, labels):\n    CALLERS.append(threading.get_ident())\n    return float(labels[0])\n"
     )
@@ -168,11 +168,11 @@ def test_figures_are_those_of_one_process(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     options, threads = runtime._options, list[int | None]()
     monkeypatch.setattr(runtime, "_options", lambda given, *others: threads.append(given) or options(1, *others))
-    (alone,) = on_ranks(1, lambda ranks: together(ranks, metric="own:own"))
+    (alone,) = on_ranks(1, lambda ranks: together(ranks, metric="ranks_own:own"))
     assert 3 not in threads
-    callers = importlib.import_module("own").CALLERS
+    callers = importlib.import_module("ranks_own").CALLERS
     callers.clear()
-    first, *others = on_ranks(3, lambda ranks: together(ranks, metric="own:own"))
+    first, *others = on_ranks(3, lambda ranks: together(ranks, metric="ranks_own:own"))
     assert len(set(callers)) == 1
     assert threads.count(3) == 2 * 3
     assert others == [None, None]
