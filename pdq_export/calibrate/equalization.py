@@ -65,7 +65,9 @@ def channel_factors_of_scales(
 def _values(
     network: fx.GraphModule, tensors: Sequence[str], inputs: Sequence[Tensor | Source], ranks: Ranks
 ) -> Iterator[tuple[str, Tensor]]:
-    """The tensors [N, C, ...] on 64 images from all over the set, a few images at a time."""
+    """The tensors [N, C, ...] on 64 images from all over the set, a few images at a time; for none nothing is run."""
+    if not tensors:
+        return
     probe = extract(network, input_tensors(network), tensors)
     some = spread(len(inputs[0]), some_of(ranks, _IMAGES))
     for batch in zip(*(x[some].split(_BATCH) for x in inputs), strict=True):

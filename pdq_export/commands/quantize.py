@@ -191,13 +191,7 @@ def _run(request: Request, tell: Tell, until_end: contextlib.ExitStack, warned: 
         request = request.calibrating(samples, chosen.samples)
         chosen = request.options(planned.family)
     check_alike(request, planned, chosen, samples)
-    if len(samples.calibration) == 1:
-        logger.warning(
-            "%s: one image to calibrate on: scales and rounding fit it alone, and others can lose everything; take a "
-            "hundred or more, as the model will meet them",
-            samples.calibration.source,
-        )
-    check_enough(request.ranks, chosen, len(samples.calibration))
+    _check_count(request, chosen, samples)
     work = begin_work(planned, network, samples)
     del planned, network
     tell.stage("check")
@@ -247,6 +241,17 @@ def _run(request: Request, tell: Tell, until_end: contextlib.ExitStack, warned: 
             files += _keep_beside(draft, report, request.config, samples.judged, allotment)
         draft.place(overwrite=asked.overwrite)
     return Result(model=quantized, plan=work.plan, tensors=calibrated.tensors, report=report, files=tuple(files))
+
+
+def _check_count(request: Request, chosen: CalibrationOptions, samples: Samples) -> None:
+    """Refuse ranks with nothing to do, and warn of a single image."""
+    if len(samples.calibration) == 1:
+        logger.warning(
+            "%s: one image to calibrate on: scales and rounding fit it alone, and others can lose everything; take a "
+            "hundred or more, as the model will meet them",
+            samples.calibration.source,
+        )
+    check_enough(request.ranks, chosen, len(samples.calibration))
 
 
 def _samples(
