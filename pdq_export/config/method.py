@@ -1,6 +1,7 @@
 """What can be set about calibration: methods, budgets and hyper-parameters, and how a set of options is chosen."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ SENSITIVITY_SAMPLES = 128  # images, the first, that bits are found by
 _SHARE: Mapping[str, Any] = {"least": 0, "most": 1, "flag": False}
 _POSITIVE: Mapping[str, Any] = {"above": 0, "flag": False}
 _PART: Mapping[str, Any] = {"flag": False}
+_MANY_BITS = 4
 
 
 class NoEffectError(OptionError):
@@ -37,6 +39,15 @@ class CalibrationOptions:
         least=1,
     )
     iters: int = option(500, "Optimizer steps for each block", least=0)
+    # More of them learn the images by heart there: benchmarks/PROFILE.md, "Fewer steps at 4 bits".
+    iters_share: float = option(
+        1.0,
+        "Share of the steps that a block takes in which nothing has fewer than 4 bits",
+        more="where a number of steps is given, all blocks take it",
+        above=0,
+        most=1,
+        flag=False,
+    )
     correction_iters: int = option(100, "Steps of distribution correction for each batch; 0 switches it off", least=0)
     seed: int = option(
         0,
@@ -90,6 +101,10 @@ class CalibrationOptions:
     def __post_init__(self) -> None:
         check_bounds(self)
 
+    def steps(self, bits: int) -> int:
+        """Optimizer steps for a block in which what is learned has at least ``bits`` bits."""
+        return self.iters if bits < _MANY_BITS else math.ceil(self.iters * self.iters_share)
+
 
 # What each method leaves out of PD-Quant; the loop is the same.
 _BRECQ: Mapping[str, Any] = {
@@ -133,8 +148,8 @@ _LONG_STEPS: Mapping[str, Any] = {
     "equalize_channels": True,
 }
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "fast": {"samples": 256, "iters": 100, "correction_iters": 10, **_LONG_STEPS},
-    "balanced": {"samples": 1024, "iters": 200, "correction_iters": 20, **_LONG_STEPS},
+    "fast": {"samples": 256, "iters": 100, "iters_share": 0.5, "correction_iters": 10, **_LONG_STEPS},
+    "balanced": {"samples": 1024, "iters": 200, "iters_share": 0.25, "correction_iters": 20, **_LONG_STEPS},
     "paper": {"samples": 1024, "iters": 20000, "correction_iters": 500},
 }
 
@@ -161,7 +176,10 @@ def choose_options(
     for name, value in overrides.items():
         _check_name("option", name, fields)
         overrides[name] = _typed(name, value, type(fields[name].default))
-    chosen = CalibrationOptions(**{**PRESETS[preset], **FAMILIES[family], **METHODS[method], **overrides})
+    taken = {**PRESETS[preset], **FAMILIES[family], **METHODS[method]}
+    if "iters" in overrides:
+        taken["iters_share"] = 1.0
+    chosen = CalibrationOptions(**{**taken, **overrides})
     for name, (part, reason) in _NEEDS.items():
         if name in overrides and not part(chosen):
             raise NoEffectError(
@@ -202,7 +220,7 @@ _NEEDS: Mapping[str, _Needed] = {
     "learn_scales": (lambda o: not o.learn_scales or o.iters > 0, "there are no steps (iters)"),
     "prediction_difference": (lambda o: not o.prediction_difference or _steps(o), _OPTIMIZED),
     "correction_iters": (lambda o: o.correction_iters == 0 or _steps(o), _OPTIMIZED),
-    **dict.fromkeys(("seed", "batch_size", "keep_probability", "mix_probability"), (_steps, _OPTIMIZED)),
+    **dict.fromkeys(("seed", "iters_share", "batch_size", "keep_probability", "mix_probability"), (_steps, _OPTIMIZED)),
     "compensate_rounding": (lambda o: not o.compensate_rounding or _rounds(o), _ROUNDED[1]),
     **dict.fromkeys(("rounding_lr", "warmup", "exponent_start", "exponent_end"), _ROUNDED),
     "rounding_weight": (lambda o: _rounds(o) and o.warmup < 1.0, "the rounding term is off (iters, warmup)"),

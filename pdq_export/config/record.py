@@ -139,7 +139,10 @@ def _guessed(settled: Mapping[str, Any]) -> dict[str, Any]:
     known = options_of()
     numbers = CalibrationOptions.__dataclass_fields__
     chosen: Sequence[str] = ("method", "preset", "family")
-    usual = dataclasses.asdict(choose_options(**{name: settled[name] for name in chosen if name in settled}))
+    parts = {name: settled[name] for name in chosen if name in settled}
+    usual = dataclasses.asdict(choose_options(**parts))
+    if settled.get("iters", usual["iters"]) != usual["iters"]:
+        usual["iters_share"] = 1.0  # as `choose_options` has it where steps are given
     given = {name: value for name, value in settled.items() if name in known and name not in numbers}
     for name, usually in {"weights": "asymmetric", "first_last": "8/8"}.items():
         if given.get(name) == usually:
