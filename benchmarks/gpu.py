@@ -96,7 +96,7 @@ def run_tests(session: Session) -> Rows:
 
 def compare_accuracy(session: Session) -> Rows:
     """Accuracy of files that are calibrated on the device and on the CPU, and what they differ from the simulation."""
-    cases = [("embedded", *embedded(), bits) for bits in ("4/4", "2/2")]
+    cases = [("embedded", *embedded(), bits) for bits in (("2/2",) if session.tiny else ("4/4", "2/2"))]
     if session.resnet20 is not None:
         cases.append(("ResNet-20", *session.resnet20, "2/2"))
     rows: Rows = []

@@ -38,7 +38,7 @@ def test_every_part_runs_once(
     assert modes["captured, bfloat16"]["top-1"] > 0
     assert "prediction_precision: tf32 is a precision of NVIDIA's GPUs" in modes["captured, tf32"]["refused"]
     assert not [row for row in modes.values() if "told" in row]
-    assert {row["bits"] for row in found["accuracy"]["rows"]} == {"4/4", "2/2"}
+    assert [row["bits"] for row in found["accuracy"]["rows"]] == ["2/2"]
     assert found["steps"]["rows"][0]["FP32 step, ms"] > 0
     assert "passed" in found["tests"]["rows"][0]["last lines"][-1]
     printed = capsys.readouterr()
