@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pdq_export.calibrate.step import Batch, Step, StepNumbers
 from pdq_export.errors import OptionError
+from pdq_export.frontend.ops.interpolate import without_kept_tables
 from pdq_export.ranks import Ranks
 
 Result = TypeVar("Result")
@@ -150,7 +151,8 @@ class CapturedStep:
             return None
         try:
             own, own_numbers = _copied(batch), _copied(numbers)
-            results, play = self._recorder.record(lambda: self._step.once(own, own_numbers))
+            with without_kept_tables():
+                results, play = self._recorder.record(lambda: self._step.once(own, own_numbers))
         except RuntimeError as error:  # torch's, running out of memory among them
             self._give_up(f"{type(error).__name__}: {' '.join(str(error).split())[:_CAUSE]}")
             return None

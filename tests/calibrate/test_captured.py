@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pdq_export.calibrate import Calibrated, calibrate, captured
 from pdq_export.calibrate.captured import CapturedStep, CudaRecorder, check_capture
 from pdq_export.config.method import choose_options
 from pdq_export.errors import OptionError
+from pdq_export.frontend.ops import interpolate
 from pdq_export.process import tune_process
 from pdq_export.ranks import ALONE
 from tests.calibrate.networks import calibrate_example, residual
@@ -95,6 +96,32 @@ def test_steps_of_a_kind_differ_in_nothing_but_what_tensors_hold() -> None:
         for told, read in others:
             assert told == first
             assert read == addresses
+
+
+class Resizing(nn.Module):
+    """A rest of the network that reads a table, which others keep."""
+
+    def forward(self, x: Tensor, beside: Tensor) -> tuple[Tensor]:
+        axis = interpolate.Axis(size=3, out=6, scale=2.0)
+        return (interpolate.interpolate_axis(x + beside, 1, axis, interpolate.Method(mode="linear"))[:, 1:4],)
+
+
+def test_tables_of_interpolation_are_part_of_a_recording() -> None:
+    """One that is kept may be given up before it is played, and one that is made there is not for others."""
+    ours, theirs = ((one, dataclasses.replace(one.model, rest=Resizing())) for one in (example(), example()))
+    steps = [step_of(dataclasses.replace(one, model=model)) for one, model in (ours, theirs)]
+
+    class Forgetful(Tape):
+        def record(self, run: Callable[[], Any]) -> Any:
+            interpolate.forget_tables()
+            result = super().record(run)
+            assert not interpolate._table.cache_info().currsize
+            return result
+
+    step = CapturedStep(steps[0], Forgetful(CPU, ours[0].model.masks), pytest.fail)
+    for number in range(13):
+        found = step(ours[0].batch, schedule().numbers(number))
+        assert all(map(torch.equal, found, steps[1](theirs[0].batch, schedule().numbers(number))))
 
 
 def test_what_the_tape_finds() -> None:
