@@ -124,7 +124,7 @@ def _run(model: Path, config: Config, frame: Frame) -> "Result | None":
 def _run_together(model: Path, config: Config, launch: Launch, progress: ProgressDisplay) -> "Result | None":
     from pdq_export.calibrate.device import choose_device
     from pdq_export.commands.quantize import quantize_together
-    from pdq_export.ranks import joined
+    from pdq_export.ranks.joining import joined
 
     with joined(launch, choose_device(config.run.device, launch.local_rank)) as ranks:
         return quantize_together(ranks, model, config=config, progress=progress)

@@ -7,6 +7,7 @@ from torch import Tensor, fx, nn
 
 from pdq_export.calibrate.block_state import BlockRecord
 from pdq_export.calibrate.cache import Cache
+from pdq_export.calibrate.captured import Capture
 from pdq_export.calibrate.context import Context
 from pdq_export.calibrate.finished import Quantizers
 from pdq_export.calibrate.hardening import harden_block, hardening_bytes
@@ -41,6 +42,7 @@ class BlockCalibrator:
     ) -> None:
         self._context, self._done, self._live, self._scores = context, done, live, scores
         self._teacher, self._initializer, self._least = teacher, initializer, least
+        self._capture = Capture(context.store.device) if context.options.capture_step else None
 
     def calibrate(self, position: int, block: Block, later: Sequence[Block]) -> BlockRecord:
         """Finish the ``block`` at ``position`` of the plan, which ``later`` ones follow."""
@@ -82,7 +84,7 @@ class BlockCalibrator:
         trim_heap()  # what was freed so far lies in holes that the tensors of a step do not fit into
         with context.journal.timed("steps"), context.store.step(problem.model.modules):
             journal, relief = context.journal, [context.store.evict]
-            return reconstruct(problem, options, batches, journal.step, journal.warn, relief, ranks)
+            return reconstruct(problem, options, batches, journal.step, journal.warn, relief, ranks, self._capture)
 
     def _problem(
         self,
