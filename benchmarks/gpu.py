@@ -2,19 +2,21 @@
 
     python -m benchmarks.gpu --output gpu.json [--resnet20 resnet20.onnx --calib calib.npz --eval test.npz]
 
-Six parts, each kept in ``--output`` as it is finished; the same command goes on with those that are missing, and a part
+Seven parts, each kept in ``--output`` as it is finished; the same command goes on with those that are missing, and one
 for which the time left (``--seconds``, of this call) does not suffice is left for the next. Nothing is fetched.
 ``--tiny`` runs every part on the embedded network with a few steps, on any device: what a test proves it with.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
+import logging
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,13 @@ from pdq_export.process import tune_process
 
 Rows = list[dict[str, Any]]
 ROOT = Path(__file__).resolve().parents[1]
+# How steps can be taken: what is off by default until it is shown here.
+MODES: Mapping[str, Mapping[str, str]] = {
+    "as it is": {},
+    "captured": {"capture_step": "true"},
+    "captured, tf32": {"capture_step": "true", "prediction_precision": "tf32"},
+    "captured, bfloat16": {"capture_step": "true", "prediction_precision": "bfloat16"},
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,6 +80,12 @@ class Session:
         return make_model(network, self.folder, resolution=224)[1]
 
 
+def embedded() -> tuple[Path, Path, Path]:
+    """The embedded network, its calibration images and its evaluation images."""
+    folder = Path(calib_data.path("fashion_resnet.onnx")).parent
+    return folder / "fashion_resnet.onnx", folder / "calib.npz", folder / "eval.npz"
+
+
 def run_tests(session: Session) -> Rows:
     """The calibration tests, on the GPU alone."""
     chosen = "test_what_the_device" if session.tiny else "cuda"
@@ -81,9 +96,7 @@ def run_tests(session: Session) -> Rows:
 
 def compare_accuracy(session: Session) -> Rows:
     """Accuracy of files that are calibrated on the device and on the CPU, and what they differ from the simulation."""
-    folder = Path(calib_data.path("fashion_resnet.onnx")).parent
-    embedded = folder / "fashion_resnet.onnx", folder / "calib.npz", folder / "eval.npz"
-    cases = [("embedded", *embedded, bits) for bits in ("4/4", "2/2")]
+    cases = [("embedded", *embedded(), bits) for bits in (("2/2",) if session.tiny else ("4/4", "2/2"))]
     if session.resnet20 is not None:
         cases.append(("ResNet-20", *session.resnet20, "2/2"))
     rows: Rows = []
@@ -103,23 +116,61 @@ def compare_accuracy(session: Session) -> Rows:
     return rows
 
 
-def time_steps(session: Session) -> Rows:
-    """Milliseconds of a step of each block, and of a step of the whole FP32 network, on a batch of 32."""
+def compare_modes(session: Session) -> Rows:
+    """The embedded network at 2/2 by each of `MODES`, with kernels of a fixed order: its integers, and its accuracy.
+
+    Captured steps are to give the integers of launched ones; what is rounded gives others, as accurate.
+    """
+    model, calib, judged = embedded()
+    images, reference = load_images(judged, limit=64 if session.tiny else None), b""
+    budget = {**session.budget, "iters": "12"} if session.tiny else {}  # so many that some are captured
     rows: Rows = []
+    for mode, options in MODES.items():
+        start = time.perf_counter()
+        with _told() as told, _refused(rows, mode):
+            result = pdq_export.quantize(
+                model,
+                bits="2/2",
+                calib=calib,
+                eval=images,
+                preset="fast",
+                options={**budget, **options},
+                device=str(session.device),
+                deterministic=True,
+            )
+            graph = result.model.graph.SerializeToString(deterministic=True)
+            reference = reference or graph
+            accuracy = result.report.to_dict()["accuracy"]["quantized"]["top1"]
+            seconds = round(time.perf_counter() - start, 1)
+            rows.append({"mode": mode, "s": seconds, "top-1": accuracy, "same integers": graph == reference, **told()})
+    return rows
+
+
+def time_steps(session: Session) -> Rows:
+    """Milliseconds of a step of each block, by each of `MODES`, and of one of the whole FP32 network, on a batch of 32.
+
+    Of the networks after the first, and of a tiny one, without what is rounded.
+    """
+    rows: Rows = []
+    # Steps of the mean are those after the first report, of step 1; captured ones are recorded by then, but for few.
+    steps = {"samples": "64", "iters": "61"}
     for network in session.networks:
-        path, steps = session.path(network), {"samples": "64", "iters": "41"}
-        found = measure(session.job(network, "balanced", steps), path)
+        path = session.path(network)
         plain = _plain_step(path, session)
-        of_blocks = [block.step_seconds for block in found.blocks]
-        rows.append(
-            {
-                "network": network,
-                "FP32 step, ms": 1e3 * plain,
-                "all blocks, ms": _milliseconds(found.step_seconds),
-                "by block, ms": {b.block: _milliseconds(b.step_seconds) for b in found.blocks},
-                "a step over FP32's": None if None in of_blocks else max(filter(None, of_blocks)) / plain,
-            }
-        )
+        for mode in list(MODES)[: 2 if session.tiny or network != session.networks[0] else None]:
+            with _told() as told, _refused(rows, mode, network=network):
+                job = session.job(network, "balanced", {**steps, **MODES[mode]})
+                found = measure(job, path, extrapolates=False)
+                of_blocks = [block.step_seconds for block in found.blocks]
+                row: dict[str, Any] = {
+                    "network": network,
+                    "mode": mode,
+                    "FP32 step, ms": 1e3 * plain,
+                    "all blocks, ms": _milliseconds(found.step_seconds),
+                    "by block, ms": {b.block: _milliseconds(b.step_seconds) for b in found.blocks},
+                    "a step over FP32's": None if None in of_blocks else max(filter(None, of_blocks)) / plain,
+                }
+                rows.append({**row, **told()})
     return rows
 
 
@@ -127,10 +178,11 @@ def time_runs(session: Session) -> Rows:
     """Whole calibrations, and what the paper's would take, from 200 steps a block."""
     rows: Rows = []
     for network in session.networks:
-        for preset in PRESETS:
+        for preset in list(PRESETS)[-1 if session.tiny else 0 :]:
             budget = {"samples": "256", "iters": "200", "correction_iters": "50"} if preset == "paper" else {}
             found = measure(session.job(network, preset, budget), session.path(network))
-            rows.append({"network": network, "preset": preset, **_figures(found)})
+            whole = found.extrapolated()
+            rows.append({"network": network, "preset": preset, "whole preset, s": whole, **_figures(found)})
     return rows
 
 
@@ -138,9 +190,10 @@ def measure_memory(session: Session) -> Rows:
     """Peak memory, also of a run whose host memory is limited."""
     rows: Rows = []
     for network in session.networks[:1]:
-        for limit in (None, "8GB"):
+        for limit in ("8GB",) if session.tiny else (None, "8GB"):
             few = {"samples": "256", "iters": "20", "correction_iters": "2"}
-            found = measure(session.job(network, "balanced", few, limit), session.path(network))
+            job = session.job(network, "balanced", few, limit)
+            found = measure(job, session.path(network), extrapolates=False)
             rows.append({"network": network, "--max-memory": limit, **_figures(found)})
     return rows
 
@@ -180,10 +233,38 @@ PARTS: Mapping[str, Part] = {
     "tests": Part(run=run_tests, seconds=60),
     "accuracy": Part(run=compare_accuracy, seconds=60),
     "bytes": Part(run=compare_bytes, seconds=40),
-    "steps": Part(run=time_steps, seconds=40),
+    "modes": Part(run=compare_modes, seconds=40),
+    "steps": Part(run=time_steps, seconds=50),
     "runs": Part(run=time_runs, seconds=240),
     "memory": Part(run=measure_memory, seconds=30),
 }
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[Callable[[], dict[str, Any]]]:
+    """What a run warns of captures, for its row: a step that cannot be captured is launched."""
+    heard: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "capture_step" in record.getMessage():
+                heard.append(record.getMessage())
+
+    handler, logger = Handler(), logging.getLogger("pdq_export")
+    logger.addHandler(handler)
+    try:
+        yield lambda: {"told": heard} if heard else {}
+    finally:
+        logger.removeHandler(handler)
+
+
+@contextlib.contextmanager
+def _refused(rows: Rows, mode: str, **others: str) -> Iterator[None]:
+    """A row for what the device does not have, as a CPU."""
+    try:
+        yield
+    except OptionError as error:
+        rows.append({**others, "mode": mode, "refused": str(error)})
 
 
 def _plain_step(path: Path, session: Session) -> float:
@@ -215,7 +296,6 @@ def _figures(found: Measurement) -> dict[str, Any]:
     device = found.device_memory
     return {
         "seconds": found.seconds,
-        "whole preset, s": found.extrapolated(),
         "host peak, MB": found.peak_memory / MEGABYTE,
         "GPU peak, MB": None if device is None else device / MEGABYTE,
     }
@@ -308,12 +388,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the tables; 1 where a part failed or was left out."""
     options = parse_arguments(arguments)
     tune_process(deterministic=True)
-    embedded = str(calib_data.path("fashion_resnet.onnx"))
     with tempfile.TemporaryDirectory() as folder:
         session = Session(
             device=options.device,
             tiny=options.tiny,
-            networks=options.networks or ([embedded] if options.tiny else ["resnet18", "resnet50"]),
+            networks=options.networks or ([str(embedded()[0])] if options.tiny else ["resnet18", "resnet50"]),
             resnet20=None if options.resnet20 is None else (options.resnet20, options.calib, options.eval),
             folder=Path(folder),
         )

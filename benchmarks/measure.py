@@ -157,8 +157,11 @@ class BlockClock(StageClock):
         return (last - first) / (last_step - first_step)
 
 
-def measure(job: Job, path: Path) -> Measurement:
-    """Calibrate on noise of the model's shape, in this process; its peak memory is the process's own."""
+def measure(job: Job, path: Path, *, extrapolates: bool = True) -> Measurement:
+    """Calibrate on noise of the model's shape, in this process; its peak memory is the process's own.
+
+    ``extrapolates``: measure what `Measurement.extrapolated` asks for, too, which takes two runs with nothing learned.
+    """
     torch.set_num_threads(job.threads)
     images, judged = noise(path, job.options().samples, seed=0), noise(path, BATCH_SIZE, seed=1)
     start_memory, clock = peak_memory(), BlockClock(job.options().prediction_interval)
@@ -177,7 +180,7 @@ def measure(job: Job, path: Path) -> Measurement:
     )
     seconds, cpu_seconds = clock.until("export")
     peak = max(peak_memory(), clock.calibration_memory)  # the kernel counts in steps of some pages
-    cut = job.options().samples < job.full().samples
+    cut = extrapolates and job.options().samples < job.full().samples
     fixed, nearest = (_nearest_seconds(job, path, part) for part in (images.head(1), images)) if cut else (None, None)
     on_cuda = torch.device("cuda" if job.device == "auto" else job.device).type == "cuda" and torch.cuda.is_available()
     device_memory = torch.cuda.max_memory_allocated() if on_cuda else None

@@ -28,7 +28,9 @@ from pdq_export.commands.settle import choose, plan_options
 from pdq_export.config.config import make_config
 from pdq_export.data import load_images
 from pdq_export.process import Launch, tune_process
-from pdq_export.ranks import ALONE, Ranks, Together, joined
+from pdq_export.ranks import ALONE, Ranks
+from pdq_export.ranks.joining import joined
+from pdq_export.ranks.together import Together
 from pdq_export.spec import Block
 from pdq_export.work import PlannedModel, import_planned, open_model
 

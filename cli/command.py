@@ -248,7 +248,7 @@ def _fail(message: str, status: ExitCode) -> NoReturn:
 
 
 def _is_first_to_tell(launch: Launch) -> bool:
-    from pdq_export.ranks import is_first_to_tell
+    from pdq_export.ranks.joining import is_first_to_tell
 
     return is_first_to_tell(launch)
 

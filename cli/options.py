@@ -1,12 +1,13 @@
 """Options of the commands, made of the configuration's."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from pdq_export.config.config import Config, check_name, options_of
+from pdq_export.config.method import CalibrationOptions
 from pdq_export.config.option import Option
 from pdq_export.config.toml import default_text
 from pdq_export.errors import OptionError
@@ -37,16 +38,25 @@ def pair_arguments(function: Command) -> Command:
 def config_options(command: str, config: type = Config) -> Callable[[Command], Command]:
     """Give a click command ``--config`` and the options of ``config`` that the command takes, under their names.
 
-    And ``--unset``. What is not given arrives as None or (), see `given`.
+    And ``--unset``, and ``--set`` for those without a flag. What is not given arrives as None or (), see `given`.
     """
+    known = options_of(config, command=command)
 
     def decorate(function: Command) -> Command:
-        for one in reversed(options_of(config, command=command).values()):
+        if not all(one.declared.flag for one in known.values()):
+            function = click.option(
+                "--set",
+                "assignments",
+                multiple=True,
+                metavar="NAME=VALUE",
+                help="Set any other option of the method, e.g. temperature=1; again for more.",
+            )(function)
+        for one in reversed(known.values()):
             if one.declared.flag:
                 function = click_option(one)(function)
         function = click.option(
             "--unset",
-            type=Unset(options_of(config, command=command)),
+            type=Unset(known),
             multiple=True,
             metavar="NAME",
             help="Take the default of an option, whatever the file says; again for more.",
@@ -121,10 +131,28 @@ class Unset(_OptionType):
 
 
 def given(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of a command's arguments that were given, and the defaults of those that were unset."""
+    """Those of a command's arguments that were given, what --set sets, and the defaults of those that were unset."""
     fields = {name: value for name, value in arguments.items() if value is not None and value != ()}
+    assignments = fields.pop("assignments", ())
     for one in fields.pop("unset", ()):
         if one.name in fields:
             raise OptionError(f"--unset {one.name}: {one.flag} is given as well; expected one of them")
         fields[one.name] = one.default
-    return fields
+    return fields | _parse_assignments(assignments, fields)
+
+
+def _parse_assignments(assignments: Sequence[str], given: Mapping[str, Any]) -> dict[str, str]:
+    """``NAME=VALUE`` of --set; names and values are checked where all options are."""
+    settings: dict[str, str] = {}
+    for text in assignments:
+        name, equals, value = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals or not name:
+            raise OptionError(f"--set {text!r}: expected NAME=VALUE, for example temperature=1")
+        if name not in CalibrationOptions.__dataclass_fields__ and name in (known := options_of()):
+            raise OptionError(f"--set {text!r}: {name} is no number of the method; expected {known[name].flag}")
+        check_name(name, options_of(CalibrationOptions), f"--set {text!r}: ")
+        if name in settings or name in given:
+            raise OptionError(f"--set {text!r}: {name} is set twice; give it once")
+        settings[name] = value.strip()
+    return settings

@@ -1,18 +1,17 @@
 """``pdq-export quantize``: options, checks that must come before the work, and what is shown of it."""
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import RenderableType
 
-from pdq_export.config.config import AUTO, Config, check_name, make_config, options_of
-from pdq_export.config.method import CalibrationOptions
+from pdq_export.config.config import AUTO, Config, make_config
 from pdq_export.config.option import QUANTIZE
 from pdq_export.config.record import MIXED, bits_word
-from pdq_export.errors import DataError, OptionError, counted
+from pdq_export.errors import DataError, counted
 from pdq_export.process import Launch, find_modules_here, tune_process
 
 from .command import Frame, Outcome, command
@@ -36,21 +35,7 @@ DEFAULT_DATA = "calib_data"
 )
 @click.argument("model", type=ModelPath(), metavar="MODEL.onnx")
 @config_options(QUANTIZE)
-@click.option(
-    "--set",
-    "assignments",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="Set any other option of the method, e.g. temperature=1; again for more.",
-)
-def quantize(
-    frame: Frame,
-    *,
-    model: Path,
-    config_file: Path | None,
-    assignments: tuple[str, ...],
-    **arguments: Any,
-) -> Outcome:
+def quantize(frame: Frame, *, model: Path, config_file: Path | None, **arguments: Any) -> Outcome:
     """Quantize an ONNX CNN to W/A bits and show how it compares with FP32.
 
     Weights get W bits and activations A bits; the first and the last layer keep 8. The result is an ordinary ONNX
@@ -65,11 +50,9 @@ def quantize(
     file of that name). Gates are judged on --eval; where one fails the exit code is 1, and the files are written all
     the same.
     """
-    fields = given(arguments)
-    fields |= _parse_assignments(assignments, fields)
     from pdq_export.commands.settle import settle
 
-    config = with_images(settle(config_file, fields, command=QUANTIZE))
+    config = with_images(settle(config_file, given(arguments), command=QUANTIZE))
     if config.file.output is None:
         config = make_config({"output": _default_output(model, config)}, base=config)
     _check_paths(model, config, config_file, writes=frame.tells)
@@ -78,23 +61,6 @@ def quantize(
         return Outcome()
     failed = [str(gate) for gate in result.report.failed_gates]
     return Outcome(text=_lines(config, result), to_json=result.report.to_json, failed_gates=failed)
-
-
-def _parse_assignments(assignments: Sequence[str], given: Mapping[str, Any]) -> dict[str, str]:
-    """``NAME=VALUE`` of --set; names and values are checked where all options are."""
-    settings: dict[str, str] = {}
-    for text in assignments:
-        name, equals, value = text.partition("=")
-        name = name.strip().replace("-", "_")
-        if not equals or not name:
-            raise OptionError(f"--set {text!r}: expected NAME=VALUE, for example temperature=1")
-        if name not in CalibrationOptions.__dataclass_fields__ and name in (known := options_of()):
-            raise OptionError(f"--set {text!r}: {name} is no number of the method; expected {known[name].flag}")
-        check_name(name, options_of(CalibrationOptions), f"--set {text!r}: ")
-        if name in settings or name in given:
-            raise OptionError(f"--set {text!r}: {name} is set twice; give it once")
-        settings[name] = value.strip()
-    return settings
 
 
 def with_images(config: Config) -> Config:
@@ -158,7 +124,7 @@ def _run(model: Path, config: Config, frame: Frame) -> "Result | None":
 def _run_together(model: Path, config: Config, launch: Launch, progress: ProgressDisplay) -> "Result | None":
     from pdq_export.calibrate.device import choose_device
     from pdq_export.commands.quantize import quantize_together
-    from pdq_export.ranks import joined
+    from pdq_export.ranks.joining import joined
 
     with joined(launch, choose_device(config.run.device, launch.local_rank)) as ranks:
         return quantize_together(ranks, model, config=config, progress=progress)

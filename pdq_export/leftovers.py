@@ -10,8 +10,9 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 try:
@@ -47,11 +48,11 @@ class Claim:
         return cls._create(target, lambda path: os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666))
 
     @classmethod
-    def folder(cls, target: Path) -> "Claim":
-        """An empty folder beside ``target``. Raises OSError."""
+    def folder(cls, target: Path, mode: int = 0o777) -> "Claim":
+        """An empty folder beside ``target``, for whom ``mode`` lets in. Raises OSError."""
 
         def create(path: Path) -> int | None:
-            path.mkdir()
+            path.mkdir(mode)
             return _opened(path)
 
         return cls._create(target, create)
@@ -111,6 +112,22 @@ class Claim:
         """Give it up."""
         _close(self._descriptor)
         self._descriptor = None
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder of this user's among the system's temporary ones, which is removed afterwards. Raises OSError.
+
+    Those of processes that were killed within are removed first.
+    """
+    target = Path(tempfile.gettempdir(), "pdq-export")
+    remove_leftovers(target)
+    claim = Claim.folder(target, 0o700)
+    try:
+        yield claim.path
+    finally:
+        shutil.rmtree(claim.path, ignore_errors=True)
+        claim.release()
 
 
 def remove_leftovers(target: Path) -> None:

@@ -1,7 +1,6 @@
 """A torch module as an ONNX model, with its BatchNormalization kept, whose statistics calibration uses."""
 
 import inspect
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pdq_export.errors import ModelError
+from pdq_export.leftovers import temporary_folder
 
 _OPSET, _LOWEST = 17, 13
 _BATCH = "N"
@@ -27,8 +27,8 @@ def export_module(module: nn.Module, example_input: Any, *, opset: int | None = 
     module = _unwrapped(module)
     arguments = _arguments(module, example_input)
     names = _input_names(module, len(arguments))
-    with tempfile.TemporaryDirectory(prefix="pdq-export-") as folder:
-        file = Path(folder) / "model.onnx"
+    with temporary_folder() as folder:
+        file = folder / "model.onnx"
         _export(module, arguments, names, file, max(_LOWEST, min(_OPSET, opset or _OPSET)))
         return onnx.load(file)
 

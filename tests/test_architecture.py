@@ -26,7 +26,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "ranks": ({"errors", "exhaustion", "process"}, {"torch"}),
     "graph": ({"errors", "files", "nearby", "operators", "spec"}, {"numpy", "onnx", "onnxsim"}),
     "plan": ({"config", "errors", "operators", "spec", "graph"}, {"numpy", "onnx"}),
-    "numerics": ({"errors", "ranks", "spec"}, {"numpy", "torch"}),
+    "numerics": ({"errors", "ranks.alone", "spec"}, {"numpy", "torch"}),
     "frontend": ({"errors", "operators", "spec", "graph"}, {"numpy", "onnx", "torch"}),
     "calibrate": (
         {
@@ -43,10 +43,10 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
         {"numpy", "scipy", "torch"},
     ),
     "export": ({"arithmetic", "errors", "operators", "spec", "graph.lookup", "graph.scopes"}, {"numpy", "onnx"}),
-    "validate": ({"errors", "operators", "spec", "graph.lookup"}, {"numpy", "onnx", "onnxruntime"}),
+    "validate": ({"errors", "leftovers", "operators", "spec", "graph.lookup"}, {"numpy", "onnx", "onnxruntime"}),
     "data": ({"errors", "nearby", "user_code"}, {"numpy", "PIL"}),
     "normalization": ({"data", "errors", "frontend", "spec"}, {"numpy", "torch"}),
-    "torch_module": ({"errors"}, {"onnx", "torch"}),
+    "torch_module": ({"errors", "leftovers"}, {"onnx", "torch"}),
     "synthesis": ({"calibrate", "errors", "frontend", "numerics", "spec"}, {"numpy", "torch"}),
     "targets": ({"config", "errors", "spec", "graph.lookup", "plan", "export", "validate"}, {"onnx"}),
     "gates": ({"config", "errors", "validate"}, {"numpy", "scipy"}),

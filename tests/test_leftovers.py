@@ -3,13 +3,14 @@
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
 import pytest
 
 from pdq_export.files import Draft, check_writable, write_atomically
-from pdq_export.leftovers import Claim, remove_leftovers, temporary_name
+from pdq_export.leftovers import Claim, remove_leftovers, temporary_folder, temporary_name
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="nothing is told apart there")
 
@@ -122,3 +123,34 @@ def write(target: Path, content: bytes) -> None:
         draft.add({target: content})
         draft.place(overwrite=True)
     assert target.read_bytes() == content
+
+
+IN_FOLDER = """
+import sys
+sys.path.insert(0, {root!r})
+from pdq_export.leftovers import temporary_folder
+with temporary_folder() as folder:
+    (folder / "optimized.onnx").write_bytes(b"large")
+    print(folder, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_temporary_folders_of_killed_processes_go_with_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As while a file is judged, by onnxruntime, which writes the graph that it has made of it; live ones stay."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    program = IN_FOLDER.format(root=str(Path(__file__).parents[1]))
+    command, environment = [sys.executable, "-c", program], {**os.environ, "TMPDIR": str(tmp_path)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "env": environment, "text": True}
+    with subprocess.Popen(command, **pipes) as killed:  # type: ignore[call-overload]
+        left = Path(killed.stdout.readline().strip())
+        with temporary_folder() as beside:
+            assert left.is_dir()
+            assert beside.stat().st_mode & 0o777 == 0o700
+        killed.kill()
+    assert (left / "optimized.onnx").is_file()
+    with temporary_folder() as folder:
+        assert list(tmp_path.iterdir()) == [folder]
+    assert not list(tmp_path.iterdir())

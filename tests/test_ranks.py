@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributed import TCPStore
 
-from pdq_export import ranks as module
 from pdq_export.calibrate.device import choose_device
 from pdq_export.errors import OptionError, RankError
 from pdq_export.numerics.search import choose_weight_qparams
 from pdq_export.process import Launch, find_launch
-from pdq_export.ranks import ALONE, Ranks, Together, is_first_to_tell
+from pdq_export.ranks import ALONE, Ranks, joining, together
+from pdq_export.ranks.joining import is_first_to_tell
+from pdq_export.ranks.together import Together
 
 from .thread_ranks import on_ranks
 
@@ -35,7 +36,7 @@ def test_shares_are_all_there_is_and_nearly_equal(count: int, size: int) -> None
 @pytest.mark.parametrize("small", [0, 2**20])
 def test_sums_are_in_the_order_of_ranks(size: int, small: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of numbers whose sum depends on the order, a tensor that no number of ranks divides, cut into parts or whole."""
-    monkeypatch.setattr(module, "_SMALL", small)
+    monkeypatch.setattr(together, "_SMALL", small)
     values = torch.randn(size, 3, 7, generator=torch.Generator().manual_seed(0)) * 10.0 ** torch.arange(7)
     wanted = values[0].clone()
     for value in values[1:]:
@@ -159,14 +160,14 @@ def test_a_rank_does_not_wait_long_for_others_to_come(store: TCPStore, monkeypat
         handlers.append(signal.getsignal(signal.SIGTERM))
         return found(*given, **others)
 
-    found = module.rendezvous
+    found = joining.rendezvous
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(module, "rendezvous", meet)
-    monkeypatch.setattr(module, "_COMING", datetime.timedelta(seconds=0.2))
+    monkeypatch.setattr(joining, "rendezvous", meet)
+    monkeypatch.setattr(joining, "_COMING", datetime.timedelta(seconds=0.2))
     told = r"rank 1 of 3: rank 0, 2 has not come within 0.2 s.*env -u TORCHELASTIC_RUN_ID"
     with (
         pytest.raises(RankError, match=told),
-        module.joined(Launch(rank=1, size=3, local_rank=1), torch.device("cpu")),
+        joining.joined(Launch(rank=1, size=3, local_rank=1), torch.device("cpu")),
     ):
         pass
     assert handlers == [signal.SIG_DFL]

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from pdq_export.ranks import ALONE, Ranks, Together
+from pdq_export.ranks import ALONE, Ranks
+from pdq_export.ranks.together import Together
 
 Result = TypeVar("Result")
 _SECONDS = 60

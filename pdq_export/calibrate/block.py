@@ -8,6 +8,7 @@ from torch import Tensor, fx, nn
 
 from pdq_export.calibrate.block_state import BlockRecord
 from pdq_export.calibrate.cache import Cache
+from pdq_export.calibrate.captured import Capture
 from pdq_export.calibrate.context import Context
 from pdq_export.calibrate.finished import Quantizers
 from pdq_export.calibrate.hardening import harden_block, hardening_bytes
@@ -42,6 +43,7 @@ class BlockCalibrator:
     ) -> None:
         self._context, self._done, self._live, self._scores = context, done, live, scores
         self._teacher, self._initializer, self._least = teacher, initializer, least
+        self._capture = Capture(context.store.device) if context.options.capture_step else None
 
     def steps(self, block: Block) -> int:
         """Optimizer steps for the ``block``, by the fewest bits of its weights and learned activations."""
@@ -90,7 +92,7 @@ class BlockCalibrator:
         trim_heap()  # what was freed so far lies in holes that the tensors of a step do not fit into
         with context.journal.timed("steps"), context.store.step(problem.model.modules):
             journal, relief = context.journal, [context.store.evict]
-            return reconstruct(problem, options, batches, journal.step, journal.warn, relief, ranks)
+            return reconstruct(problem, options, batches, journal.step, journal.warn, relief, ranks, self._capture)
 
     def _problem(
         self,

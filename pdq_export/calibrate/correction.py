@@ -1,6 +1,7 @@
 """Distribution correction: move a block's inputs until its activations have the statistics of the training data."""
 
 import dataclasses
+import itertools
 import logging
 from collections.abc import Iterable, Sequence
 
@@ -21,6 +22,8 @@ logger = logging.getLogger(__name__)
 _PATIENCE, _FACTOR, _LOWEST_LR, _THRESHOLD, _SMALLEST_CHANGE = 100, 0.1, 1e-5, 1e-4, 1e-8
 # A channel less than this is measured in units of its own: its variance would be no normal float32.
 _SMALLEST_CHANNEL = 2.0**-30
+# Of batches that a GPU corrects together, if there is memory: a batch alone hardly keeps it busy in late blocks.
+_AT_ONCE = 8
 # A rate of 4e-3 moves values by some 0.04 in ten steps, which inputs below this would not survive.
 _SMALLEST_INPUT = 0.25
 
@@ -30,6 +33,8 @@ def correct_distribution(
     statistics: Sequence[ChannelStatistics],
     x: Tensor,
     options: CalibrationOptions,
+    *,
+    at_once: int = 1,
 ) -> Tensor:
     """Minimise sum (mean - mean_hw(z))^2 + (std - std_hw(z))^2 + |x_tilde - x|^2 / lambda_c over x_tilde.
 
@@ -37,16 +42,29 @@ def correct_distribution(
     ``statistics`` describe, one each; z is such an output in the units of the BatchNormalization's input. Squares are
     summed over channels and averaged over the rest. Returns x_tilde, of the shape of ``x``; a batch that leaves the
     domain of a function in the block (Sqrt of a Relu's output moved below 0) stays x. Inputs and channels that are very
-    small or very large are measured in units of their own size.
+    small or very large are measured in units of their own size. ``at_once``: so many batches, whose images know nothing
+    of each other, are corrected together: only their launches are shared.
     """
     targets = [_Target.of(s, x.device) for s in statistics]
     unit = _unit_of_input(x)
-    batches = x.split(options.batch_size)
-    corrected = [_correct_batch(layer_outputs, targets, batch, unit, options) for batch in batches]
-    left = sum(batch is x_tilde for batch, x_tilde in zip(batches, corrected, strict=True))
+    whole = len(x) // options.batch_size * options.batch_size
+    parts = (part.split(at_once * options.batch_size) for part in (x[:whole], x[whole:]) if len(part))
+    pieces = itertools.chain.from_iterable(parts)
+    found = [_correct_piece(layer_outputs, targets, piece, unit, options) for piece in pieces]
+    left = sum(len(finite) - sum(finite) for _, finite in found)
     if left:
         logger.info("distribution correction meets numbers that are not finite: %d batches stay as they are", left)
-    return torch.cat(corrected)
+    return torch.cat([corrected for corrected, _ in found])
+
+
+def batches_at_once(options: CalibrationOptions, device: torch.device) -> int:
+    """How many batches are corrected together: on a CPU one, and one where its own loss decides on its rate."""
+    return 1 if device.type == "cpu" or _watches_loss(options) else _AT_ONCE
+
+
+def _watches_loss(options: CalibrationOptions) -> bool:
+    # The first loss is the best so far, and the last changes no step.
+    return options.correction_iters > _PATIENCE + 2
 
 
 def _unit_of_input(x: Tensor) -> float:
@@ -90,13 +108,15 @@ class _Target:
         return (((mean - self.mean) * self.gain).square() + ((std - self.std) * self.gain).square()).sum(1).mean()
 
 
-def _correct_batch(
+def _correct_piece(
     layer_outputs: fx.GraphModule,
     targets: Sequence[_Target],
     x: Tensor,
     unit: float,
     options: CalibrationOptions,
-) -> Tensor:
+) -> tuple[Tensor, list[bool]]:
+    """One or several batches, corrected where all numbers stay finite, and by batch whether they do."""
+    count = max(len(x) // options.batch_size, 1)
     start = x if unit == 1.0 else x / unit
     x_tilde = start.clone().requires_grad_(True)
     adam, rate = Adam([[x_tilde]]), _Rate(options, x.device)
@@ -106,12 +126,17 @@ def _correct_batch(
         moved = x_tilde if unit == 1.0 else x_tilde * unit
         for z, target in zip(layer_outputs(moved), targets, strict=True):
             loss = loss + target.distance(z)
+        loss = loss if count == 1 else loss * count  # each batch's is the mean over its own images
         adam.step([torch.autograd.grad(loss, [x_tilde])], [rate.at(step)], roots[step])
         rate.tell(loss.detach())
     corrected = x_tilde.detach() if unit == 1.0 else x_tilde.detach() * unit
     with torch.no_grad():
-        finite = torch.stack([torch.isfinite(z).all() for z in layer_outputs(corrected)]).all()
-    return corrected if finite else x
+        by_batch = [torch.isfinite(z).reshape(count, -1).all(1) for z in layer_outputs(corrected)]
+        finite: list[bool] = torch.stack(by_batch).all(0).tolist()
+    if not all(finite):
+        parts = zip(corrected.tensor_split(count), x.tensor_split(count), finite, strict=True)
+        corrected = torch.cat([part if good else as_is for part, as_is, good in parts])
+    return corrected, finite
 
 
 class _Rate:
@@ -123,7 +148,7 @@ class _Rate:
 
     def __init__(self, options: CalibrationOptions, device: torch.device) -> None:
         biases = [1 - BETA1 ** (step + 1) for step in range(options.correction_iters)]
-        self._watches = len(biases) > _PATIENCE + 2  # the first loss is the best so far, and the last changes no step
+        self._watches = _watches_loss(options)
         if self._watches:
             self._biases = torch.tensor(biases, dtype=torch.float64).to(device)
             self._rate = torch.full((), options.correction_lr, dtype=torch.float64, device=device)

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from pdq_export.calibrate.block import BlockCalibrator
 from pdq_export.calibrate.block_state import BlockState, Checkpoint
 from pdq_export.calibrate.cache import Cache
+from pdq_export.calibrate.captured import check_capture
 from pdq_export.calibrate.collapse import look_for_collapse
 from pdq_export.calibrate.context import Context
 from pdq_export.calibrate.device import computing_on
@@ -23,6 +24,7 @@ from pdq_export.calibrate.memory import trim_heap
 from pdq_export.calibrate.precision import settled_torch
 from pdq_export.calibrate.replay import restore, state_of
 from pdq_export.calibrate.requirements import find_requirements
+from pdq_export.calibrate.rest import check_precision
 from pdq_export.calibrate.scores import score
 from pdq_export.calibrate.shares import check_enough, some_of
 from pdq_export.calibrate.sizes import FOLDING_IMAGES, fold_sizes
@@ -82,6 +84,9 @@ def calibrate(
     ranks than images, RankError where another rank has ended or finds other integers.
     """
     check_enough(ranks, options, sum(ranks.gather(len(inputs[0]))))
+    check_precision(options.prediction_precision, device)
+    if options.capture_step:
+        check_capture(device, ranks)
     options = dataclasses.replace(options, search_samples=some_of(ranks, options.search_samples))
     with computing_on(device, deterministic=deterministic):
         network = network.to(device)

@@ -19,7 +19,7 @@ class _Process:
     def __init__(self, settle: Callable[[contextlib.ExitStack], None]) -> None:
         self._settle = settle  # takes what undoes it
         self._lock = threading.Lock()
-        self._holders = 0
+        self._holders: list[int] = []  # threads, one as often as it holds it
         self._before = contextlib.ExitStack()
 
     @contextlib.contextmanager
@@ -29,14 +29,20 @@ class _Process:
                 with contextlib.ExitStack() as undo:  # should only a part of it succeed
                     self._settle(undo)
                     self._before = undo.pop_all()
-            self._holders += 1
+            self._holders.append(threading.get_ident())
         try:
             yield
         finally:
             with self._lock:
-                self._holders -= 1
+                self._holders.remove(threading.get_ident())
                 if not self._holders:
                     self._before.close()
+
+    @contextlib.contextmanager
+    def held_alone(self) -> Iterator[bool]:
+        """Whether no other thread holds it; none begins to while this lasts."""
+        with self._lock:
+            yield all(holder == threading.get_ident() for holder in self._holders)
 
 
 def _settle(undo: contextlib.ExitStack) -> None:
@@ -112,6 +118,28 @@ def full_float32() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def tf32_products() -> Iterator[None]:
+    """Let convolutions and products of matrices on a GPU round their inputs to TF32.
+
+    That holds for the whole process: raises CalibrationError where another thread calibrates, whose products would be
+    rounded as well; one that begins waits until this ends.
+    """
+    with _settled.held_alone() as alone, contextlib.ExitStack() as stack:
+        if not alone:
+            raise CalibrationError(
+                "prediction_precision tf32: another thread of this process calibrates, and torch has one precision for "
+                "both; expected one at a time; take bfloat16 or float32, or processes of their own"
+            )
+        if hasattr(torch.backends, "fp32_precision"):
+            backends: Any = torch.backends
+            for owner in (backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul):
+                _set(stack, owner, "fp32_precision", "tf32")
+        else:
+            _tf32_by_flag(stack)
+        yield
+
+
+@contextlib.contextmanager
 def exact_sums(device: torch.device) -> Iterator[None]:
     """Keep convolutions of integers on a GPU from cuDNN.
 
@@ -146,6 +174,11 @@ def _refusals_told() -> Iterator[None]:
             f"--deterministic: {str(error).partition('.')[0]}; expected operators that have one; calibrate without "
             "--deterministic, or with --device cpu"
         ) from error
+
+
+def _tf32_by_flag(stack: contextlib.ExitStack) -> None:
+    for owner in (torch.backends.cudnn, torch.backends.cuda.matmul):
+        _set(stack, owner, "allow_tf32", True)
 
 
 def _set_by_flag(stack: contextlib.ExitStack) -> None:

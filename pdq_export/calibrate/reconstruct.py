@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pdq_export.calibrate.cache import Cache
+from pdq_export.calibrate.captured import Capture
 from pdq_export.calibrate.quantizers import ActivationQuantizer
 from pdq_export.calibrate.schedule import Schedule
 from pdq_export.calibrate.step import Batch, BlockModel, LearnedScale, Step
@@ -72,11 +73,12 @@ def reconstruct(
     warn: Callable[[str], None] = logger.warning,
     relief: Sequence[Callable[[], bool]] = (),
     ranks: Ranks = ALONE,
+    capture: Capture | None = None,
 ) -> Tensor:
     """Learn the block's weight rounding and activation scales in place; the error [steps] of every step is returned.
 
     ``warn``: told where the loss diverged. ``relief``: what frees memory of a device, see `with_relief`. ``ranks``:
-    learn the same together, each on its part of every batch.
+    learn the same together, each on its part of every batch. ``capture``: has a device record the steps.
 
     ``batches`` [steps, batch]: the images of every step, `options.iters` of them, on the CPU. Quantized inputs are
     mixed with distribution-corrected FP32 inputs; the mixed half is compared with the FP32 block's output, the
@@ -99,17 +101,19 @@ def reconstruct(
         units,
         mix_probability=options.mix_probability,
         temperature=options.temperature,
+        precision=options.prediction_precision,
         relief=relief,
         ranks=ranks,
         weight=batches.shape[1] / sum(ranks.gather(batches.shape[1])),
     )
+    take = step if capture is None else capture.of(step, model.masks, warn)
     errors = torch.zeros(len(schedule), device=device)
     powers: list[Tensor] = []
     for number, chosen in enumerate(zip(batches, batches.to(device), strict=True)):
         numbers = schedule.numbers(number)
         batch = rows.read(Chosen(*chosen), predicts=numbers.prediction_weight is not None)
         try:
-            errors[number], loss = step(batch, numbers)
+            errors[number], loss = take(batch, numbers)
         except Exception as failed:
             if device.type != "cpu" and is_exhaustion(failed):
                 raise _too_large(problem.name, len(chosen[0]), ranks.size, failed) from None

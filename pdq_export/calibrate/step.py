@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from pdq_export.calibrate.losses import prediction_difference, reconstruction_loss, size_of
 from pdq_export.calibrate.quantizers import SoftRounding
 from pdq_export.calibrate.relief import with_relief
+from pdq_export.calibrate.rest import measured_in
 from pdq_export.numerics.adam import Adam, clamp_each_
 from pdq_export.numerics.affine import bernoulli_like
 from pdq_export.numerics.rounding import rounding_regularizer
@@ -88,9 +89,10 @@ class BlockModel:
 class Step:
     """A forward and a backward pass, after which weights and scales are a step further.
 
-    ``units``: what each output is measured in, powers of two. ``mix_probability`` and ``temperature``: see
-    `CalibrationOptions`. ``relief``: what else frees memory of the device where that runs out, see `with_relief`.
-    ``ranks``: take the same steps, each on a part of every batch; ``weight``: what this one's loss counts of 1.
+    ``units``: what each output is measured in, powers of two. ``mix_probability``, ``temperature`` and ``precision``,
+    of predictions: see `CalibrationOptions`. ``relief``: what else frees memory of the device where that runs out, see
+    `with_relief`. ``ranks``: take the same steps, each on a part of every batch; ``weight``: what this one's loss
+    counts of 1.
     """
 
     def __init__(
@@ -101,13 +103,14 @@ class Step:
         *,
         mix_probability: float,
         temperature: float,
+        precision: str = "float32",
         relief: Sequence[Callable[[], bool]] = (),
         ranks: Ranks = ALONE,
         weight: float = 1.0,
     ) -> None:
         self._ranks, self._weight = ranks, weight
         self._model, self._scales, self._units = model, scales, units
-        self._mix_probability, self._temperature = mix_probability, temperature
+        self._mix_probability, self._temperature, self._precision = mix_probability, temperature, precision
         # On a CPU nothing is tried: a result must not depend on what else runs there.
         self._relief = (self.cut_rest, *relief) if model.masks.device.type != "cpu" else ()
         self._pieces = self._images = 1
@@ -126,19 +129,36 @@ class Step:
         assert loss is not None
         return error, loss
 
+    def once(self, batch: Batch, numbers: StepNumbers) -> tuple[Tensor, Tensor]:
+        """The same of one rank, and not again where memory runs out: a device can record what it is asked for here."""
+        error, loss, *gradients = self._computed(batch, numbers, None)
+        self._update(gradients, numbers)
+        assert error is not None
+        assert loss is not None
+        return error, loss
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether memory has run out, so that the rest of the network runs on few images at a time."""
+        return self._pieces > 1
+
     def _gradients(self, batch: Batch, numbers: StepNumbers, sizes: Sizes) -> list[Tensor | None]:
         """Error, loss and gradients. Where a device's memory runs out, again after what ``relief`` offers."""
+        if not self._relief:
+            return self._computed(batch, numbers, sizes)
         masks = self._model.masks
-        drawn = masks.get_state() if self._relief else None
+        drawn = masks.get_state()
 
         def compute() -> list[Tensor | None]:
-            if drawn is not None:
-                masks.set_state(drawn)
-            error, loss = self._objective(batch, numbers, sizes)
-            gradients = torch.autograd.grad(loss, [*self._alphas, *self._learned], allow_unused=True)
-            return [error.detach(), loss.detach(), *gradients]
+            masks.set_state(drawn)
+            return self._computed(batch, numbers, sizes)
 
-        return with_relief(compute, self._relief) if self._relief else compute()
+        return with_relief(compute, self._relief)
+
+    def _computed(self, batch: Batch, numbers: StepNumbers, sizes: Sizes) -> list[Tensor | None]:
+        error, loss = self._objective(batch, numbers, sizes)
+        gradients = torch.autograd.grad(loss, [*self._alphas, *self._learned], allow_unused=True)
+        return [error.detach(), loss.detach(), *gradients]
 
     def cut_rest(self) -> bool:
         """Have the rest of the network run on half as many images at a time; False where it is one already.
@@ -183,14 +203,21 @@ class Step:
         loss = error
         if model.rest is not None and weight is not None:
             self._images = images
-            predictions = self._predict(model.rest, [*(output[images:] for output in outputs), *batch.bypass])
-            targets, axes = batch.predictions, model.class_axes
-            difference = prediction_difference(predictions, targets, axes, self._temperature, sizes)
-            loss = loss + difference * weight
+            inputs = [*(output[images:] for output in outputs), *batch.bypass]
+            loss = loss + self._difference(model.rest, inputs, batch.predictions, sizes) * weight
         if model.weights and numbers.rounding_weight is not None and numbers.exponent is not None:
             terms = [rounding_regularizer(soft.take_h(), numbers.exponent) for soft in model.weights]
             loss = loss + numbers.rounding_weight * _sum(terms)
         return error, loss
+
+    def _difference(self, rest: nn.Module, inputs: Sequence[Tensor], targets: Sequence[Tensor], sizes: Sizes) -> Tensor:
+        axes = self._model.class_axes
+
+        def compute(given: Sequence[Tensor]) -> Tensor:
+            predictions = [x.float() for x in self._predict(rest, given)]
+            return prediction_difference(predictions, targets, axes, self._temperature, sizes)
+
+        return measured_in(self._precision, compute, inputs)
 
     def _inputs(self, batch: Batch, *, doubled: bool) -> list[Tensor]:
         """Mixed inputs; ``doubled``: with the quantized ones behind them, whose outputs run on to a prediction."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from pdq_export import operators
 from pdq_export.calibrate.cache import Cache
 from pdq_export.calibrate.context import Context
-from pdq_export.calibrate.correction import correct_distribution, estimate_statistics
+from pdq_export.calibrate.correction import batches_at_once, correct_distribution, estimate_statistics
 from pdq_export.calibrate.forward import FORWARD_BATCH, run_forward
 from pdq_export.calibrate.relief import with_relief
 from pdq_export.calibrate.subgraph import extract
@@ -48,15 +48,22 @@ class Teacher:
         layer_outputs = extract(context.network, block.inputs, outputs)
         statistics = [{**self.estimated, **self._statistics}[name] for name in outputs]
         told = context.journal.images("correction")
-        corrected, size = context.store.new(x.shape, x.dtype), context.options.batch_size
+        corrected, at_once = context.store.new(x.shape, x.dtype), batches_at_once(context.options, x.device)
+        size = at_once * context.options.batch_size
 
         def correct(start: int, stop: int) -> Tensor:
             # Looked up here: held in between, images would keep a cache's memory that makes way.
-            return correct_distribution(layer_outputs, statistics, x.slice(start, stop), context.options)
+            images = x.slice(start, stop)
+            return correct_distribution(layer_outputs, statistics, images, context.options, at_once=at_once)
+
+        def correct_fewer() -> bool:
+            nonlocal at_once
+            before, at_once = at_once, max(at_once // 2, 1)
+            return at_once < before
 
         for start in range(0, len(x), size):
             part = functools.partial(correct, start, min(start + size, len(x)))
-            corrected.append(with_relief(part, [context.store.evict]))
+            corrected.append(with_relief(part, [correct_fewer, context.store.evict]))
             told(len(corrected), len(x))
         return [corrected]
 

@@ -64,11 +64,10 @@ class Evaluation:
         """What is run, by this process of all or as its share."""
         work, judged, ranks = self.work, self.work.samples.judged, self.ranks
         size = work.batch or BATCH_SIZE
+        mine = ranks.mine(math.ceil(len(judged) / size))
         share = Share(
-            first=ranks.rank,
-            every=ranks.size,
-            count=math.ceil(len(judged) / size),
-            batches=lambda: judged.batches(size, first=ranks.rank, every=ranks.size),
+            mine=mine,
+            batches=lambda: judged.batches(size, first=mine.start, every=mine.step),
             to_first=ranks.to_first,
         )
         return Comparison(

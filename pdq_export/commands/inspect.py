@@ -6,8 +6,8 @@ JSON schema of `Inspection.to_dict`, version 2 (null stands for "not known")::
     model             {name, sha256, size}    the file as it is; size in bytes
     opset             of the file
     inputs, outputs   [{name, dtype, shape}]  shape: per axis a number, the name of a dynamic axis, or null
-    settings          {name: value} of the options that inspect takes, under [plan] and [file] in a file of
-                      options; opset: of the file to write
+    settings          {name: value} of the options that inspect takes, under [plan], [file] and [calibration] in a file
+                      of options; opset: of the file to write
     family            plain, grouped or depthwise: which of the paper's networks it is like
     hyper_parameters  {temperature, lambda_c, rounding_weight} that the family gets
     batch_norm        {in_file, statistics, layers}  nodes in the file; layers with statistics; all layers
@@ -48,7 +48,7 @@ from pdq_export.commands.rehearsal import rehearse
 from pdq_export.commands.sensitivity import begin_measuring, images_to_measure
 from pdq_export.commands.settle import choose, plan_options, settle
 from pdq_export.config.config import AUTO, Config, options_of
-from pdq_export.config.method import FAMILIES, SENSITIVITY_SAMPLES
+from pdq_export.config.method import FAMILIES
 from pdq_export.config.option import INSPECT
 from pdq_export.config.signature import takes_options
 from pdq_export.data import DataSource
@@ -176,9 +176,9 @@ def inspect_model(
 ) -> Inspection:
     """Plan a model and write it with placeholder integers; arguments as in `pdq_export.quantize`.
 
-    ``calib`` is needed for bits "auto" alone, which are found as `quantize` does, by the first 128 images. Raises
-    PdqError where the model cannot be read or planned; what would only stop the later stages is in ``unsupported`` and
-    ``problems``.
+    ``calib`` is needed for bits "auto" alone, which are those that `quantize` finds with the same options, by the same
+    images. Raises PdqError where the model cannot be read or planned; what would only stop the later stages is in
+    ``unsupported`` and ``problems``.
     """
     given = {"calib": calib} if isinstance(calib, str | Path) else {}
     settled, found = settle(config, {**fields, **given}, command=INSPECT), None
@@ -234,8 +234,9 @@ def _find_bits(
         raise ValidationError(session)
     tell.stage("plan")
     planned = plan_widest(file, config)
-    work = begin_measuring(planned, session, config, source, SENSITIVITY_SAMPLES, tell)
-    finder = Finder.of(work, config, choose(config, family=work.family), tell)
+    chosen = choose(config, family=planned.family)
+    work = begin_measuring(planned, session, config, source, chosen.samples, tell)
+    finder = Finder.of(work, config, chosen, tell)
     tell.stage("search")
     changed, _, found = finder.find()
     return changed, found.report

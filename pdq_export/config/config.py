@@ -244,9 +244,15 @@ class MethodSection:
     """
 
     preset: str = option(
-        "balanced", "The budget of images and steps", more="see [the method](method.md)", choices=tuple(PRESETS)
+        "balanced",
+        "The budget of images and steps",
+        more="see [the method](method.md)",
+        choices=tuple(PRESETS),
+        commands=_WRITTEN,
     )
-    method: str = option("pd-quant", "PD-Quant, or a method that it grew from", choices=tuple(METHODS))
+    method: str = option(
+        "pd-quant", "PD-Quant, or a method that it grew from", choices=tuple(METHODS), commands=_WRITTEN
+    )
 
 
 def _overriding(one: Option) -> tuple[str, Any, Any]:
@@ -254,6 +260,8 @@ def _overriding(one: Option) -> tuple[str, Any, Any]:
     chosen = [what for what, names in _CHOSEN_BY.items() if one.name in names]
     unset = f"the {chosen[0]}'s" if chosen else _written(one.default)
     declared = {**vars(one.declared), "unset": unset, "adapt": functools.partial(_read, one.kind)}
+    # Bits are found by what the method makes of them, and a file tells of all numbers, which takes bytes.
+    declared["commands"] = tuple(dict.fromkeys((*one.declared.commands, *_WRITTEN)))
     return one.name, one.kind | None, option(None, **declared)
 
 

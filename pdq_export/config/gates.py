@@ -5,14 +5,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from pdq_export.config.adapt import path, texts
-from pdq_export.config.option import QUANTIZE, VALIDATE, option
+from pdq_export.config.option import INSPECT, QUANTIZE, VALIDATE, option
 
 JUDGED = (QUANTIZE, VALIDATE)
 
 
 def _gate(help: str, **declared: Any) -> Any:
     """A limit that is not set by default, for commands that judge a file."""
-    return option(None, help, unset="none", recorded=False, commands=JUDGED, **declared)
+    return option(None, help, **{"unset": "none", "recorded": False, "commands": JUDGED, **declared})
 
 
 def _metric_gate(help: str) -> Any:
@@ -45,6 +45,7 @@ class GatesSection:
         metavar="POINTS",
         least=0,
         most=100,
+        commands=(*JUDGED, INSPECT),  # which says what of the goal it cannot know
     )
     min_agreement: float | None = _gate(
         "Fail where argmax agrees with FP32's on a smaller share, in percent", metavar="PERCENT", least=0, most=100

@@ -9,6 +9,7 @@ from pdq_export.config.option import QUANTIZE, SENSITIVITY, check_bounds, did_yo
 from pdq_export.errors import OptionError
 
 OUTPUT_LOSSES = ("auto", "kl", "mse")
+PRECISIONS = ("float32", "tf32", "bfloat16")
 SENSITIVITY_SAMPLES = 128  # images, the first, that bits are found by
 _SHARE: Mapping[str, Any] = {"least": 0, "most": 1, "flag": False}
 _POSITIVE: Mapping[str, Any] = {"above": 0, "flag": False}
@@ -83,8 +84,23 @@ class CalibrationOptions:
     prediction_interval: int = option(
         1, "Compare predictions at every so many steps, and weigh them as much more", least=1, flag=False
     )
+    prediction_precision: str = option(
+        "float32",
+        "What products and convolutions of the rest of the network round their inputs to, while a block learns from "
+        "predictions; all numbers that later blocks see are made in float32",
+        more="tf32 is of GPUs, and neither has been shown to gain on one yet; see [On a GPU](gpu.md)",
+        choices=PRECISIONS,
+        flag=False,
+    )
     keep_probability: float = option(0.5, "QDrop: share of an activation's elements that stay in float", **_SHARE)
     mix_probability: float = option(0.5, "Share of a block's input that the quantized network computes", **_SHARE)
+
+    capture_step: bool = option(
+        False,
+        "On a GPU, record the steps of a block as CUDA graphs, so that each is one launch",
+        more="not shown on a GPU yet: `python -m benchmarks.gpu` compares it; see [On a GPU](gpu.md)",
+        **_PART,
+    )
 
     temperature: float = option(4.0, "T, by which scores are divided before predictions are compared", **_POSITIVE)
     lambda_c: float = option(0.02, "How freely distribution correction moves inputs", **_POSITIVE)
@@ -226,6 +242,8 @@ _NEEDS: Mapping[str, _Needed] = {
     "rounding_weight": (lambda o: _rounds(o) and o.warmup < 1.0, "the rounding term is off (iters, warmup)"),
     "scale_lr": (lambda o: _steps(o) and o.learn_scales, "no activation scale is learned (iters, learn_scales)"),
     **dict.fromkeys(("prediction_interval", "lambda_r", "output_loss"), _PREDICTED),
+    "prediction_precision": (lambda o: o.prediction_precision == "float32" or _predicts(o), _PREDICTED[1]),
+    "capture_step": (lambda o: not o.capture_step or _steps(o), _OPTIMIZED),
     "temperature": (lambda o: _predicts(o) and o.output_loss != "mse", "predictions are not compared by KL"),
     **dict.fromkeys(("lambda_c", "correction_lr"), _CORRECTED),
 }

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pdq_export.numerics.affine import dequantize_affine, quantize_affine
 from pdq_export.numerics.units import unit_of
-from pdq_export.ranks import ALONE, Ranks
+from pdq_export.ranks.alone import ALONE, Ranks
 
 NORM = 2.4
 FRACTIONS = 100

@@ -89,8 +89,9 @@ def check_search(config: Config, *, command: str, fewest_bits: int, target: str)
         )
     if command == INSPECT and asks_smallest(config):
         raise OptionError(
-            f"--bits auto --max-drop {config.gates.max_drop:g}: the smallest file that keeps it is found by "
-            "calibrating, which inspect does not; expected a budget, such as --max-size 0.12, or quantize"
+            f"--bits auto --max-drop {config.gates.max_drop:g}: which file keeps it is known once files are calibrated "
+            "and measured on images held back, which inspect does not do; expected a budget, such as --max-size 0.12, "
+            "or quantize"
         )
     if not all(allowed_widths(config, fewest_bits=fewest_bits)):
         raise _none_allowed(config, fewest_bits, target)

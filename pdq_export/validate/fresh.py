@@ -4,7 +4,6 @@ import dataclasses
 import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pdq_export.errors import ValidationError
+from pdq_export.leftovers import temporary_folder
 
 _PROGRAM = Path(__file__).with_name("fresh_process.py")
 _LONGEST_MESSAGE = 300
@@ -50,10 +50,10 @@ def measure_fresh(
     ``environment``: its variables, by default those of this process. Raises ValidationError where it fails, with what
     it said last.
     """
-    with tempfile.TemporaryDirectory(prefix="pdq-export-") as folder:
+    with temporary_folder() as folder:
         inputs = None
         if feed is not None:
-            inputs = str(Path(folder, "inputs.npz"))
+            inputs = str(folder / "inputs.npz")
             np.savez(inputs, *feed.values())
         asked = {
             "model": str(model),

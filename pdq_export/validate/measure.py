@@ -44,25 +44,23 @@ Observer = Callable[[Mapping[str, Array], Mapping[str, Array], slice], None]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Share:
-    """What this process runs of a course: every ``every``-th batch from number ``first`` on, of ``count``.
+    """What this process runs of a course: the batches of the numbers ``mine``, from its own to that of all, in steps.
 
-    ``batches``: these. ``to_first``: takes what one process has found in a round over all processes, and gives what all
-    have to the first of them, in their order, and nothing to the others.
+    A step is as many as there are processes. ``batches``: these. ``to_first``: takes what one process has found in a
+    round over all of them, and gives what all have to the first, in their order, and nothing to the others.
     """
 
-    first: int
-    every: int
-    count: int
+    mine: range
     batches: Callable[[], Iterable[Batch]]
     to_first: Callable[[Any], Sequence[Any]]
 
     def run(self, run: Callable[[int, Batch], Ran]) -> Iterator[Ran]:
         """On the first process, what ``run`` gives of every batch of all, by number, in order; nothing on others."""
-        own = iter(self.batches())
-        for start in range(0, self.count, self.every):
-            number = start + self.first
-            found = self.to_first(run(number, next(own)) if number < self.count else None)
-            yield from found[: self.count - start]
+        own, count = iter(self.batches()), self.mine.stop
+        for start in range(0, count, self.mine.step):
+            number = start + self.mine.start
+            found = self.to_first(run(number, next(own)) if number in self.mine else None)
+            yield from found[: count - start]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,8 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import logging
-import os
-import tempfile
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from pdq_export.errors import ValidationError
+from pdq_export.leftovers import temporary_folder
 from pdq_export.validate.kernels import KernelCount, count_layers
 
 logger = logging.getLogger(__name__)
@@ -277,8 +276,8 @@ def open_counted(model: bytes | str | Path, *, threads: int | None = None) -> tu
 
 @contextlib.contextmanager
 def _optimized_path() -> Iterator[str]:
-    with tempfile.TemporaryDirectory(prefix="pdq-export-") as folder:
-        yield os.path.join(folder, "optimized.onnx")
+    with temporary_folder() as folder:
+        yield str(folder / "optimized.onnx")
 
 
 def _options(threads: int | None, config: Mapping[str, str] | None = None) -> onnxruntime.SessionOptions:

@@ -4,20 +4,41 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import gpu
-from benchmarks.gpu import PARTS, main
+from benchmarks.gpu import MODES, PARTS, main
+from pdq_export.calibrate import captured
+from tests.tape import Tape
 
 
 @pytest.mark.usefixtures("short_search")
-def test_every_part_runs_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_part_runs_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tapes: list[Tape] = []
+
+    def tape(device: torch.device, generator: torch.Generator) -> Tape:
+        tapes.append(Tape(device, generator))
+        return tapes[-1]
+
+    monkeypatch.setitem(captured.RECORDERS, "cpu", tape)
     output = tmp_path / "gpu.json"
     command = ["--output", str(output), "--device", "cpu", "--tiny"]
     assert main(command) == 0
     found = json.loads(output.read_text())
     assert all(found[name]["rows"] for name in PARTS)
     assert [row["equal"] for row in found["bytes"]["rows"]] == [True]
-    assert {row["bits"] for row in found["accuracy"]["rows"]} == {"4/4", "2/2"}
+    modes = {row["mode"]: row for row in found["modes"]["rows"]}
+    assert modes.keys() == MODES.keys()
+    assert {row["mode"] for row in found["steps"]["rows"]} == {"as it is", "captured"}
+    assert any(one.played for one in tapes)
+    assert modes["as it is"]["same integers"]
+    assert modes["captured"]["same integers"]
+    assert modes["captured, bfloat16"]["top-1"] > 0
+    assert "prediction_precision: tf32 is a precision of NVIDIA's GPUs" in modes["captured, tf32"]["refused"]
+    assert not [row for row in modes.values() if "told" in row]
+    assert [row["bits"] for row in found["accuracy"]["rows"]] == ["2/2"]
     assert found["steps"]["rows"][0]["FP32 step, ms"] > 0
     assert "passed" in found["tests"]["rows"][0]["last lines"][-1]
     printed = capsys.readouterr()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import fx
 
-from pdq_export.calibrate.correction import _Rate, correct_distribution, estimate_statistics
+from pdq_export.calibrate.correction import _Rate, batches_at_once, correct_distribution, estimate_statistics
 from pdq_export.calibrate.subgraph import extract
 from pdq_export.config.method import CalibrationOptions
 from pdq_export.spec import ChannelStatistics
@@ -50,6 +50,32 @@ def test_batches_do_not_influence_each_other() -> None:
     last = correct_distribution(piece, [example.prepared.statistics["n1"]], example.images[32:], options)
     assert together.shape == example.images.shape
     torch.testing.assert_close(together[32:], last)
+
+
+def test_batches_together_are_corrected_as_one_by_one() -> None:
+    """With fewer at the end, and a last one that is not whole; where one meets what is not finite, it alone stays."""
+    example = residual(images=44)
+    piece = extract(example.network, ["image"], ["n1"])
+    options = CalibrationOptions(correction_iters=10, batch_size=8)
+    images = example.images.clone()
+    images[17] = torch.nan
+
+    def corrected(x: torch.Tensor, at_once: int) -> torch.Tensor:
+        return correct_distribution(piece, [example.prepared.statistics["n1"]], x, options, at_once=at_once)
+
+    torch.testing.assert_close(corrected(example.images, 3), corrected(example.images, 1), rtol=1e-5, atol=1e-6)
+    one_by_one, together = corrected(images, 1), corrected(images, 3)
+    torch.testing.assert_close(together, one_by_one, rtol=1e-5, atol=1e-6, equal_nan=True)
+    moved = (together != images).flatten(1).any(1)
+    assert not moved[[16, *range(18, 24)]].any()
+    assert moved[[15, 24, 43]].all()
+
+
+def test_a_cpu_corrects_one_batch_at_a_time() -> None:
+    """Its files are to stay; where a batch's loss decides on its rate, that is its own on a GPU too."""
+    few, many = CalibrationOptions(correction_iters=20), CalibrationOptions(correction_iters=500)
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert [batches_at_once(few, cpu), batches_at_once(few, cuda), batches_at_once(many, cuda)] == [1, 8, 1]
 
 
 class Passing(torch.nn.Module):

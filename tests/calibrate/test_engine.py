@@ -435,7 +435,7 @@ def test_a_prediction_that_merges_images_with_positions_is_refused() -> None:
 def test_gates_of_squeeze_and_excitation_are_not_corrected(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
 
-    def correct(outputs: Any, statistics: Any, x: torch.Tensor, options: CalibrationOptions) -> torch.Tensor:
+    def correct(outputs: Any, statistics: Any, x: torch.Tensor, options: CalibrationOptions, **_: int) -> torch.Tensor:
         seen.extend(z.shape[2] for z in outputs(x))
         return x
 

@@ -151,11 +151,13 @@ def test_a_pass_is_tried_again_with_caches_on_the_host() -> None:
 
 
 def test_so_is_a_correction() -> None:
-    expected, full = calibrate_example(residual(images=32), FEW), list[Full]()
+    """With ever fewer batches together before caches go to the host."""
+    expected, full, asked = calibrate_example(residual(images=32), FEW), list[Full](), list[int]()
 
-    def limited(layer_outputs: Any, statistics: Any, x: torch.Tensor, options: Any) -> torch.Tensor:
+    def limited(layer_outputs: Any, statistics: Any, x: torch.Tensor, options: Any, *, at_once: int) -> torch.Tensor:
+        asked.append(at_once)
         full[-1].check(x)
-        return correct_distribution(layer_outputs, statistics, x, options)
+        return correct_distribution(layer_outputs, statistics, x, options, at_once=at_once)
 
     def watched(self: Store, *arguments: Any, **keywords: Any) -> None:
         made(self, *arguments, **keywords)
@@ -168,6 +170,7 @@ def test_so_is_a_correction() -> None:
         mock.patch("pdq_export.calibrate.teacher.correct_distribution", limited),
     ):
         found = there(residual(images=32), FEW)
+    assert asked[:5] == [8, 4, 2, 1, 1]
     assert same(found, expected)
 
 

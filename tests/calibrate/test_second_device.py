@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pdq_export.calibrate import Calibrated, calibrate
+from pdq_export.calibrate import Calibrated, calibrate, correction
 from pdq_export.calibrate.correction import correct_distribution
 from pdq_export.calibrate.journal import Journal
 from pdq_export.calibrate.step import Step
@@ -86,7 +86,8 @@ def there(example: Example, options: CalibrationOptions) -> Calibrated:
 
 @pytest.mark.parametrize("room", [2**40, 40_000], ids=["all fits", "caches on the host"])
 @pytest.mark.parametrize("bits", ["4/4", "2/2"])
-def test_the_result_is_that_of_the_cpu(bits: str, room: int) -> None:
+def test_the_result_is_that_of_the_cpu(bits: str, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(correction, "_AT_ONCE", 1)  # kernels may take more images in another order
     example = residual(bits, images=32)
     expected = calibrate_example(example, OPTIONS)
     images = example.images[:4]

@@ -7,7 +7,7 @@ import pytest
 from pdq_export.calibrate.shares import check_enough, some_of
 from pdq_export.config.method import METHODS, CalibrationOptions
 from pdq_export.errors import OptionError
-from pdq_export.ranks import Together
+from pdq_export.ranks.together import Together
 
 ENOUGH = {"batch_size": 4, "search_samples": 4}
 

@@ -83,6 +83,11 @@ def test_names_are_shown_harmlessly(run: Run, folder: Path) -> None:
         (["model.onnx", "--exclude", "("], "--exclude '(': is not a regular expression"),
         ([str(EMBEDDED), "--exclude", "layer9"], "nodes' names; near names are"),
         ([str(EMBEDDED), "--bits", "auto", "--max-size", "0.2"], "no calibration images: --calib is not given"),
+        (
+            [str(EMBEDDED), "--bits", "auto", "--max-drop", "1"],
+            "is known once files are calibrated and measured on images held",
+        ),
+        ([str(EMBEDDED), "--method", "nearest", "--set", "warmup=0.5"], "warmup is given, but it has no effect"),
         ([str(EMBEDDED), "--target", "tflite"], "--target 'tflite'"),
     ],
 )

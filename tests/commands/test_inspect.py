@@ -56,9 +56,9 @@ def test_the_embedded_model() -> None:
 def test_layers_and_kernels_are_those_of_the_quantized_file() -> None:
     model = model_of(MIXED)
     rules = {"layer_bits": ["^c1$=3/5"], "exclude": ["y"], "first_last": "6/6"}
-    found = inspect_model(model, bits="4/4", **rules)
     images = np.random.default_rng(1).normal(size=(8, 3, 8, 8)).astype(np.float32)
     options = {"samples": 8, "iters": 2, "correction_iters": 0, "batch_size": 4}
+    found = inspect_model(model, bits="4/4", **rules, **options)
     result = quantize(model, bits="4/4", calib=images, options=options, device="cpu", **rules)  # type: ignore[arg-type]
     told, report = found.to_dict(), result.report
     told_layers = [{name: value for name, value in layer.items() if name != "bytes"} for layer in told["layers"]]

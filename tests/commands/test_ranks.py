@@ -45,7 +45,9 @@ class Launcher:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._context: ForkServerContext = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["pdq_export.commands.quantize", "pdq_export.ranks", "pdq_export.cli"])
+        self._context.set_forkserver_preload(
+            ["pdq_export.commands.quantize", "pdq_export.ranks.joining", "pdq_export.cli"]
+        )
 
     def __call__(
         self, size: int, arguments: Sequence[str], dies: int | None = None
@@ -80,11 +82,12 @@ def _be_rank(folder: Path, environment: dict[str, str], arguments: list[str], di
     for descriptor in (1, 2):
         file = os.open(f"{descriptor}-{environment['RANK']}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, descriptor)
-    from pdq_export import cli, ranks
+    from pdq_export import cli
     from pdq_export.numerics import search
+    from pdq_export.ranks import together
 
     search.FRACTIONS, search._MAX_ENUMERATED_BITS = 1, 0  # which has tests of its own
-    ranks._SMALL = 0  # as if tensors were large
+    together._SMALL = 0  # as if tensors were large
     begin = Journal.begin
 
     def begin_or_die(self: Journal, position: int, block: Any) -> None:

@@ -21,6 +21,7 @@ from pdq_export.config.config import Config, make_config
 from pdq_export.errors import DataError, OptionError
 from pdq_export.plan.freedom import rule_bits
 from pdq_export.search.asked import parse_budget
+from pdq_export.search.bits_file import read_bits
 from pdq_export.search.budget import solve
 from pdq_export.search.groups import find_groups
 from pdq_export.spec import BitWidths, Role
@@ -262,6 +263,25 @@ def test_a_whole_run_and_the_same_file_from_its_bits(folder: Path) -> None:
     assert told["size"]["quantized"] == pytest.approx(report["quantized"]["size"], rel=1e-3)
     with pytest.raises(DataError, match="give calib"):
         inspect_model("model.onnx", bits="auto", **budget)
+
+
+def test_inspect_shows_the_plan_that_quantize_takes_with_the_same_options(folder: Path) -> None:
+    """By the method, which makes up for errors or not, and by the images that it is asked to take."""
+    onnx.save(
+        name_nodes(fill(parse(BODY), {"w1": (8, 3, 3, 3), "w2": (8, 8, 3, 3), "w3": (8, 8, 3, 3), "w4": (5, 8)})),
+        "8.onnx",
+    )
+    images = IMAGES * np.array([1, 0.05, 1, 3, 3, 3, 3, 3], np.float32)[:, None, None, None]
+    budget = {"bits": "auto", "max_bit_ops": 0.2, "calib": images, "device": "cpu", "work_dir": "runs"}
+    shown = []
+    for method in ({"method": "nearest"}, {"method": "qdrop", "iters": 1, "samples": 2}):
+        before = inspect_model("8.onnx", **budget, **method)
+        found = quantize("8.onnx", **budget, **method, output="8-auto.onnx", overwrite=True)
+        assert before.plan == found.plan
+        assert before.to_dict()["search"] == found.report.to_dict()["search"]
+        shown.append({layer.node: layer.weight_bits for layer in before.layers})
+        assert {name: bits.W for name, bits in read_bits("8-auto.bits.toml").layers.items()} == shown[-1]
+    assert shown[0] != shown[1]
 
 
 def test_budgets_and_the_command_sensitivity_share_one_measurement(

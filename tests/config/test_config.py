@@ -171,9 +171,10 @@ def test_a_command_takes_its_own_options_alone() -> None:
     planned = {*PlanSection.__dataclass_fields__, "target", "runtime", "opset"}
     searched = SearchSection.__dataclass_fields__.keys() - {"bits_to"}  # it writes no file
     read = {"calib", *PreprocessSection.__dataclass_fields__, "device", "max_memory", "work_dir"}  # for --bits auto
-    assert set(options_of(command=INSPECT)) == planned | searched | read
-    with pytest.raises(OptionError, match="'samples' is unknown"):
-        make_config({"samples": 3}, command=INSPECT)
+    found = {*CalibrationSection.__dataclass_fields__, "max_drop"}
+    assert set(options_of(command=INSPECT)) == planned | searched | read | found
+    with pytest.raises(OptionError, match="'report' is unknown"):
+        make_config({"report": "a.json"}, command=INSPECT)
 
 
 def test_every_number_of_the_method_can_be_given() -> None:

@@ -4,9 +4,12 @@ Coordinates are computed in float32 because ONNX Runtime does: where they fall o
 would choose another pixel. They are computed where the data are: nothing is copied between devices.
 """
 
+import contextlib
+import contextvars
 import dataclasses
 import functools
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -64,11 +67,15 @@ class Method:
     antialias: int = 0
 
 
+_KEPT = contextvars.ContextVar("kept", default=True)
+
+
 def interpolate_axis(x: Tensor, index: int, axis: Axis, method: Method) -> Tensor:
     """X with axis ``index`` resized: [..., size, ...] -> [..., out, ...]."""
     nearest = method.mode == "nearest"
     wide = torch.promote_types(x.dtype, torch.float32)
-    table, outside = _table(axis, method, wide, x.device)
+    make = _table if _KEPT.get() else _table.__wrapped__
+    table, outside = make(axis, method, wide, x.device)
     if nearest:
         y = x.index_select(index, table)
     else:
@@ -97,6 +104,19 @@ def _table(axis: Axis, method: Method, dtype: torch.dtype, device: torch.device)
     else:
         table = _weights(inside.to(dtype), axis, method)
     return table, where != inside if crop else None
+
+
+@contextlib.contextmanager
+def without_kept_tables() -> Iterator[None]:
+    """Within it every table is made anew, and none is kept: for what a device records and plays later.
+
+    What is kept may be given up before that; and what is made there holds nothing until it is played.
+    """
+    token = _KEPT.set(False)
+    try:
+        yield
+    finally:
+        _KEPT.reset(token)
 
 
 def forget_tables() -> None:

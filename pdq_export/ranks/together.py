@@ -1,44 +1,28 @@
-"""Processes that calibrate together, each on a share of the images: what they exchange, and in which order they add.
-
-Sums are taken in the order of ranks, wherever they are taken: all ranks have the same bits, and the same number of
-ranks has them again.
-"""
+"""One of several processes that calibrate together: exchanges by torch.distributed, added up in the order of ranks."""
 
 import contextlib
 import dataclasses
-import datetime
-import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import PrefixStore, TCPStore, rendezvous  # type: ignore[attr-defined]
 
 from pdq_export.errors import RESUME, RankError, first_few
 from pdq_export.exhaustion import is_exhaustion
-from pdq_export.process import Launch, ends_at_once, read_environment
+from pdq_export.ranks.alone import Ranks
 
 Value = TypeVar("Value")
 
 # Below so many bytes from all ranks each of them gets everything and adds it up itself: one exchange in place of two.
 _SMALL = 2**20
-# All ranks begin at once.
-_COMING = datetime.timedelta(minutes=5)
-# From then on one may work alone for long. gloo tells at once of another that has ended, whose connections close; what
-# NCCL does not tell torchrun does, which ends them all.
-_PATIENCE = datetime.timedelta(hours=6)
 _KINDS = ("gather", "to_first", "from_first")
 # What gloo and NCCL say, in lower case, where the other end has gone.
 _GONE = ("connection closed", "connection reset", "connection refused", "broken pipe", "timed out", "remote process")
 _CAUSE = 120  # characters of it
-_INHERITED = (
-    "where a program that torchrun has started has started this one, it has RANK, WORLD_SIZE and others of it: start "
-    "it without (env -u TORCHELASTIC_RUN_ID pdq-export ...)"
-)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -48,80 +32,6 @@ class Traffic:
     exchanges: int = 0
     sent: int = 0
     seconds: float = 0.0
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Ranks:
-    """A process among ``size`` that work together, number ``rank`` from 0. This one is alone, which costs nothing.
-
-    ``local_rank``: its number among those of its machine; None where it is alone. Others are `Together`.
-    """
-
-    rank: int = dataclasses.field(default=0, init=False)
-    size: int = dataclasses.field(default=1, init=False)
-    local_rank: int | None = dataclasses.field(default=None, init=False)
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this process writes and reports."""
-        return self.rank == 0
-
-    @property
-    def is_alone(self) -> bool:
-        """Whether there is no other."""
-        return self.size == 1
-
-    def share_of(self, count: int) -> int:
-        """How many of ``count`` things this process has; the first ranks have one more where that leaves a rest."""
-        return count // self.size + (self.rank < count % self.size)
-
-    def mine(self, count: int) -> range:
-        """Which of ``count`` things these are: every so many-th, as a set may be sorted by class."""
-        return range(self.rank, count, self.size)
-
-    def sum_over(self, *values: Tensor) -> tuple[Tensor, ...]:
-        """The sums of tensors over all ranks, each of one shape and type everywhere."""
-        return values
-
-    def average(self, values: Sequence[Tensor | None], weight: float) -> Sequence[Tensor | None]:
-        """The weighted sums of float32 tensors over all ranks, whose weights add up to 1.
-
-        What is None is None everywhere.
-        """
-        return values
-
-    def rows(self, x: Tensor) -> Tensor:
-        """The rows [n, ...] of all ranks, one rank's behind the other's."""
-        return x
-
-    def gather(self, value: Value) -> list[Value]:
-        """What each rank has, on every rank; plain values and small arrays."""
-        return [value]
-
-    def to_first(self, value: Value) -> list[Value]:
-        """What each rank has, on the first; nothing on the others."""
-        return [value]
-
-    def from_first(self, value: Value) -> Value:
-        """What the first has, on every rank."""
-        return value
-
-    def done_by_first(self, compute: Callable[[], Value]) -> Value:
-        """What ``compute`` gives on the first, which alone does it, on every rank."""
-        return self.from_first(compute() if self.is_first else cast(Value, None))
-
-    def check_same(self, what: str, content: str, remedy: str) -> None:
-        """Raise RankError, on every rank, where the ``content`` of ``what`` is not that of the first rank."""
-        digests = self.gather(hashlib.sha256(content.encode()).hexdigest())
-        others = [str(rank) for rank, digest in enumerate(digests) if digest != digests[0]]
-        if others:
-            raise RankError(
-                f"{what}: rank {', '.join(others)} of {self.size} has something else than rank 0; expected the same on "
-                f"every rank; {remedy}"
-            )
-
-
-ALONE = Ranks()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -258,7 +168,7 @@ def _added(parts: Tensor) -> Tensor:
 
 def _failed(ranks: Ranks, error: RuntimeError) -> RankError:
     """The error of a rank that other ranks have left alone, or whose exchange with them fails."""
-    where, cause = f"rank {ranks.rank} of {ranks.size}", _shortened(error)
+    where, cause = f"rank {ranks.rank} of {ranks.size}", shortened(error)
     if any(words in str(error).lower() for words in _GONE):
         return RankError(
             f"{where}: another rank has ended, or cannot be reached any more ({cause}); expected all of them until the "
@@ -270,68 +180,6 @@ def _failed(ranks: Ranks, error: RuntimeError) -> RankError:
     )
 
 
-def _shortened(error: Exception) -> str:
+def shortened(error: Exception) -> str:
+    """The beginning of what an error says, in one line."""
     return " ".join(str(error).split())[:_CAUSE]
-
-
-@contextlib.contextmanager
-def joined(launch: Launch, device: torch.device) -> Iterator[Ranks]:
-    """The ranks that a launcher has started, as this process sees them, connected by torch.distributed.
-
-    Tensors go by NCCL between GPUs and by gloo between CPUs. Raises RankError where others do not come within minutes.
-    To be called in the main thread.
-    """
-    with ends_at_once():  # libraries that wait for others hear of nothing, and nothing has begun
-        _join(launch, device)
-    ranks = Together(rank=launch.rank, size=launch.size, local_rank=launch.local_rank)
-    yield ranks
-    # Not where something is raised: the others are ending as well. Until the first is done all stay, or nobody would be
-    # there to tell that it has ended.
-    ranks.from_first(None)
-    dist.destroy_process_group()
-
-
-def _join(launch: Launch, device: torch.device) -> None:
-    where = f"rank {launch.rank} of {launch.size}"
-    backend = "gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:nccl"
-    try:
-        store = next(rendezvous("env://", launch.rank, launch.size, timeout=_COMING))[0]
-        own = PrefixStore(f"pdq-export/{_restarts()}", store)
-        keys = [f"here/{rank}" for rank in range(launch.size)]
-        own.set(keys[launch.rank], "")
-        try:
-            own.wait(keys, _COMING)
-        except RuntimeError as error:
-            missing = [str(rank) for rank, key in enumerate(keys) if not own.check([key])]
-            raise RankError(
-                f"{where}: rank {', '.join(missing)} has not come within {_COMING.total_seconds():g} s; expected all "
-                f"of them at once; see what they say; {_INHERITED}"
-            ) from error
-        dist.init_process_group(backend, store=own, rank=launch.rank, world_size=launch.size, timeout=_PATIENCE)
-        store.set_timeout(_PATIENCE)  # NCCL connects at its first exchange
-    except (RuntimeError, ValueError) as error:
-        raise RankError(
-            f"{where}: the others are not to be reached ({_shortened(error)}); expected all of them under the address "
-            f"that torchrun gives; see its --rdzv-endpoint; {_INHERITED}"
-        ) from error
-
-
-def _restarts() -> str:
-    """How often torchrun has started this rank again."""
-    return read_environment().get("TORCHELASTIC_RESTART_COUNT", "0")
-
-
-def is_first_to_tell(launch: Launch, *, timeout: float = 3.0) -> bool:
-    """Whether no other rank has told yet why all of them end: whoever asks first is to tell it.
-
-    It asks torchrun's store, which outlives every rank; where that is gone too, each rank tells it.
-    """
-    seconds = datetime.timedelta(seconds=timeout)
-    found = read_environment()
-    try:
-        store = TCPStore(
-            found["MASTER_ADDR"], int(found["MASTER_PORT"]), is_master=False, timeout=seconds, wait_for_workers=False
-        )
-        return store.add(f"pdq-export/{_restarts()}/told", 1) == 1
-    except (KeyError, ValueError, RuntimeError):
-        return True
