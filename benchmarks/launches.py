@@ -20,7 +20,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.common import markdown
-from pdq_export.calibrate import calibrate
+from pdq_export.calibrate import calibrate, teacher
+from pdq_export.calibrate.correction import batches_at_once
 from pdq_export.calibrate.journal import Journal
 from pdq_export.calibrate.step import Step
 from pdq_export.config.method import choose_options
@@ -90,6 +91,7 @@ def count(model: Path, calib: Path, bits: str, options: Mapping[str, Any]) -> Co
         return result
 
     open_blocks: list[dict[bool, int]] = []
+    cuda = torch.device("cuda")
     begin = Journal.begin
 
     def begun(self: Journal, position: int, block: Any) -> None:
@@ -100,7 +102,9 @@ def count(model: Path, calib: Path, bits: str, options: Mapping[str, Any]) -> Co
         mock.patch.object(Journal, "timed", counted_phase),
         mock.patch.object(Journal, "begin", begun),
         mock.patch.object(Step, "__call__", counted_step),
-        mock.patch.object(search, "_ELEMENTS_ON_CPU", search._ELEMENTS),  # as many candidates at once as on a GPU
+        # As many candidates, and batches, at once as on a GPU.
+        mock.patch.object(search, "_ELEMENTS_ON_CPU", search._ELEMENTS),
+        mock.patch.object(teacher, "batches_at_once", lambda options, _: batches_at_once(options, cuda)),
         launches,
     ):
         network = import_model(free_batch.run(prepared.model))

@@ -1,5 +1,6 @@
 """One block, from searched scales to integers."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -21,7 +22,7 @@ from pdq_export.calibrate.scores import Scores
 from pdq_export.calibrate.step import BlockModel
 from pdq_export.calibrate.subgraph import extract
 from pdq_export.calibrate.teacher import Teacher
-from pdq_export.spec import Block, Role
+from pdq_export.spec import MAX_BITS, Block, Role
 
 
 class BlockCalibrator:
@@ -43,6 +44,12 @@ class BlockCalibrator:
         self._context, self._done, self._live, self._scores = context, done, live, scores
         self._teacher, self._initializer, self._least = teacher, initializer, least
         self._capture = Capture(context.store.device) if context.options.capture_step else None
+
+    def steps(self, block: Block) -> int:
+        """Optimizer steps for the ``block``, by the fewest bits of its weights and learned activations."""
+        points = [point for point in self._done.points(block) if point.role is Role.ACTIVATION]
+        points += [self._context.plan.points[layer.weight] for layer in block.layers]
+        return self._context.options.steps(min((point.bits for point in points), default=MAX_BITS))
 
     def calibrate(self, position: int, block: Block, later: Sequence[Block]) -> BlockRecord:
         """Finish the ``block`` at ``position`` of the plan, which ``later`` ones follow."""
@@ -76,7 +83,8 @@ class BlockCalibrator:
         scales: Sequence[ActivationQuantizer],
     ) -> Tensor:
         """Learn soft weights and scales on what the FP32 block gives; the error of every step."""
-        context, options = self._context, self._context.options
+        context = self._context
+        options = dataclasses.replace(context.options, iters=self.steps(block))
         problem = self._problem(position, block, later, soft, scales)
         ranks = context.ranks
         images, generator = len(problem.rows.wanted[0]), batch_generator(options.seed, position, ranks.rank)

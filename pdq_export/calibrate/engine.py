@@ -93,7 +93,7 @@ def calibrate(
         store = Store.of_process(device, max_memory)
         try:
             folded = fold_sizes(network, [x[:FOLDING_IMAGES].to(device) for x in inputs])
-            journal = Journal(plan.blocks, options.iters, progress)
+            journal = Journal(plan.blocks, progress)
             context = Context(network=folded, plan=plan, options=options, store=store, journal=journal, ranks=ranks)
             done = Quantizers(folded, plan, network)
             named = zip(input_tensors(folded), (store.adopt(x) for x in inputs), strict=True)
@@ -124,7 +124,7 @@ def _walk(
     calibrator = BlockCalibrator(context, done, live, scores, teacher, initializer, least)
     for position, block in enumerate(blocks):
         later = blocks[position + 1 :]
-        context.journal.begin(position, block)
+        context.journal.begin(position, block, calibrator.steps(block))
         if _take_up(done, position, block, checkpoint, ranks):
             context.journal.tell("finished in an earlier run")
         else:

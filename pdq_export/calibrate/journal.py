@@ -30,19 +30,18 @@ class BlockProgress:
 class Journal:
     """Tells ``report`` of phases and steps; ``seconds`` by phase and ``warnings`` are those of the present block."""
 
-    def __init__(
-        self, blocks: Sequence[Block], steps: int, report: Callable[[BlockProgress], None] | None = None
-    ) -> None:
+    def __init__(self, blocks: Sequence[Block], report: Callable[[BlockProgress], None] | None = None) -> None:
         self._report = report or (lambda _: None)
         first = blocks[0].name if blocks else ""
-        self._place = BlockProgress(block=first, index=0, count=len(blocks), step=0, steps=steps, loss=0.0)
+        self._place = BlockProgress(block=first, index=0, count=len(blocks), step=0, steps=0, loss=0.0)
         self.seconds: dict[str, float] = {}
         self.warnings: list[str] = []
 
-    def begin(self, position: int, block: Block) -> None:
-        """Turn to the block at ``position``."""
+    def begin(self, position: int, block: Block, steps: int = 0) -> None:
+        """Turn to the block at ``position``, which takes so many steps."""
         logger.info("block %d of %d: %s", position + 1, self._place.count, block.name)
-        self._place = dataclasses.replace(self._place, block=block.name, index=position, step=0, loss=0.0)
+        place = BlockProgress(block=block.name, index=position, count=self._place.count, step=0, steps=steps, loss=0.0)
+        self._place = place
         self.seconds, self.warnings = {}, []
 
     def tell(self, phase: str) -> None:

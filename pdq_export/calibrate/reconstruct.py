@@ -89,9 +89,7 @@ def reconstruct(
     model, rows = problem.model, problem.rows
     initial = [quantizer.scale.item() for quantizer in problem.scales]
     learned = [_learned(quantizer, start) for quantizer, start in zip(problem.scales, initial, strict=True)]
-    rates = [
-        min(options.scale_lr * scale.unit, _LARGEST_STEP * start) for scale, start in zip(learned, initial, strict=True)
-    ]
+    rates = [_rate(options, *each) for each in zip(problem.scales, learned, initial, strict=True)]
     device = rows.wanted[0].device
     schedule = Schedule.of(options, rates, predicts=model.rest is not None, device=device)
     units = [unit_of(max(ranks.gather(_size(wanted, options.batch_size)))) for wanted in rows.wanted]
@@ -131,6 +129,14 @@ def reconstruct(
         points = [*(weight.point for weight in model.weights), *(scale.point for scale in problem.scales)]
         warn_of_divergence(problem.name, list(errors[-WATCHED:]), powers, points, warn)
     return errors
+
+
+def _rate(options: CalibrationOptions, quantizer: ActivationQuantizer, learned: LearnedScale, start: float) -> float:
+    """Of the first step of a scale, which is ``start`` now."""
+    rate = options.scale_lr * learned.unit
+    if options.range_lr:
+        rate = options.range_lr * start / max(quantizer.high, -quantizer.low)
+    return min(rate, _LARGEST_STEP * start)
 
 
 def _learned(quantizer: ActivationQuantizer, start: float) -> LearnedScale:

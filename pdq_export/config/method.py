@@ -1,6 +1,7 @@
 """What can be set about calibration: methods, budgets and hyper-parameters, and how a set of options is chosen."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ SENSITIVITY_SAMPLES = 128  # images, the first, that bits are found by
 _SHARE: Mapping[str, Any] = {"least": 0, "most": 1, "flag": False}
 _POSITIVE: Mapping[str, Any] = {"above": 0, "flag": False}
 _PART: Mapping[str, Any] = {"flag": False}
+_MANY_BITS = 4
 
 
 class NoEffectError(OptionError):
@@ -38,6 +40,15 @@ class CalibrationOptions:
         least=1,
     )
     iters: int = option(500, "Optimizer steps for each block", least=0)
+    # More of them learn the images by heart there: benchmarks/PROFILE.md, "Fewer steps at 4 bits".
+    iters_share: float = option(
+        1.0,
+        "Share of the steps that a block takes in which nothing has fewer than 4 bits",
+        more="where a number of steps is given, all blocks take it",
+        above=0,
+        most=1,
+        flag=False,
+    )
     correction_iters: int = option(100, "Steps of distribution correction for each batch; 0 switches it off", least=0)
     seed: int = option(
         0,
@@ -98,6 +109,14 @@ class CalibrationOptions:
 
     rounding_lr: float = option(3e-3, "Learning rate of roundings", **_POSITIVE)
     scale_lr: float = option(4e-5, "Learning rate of activation scales", **_POSITIVE)
+    # A scale of many bits has to move in smaller steps, and a large one in larger ones, than one rate for all is.
+    range_lr: float = option(
+        0.0,
+        "Learning rate of where an activation's range ends, in units of its scale, instead of `scale_lr`",
+        more="0, also where that is given, switches it off",
+        least=0,
+        flag=False,
+    )
     correction_lr: float = option(1e-3, "Learning rate of distribution correction", **_POSITIVE)
     warmup: float = option(0.2, "Share of the steps before the rounding term sets in", **_SHARE)
     exponent_start: float = option(20.0, "Exponent of the rounding term at first", **_POSITIVE)
@@ -105,6 +124,10 @@ class CalibrationOptions:
 
     def __post_init__(self) -> None:
         check_bounds(self)
+
+    def steps(self, bits: int) -> int:
+        """Optimizer steps for a block in which what is learned has at least ``bits`` bits."""
+        return self.iters if bits < _MANY_BITS else math.ceil(self.iters * self.iters_share)
 
 
 # What each method leaves out of PD-Quant; the loop is the same.
@@ -141,7 +164,7 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
 # published budget, with the published rates and lambda_r.
 _LONG_STEPS: Mapping[str, Any] = {
     "rounding_lr": 0.1,
-    "scale_lr": 4e-4,
+    "range_lr": 0.03,
     "correction_lr": 4e-3,
     "prediction_interval": 2,
     "lambda_r": 1.0,
@@ -149,10 +172,14 @@ _LONG_STEPS: Mapping[str, Any] = {
     "equalize_channels": True,
 }
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "fast": {"samples": 256, "iters": 100, "correction_iters": 10, **_LONG_STEPS},
-    "balanced": {"samples": 1024, "iters": 200, "correction_iters": 20, **_LONG_STEPS},
+    "fast": {"samples": 256, "iters": 100, "iters_share": 0.5, "correction_iters": 10, **_LONG_STEPS},
+    "balanced": {"samples": 1024, "iters": 200, "iters_share": 0.25, "correction_iters": 20, **_LONG_STEPS},
     "paper": {"samples": 1024, "iters": 20000, "correction_iters": 500},
 }
+
+
+# What the presets have beside an option, and what switches that off where the option is given.
+FOLLOWING: Mapping[str, tuple[str, float]] = {"iters": ("iters_share", 1.0), "scale_lr": ("range_lr", 0.0)}
 
 
 def choose_options(
@@ -177,7 +204,9 @@ def choose_options(
     for name, value in overrides.items():
         _check_name("option", name, fields)
         overrides[name] = _typed(name, value, type(fields[name].default))
-    chosen = CalibrationOptions(**{**PRESETS[preset], **FAMILIES[family], **METHODS[method], **overrides})
+    taken = {**PRESETS[preset], **FAMILIES[family], **METHODS[method]}
+    taken |= {follows: off for name, (follows, off) in FOLLOWING.items() if name in overrides}
+    chosen = CalibrationOptions(**{**taken, **overrides})
     for name, (part, reason) in _NEEDS.items():
         if name in overrides and not part(chosen):
             raise NoEffectError(
@@ -190,6 +219,10 @@ def choose_options(
 
 def _steps(options: CalibrationOptions) -> bool:
     return options.iters > 0 and (options.learn_rounding or options.learn_scales)
+
+
+def _learns_scales(options: CalibrationOptions) -> bool:
+    return _steps(options) and options.learn_scales
 
 
 def _rounds(options: CalibrationOptions) -> bool:
@@ -207,6 +240,7 @@ def _corrects(options: CalibrationOptions) -> bool:
 _Needed = tuple[Callable[[CalibrationOptions], bool], str]
 _OPTIMIZED = "no block is optimized (iters, learn_rounding, learn_scales)"
 _ROUNDED: _Needed = (_rounds, "no rounding is learned (iters, learn_rounding)")
+_FIXED = "no activation scale is learned (iters, learn_scales)"
 _PREDICTED: _Needed = (_predicts, "there is no prediction difference (prediction_difference, iters)")
 _CORRECTED: _Needed = (_corrects, "there is no distribution correction (correction_iters, iters)")
 
@@ -218,11 +252,12 @@ _NEEDS: Mapping[str, _Needed] = {
     "learn_scales": (lambda o: not o.learn_scales or o.iters > 0, "there are no steps (iters)"),
     "prediction_difference": (lambda o: not o.prediction_difference or _steps(o), _OPTIMIZED),
     "correction_iters": (lambda o: o.correction_iters == 0 or _steps(o), _OPTIMIZED),
-    **dict.fromkeys(("seed", "batch_size", "keep_probability", "mix_probability"), (_steps, _OPTIMIZED)),
+    **dict.fromkeys(("seed", "iters_share", "batch_size", "keep_probability", "mix_probability"), (_steps, _OPTIMIZED)),
     "compensate_rounding": (lambda o: not o.compensate_rounding or _rounds(o), _ROUNDED[1]),
     **dict.fromkeys(("rounding_lr", "warmup", "exponent_start", "exponent_end"), _ROUNDED),
     "rounding_weight": (lambda o: _rounds(o) and o.warmup < 1.0, "the rounding term is off (iters, warmup)"),
-    "scale_lr": (lambda o: _steps(o) and o.learn_scales, "no activation scale is learned (iters, learn_scales)"),
+    "scale_lr": (lambda o: _learns_scales(o) and o.range_lr == 0, f"{_FIXED}, or range_lr stands for it"),
+    "range_lr": (lambda o: o.range_lr == 0 or _learns_scales(o), _FIXED),
     **dict.fromkeys(("prediction_interval", "lambda_r", "output_loss"), _PREDICTED),
     "prediction_precision": (lambda o: o.prediction_precision == "float32" or _predicts(o), _PREDICTED[1]),
     "capture_step": (lambda o: not o.capture_step or _steps(o), _OPTIMIZED),

@@ -13,7 +13,7 @@ from typing import Any
 
 from pdq_export import __version__
 from pdq_export.config.config import Config, flatten, make_config, options_of, recorded
-from pdq_export.config.method import CalibrationOptions, choose_options
+from pdq_export.config.method import FOLLOWING, CalibrationOptions, choose_options
 from pdq_export.config.option import did_you_mean
 from pdq_export.errors import ModelError, OptionError, PdqError
 
@@ -139,7 +139,11 @@ def _guessed(settled: Mapping[str, Any]) -> dict[str, Any]:
     known = options_of()
     numbers = CalibrationOptions.__dataclass_fields__
     chosen: Sequence[str] = ("method", "preset", "family")
-    usual = dataclasses.asdict(choose_options(**{name: settled[name] for name in chosen if name in settled}))
+    parts = {name: settled[name] for name in chosen if name in settled}
+    usual = dataclasses.asdict(choose_options(**parts))
+    for name, (follows, off) in FOLLOWING.items():
+        if settled.get(name, usual[name]) != usual[name]:
+            usual[follows] = off
     given = {name: value for name, value in settled.items() if name in known and name not in numbers}
     for name, usually in {"weights": "asymmetric", "first_last": "8/8"}.items():
         if given.get(name) == usually:

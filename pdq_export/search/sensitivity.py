@@ -61,7 +61,7 @@ def measure_sensitivity(
     store = Store.of_process(device, max_memory)
     try:
         folded = fold_sizes(network, [x[:FOLDING_IMAGES].to(device) for x in inputs])
-        journal = Journal(plan.blocks, 0, progress)
+        journal = Journal(plan.blocks, progress)
         # Methods that calibrate without it are measured by what they do to classes as well.
         options = dataclasses.replace(options, prediction_difference=True)
         context = Context(network=folded, plan=plan, options=options, store=store, journal=journal)

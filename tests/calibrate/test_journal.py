@@ -11,9 +11,9 @@ BLOCKS = [Block(name=name, inputs=(), outputs=(), nodes=(), layers=()) for name 
 
 def test_what_is_told() -> None:
     told: list[BlockProgress] = []
-    journal = Journal(BLOCKS, 50, told.append)
+    journal = Journal(BLOCKS, told.append)
     journal.images("FP32 network")(3, 8)
-    journal.begin(1, BLOCKS[1])
+    journal.begin(1, BLOCKS[1], steps=50)
     journal.step(20, 0.5)
     before, step = told
     assert (before.block, before.index, before.count, before.phase) == ("stem", 0, 2, "FP32 network, 3 of 8 images")
@@ -23,7 +23,7 @@ def test_what_is_told() -> None:
 def test_phases_add_up_until_the_next_block(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter([0.0, 1.0, 10.0, 12.0, 20.0, 24.0])
     monkeypatch.setattr("pdq_export.calibrate.journal.time.perf_counter", lambda: next(now))
-    journal = Journal(BLOCKS, 50)
+    journal = Journal(BLOCKS)
     journal.begin(0, BLOCKS[0])
     for phase in ("scales", "steps", "scales"):
         with journal.timed(phase):
@@ -34,7 +34,7 @@ def test_phases_add_up_until_the_next_block(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_time_of_a_phase_that_fails_counts_too() -> None:
-    journal = Journal(BLOCKS, 50)
+    journal = Journal(BLOCKS)
     with pytest.raises(ValueError, match="halfway"), journal.timed("steps"):
         raise ValueError("halfway")
     assert journal.seconds["steps"] >= 0.0

@@ -24,7 +24,7 @@ def test_live_tensors_are_those_that_later_blocks_read() -> None:
         plan=example.plan,
         options=CalibrationOptions(iters=0),
         store=store,
-        journal=Journal(blocks, 0),
+        journal=Journal(blocks),
     )
     done = Quantizers(example.network, example.plan, example.network)
     initializer, live = Initializer(context, done), Live(context, done)

@@ -22,9 +22,27 @@ def test_overrides_win_over_method_preset_and_family() -> None:
     assert options.correction_iters == 0
 
 
+def test_a_block_of_many_bits_takes_fewer_steps_unless_a_number_is_given() -> None:
+    usual, given = choose_options(), choose_options(overrides={"iters": 30})
+    assert usual.steps(3) == usual.iters
+    assert 0 < usual.steps(4) == usual.steps(8) < usual.iters
+    assert [given.steps(bits) for bits in (2, 3, 4, 8)] == [30] * 4
+    both = choose_options(overrides={"iters": 30, "iters_share": 0.01})
+    assert (both.steps(3), both.steps(4)) == (30, 1)
+    assert choose_options(method="nearest").steps(8) == 0
+    assert choose_options(preset="paper").steps(8) == 20000
+
+
+def test_scales_have_the_rate_that_is_given() -> None:
+    assert choose_options().range_lr > 0 == choose_options(overrides={"scale_lr": 1e-3}).range_lr
+    with pytest.raises(OptionError, match="scale_lr is given, but it has no effect"):
+        choose_options(overrides={"scale_lr": 1e-3, "range_lr": 0.1})
+
+
 def test_the_papers_preset_has_the_papers_numbers() -> None:
     paper, short = choose_options(preset="paper"), choose_options()
     assert (paper.lambda_r, paper.rounding_lr, paper.scale_lr, paper.correction_lr) == (0.1, 3e-3, 4e-5, 1e-3)
+    assert (paper.range_lr, paper.iters_share) == (0.0, 1.0)
     assert (short.lambda_r, short.rounding_weight) == (1.0, paper.rounding_weight)
 
 

@@ -11,9 +11,9 @@ def block(name: str, inputs: str, outputs: str) -> Block:
     return Block(name=name, inputs=tuple(inputs), outputs=tuple(outputs), nodes=(name,), layers=())
 
 
-def losses(blocks: list[Block], rates: dict[str, float], outputs: str) -> dict[str, float]:
-    """Of a weight in each block that makes a tenth of an error there; ``rates``: what that loses of the prediction."""
-    groups = tuple(Group(role=Role.WEIGHT, tensors=(name,), layers=(name,), block=name) for name in rates)
+def losses(blocks: list[Block], rates: dict[str, float], outputs: str, role: Role = Role.WEIGHT) -> dict[str, float]:
+    """Of a tensor in each block that makes a tenth of an error there; ``rates``: what that loses of the prediction."""
+    groups = tuple(Group(role=role, tensors=(name,), layers=(name,), block=name) for name in rates)
     found = Sensitivity(
         groups=groups,
         measure="kl",
@@ -38,3 +38,9 @@ def test_what_is_made_up_for() -> None:
 def test_blocks_side_by_side_lose_together() -> None:
     fork = [block("p", "i", "x"), block("q", "x", "y"), block("r", "x", "z")]
     assert losses(fork, {"p": 50.0, "q": 2.0, "r": 3.0}, "yz") == pytest.approx({"p": 5.0, "q": 2.0, "r": 3.0})
+
+
+def test_half_of_what_activations_lose_is_left() -> None:
+    chain = [block("p", "i", "x"), block("q", "x", "y")]
+    found = losses(chain, {"p": 50.0, "q": 2.0}, "y", role=Role.ACTIVATION)
+    assert found == pytest.approx({"p": 25.0, "q": 1.0})

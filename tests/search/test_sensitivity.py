@@ -52,7 +52,7 @@ def sensitivity(example: Example, **options: Any) -> Sensitivity:
 
 
 def candidates_of(example: Example) -> dict[str, dict[int, Candidate]]:
-    journal, store = Journal(example.plan.blocks, 0), Store(CPU)
+    journal, store = Journal(example.plan.blocks), Store(CPU)
     context = Context(network=example.network, plan=example.plan, options=OPTIONS, store=store, journal=journal)
     inputs = {name: store.adopt(example.images) for name in input_tensors(example.network)}
     done = Quantizers(example.network, example.plan, example.network)
