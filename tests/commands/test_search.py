@@ -42,6 +42,11 @@ def model() -> onnx.ModelProto:
     return name_nodes(fill(parse(BODY), SHAPES))
 
 
+def small() -> onnx.ModelProto:
+    """The same with eight channels."""
+    return name_nodes(fill(parse(BODY), {"w1": (8, 3, 3, 3), "w2": (8, 8, 3, 3), "w3": (8, 8, 3, 3), "w4": (5, 8)}))
+
+
 def search(
     factors: dict[str, float] = WEIGHTS, *, learns: bool = False, **fields: Any
 ) -> tuple[Search, PlannedModel, Config]:
@@ -267,10 +272,7 @@ def test_a_whole_run_and_the_same_file_from_its_bits(folder: Path) -> None:
 
 def test_inspect_shows_the_plan_that_quantize_takes_with_the_same_options(folder: Path) -> None:
     """By the method, which makes up for errors or not, and by the images that it is asked to take."""
-    onnx.save(
-        name_nodes(fill(parse(BODY), {"w1": (8, 3, 3, 3), "w2": (8, 8, 3, 3), "w3": (8, 8, 3, 3), "w4": (5, 8)})),
-        "8.onnx",
-    )
+    onnx.save(small(), "8.onnx")
     images = IMAGES * np.array([1, 0.05, 1, 3, 3, 3, 3, 3], np.float32)[:, None, None, None]
     budget = {"bits": "auto", "max_bit_ops": 0.2, "calib": images, "device": "cpu", "work_dir": "runs"}
     shown = []
@@ -282,6 +284,24 @@ def test_inspect_shows_the_plan_that_quantize_takes_with_the_same_options(folder
         shown.append({layer.node: layer.weight_bits for layer in before.layers})
         assert {name: bits.W for name, bits in read_bits("8-auto.bits.toml").layers.items()} == shown[-1]
     assert shown[0] != shown[1]
+
+
+def test_a_file_that_calibration_makes_larger_than_the_budget_is_refused(folder: Path) -> None:
+    """Equal bits are taken where their file, as estimated, just keeps it."""
+    onnx.save(small(), "8.onnx")
+    fields: dict[str, Any] = {"calib": 0.03 * IMAGES, "method": "nearest", "device": "cpu", "work_dir": "runs"}
+    budget = {"bits": "auto", "allowed_bits": "3", "first_last": "8/8", "output": "a.onnx"}
+    size = quantize("8.onnx", max_size="7kB", **budget, **fields).report.quantized.size
+    Path("a.onnx").unlink()
+    Path("a.bits.toml").unlink()
+    with pytest.raises(
+        OptionError, match=rf"the file has {size} bytes, 1 too many.*what is finished is kept as .*a\.onnx"
+    ) as told:
+        quantize("8.onnx", max_size=f"{size - 1}", **budget, **fields)
+    assert not Path("a.onnx").exists()
+    remedy = str(told.value).partition("give --max-size ")[2].partition(",")[0]
+    found = quantize("8.onnx", max_size=remedy, **budget, **fields, resume=True)
+    assert found.report.quantized.size == size == int(remedy)
 
 
 def test_budgets_and_the_command_sensitivity_share_one_measurement(
