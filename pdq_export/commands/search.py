@@ -16,7 +16,7 @@ from pdq_export.report.tensor_losses import TensorLosses
 from pdq_export.search.asked import Budget
 from pdq_export.search.budget import Choices, Cost, Limit, Solution, Widths, solve
 from pdq_export.search.made_up import left_after_learning
-from pdq_export.spec import ALL_BITS, MAX_BITS, BitWidths, Role
+from pdq_export.spec import ALL_BITS, MAX_BITS, BitWidths, Plan, Point, Role
 from pdq_export.spec.sensitivity import Sensitivity
 from pdq_export.targets import find_target
 from pdq_export.work import PlannedModel
@@ -103,7 +103,10 @@ class Search:
         return self._found(solution, written, uniform)
 
     def smallest(self, loss: float, *, size: Callable[[Widths], int]) -> Found:
-        """The smallest allotment whose estimated loss is within ``loss``, or that of the least loss there is."""
+        """The smallest allotment whose estimated loss is within ``loss``, or that of the least loss there is.
+
+        Equal bits are taken where their file is no larger: the other says the bits of each tensor, too.
+        """
         limit = Limit(option="--max-drop", cost=self._loss, most=loss)
         solution = solve(self._choices, self._size, [limit]) or solve(self._choices, self._loss)
         assert solution is not None  # nothing else is asked
@@ -114,8 +117,12 @@ class Search:
                 100 * solution.gap,
                 _FEWER,
             )
-        held = [equal for equal in map(self._narrowed, dict(self._uniforms()).values()) if limit.holds(equal)]
-        return self._found(solution, size(solution.bits), min(held, key=self._size.of) if held else None)
+        written = size(solution.bits)
+        held = [equal for _, equal in self._uniforms() if limit.holds(self._narrowed(equal))]
+        uniform = min(held, key=lambda equal: self._size.of(self._narrowed(equal))) if held else None
+        if uniform is not None and (equal := size(uniform)) <= written:
+            return self._found(Solution(bits=uniform), equal, uniform)
+        return self._found(solution, written, uniform)
 
     def _found(self, solution: Solution, written: int, uniform: Widths | None) -> Found:
         note = "" if self._budget.counts_activations else self._why_wide()
@@ -241,15 +248,30 @@ class Search:
         return choices
 
     def _size_cost(self, runtime: str | None, metadata: Mapping[str, str]) -> Cost:
-        """With weights packed as they are at the fewest bits of which the file may consist."""
+        """With weights packed as they are at the fewest bits of which the file may consist.
+
+        It is exact for equal bits of all weights, whose tables all of them use.
+        """
         planned = self._planned
+        fewest = self._with_weights(lambda name: self._choices[name][0])
+        loading = choose_loading(planned.index, fewest, runtime=runtime, max_opset=planned.loading.max_opset)
+        width = min((self._choices[name][0] for name in self._weights), default=MAX_BITS)
+        equal = self._with_weights(lambda _: width)
+        costs = weight_costs(planned.prepared, equal, self._target, loading=loading, metadata=metadata, at=self._at)
+        return costs.cost
+
+    def _with_weights(self, bits: Callable[[str], int]) -> Plan:
+        """The plan with these bits of the weights, by name."""
         points = {
-            name: point.with_bits(self._choices[name][0]) if name in self._weights else point
-            for name, point in planned.plan.points.items()
+            name: self._at(point, bits(name)) if name in self._weights else point
+            for name, point in self._planned.plan.points.items()
         }
-        plan = dataclasses.replace(planned.plan, points=points)
-        loading = choose_loading(planned.index, plan, runtime=runtime, max_opset=planned.loading.max_opset)
-        return weight_costs(planned.prepared, plan, self._target, loading=loading, metadata=metadata).cost
+        return dataclasses.replace(self._planned.plan, points=points)
+
+    def _at(self, point: Point, bits: int) -> Point:
+        """A weight as plans have it at a width: zero points of its own take bytes, which one of 8 bits has not."""
+        reduced = self._options.section.reduce_range and bits == MAX_BITS - 1
+        return point.with_bits(bits, symmetric=reduced or self._options.symmetric_weights)
 
     def _uniforms(self) -> Iterable[tuple[BitWidths, dict[str, int]]]:
         """Equal bits for all layers, as --bits W/A gives them, where every tensor may have them."""

@@ -24,7 +24,7 @@ from pdq_export.search.asked import parse_budget
 from pdq_export.search.bits_file import read_bits
 from pdq_export.search.budget import solve
 from pdq_export.search.groups import find_groups
-from pdq_export.spec import BitWidths, Role
+from pdq_export.spec import BitWidths, Point, Role
 from pdq_export.spec.sensitivity import Sensitivity
 from pdq_export.work import PlannedModel, open_model
 
@@ -77,8 +77,13 @@ def search(
     return found, planned, config
 
 
+def at(point: Point, bits: int) -> Point:
+    """As plans have it: narrow weights are asymmetric."""
+    return point.with_bits(bits, symmetric=False) if point.role is Role.WEIGHT else point.with_bits(bits)
+
+
 def size_of(planned: PlannedModel, bits: dict[str, int]) -> int:
-    points = {name: p.with_bits(bits[name]) if name in bits else p for name, p in planned.plan.points.items()}
+    points = {name: at(p, bits[name]) if name in bits else p for name, p in planned.plan.points.items()}
     changed = dataclasses.replace(planned, plan=dataclasses.replace(planned.plan, points=points))
     return placeholder_size(changed, "ort", {})
 
@@ -195,7 +200,7 @@ def test_files_that_are_larger_than_estimated_at_every_try(
     misses: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The best that fits is taken, not the smallest; that is, with a word, where no other fits."""
-    most = 40_000
+    most = 75_000
     searched, planned, _ = search(max_size=str(most))
     monkeypatch.setattr(searched, "_best_uniform", lambda size: None)  # equal bits do not keep it
     tried = []
@@ -208,6 +213,17 @@ def test_files_that_are_larger_than_estimated_at_every_try(
     assert (found.bits == tried[8]) is (misses == 1000)
     assert ("the smallest is taken" in caplog.text) is (misses == 1000)
     assert found.report.chosen.size <= most
+
+
+@pytest.mark.parametrize("reduce_range", [False, True])
+def test_sizes_are_estimated_with_the_zero_points_that_narrow_weights_have(reduce_range: bool) -> None:
+    """What is searched in has 8 bits everywhere, where weights have none."""
+    searched, planned, config = search(max_size="1MB", reduce_range=reduce_range)
+    for bits, others in (("2/8", {}), ("3/8", {}), ("3/8", {"w3": 7}), ("6/8", {"w3": 4})):
+        changed = make_config({"bits": bits, "tensor_bits": others, "reduce_range": reduce_range})
+        plan = PlannedModel.of(planned.original, plan_options(changed, choose(changed)), config.file, told=False)
+        widths = {name: point.bits for name, point in plan.plan.points.items() if point.role is not Role.CARRIER}
+        assert searched._size.of(widths) == pytest.approx(placeholder_size(plan, "ort", {}), rel=0.007)
 
 
 def test_a_search_that_is_not_finished_is_told(
@@ -224,6 +240,20 @@ def test_a_search_that_is_not_finished_is_told(
     searched, planned, _ = search(max_size="1MB")
     assert searched.smallest(1.0, size=lambda bits: size_of(planned, dict(bits))).report.chosen.gap == 0.03
     assert "other files could be up to 3 % smaller" in caplog.text
+
+
+@pytest.mark.parametrize("told", [0, 10_000])
+def test_the_smallest_file_is_that_of_equal_bits_where_it_is_written_no_larger(told: int) -> None:
+    """``told``: bytes that a file says of single bits in."""
+    searched, planned, config = search(max_size="1MB")
+    equal = rule_bits(planned.index, planned.plan, plan_options(config, choose(config)), BitWidths(3, 8))
+
+    def size(bits: Any) -> int:
+        return size_of(planned, dict(bits)) + (0 if bits == equal else told)
+
+    found = searched.smallest(searched._loss.of(equal) * 1.001, size=size)
+    assert (found.bits == equal) == bool(told)
+    assert found.report.chosen.size == size(found.bits) <= size(equal)
 
 
 @pytest.fixture
