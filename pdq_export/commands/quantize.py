@@ -504,7 +504,7 @@ def _how_made(request: Request, work: Work, report: Report, found: Found | None)
     if found is None:
         return made
     most = found.budget.bytes(report.model.size)
-    return dataclasses.replace(made, instead=larger_budget(found.report, most, report.quantized.size))
+    return dataclasses.replace(made, instead=larger_budget(found.report, most, report.quantized.size, found.raised))
 
 
 def _keep(draft: Draft, quantized: onnx.ModelProto, asked: FileSection) -> tuple[ModelInfo, list[Path]]:

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 # Of the first and last layers, which a few bits ruin though a sum of estimates may not say so.
 LEAST_OUTERMOST = 4
 _BETTER = 0.95  # of the estimated loss of uniform bits: what promises less gain is no reason to leave them
+_RAISED = 1.25
 _FRONTIER = 9  # budgets that are solved for the chart
 _ROUNDS = 8
 # A bias can take a byte more, and zero points be stored in another way, once scales are learned.
@@ -36,11 +37,15 @@ _FEWER = "--allowed-bits with fewer to choose from lets it finish"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Found:
-    """What was found: ``bits`` of every weight and learned activation, within a ``budget``, and how they compare."""
+    """What was found: ``bits`` of every weight and learned activation, within a ``budget``, and how they compare.
+
+    ``raised``: what would be found within a larger budget of what is not counted in bytes; None where bytes are.
+    """
 
     bits: Widths
     budget: Budget
     report: SearchReport
+    raised: Estimate | None = None
 
 
 class Search:
@@ -138,7 +143,15 @@ class Search:
             note=note,
             tensors=TensorLosses.of(self._sensitivity, solution.bits),
         )
-        return Found(bits=solution.bits, budget=self._budget, report=told)
+        return Found(bits=solution.bits, budget=self._budget, report=told, raised=self._raised())
+
+    def _raised(self) -> Estimate | None:
+        """Within budgets of averages and operations that are larger by a quarter; its name are the options."""
+        larger = self._budget.raised(_RAISED)
+        if larger is None:
+            return None
+        solution = solve(self._choices, self._loss, self._limits(larger))
+        return None if solution is None else self._estimate(larger.told(), solution)
 
     def _name(self, uniform: Widths) -> str:
         return next(str(widths) for widths, bits in self._uniforms() if bits == uniform)
@@ -208,9 +221,9 @@ class Search:
             f"kept is {math.ceil(limit.cost.of(fewest) * 1e4) / 1e4:g}"
         )
 
-    def _limits(self) -> list[Limit]:
-        """But that on the size."""
-        budget, limits = self._budget, []
+    def _limits(self, budget: Budget | None = None) -> list[Limit]:
+        """But that on the size; of another ``budget`` of the same kind, where it is given."""
+        budget, limits = budget or self._budget, []
         if budget.avg_weight is not None:
             limits.append(Limit(option="--avg-bits", cost=self._average(self._elements), most=budget.avg_weight))
         if budget.avg_activation is not None:
