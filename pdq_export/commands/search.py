@@ -165,20 +165,33 @@ class Search:
             if found is None:
                 raise self._infeasible(limits)
             return found, size(found.bits)
-        spared = aim = most * (1 - _SPARE)
-        for _ in range(_ROUNDS):
-            found = solve(self._choices, self._loss, [*limits, self._size_limit(aim)])
-            if found is None:
-                break
-            if (written := size(found.bits)) <= spared:
-                return found, written
-            aim = self._size.of(found.bits) - (written - spared)
+        spared = most * (1 - _SPARE)
+        if (best := self._best(size, spared, limits)) is not None:
+            return best
         smallest = solve(self._choices, self._size, limits)
         if smallest is None:
             raise self._infeasible(limits)
         if (written := size(smallest.bits)) > spared:
             raise self._too_small(most, written)
         return self._between(size, spared, limits, smallest.bits) or (self._smallest(smallest), written)
+
+    def _best(
+        self, size: Callable[[Widths], int], spared: float, limits: Sequence[Limit]
+    ) -> tuple[Solution, int] | None:
+        """The best of those that keep the size, by estimates that are corrected by what is written, up or down."""
+        aim, best, tried = spared, None, list[Widths]()
+        for _ in range(_ROUNDS):
+            found = solve(self._choices, self._loss, [*limits, self._size_limit(aim)])
+            if found is None or found.bits in tried:
+                break
+            tried.append(found.bits)
+            written = size(found.bits)
+            if written <= spared and (best is None or self._loss.of(found.bits) < self._loss.of(best[0].bits)):
+                best = found, written
+            elif best is not None:
+                break
+            aim = self._size.of(found.bits) - (written - spared)
+        return best
 
     def _between(
         self, size: Callable[[Widths], int], spared: float, limits: Sequence[Limit], smallest: Widths
