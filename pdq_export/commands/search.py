@@ -123,8 +123,7 @@ class Search:
                 _FEWER,
             )
         written = size(solution.bits)
-        held = [equal for _, equal in self._uniforms() if limit.holds(self._narrowed(equal))]
-        uniform = min(held, key=lambda equal: self._size.of(self._narrowed(equal))) if held else None
+        uniform = next(iter(self._smallest_uniform([limit])), None)
         if uniform is not None and (equal := size(uniform)) <= written:
             return self._found(Solution(bits=uniform), equal, uniform)
         return self._found(solution, written, uniform)
@@ -172,7 +171,7 @@ class Search:
         if smallest is None:
             raise self._infeasible(limits)
         if (written := size(smallest.bits)) > spared:
-            raise self._too_small(most, written)
+            raise self._too_small(most, min([written, *map(size, self._smallest_uniform(limits))]))
         return self._between(size, spared, limits, smallest.bits) or (self._smallest(smallest), written)
 
     def _best(
@@ -231,7 +230,7 @@ class Search:
         limit = next(limit for limit in limits if not limit.holds(fewest))
         return OptionError(
             f"{limit.option}: {limit.most:g} is less than any bits that are allowed take; the smallest that can be "
-            f"kept is {math.ceil(limit.cost.of(fewest) * 1e4) / 1e4:g}"
+            f"kept is {math.ceil(limit.cost.of(fewest) * 1e4 - 1e-4) / 1e4:g}"
         )
 
     def _limits(self, budget: Budget | None = None) -> list[Limit]:
@@ -313,6 +312,12 @@ class Search:
         """As --reduce-range leaves bits that rules give."""
         most = MAX_BITS - 1 if self._options.section.reduce_range else MAX_BITS
         return {name: min(width, most) if name in self._weights else width for name, width in bits.items()}
+
+    def _smallest_uniform(self, limits: Iterable[Limit]) -> list[dict[str, int]]:
+        """Of equal bits that keep these those of the smallest file, by the estimate; none where none do."""
+        limits = list(limits)
+        kept = [bits for _, bits in self._uniforms() if all(limit.holds(self._narrowed(bits)) for limit in limits)]
+        return sorted(kept, key=lambda bits: self._size.of(self._narrowed(bits)))[:1]
 
     def _best_uniform(self, size: Callable[[Widths], int]) -> dict[str, int] | None:
         """Of those that keep the budget the one that loses least; what their size is estimated wrong by is forgiven.
