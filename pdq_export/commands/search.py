@@ -263,6 +263,7 @@ class Search:
                 choices[name] = (point.bits,)
                 continue
             widths = budget.weights if point.role is Role.WEIGHT else budget.activations
+            widths = tuple(width for width in widths if width >= free.least[name]) or (free.least[name],)
             if name in free.outermost:
                 widths = tuple(width for width in widths if width >= LEAST_OUTERMOST) or widths[-1:]
             if point.role is Role.ACTIVATION and not budget.counts_activations:

@@ -163,6 +163,23 @@ def test_rules_win() -> None:
     assert {bits["w2"], bits["w3"]} == {2, 8}
 
 
+def test_a_rule_for_one_of_two_layers_that_share_a_weight_is_the_least(folder: Path) -> None:
+    """As without a search: of both the larger bits count."""
+    body = f"""c1 = Conv {P} (image, w1) a1 = Relu(c1) c2 = Conv {P} (a1, w2) a2 = Relu(c2) c3 = Conv {P} (a2, w2)
+        v = Relu(c3) p = GlobalAveragePool(v) f = Flatten(p) y = Gemm <transB = 1> (f, w4)"""
+    onnx.save(name_nodes(fill(parse(body), {"w1": (8, 3, 3, 3), "w2": (8, 8, 3, 3), "w4": (5, 8)})), "shared.onnx")
+    asked: dict[str, Any] = {"bits": "auto", "avg_bits": 5.5, "calib": IMAGES, "device": "cpu", "method": "nearest"}
+    for rule, least in ((None, 2), ("^c3$=5/8", 5), ("^c3$=7/8", 7)):
+        rules = {} if rule is None else {"layer_bits": rule}
+        if least == 7:
+            asked["avg_bits"] = 7.2
+        layers = {one.node: one.weight_bits for one in inspect_model("shared.onnx", **asked, **rules).layers}
+        assert layers["c2"] == layers["c3"] >= least
+        Path("b.toml").write_text('bits = "4/8"\n[layers]\nc2 = { W = 2 }\n')
+        layers = {one.node: one.weight_bits for one in inspect_model("shared.onnx", bits_from="b.toml", **rules).layers}
+        assert layers["c2"] == layers["c3"] == least
+
+
 def test_bits_of_activations_are_found_where_a_budget_counts_them() -> None:
     _, planned, _ = search(max_bit_ops=1)
     cost = bit_operations(planned.plan, count_multiplications(planned.prepared, planned.plan.layers, (IMAGES[:1],)))
