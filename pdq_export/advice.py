@@ -2,7 +2,7 @@
 
 import dataclasses
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pdq_export.config.method import PRESETS, CalibrationOptions
@@ -105,7 +105,7 @@ def widen_activations(made: HowMade) -> Remedy | None:
     """Activations of 8 bits, where a run asked for fewer and they cost nothing."""
     if not made.free_activations or not _asked_for_narrow_activations(made.settings):
         return None
-    if made.settings.get("tensor_bits"):  # bits by budget or from a file, beside which --bits W/A is refused
+    if has_own_bits(made):  # beside which --bits W/A is refused
         return None
     why = "activations of 8 bits: the file has the same size, and onnxruntime computes in bytes anyhow"
     return Remedy(line=with_wide_activations(made.settings), why=why)
@@ -114,13 +114,33 @@ def widen_activations(made: HowMade) -> Remedy | None:
 def allot_bits(made: HowMade, size: int | None) -> Iterator[Remedy]:
     """Bits that differ, within the bytes of a file whose layers have equal ones; ``size``: of it, where it is known."""
     settings = made.settings
-    if not settings or size is None or settings.get("layer_bits") or settings.get("tensor_bits"):
+    if not settings or size is None or settings.get("layer_bits") or has_own_bits(made):
         return
     bits = BitWidths.parse(settings.get("bits", "8/8"))
     if bits.weight >= _REDUCED_BITS or (bits.activation < CARRIER_BITS and not made.free_activations):
         return
     why = "more bits for the layers that lose most, at most as many bytes; instead of --layer-bits"
     yield Remedy(line=f"--bits auto --max-size {size}", why=why)
+
+
+def has_own_bits(made: HowMade) -> bool:
+    """Whether single tensors have bits that were found within a budget or come from a file."""
+    return bool(made.settings.get("tensor_bits"))
+
+
+def allot_more(layers: Sequence[Remedy], size: int) -> tuple[Remedy, ...]:
+    """Remedies of single ``layers`` for a file of ``size`` bytes whose bits were found within a budget, which has none.
+
+    A budget that is larger by what they take, and the same beside the bits that the file has.
+    """
+    if not layers:
+        return ()
+    added = sum(one.bytes for one in layers)
+    of_all = "bits found again in what more bits of single layers would take; instead of their budget or file"
+    beside = "beside the file's --bits-from, not beside --bits auto, whose budget has no room for it"
+    larger = Remedy(line=f"--bits auto --max-size {size + added}", bytes=added, why=of_all)
+    told = (dataclasses.replace(one, why=f"{one.why}; {beside}" if one.why else beside) for one in layers)
+    return (*([larger] if added > 0 else []), *told)
 
 
 def learn_more(made: HowMade) -> Iterator[Remedy]:

@@ -2,17 +2,17 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import onnx
 
 from pdq_export.commands.estimates import estimate_tensors, estimate_weights
 from pdq_export.errors import OptionError
-from pdq_export.export.cost import constant_bytes
+from pdq_export.export.cost import ConstantBytes, constant_bytes
 from pdq_export.export.loading import Loading
 from pdq_export.graph.prepare import PreparedModel, at_opset
 from pdq_export.search.budget import Cost
-from pdq_export.spec import ALL_BITS, Plan, QuantizedTensors, Role
+from pdq_export.spec import ALL_BITS, Plan, Point, QuantizedTensors, Role
 from pdq_export.targets import Target
 
 
@@ -20,14 +20,14 @@ from pdq_export.targets import Target
 class WeightCosts:
     """Bytes of a file by the bits of its weights, as a sum: what a solver can take.
 
-    ``weights``: bytes by weight and bits. ``shared``: by bits and name of a tensor, bytes of what weights of these bits
-    share, once in a file where any has them; widths may share a tensor. ``rest``: by bits, all else where every weight
-    has them. ``channels``: of each weight, over which the rest is divided, since what it tells of zero points is all of
+    ``weights``: bytes by weight and bits. ``shared``: by weights and bits, bytes of what is once in a file where any of
+    these weights has its bits, such as tables that unpack a width. ``rest``: by bits, all else where every weight has
+    them. ``channels``: of each weight, over which the rest is divided, since what it tells of zero points is all of
     it that changes. ``planned``: the bits of the plan; ``size``: of its file.
     """
 
     weights: Mapping[str, Mapping[int, int]]
-    shared: Mapping[int, Mapping[str, int]]
+    shared: Mapping[frozenset[tuple[str, int]], int]
     rest: Mapping[int, int]
     channels: Mapping[str, int]
     planned: Mapping[str, int]
@@ -44,7 +44,7 @@ class WeightCosts:
             if width not in self.weights.get(name, {}):
                 raise OptionError(
                     f"weight {name!r}, {width} bits: has no costs; expected a planned weight with bits of "
-                    f"{', '.join(map(str, sorted(self.shared)))}"
+                    f"{', '.join(map(str, sorted(self.rest)))}"
                 )
         return round(self.cost.of({**self.planned, **bits}))
 
@@ -69,12 +69,13 @@ def weight_costs(
     metadata: Mapping[str, str] | None = None,
     known: QuantizedTensors | None = None,
     widths: Iterable[int] = ALL_BITS,
+    at: Callable[..., Point] = Point.with_bits,
 ) -> WeightCosts:
     """The costs of every quantized weight at each of the ``widths`` that the target has, and at all planned ones.
 
     ``loading``: how ort packs them. ``metadata``: what the file says besides. ``known``: tensors that calibration has
     found, activations and weights at whichever of the widths; what is not known is estimated, so that a bias may take a
-    byte a channel more or less.
+    byte a channel more or less. ``at``: a weight at a width.
     """
     how = loading or Loading()
 
@@ -87,12 +88,13 @@ def weight_costs(
     planned = {name: point.bits for name, point in plan.points.items() if point.role is Role.WEIGHT}
     found, rest = {}, {}
     for width in sorted({*planned.values(), *(width for width in widths if width >= target.fewest_bits)}):
-        file = write(*_at_width(prepared, plan, tensors, known or {}, width))
+        file = write(*_at_width(prepared, plan, tensors, known or {}, functools.partial(at, bits=width)))
         found[width] = constant_bytes(file.graph, plan.layers)
-        rest[width] = file.ByteSize() - sum(found[width].weights.values()) - sum(found[width].shared.values())
+        rest[width] = file.ByteSize() - sum(entry.size for entry in found[width].entries.values())
+    weights, shared = _by_users(found, planned)
     return WeightCosts(
-        weights={name: {width: bytes_.weights[name] for width, bytes_ in found.items()} for name in planned},
-        shared={width: bytes_.shared for width, bytes_ in found.items()},
+        weights=weights,
+        shared=shared,
         rest=rest,
         channels={name: tensors[name].scale.size for name in planned},
         planned=planned,
@@ -100,13 +102,42 @@ def weight_costs(
     )
 
 
+def _by_users(
+    found: Mapping[int, ConstantBytes], names: Iterable[str]
+) -> tuple[dict[str, dict[int, int]], dict[frozenset[tuple[str, int]], int]]:
+    """Bytes by weight and width, and of what weights share, at one width or at several, by weights and widths.
+
+    What is cut into parts is shared but for its numbers: one weight alone needs as many nodes as ten.
+    """
+    weights = {name: dict.fromkeys(found, 0) for name in names}
+    users: dict[bytes, set[tuple[str, int]]] = {}
+    sizes: dict[bytes, int] = {}
+    for width, constants in found.items():
+        for entry in constants.entries.values():
+            data = entry.data if entry.is_divided else 0
+            for name, size in entry.divide(data).items() if data else ():
+                weights[name][width] += size
+            users.setdefault(entry.content, set()).update((name, width) for name in entry.parts)
+            sizes[entry.content] = entry.size - data
+    shared: dict[frozenset[tuple[str, int]], int] = {}
+    for content, given in users.items():
+        if len({name for name, _ in given}) > 1:
+            shared[frozenset(given)] = shared.get(frozenset(given), 0) + sizes[content]
+            continue
+        for name, width in given:
+            weights[name][width] += sizes[content]
+    return weights, shared
+
+
 def _at_width(
-    prepared: PreparedModel, plan: Plan, tensors: QuantizedTensors, known: QuantizedTensors, width: int
+    prepared: PreparedModel,
+    plan: Plan,
+    tensors: QuantizedTensors,
+    known: QuantizedTensors,
+    at: Callable[[Point], Point],
 ) -> tuple[Plan, QuantizedTensors]:
     """The plan with all weights at one width, and tensors for it."""
-    points = {
-        name: point if point.role is not Role.WEIGHT else point.with_bits(width) for name, point in plan.points.items()
-    }
+    points = {name: at(point) if point.role is Role.WEIGHT else point for name, point in plan.points.items()}
     found = {name: known[name] for name, point in points.items() if name in known and known[name].point == point}
     left = [point for name, point in points.items() if point.role is Role.WEIGHT and name not in found]
     changed = {**tensors, **found, **estimate_weights(prepared.index, left)}

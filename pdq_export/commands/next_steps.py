@@ -12,13 +12,14 @@ from pdq_export.commands.progress import Tell
 from pdq_export.data import Data
 from pdq_export.errors import PdqError, counted, percent
 from pdq_export.report import Report, find_loss, saturation_costs, saturation_remedy
-from pdq_export.report.bits import SearchReport
+from pdq_export.report.bits import Estimate, SearchReport
 from pdq_export.report.layers import LayerReport
 from pdq_export.report.remedies import find_remedies
 
 logger = logging.getLogger(__name__)
 
-_MUCH_LESS = 0.5
+_MUCH_LESS, _LESS = 0.5, 0.9
+_AGAIN = "other bits for all layers, which are estimated to lose"
 _SPARE = 1.01  # of an estimated size
 IMAGES = 16  # that layers are compared on after a loss: a fraction of the time that measuring the file takes
 
@@ -59,19 +60,24 @@ def with_next_steps(report: Report, made: HowMade, compare: Callable[[], LayerRe
     )
 
 
-def larger_budget(search: SearchReport, most: int | None, size: int) -> tuple[Remedy, ...]:
-    """A budget of bytes for which bits that are found again lose much less, by the estimates; none where none do.
+def larger_budget(
+    search: SearchReport, most: int | None, size: int, raised: Estimate | None = None
+) -> tuple[Remedy, ...]:
+    """A budget for which bits that are found again lose much less, by the estimates; none where none do.
 
-    ``most``: bytes that were allowed, None where bytes were not limited. ``size``: of the file.
+    ``most``: bytes that were allowed, None where bytes were not limited. ``size``: of the file. ``raised``: what is
+    found within a larger budget of another kind, where it was one.
     """
     if most is None:
-        return ()
+        if raised is None or raised.loss > _LESS * search.chosen.loss:
+            return ()
+        why = f"{_AGAIN} {percent(1 - raised.loss / search.chosen.loss, 0)} less"
+        return (Remedy(line=raised.name, bytes=raised.size - search.chosen.size, why=why),)
     larger = [one for one in search.frontier if one.size > most and one.loss < search.chosen.loss]
     enough = [one for one in larger if one.loss <= _MUCH_LESS * search.chosen.loss] or larger[-1:]
     if not enough:
         return ()
     one = min(enough, key=lambda estimate: estimate.size)
     asked = math.ceil(one.size * _SPARE)
-    share = 1 - one.loss / search.chosen.loss
-    why = f"other bits for all layers, which are estimated to lose {percent(share, 0)} less"
+    why = f"{_AGAIN} {percent(1 - one.loss / search.chosen.loss, 0)} less"
     return (Remedy(line=f"--max-size {asked}", bytes=asked - size, why=why),)

@@ -41,6 +41,7 @@ from pdq_export.config.option import QUANTIZE
 from pdq_export.config.signature import takes_options
 from pdq_export.data import Data, DataSource, InputSpec, Samples, classes_of, known_labels, read_samples
 from pdq_export.data.synthetic import asks_synthetic
+from pdq_export.errors import OptionError
 from pdq_export.exhaustion import tells_of_memory
 from pdq_export.export.cost import constant_bytes
 from pdq_export.export.layouts import MIN_OPSET
@@ -233,6 +234,8 @@ def _run(request: Request, tell: Tell, until_end: contextlib.ExitStack, warned: 
         return None
     with Draft() as draft:
         own, files = _keep(draft, quantized, asked)
+        if found is not None:
+            _check_budget(found, making.model.size, own.size)
         report, parity = _judge(made, making, quantized, own, found, tell)
         try:
             tell_verdict(report, parity, samples.judged.source)
@@ -465,8 +468,6 @@ def _judge(
         changed=observed.changed(classes_of(work.samples.judged)),
         search=None if found is None else found.report,
     ).judged(request.limits)
-    if found is not None:
-        _check_size(found, report)
     made_how = _how_made(request, work, report, found)
     if asks_page(request.config):
         report = dataclasses.replace(
@@ -503,7 +504,7 @@ def _how_made(request: Request, work: Work, report: Report, found: Found | None)
     if found is None:
         return made
     most = found.budget.bytes(report.model.size)
-    return dataclasses.replace(made, instead=larger_budget(found.report, most, report.quantized.size))
+    return dataclasses.replace(made, instead=larger_budget(found.report, most, report.quantized.size, found.raised))
 
 
 def _keep(draft: Draft, quantized: onnx.ModelProto, asked: FileSection) -> tuple[ModelInfo, list[Path]]:
@@ -515,16 +516,17 @@ def _keep(draft: Draft, quantized: onnx.ModelProto, asked: FileSection) -> tuple
     return ModelInfo.of(Path(asked.output).name, *written.values()), list(written)
 
 
-def _check_size(found: Found, report: Report) -> None:
-    """Warn of a file that learned scales made larger than the budget that its bits were found for."""
-    most, size = found.budget.bytes(report.model.size), report.quantized.size
+def _check_budget(found: Found, original: int, size: int) -> None:
+    """Raise OptionError for a file that learned scales made larger than the budget that its bits were found for.
+
+    Bits that differ leave a thousandth for that, equal ones may not. ``original``: bytes of FP32's file.
+    """
+    most = found.budget.bytes(original)
     if most is not None and size > most:
-        logger.warning(
-            "the file has %d bytes, %d more than %s: scales that calibration found make larger biases than expected; "
-            "give a budget that is smaller by as much",
-            size,
-            size - most,
-            found.budget.told(),
+        raise OptionError(
+            f"{found.budget.told()}: the file has {size} bytes, {size - most} too many: scales that calibration found "
+            f"make it larger than was estimated; give --max-size {size}, and --resume, which takes up the blocks that "
+            f"are finished, or less than {most} for bits that take fewer bytes"
         )
 
 

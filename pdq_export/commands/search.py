@@ -16,7 +16,7 @@ from pdq_export.report.tensor_losses import TensorLosses
 from pdq_export.search.asked import Budget
 from pdq_export.search.budget import Choices, Cost, Limit, Solution, Widths, solve
 from pdq_export.search.made_up import left_after_learning
-from pdq_export.spec import ALL_BITS, MAX_BITS, BitWidths, Role
+from pdq_export.spec import ALL_BITS, MAX_BITS, BitWidths, Plan, Point, Role
 from pdq_export.spec.sensitivity import Sensitivity
 from pdq_export.targets import find_target
 from pdq_export.work import PlannedModel
@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 # Of the first and last layers, which a few bits ruin though a sum of estimates may not say so.
 LEAST_OUTERMOST = 4
 _BETTER = 0.95  # of the estimated loss of uniform bits: what promises less gain is no reason to leave them
+_RAISED = 1.25
 _FRONTIER = 9  # budgets that are solved for the chart
 _ROUNDS = 8
 # A bias can take a byte more, and zero points be stored in another way, once scales are learned.
@@ -36,11 +37,15 @@ _FEWER = "--allowed-bits with fewer to choose from lets it finish"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Found:
-    """What was found: ``bits`` of every weight and learned activation, within a ``budget``, and how they compare."""
+    """What was found: ``bits`` of every weight and learned activation, within a ``budget``, and how they compare.
+
+    ``raised``: what would be found within a larger budget of what is not counted in bytes; None where bytes are.
+    """
 
     bits: Widths
     budget: Budget
     report: SearchReport
+    raised: Estimate | None = None
 
 
 class Search:
@@ -103,7 +108,10 @@ class Search:
         return self._found(solution, written, uniform)
 
     def smallest(self, loss: float, *, size: Callable[[Widths], int]) -> Found:
-        """The smallest allotment whose estimated loss is within ``loss``, or that of the least loss there is."""
+        """The smallest allotment whose estimated loss is within ``loss``, or that of the least loss there is.
+
+        Equal bits are taken where their file is no larger: the other says the bits of each tensor, too.
+        """
         limit = Limit(option="--max-drop", cost=self._loss, most=loss)
         solution = solve(self._choices, self._size, [limit]) or solve(self._choices, self._loss)
         assert solution is not None  # nothing else is asked
@@ -114,8 +122,11 @@ class Search:
                 100 * solution.gap,
                 _FEWER,
             )
-        held = [equal for equal in map(self._narrowed, dict(self._uniforms()).values()) if limit.holds(equal)]
-        return self._found(solution, size(solution.bits), min(held, key=self._size.of) if held else None)
+        written = size(solution.bits)
+        uniform = next(iter(self._smallest_uniform([limit])), None)
+        if uniform is not None and (equal := size(uniform)) <= written:
+            return self._found(Solution(bits=uniform), equal, uniform)
+        return self._found(solution, written, uniform)
 
     def _found(self, solution: Solution, written: int, uniform: Widths | None) -> Found:
         note = "" if self._budget.counts_activations else self._why_wide()
@@ -131,7 +142,15 @@ class Search:
             note=note,
             tensors=TensorLosses.of(self._sensitivity, solution.bits),
         )
-        return Found(bits=solution.bits, budget=self._budget, report=told)
+        return Found(bits=solution.bits, budget=self._budget, report=told, raised=self._raised())
+
+    def _raised(self) -> Estimate | None:
+        """Within budgets of averages and operations that are larger by a quarter; its name are the options."""
+        larger = self._budget.raised(_RAISED)
+        if larger is None:
+            return None
+        solution = solve(self._choices, self._loss, self._limits(larger))
+        return None if solution is None else self._estimate(larger.told(), solution)
 
     def _name(self, uniform: Widths) -> str:
         return next(str(widths) for widths, bits in self._uniforms() if bits == uniform)
@@ -145,20 +164,33 @@ class Search:
             if found is None:
                 raise self._infeasible(limits)
             return found, size(found.bits)
-        spared = aim = most * (1 - _SPARE)
-        for _ in range(_ROUNDS):
-            found = solve(self._choices, self._loss, [*limits, self._size_limit(aim)])
-            if found is None:
-                break
-            if (written := size(found.bits)) <= spared:
-                return found, written
-            aim = self._size.of(found.bits) - (written - spared)
+        spared = most * (1 - _SPARE)
+        if (best := self._best(size, spared, limits)) is not None:
+            return best
         smallest = solve(self._choices, self._size, limits)
         if smallest is None:
             raise self._infeasible(limits)
         if (written := size(smallest.bits)) > spared:
-            raise self._too_small(most, written)
+            raise self._too_small(most, min([written, *map(size, self._smallest_uniform(limits))]))
         return self._between(size, spared, limits, smallest.bits) or (self._smallest(smallest), written)
+
+    def _best(
+        self, size: Callable[[Widths], int], spared: float, limits: Sequence[Limit]
+    ) -> tuple[Solution, int] | None:
+        """The best of those that keep the size, by estimates that are corrected by what is written, up or down."""
+        aim, best, tried = spared, None, list[Widths]()
+        for _ in range(_ROUNDS):
+            found = solve(self._choices, self._loss, [*limits, self._size_limit(aim)])
+            if found is None or found.bits in tried:
+                break
+            tried.append(found.bits)
+            written = size(found.bits)
+            if written <= spared and (best is None or self._loss.of(found.bits) < self._loss.of(best[0].bits)):
+                best = found, written
+            elif best is not None:
+                break
+            aim = self._size.of(found.bits) - (written - spared)
+        return best
 
     def _between(
         self, size: Callable[[Widths], int], spared: float, limits: Sequence[Limit], smallest: Widths
@@ -198,12 +230,12 @@ class Search:
         limit = next(limit for limit in limits if not limit.holds(fewest))
         return OptionError(
             f"{limit.option}: {limit.most:g} is less than any bits that are allowed take; the smallest that can be "
-            f"kept is {math.ceil(limit.cost.of(fewest) * 1e4) / 1e4:g}"
+            f"kept is {math.ceil(limit.cost.of(fewest) * 1e4 - 1e-4) / 1e4:g}"
         )
 
-    def _limits(self) -> list[Limit]:
-        """But that on the size."""
-        budget, limits = self._budget, []
+    def _limits(self, budget: Budget | None = None) -> list[Limit]:
+        """But that on the size; of another ``budget`` of the same kind, where it is given."""
+        budget, limits = budget or self._budget, []
         if budget.avg_weight is not None:
             limits.append(Limit(option="--avg-bits", cost=self._average(self._elements), most=budget.avg_weight))
         if budget.avg_activation is not None:
@@ -231,6 +263,7 @@ class Search:
                 choices[name] = (point.bits,)
                 continue
             widths = budget.weights if point.role is Role.WEIGHT else budget.activations
+            widths = tuple(width for width in widths if width >= free.least[name]) or (free.least[name],)
             if name in free.outermost:
                 widths = tuple(width for width in widths if width >= LEAST_OUTERMOST) or widths[-1:]
             if point.role is Role.ACTIVATION and not budget.counts_activations:
@@ -241,15 +274,30 @@ class Search:
         return choices
 
     def _size_cost(self, runtime: str | None, metadata: Mapping[str, str]) -> Cost:
-        """With weights packed as they are at the fewest bits of which the file may consist."""
+        """With weights packed as they are at the fewest bits of which the file may consist.
+
+        It is exact for equal bits of all weights, whose tables all of them use.
+        """
         planned = self._planned
+        fewest = self._with_weights(lambda name: self._choices[name][0])
+        loading = choose_loading(planned.index, fewest, runtime=runtime, max_opset=planned.loading.max_opset)
+        width = min((self._choices[name][0] for name in self._weights), default=MAX_BITS)
+        equal = self._with_weights(lambda _: width)
+        costs = weight_costs(planned.prepared, equal, self._target, loading=loading, metadata=metadata, at=self._at)
+        return costs.cost
+
+    def _with_weights(self, bits: Callable[[str], int]) -> Plan:
+        """The plan with these bits of the weights, by name."""
         points = {
-            name: point.with_bits(self._choices[name][0]) if name in self._weights else point
-            for name, point in planned.plan.points.items()
+            name: self._at(point, bits(name)) if name in self._weights else point
+            for name, point in self._planned.plan.points.items()
         }
-        plan = dataclasses.replace(planned.plan, points=points)
-        loading = choose_loading(planned.index, plan, runtime=runtime, max_opset=planned.loading.max_opset)
-        return weight_costs(planned.prepared, plan, self._target, loading=loading, metadata=metadata).cost
+        return dataclasses.replace(self._planned.plan, points=points)
+
+    def _at(self, point: Point, bits: int) -> Point:
+        """A weight as plans have it at a width: zero points of its own take bytes, which one of 8 bits has not."""
+        reduced = self._options.section.reduce_range and bits == MAX_BITS - 1
+        return point.with_bits(bits, symmetric=reduced or self._options.symmetric_weights)
 
     def _uniforms(self) -> Iterable[tuple[BitWidths, dict[str, int]]]:
         """Equal bits for all layers, as --bits W/A gives them, where every tensor may have them."""
@@ -265,6 +313,12 @@ class Search:
         """As --reduce-range leaves bits that rules give."""
         most = MAX_BITS - 1 if self._options.section.reduce_range else MAX_BITS
         return {name: min(width, most) if name in self._weights else width for name, width in bits.items()}
+
+    def _smallest_uniform(self, limits: Iterable[Limit]) -> list[dict[str, int]]:
+        """Of equal bits that keep these those of the smallest file, by the estimate; none where none do."""
+        limits = list(limits)
+        kept = [bits for _, bits in self._uniforms() if all(limit.holds(self._narrowed(bits)) for limit in limits)]
+        return sorted(kept, key=lambda bits: self._size.of(self._narrowed(bits)))[:1]
 
     def _best_uniform(self, size: Callable[[Widths], int]) -> dict[str, int] | None:
         """Of those that keep the budget the one that loses least; what their size is estimated wrong by is forgiven.

@@ -7,6 +7,8 @@ belongs to them in proportion.
 """
 
 import dataclasses
+import functools
+import hashlib
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -18,15 +20,53 @@ from pdq_export.spec import Layer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ConstantBytes:
-    """Bytes of a graph's constants.
+class Entry:
+    """A node or initializer that weights need and nothing else does.
 
-    ``weights``: by name of the weight, what is there for its layers alone. ``shared``: by name of a tensor, what layers
-    of several weights need and nothing else does.
+    ``content``: equal of equal ones, also of other files. ``size``: its bytes, of which ``data`` are numbers.
+    ``parts``: by weight, how many of the numbers it needs, 0 where that is all of them.
     """
 
-    weights: Mapping[str, int]
-    shared: Mapping[str, int]
+    content: bytes
+    size: int
+    data: int
+    parts: Mapping[str, int]
+
+    @property
+    def is_divided(self) -> bool:
+        """Whether each of several weights has a part of its own."""
+        return len(self.parts) > 1 and all(self.parts.values())
+
+    def divide(self, size: int) -> dict[str, int]:
+        """So many bytes by weight, in proportion."""
+        ends = np.cumsum(list(self.parts.values()))
+        ends = ends * size // ends[-1]
+        return dict(zip(self.parts, np.diff(ends, prepend=0).tolist(), strict=True))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConstantBytes:
+    """Bytes of a graph's constants: ``entries`` by name of the tensor; ``names``: of all weights."""
+
+    names: tuple[str, ...]
+    entries: Mapping[str, Entry]
+
+    @functools.cached_property
+    def weights(self) -> Mapping[str, int]:
+        """By name of the weight, what is there for its layers alone."""
+        found = dict.fromkeys(self.names, 0)
+        for entry in self.entries.values():
+            if entry.is_divided or len(entry.parts) == 1:
+                parts = entry.divide(entry.size) if entry.is_divided else dict.fromkeys(entry.parts, entry.size)
+                for name, size in parts.items():
+                    found[name] += size
+        return found
+
+    @functools.cached_property
+    def shared(self) -> Mapping[str, int]:
+        """By name of a tensor, what layers of several weights need whole."""
+        entries = self.entries.items()
+        return {name: entry.size for name, entry in entries if len(entry.parts) > 1 and not entry.is_divided}
 
 
 def constant_bytes(graph: GraphProto, layers: Iterable[Layer]) -> ConstantBytes:
@@ -35,12 +75,12 @@ def constant_bytes(graph: GraphProto, layers: Iterable[Layer]) -> ConstantBytes:
     initializers = {tensor.name: tensor for tensor in graph.initializer}
     constant = _constant_tensors(graph)
     needs = {value.name: _Need(others=True) for value in graph.output}
-    weights, shared = dict.fromkeys(weight_of.values(), 0), dict[str, int]()
+    entries: dict[str, Entry] = {}
     for node in reversed(graph.node):
         need = _Need(others=True)
         if constant.issuperset(node.output):
             need = _need_of(node, needs, initializers)
-            _count(weights, shared, need, node.output[0], entry_bytes(node))
+            _count(entries, need, node.output[0], node)
         path = _PATH.get(node.op_type, 0)
         for place, name in enumerate(node.input):
             reader = need if place == path else need.undivided()
@@ -48,8 +88,8 @@ def constant_bytes(graph: GraphProto, layers: Iterable[Layer]) -> ConstantBytes:
                 reader = _Need(parts={weight_of[node.name]: 0})
             needs.setdefault(name, _Need()).add(reader)
     for tensor in graph.initializer:
-        _count(weights, shared, needs.get(tensor.name, _Need()), tensor.name, entry_bytes(tensor))
-    return ConstantBytes(weights=weights, shared=shared)
+        _count(entries, needs.get(tensor.name, _Need()), tensor.name, tensor, len(tensor.raw_data))
+    return ConstantBytes(names=tuple(dict.fromkeys(weight_of.values())), entries=entries)
 
 
 def entry_bytes(entry: Message) -> int:
@@ -94,19 +134,11 @@ def _need_of(node: NodeProto, needs: Mapping[str, _Need], initializers: Mapping[
     return found
 
 
-def _count(weights: dict[str, int], shared: dict[str, int], need: _Need, name: str, size: int) -> None:
-    """Count an entry of ``size`` bytes for the weights that need it; what others need is no constant of a weight."""
-    if need.others or not need.parts:
-        return
-    if len(need.parts) == 1:
-        weights[next(iter(need.parts))] += size
-    elif all(need.parts.values()):
-        ends = np.cumsum(list(need.parts.values()))
-        ends = ends * size // ends[-1]
-        for weight, part in zip(need.parts, np.diff(ends, prepend=0).tolist(), strict=True):
-            weights[weight] += part
-    else:
-        shared[name] = size
+def _count(entries: dict[str, Entry], need: _Need, name: str, entry: Message, data: int = 0) -> None:
+    """Count an entry for the weights that need it; what others need is no constant of a weight."""
+    if need.parts and not need.others:
+        content = hashlib.sha1(entry.SerializeToString(deterministic=True), usedforsecurity=False).digest()
+        entries[name] = Entry(content=content, size=entry_bytes(entry), data=data, parts=need.parts)
 
 
 def _constant_tensors(graph: GraphProto) -> set[str]:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pdq_export.graph.lookup import GraphIndex
 from pdq_export.plan import make_plan
 from pdq_export.plan.rules import PlanOptions
-from pdq_export.spec import BitWidths, Plan, Role
+from pdq_export.spec import MAX_BITS, MIN_BITS, BitWidths, Plan, Role
 
-_SOME, _OTHER = BitWidths(6, 6), BitWidths(5, 5)
+_WIDEST, _NARROWEST = BitWidths(MAX_BITS, MAX_BITS), BitWidths(MIN_BITS, MIN_BITS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,11 +16,13 @@ class Freedom:
     """The weights and learned activations, by tensor name, whose bits no rule for layers has.
 
     ``usual``: those that get the bits of all layers. ``outermost``: those of the first and last layers, where nobody
-    asked for bits of these.
+    asked for bits of these. ``least``: the fewest bits of each, which are more where a rule has one of several layers
+    that share it: of these the larger bits count.
     """
 
     usual: frozenset[str]
     outermost: frozenset[str]
+    least: Mapping[str, int]
 
     @property
     def tensors(self) -> frozenset[str]:
@@ -32,10 +34,11 @@ def find_freedom(index: GraphIndex, plan: Plan, options: PlanOptions) -> Freedom
     """What is open in a ``plan`` that was made of a prepared model with these options, before any pass widens it."""
     asked = options.section.first_last is not None
     outer = BitWidths.parse(str(options.first_last))
-    before = rule_bits(index, plan, options, _SOME, outer if asked else _SOME)
-    usual = _changed(before, rule_bits(index, plan, options, _OTHER, outer if asked else _SOME))
-    outermost = frozenset() if asked else _changed(before, rule_bits(index, plan, options, _SOME, _OTHER))
-    return Freedom(usual=usual, outermost=outermost)
+    before = rule_bits(index, plan, options, _WIDEST, outer if asked else _WIDEST)
+    usual = _changed(before, rule_bits(index, plan, options, _NARROWEST, outer if asked else _WIDEST))
+    outermost = frozenset() if asked else _changed(before, rule_bits(index, plan, options, _WIDEST, _NARROWEST))
+    least = rule_bits(index, plan, options, _NARROWEST, outer if asked else _NARROWEST)
+    return Freedom(usual=usual, outermost=outermost, least={name: least[name] for name in usual | outermost})
 
 
 def rule_bits(

@@ -11,7 +11,16 @@ import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from pdq_export.advice import HowMade, Remedy, allot_bits, calibrate_more, learn_more, widen_activations
+from pdq_export.advice import (
+    HowMade,
+    Remedy,
+    allot_bits,
+    allot_more,
+    calibrate_more,
+    has_own_bits,
+    learn_more,
+    widen_activations,
+)
 from pdq_export.validate.layers import TensorError
 from pdq_export.validate.weights import WeightLevels
 
@@ -79,6 +88,8 @@ def find_remedies(
     layers = [remedy for remedy in by_tensor.values() if remedy.share is None or remedy.share >= _NOTICED]
     if made.instead is not None:
         layers = list(made.instead)
+    elif has_own_bits(made) and size is not None:
+        layers = list(allot_more(layers, size))
     free = [] if wide is None else [wide]
     same_bytes = (*free, *learn_more(made), *allot_bits(made, size))
     return Found(next=(*same_bytes, *layers, *calibrate_more(made)), by_tensor=by_tensor)

@@ -68,12 +68,12 @@ class Allotment:
         """
         free = find_freedom(index, plan, options)
         usual = rule_bits(index, plan, options, self.bits)
-        wanted = self._by_tensor(index, plan, where)
-        return {
-            name: wanted[name]
-            for name in usual
-            if name in wanted and name in free.tensors and wanted[name] != usual[name]
+        wanted = {
+            name: max(bits, free.least[name])
+            for name, bits in self._by_tensor(index, plan, where).items()
+            if name in free.tensors
         }
+        return {name: wanted[name] for name in usual if name in wanted and wanted[name] != usual[name]}
 
     def _by_tensor(self, index: GraphIndex, plan: Plan, where: str) -> dict[str, int]:
         found: dict[str, int] = {}

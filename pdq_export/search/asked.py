@@ -39,6 +39,20 @@ class Budget:
         """The most bytes that the file may have, beside an FP32 file of ``original`` bytes."""
         return self.size if self.size_ratio is None else int(self.size_ratio * original)
 
+    def raised(self, factor: float) -> "Budget | None":
+        """With ``factor`` times the averages and bit operations, as far as there are more.
+
+        None where bytes or a goal are asked for, or nothing is left to raise.
+        """
+        if self.size is not None or self.size_ratio is not None or self.drop is not None:
+            return None
+        weight, activation, ops = (
+            None if value is None else max(value, float(f"{min(factor * value, most):.3g}"))
+            for value, most in ((self.avg_weight, MAX_BITS), (self.avg_activation, MAX_BITS), (self.bit_ops, 1))
+        )
+        larger = dataclasses.replace(self, avg_weight=weight, avg_activation=activation, bit_ops=ops)
+        return None if larger == self else larger
+
     def told(self) -> str:
         """The budgets as options."""
         average = None if self.avg_weight is None else f"{self.avg_weight:g}"

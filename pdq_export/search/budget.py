@@ -27,22 +27,20 @@ class Cost:
     """What an allotment costs, of whatever kind, as a sum.
 
     ``constant``: whatever is chosen. ``single``: by tensor and its width. ``pairs``: by two tensors and both widths.
-    ``shared``: by width and name, once where any tensor of ``single`` has this width; widths may share a name.
+    ``shared``: by tensors and widths, once where any of these tensors has its width.
     """
 
     constant: float = 0.0
     single: Mapping[str, Mapping[Bits, float]] = dataclasses.field(default_factory=dict)
     pairs: Mapping[tuple[str, str], Mapping[tuple[Bits, Bits], float]] = dataclasses.field(default_factory=dict)
-    shared: Mapping[Bits, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+    shared: Mapping[frozenset[tuple[str, Bits]], float] = dataclasses.field(default_factory=dict)
 
     def of(self, bits: Widths) -> float:
         """Of an allotment that names every tensor."""
         single = sum(by_width[bits[name]] for name, by_width in self.single.items())
         pairs = sum(by_widths[bits[a], bits[b]] for (a, b), by_widths in self.pairs.items())
-        shared: dict[str, float] = {}
-        for width in {bits[name] for name in self.single}:
-            shared |= self.shared.get(width, {})
-        return self.constant + single + pairs + sum(shared.values())
+        shared = sum(size for users, size in self.shared.items() if any(bits[name] == width for name, width in users))
+        return self.constant + single + pairs + shared
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,7 +89,6 @@ class _Program:
         self._column: dict[object, int] = {}
         self._rows: list[tuple[dict[int, float], float, float]] = []
         self._objective: dict[int, float] = {}
-        self._sums = 0
         for name, widths in choices.items():
             columns = [self._variable(name, width) for width in widths]
             self._rows.append((dict.fromkeys(columns, 1.0), 1.0, 1.0))
@@ -178,17 +175,15 @@ class _Program:
         return widths
 
     def _shared(self, cost: Cost) -> Iterator[tuple[int, float]]:
-        self._sums += 1  # names are those of one sum
-        sizes: dict[str, float] = {}
-        for width, by_name in cost.shared.items():
-            users = [name for name in cost.single if width in self._choices[name]]
-            for shared, size in by_name.items() if users else ():
-                sizes[shared] = size
-                column = self._variable("shared", self._sums, shared)
-                for name in users:
-                    self._rows.append(({column: 1.0, self._variable(name, width): -1.0}, 0.0, np.inf))
-        for shared, size in sizes.items():
-            yield self._variable("shared", self._sums, shared), size
+        for users, size in cost.shared.items():
+            possible = sorted((name, width) for name, width in users if width in self._choices[name])
+            if not possible:
+                continue
+            known = ("shared", *possible) in self._column
+            column = self._variable("shared", *possible)
+            yield column, size
+            for name, width in () if known else possible:
+                self._rows.append(({column: 1.0, self._variable(name, width): -1.0}, 0.0, np.inf))
 
 
 def _add(terms: dict[int, float], column: int, value: float) -> None:

@@ -89,7 +89,7 @@ def test_layouts_without_tables_are_exact_for_mixed_widths(target: str) -> None:
     bits = {**found.planned, **dict.fromkeys(names[::2], 4)}
     size = written(prepared, plan, target, bits, Packing.BYTES)
     assert found.predict(bits) == pytest.approx(size, rel=1e-3)
-    assert set(found.shared) == {2, 4, *found.planned.values()}
+    assert set(found.rest) == {2, 4, *found.planned.values()}
 
 
 def test_a_weight_or_bits_without_costs_is_refused(costs: tuple[PreparedModel, Plan, WeightCosts]) -> None:

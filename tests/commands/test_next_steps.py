@@ -91,6 +91,34 @@ def test_bits_by_budget_are_named_for_equal_ones() -> None:
     assert not any("auto" in one["line"] for one in narrow["remedies"])
 
 
+def test_a_file_with_bits_of_its_own_is_told_what_works_for_it() -> None:
+    """`compare` does not know the budget that its bits were found for, in which single layers can have no more."""
+    quantized(["--bits", "auto", "--avg-bits", "3.2", "--allowed-bits", "2,3,4,8", *NEAREST])
+    before = run("validate", "model.onnx", "q.onnx", "--data", "eval.npy")
+    found = run("compare", "model.onnx", "q.onnx", "--data", "eval.npy")["remedies"]
+    (larger,) = (one for one in found if one["line"].startswith("--bits auto"))
+    layers = [one for one in found if one["line"].startswith("--layer-bits")]
+    assert all("beside the file's --bits-from" in one["why"] for one in layers)
+    assert larger["bytes"] == sum(one["bytes"] for one in layers) > 0
+    size = Path("q.onnx").stat().st_size
+    after = quantized(["--bits-from", "q.bits.toml", *NEAREST, *shlex.split(layers[0]["line"])])
+    assert error(after) < error(before)
+    assert abs(after["quantized"]["size"] - size - layers[0]["bytes"]) < 300
+    after = quantized([*NEAREST, *shlex.split(larger["line"])])
+    assert error(after) < error(before)
+    assert size < after["quantized"]["size"] <= size + larger["bytes"]
+
+
+def test_a_budget_of_operations_is_told_a_larger_one() -> None:
+    words = ["--bits", "auto", "--max-bit-ops", "0.2", "--allowed-bits", "2,4,8", *NEAREST]
+    before = quantized(words)
+    (remedy,) = (one for one in before["remedies"] if "lose" in one["why"])
+    assert remedy["line"] == "--max-bit-ops 0.25"
+    after = quantized([*words, *shlex.split(remedy["line"])])
+    assert error(after) < error(before)
+    assert abs(after["quantized"]["size"] - before["quantized"]["size"] - remedy["bytes"]) < 300
+
+
 def test_the_worst_layer_is_named_with_its_bytes() -> None:
     words = ["--bits", "8/8", "--layer-bits", "^f$=2/8", *NEAREST]
     before = quantized(words)

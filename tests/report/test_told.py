@@ -11,6 +11,7 @@ from pdq_export.commands.pairs import warn_of_pair
 from pdq_export.config.record import bits_word
 from pdq_export.report.bits import Estimate, SearchReport
 from pdq_export.report.table import images_of
+from pdq_export.search.asked import Budget
 from pdq_export.spec.step import Step
 
 STEP = Step(size=100, loss=2.0, avg_weight=4.0, drop=0.5, error=0.1, images=10, held=True)
@@ -49,6 +50,17 @@ def test_a_larger_budget_is_one_that_loses_much_less() -> None:
     assert (remedy.line, remedy.bytes) == ("--max-size 202", 102)
     assert larger_budget(search(), None, 100) == ()
     assert larger_budget(search(), 300, 100) == ()
+    (remedy,) = larger_budget(search(), None, 100, raised=estimate("--max-bit-ops 0.25", 120, 1.0))
+    assert (remedy.line, remedy.bytes) == ("--max-bit-ops 0.25", 20)
+    assert remedy.why.endswith("are estimated to lose 50 % less")
+    assert larger_budget(search(), None, 100, raised=estimate("--max-bit-ops 0.25", 120, 1.9)) == ()
+
+
+def test_what_is_raised_ends_at_8_bits() -> None:
+    asked = Budget(avg_weight=4, avg_activation=7, bit_ops=0.3)
+    assert asked.raised(1.25) == Budget(avg_weight=5, avg_activation=8, bit_ops=0.375)
+    assert Budget(avg_weight=8, bit_ops=2).raised(1.25) is None
+    assert Budget(size=100, avg_weight=4).raised(1.25) is None
 
 
 @pytest.mark.parametrize(

@@ -27,9 +27,10 @@ def costs(draw: st.DrawFn, choices: Choices) -> Cost:
     }
     couples = [couple for couple in itertools.combinations(choices, 2) if draw(st.booleans())]
     pairs = {(a, b): {(v, w): draw(AMOUNTS) - 10 for v in choices[a] for w in choices[b]} for a, b in couples[:2]}
+    users = [(name, width) for name, widths in choices.items() for width in widths]
     shared = {
-        width: {name: 7.0 * number for number, name in enumerate("xyz", 1) if draw(st.booleans())}
-        for width in (2, 3, 8)
+        frozenset(draw(st.lists(st.sampled_from(users), min_size=1, max_size=5))): 7.0 * number
+        for number in range(draw(st.integers(0, 3)))
     }
     return Cost(constant=draw(AMOUNTS), single=single, pairs=pairs, shared=shared)
 
@@ -63,7 +64,8 @@ def test_it_is_the_best_of_all(data: st.DataObject) -> None:
 
 def test_what_is_shared_counts_once_for_widths_that_share_it() -> None:
     cost = Cost(
-        single={"a": {2: 1.0, 4: 3.0}, "b": {2: 1.0, 4: 3.0}}, shared={2: {"x": 10.0, "y": 1.0}, 4: {"x": 10.0}}
+        single={"a": {2: 1.0, 4: 3.0}, "b": {2: 1.0, 4: 3.0}},
+        shared={frozenset({("a", 2), ("b", 2)}): 1.0, frozenset({("a", 2), ("a", 4), ("b", 2), ("b", 4)}): 10.0},
     )
     assert [cost.of({"a": a, "b": b}) for a, b in itertools.product((2, 4), (2, 4))] == [13.0, 15.0, 15.0, 16.0]
     assert solve({"a": (2, 4), "b": (2, 4)}, cost) == Solution(bits={"a": 2, "b": 2})
