@@ -41,9 +41,9 @@ def inspect(frame: Frame, *, model: Path, config_file: Path | None, **arguments:
     """Show what quantize would do with a model: layers, blocks, bits, what stays in float and why, expected size.
 
     Calibrates nothing, and takes images for --bits auto alone, which finds the bits that quantize finds with the same
-    options, those of the method among them. What --layer-bits and
-    --exclude match are the node names shown here, and the paths of modules in parentheses; --exclude matches other
-    nodes, too. Where quantize would refuse what is planned, the problems are listed, and it is done all the same.
+    options, those of the method among them. What --layer-bits and --exclude match are the node names shown here, and
+    the paths of modules in parentheses; --exclude matches other nodes, too. Where quantize would refuse what is
+    planned, the problems are listed, and it is done all the same.
     """
     from pdq_export.commands.settle import settle
 

@@ -69,7 +69,7 @@ def larger_budget(
     found within a larger budget of another kind, where it was one.
     """
     if most is None:
-        if raised is None or raised.loss > _LESS * search.chosen.loss:
+        if raised is None or not raised.loss < _LESS * search.chosen.loss:
             return ()
         why = f"{_AGAIN} {percent(1 - raised.loss / search.chosen.loss, 0)} less"
         return (Remedy(line=raised.name, bytes=raised.size - search.chosen.size, why=why),)

@@ -234,11 +234,11 @@ def _run(request: Request, tell: Tell, until_end: contextlib.ExitStack, warned: 
         return None
     with Draft() as draft:
         own, files = _keep(draft, quantized, asked)
-        if found is not None:
-            _check_budget(found, making.model.size, own.size)
         report, parity = _judge(made, making, quantized, own, found, tell)
         try:
             tell_verdict(report, parity, samples.judged.source)
+            if found is not None:
+                _check_budget(found, report, bits_path(request.config))
         finally:  # what is refused is told with all figures
             report = dataclasses.replace(report, warnings=warned.texts)
             files += _keep_beside(draft, report, request.config, samples.judged, allotment)
@@ -516,17 +516,23 @@ def _keep(draft: Draft, quantized: onnx.ModelProto, asked: FileSection) -> tuple
     return ModelInfo.of(Path(asked.output).name, *written.values()), list(written)
 
 
-def _check_budget(found: Found, original: int, size: int) -> None:
+def _check_budget(found: Found, report: Report, bits: Path | None) -> None:
     """Raise OptionError for a file that learned scales made larger than the budget that its bits were found for.
 
-    Bits that differ leave a thousandth for that, equal ones may not. ``original``: bytes of FP32's file.
+    ``bits``: the name of the file of bits that is kept beside it, if one is.
     """
-    most = found.budget.bytes(original)
+    most, size = found.budget.bytes(report.model.size), report.quantized.size
     if most is not None and size > most:
+        kept = ""
+        if bits is not None:
+            kept = (
+                f"--bits-from with the {bits.name} that is kept, instead of --bits auto and its budget, and --resume, "
+                "which makes this file of the blocks that are finished; or "
+            )
         raise OptionError(
             f"{found.budget.told()}: the file has {size} bytes, {size - most} too many: scales that calibration found "
-            f"make it larger than was estimated; give --max-size {size}, and --resume, which takes up the blocks that "
-            f"are finished, or less than {most} for bits that take fewer bytes"
+            f"make it larger than was estimated; give {kept}--max-size {size}, and --resume, which takes those blocks "
+            f"up where the same bits are found; or less than {most} for bits that take fewer bytes"
         )
 
 

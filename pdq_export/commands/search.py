@@ -92,11 +92,11 @@ class Search:
             if (equal := self._best_uniform(size)) is None:
                 raise
             logger.info("%s: no bits that differ were found within it; equal ones keep it", self._budget.told())
-            return self._found(Solution(bits=equal), size(equal), equal)
+            return self._equal(equal, size(equal))
         uniform = self._best_uniform(size)
         if uniform is not None and self._loss.of(solution.bits) > _BETTER * self._loss.of(self._narrowed(uniform)):
             logger.info("bits that differ promise no less loss than equal ones: %s keeps them", self._budget.told())
-            return self._found(Solution(bits=dict(uniform)), size(uniform), uniform)
+            return self._equal(uniform, size(uniform))
         if solution.gap:
             logger.warning(
                 "%s: the solver stopped at a part of all allotments; others could lose up to %.2g %% less by the sum "
@@ -127,6 +127,21 @@ class Search:
         if uniform is not None and (equal := size(uniform)) <= written:
             return self._found(Solution(bits=uniform), equal, uniform)
         return self._found(solution, written, uniform)
+
+    def _equal(self, uniform: Widths, written: int) -> Found:
+        """Equal bits, whose file has ``written`` bytes with placeholders; told where it may be refused for its size."""
+        most = self._budget.bytes(len(self._planned.original.content))
+        if most is not None and written > most * (1 - _SPARE):
+            logger.log(
+                logging.WARNING if written > most else logging.INFO,
+                "%s: equal bits are estimated to take %d bytes of the %d that are allowed; whether the file keeps them "
+                "is known once scales are learned, and it is refused then if it does not; --max-size %d is sure to do",
+                self._budget.told(),
+                written,
+                most,
+                math.ceil(written / (1 - _SPARE)),
+            )
+        return self._found(Solution(bits=dict(uniform)), written, uniform)
 
     def _found(self, solution: Solution, written: int, uniform: Widths | None) -> Found:
         note = "" if self._budget.counts_activations else self._why_wide()
@@ -323,7 +338,8 @@ class Search:
     def _best_uniform(self, size: Callable[[Widths], int]) -> dict[str, int] | None:
         """Of those that keep the budget the one that loses least; what their size is estimated wrong by is forgiven.
 
-        A budget of exactly their bytes would refuse them else; a file that is too large in the end is told of.
+        A budget of exactly the bytes of their file would refuse them else: which bytes those are is known once scales
+        are learned. `_equal` tells of it before, and `quantize` refuses a file that is too large.
         """
         most = self._budget.bytes(len(self._planned.original.content))
         limits, left = self._limits(), dict[float, dict[str, int]]()

@@ -6,11 +6,12 @@ from typing import Any
 
 from pdq_export.config.config import Config, check_name, make_config, overrides
 from pdq_export.config.method import CalibrationOptions, choose_options
+from pdq_export.config.option import INSPECT
 from pdq_export.config.toml import read_toml
 from pdq_export.data import Preprocess
 from pdq_export.errors import OptionError
 from pdq_export.plan.rules import PlanOptions
-from pdq_export.search.asked import check_search
+from pdq_export.search.asked import check_inspected, check_search
 from pdq_export.targets import find_target
 
 Given = Config | str | Path | None
@@ -29,6 +30,8 @@ def settle(config: Given, fields: Mapping[str, Any], *, command: str = "") -> Co
     settled = make_config(fields, base=base, command=command)
     try:
         check(settled, command=command)
+        if command == INSPECT:
+            check_inspected(settled, fields)
     except OptionError as error:
         if file is None:
             raise

@@ -2,6 +2,8 @@
 
 import dataclasses
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from pdq_export.config.config import AUTO, Config
 from pdq_export.config.option import INSPECT, SENSITIVITY
@@ -110,6 +112,15 @@ def check_search(config: Config, *, command: str, fewest_bits: int, target: str)
     if not all(allowed_widths(config, fewest_bits=fewest_bits)):
         raise _none_allowed(config, fewest_bits, target)
     parse_budget(config, fewest_bits=fewest_bits)
+
+
+def check_inspected(config: Config, given: Mapping[str, Any]) -> None:
+    """Raise OptionError where ``given`` options, beside those of a file, ask `inspect` for what no plan tells."""
+    if config.plan.bits != AUTO and given.get("max_drop") is not None:
+        raise OptionError(
+            f"--max-drop {config.gates.max_drop:g}: inspect measures no accuracy, so that it has no effect; leave it "
+            "out; quantize and validate judge files by it"
+        )
 
 
 def asks_smallest(config: Config) -> bool:

@@ -23,16 +23,18 @@ def left_after_learning(
     those that read it side by side. Where nothing is behind, or one of ``outputs`` is written, it is as it was. The
     expansion around FP32 alone has early layers of depthwise networks lose a hundred times what they do in the end.
 
-    The rounding of an activation is another one in every image: no weight behind takes it back, but blocks learn to
-    pass less of it on. Half of what it loses alone is left.
+    The rounding of an activation is another one in every image: no weight behind takes it back, but the blocks behind
+    learn to pass less of it on, and half of what it loses alone is left. Where there are none, all of it is.
     """
     most = _most_behind(sensitivity, blocks, frozenset(outputs))
 
     def left(group: Group, width: Bits, loss: float) -> float:
+        bound = most[group.block]
+        if not math.isfinite(bound):
+            return loss
         if group.role is not Role.WEIGHT:
             return _OF_ACTIVATIONS * loss
-        bound = most[group.block]
-        return min(loss, sensitivity.block[group.name][width] * bound) if math.isfinite(bound) else loss
+        return min(loss, sensitivity.block[group.name][width] * bound)
 
     return {
         group.name: {width: left(group, width, loss) for width, loss in sensitivity.prediction[group.name].items()}

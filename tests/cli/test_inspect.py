@@ -87,6 +87,7 @@ def test_names_are_shown_harmlessly(run: Run, folder: Path) -> None:
             [str(EMBEDDED), "--bits", "auto", "--max-drop", "1"],
             "is known once files are calibrated and measured on images held",
         ),
+        ([str(EMBEDDED), "--max-drop", "1"], "--max-drop 1: inspect measures no accuracy"),
         ([str(EMBEDDED), "--method", "nearest", "--set", "warmup=0.5"], "warmup is given, but it has no effect"),
         ([str(EMBEDDED), "--target", "tflite"], "--target 'tflite'"),
     ],

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -333,22 +334,50 @@ def test_inspect_shows_the_plan_that_quantize_takes_with_the_same_options(folder
     assert shown[0] != shown[1]
 
 
-def test_a_file_that_calibration_makes_larger_than_the_budget_is_refused(folder: Path) -> None:
-    """Equal bits are taken where their file, as estimated, just keeps it."""
+def test_a_file_that_calibration_makes_larger_than_the_budget_is_refused(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Equal bits are taken where their file, as estimated, keeps it; what is kept is whole, and every remedy works."""
     onnx.save(small(), "8.onnx")
     fields: dict[str, Any] = {"calib": 0.03 * IMAGES, "method": "nearest", "device": "cpu", "work_dir": "runs"}
-    budget = {"bits": "auto", "allowed_bits": "3", "first_last": "8/8", "output": "a.onnx"}
+    fields |= {"first_last": "8/8", "output": "a.onnx"}
+    budget = {"bits": "auto", "allowed_bits": "3"}
     size = quantize("8.onnx", max_size="7kB", **budget, **fields).report.quantized.size
     Path("a.onnx").unlink()
     Path("a.bits.toml").unlink()
-    with pytest.raises(
-        OptionError, match=rf"the file has {size} bytes, 1 too many.*what is finished is kept as .*a\.onnx"
-    ) as told:
-        quantize("8.onnx", max_size=f"{size - 1}", **budget, **fields)
+    with pytest.raises(OptionError, match=rf"the file has {size} bytes, 1 too many") as told:
+        quantize("8.onnx", max_size=f"{size - 1}", **budget, **fields, report="a.json")
     assert not Path("a.onnx").exists()
-    remedy = str(told.value).partition("give --max-size ")[2].partition(",")[0]
-    found = quantize("8.onnx", max_size=remedy, **budget, **fields, resume=True)
-    assert found.report.quantized.size == size == int(remedy)
+    kept, report, bits = map(Path, str(told.value).partition("what is finished is kept as ")[2].split(" and "))
+    assert json.loads(report.read_text())["quantized"]["size"] == size
+    remedies = str(told.value).partition("give ")[2].split("; or ")
+    assert remedies[0].startswith("--bits-from with the a.bits.toml that is kept, instead of --bits auto")
+    caplog.set_level("INFO")
+    quantize("8.onnx", bits_from=bits, **fields, resume=True)
+    assert re.search(r"(\d+) of \1 blocks are finished", caplog.text)
+    assert Path("a.onnx").read_bytes() == kept.read_bytes()
+    Path("a.onnx").unlink()
+    assert remedies[1].startswith(f"--max-size {size}, and --resume")
+    found = quantize("8.onnx", max_size=f"{size}", **budget, **fields, resume=True)
+    assert found.report.quantized.size == size
+
+
+def test_equal_bits_that_may_be_refused_in_the_end_are_told_before(caplog: pytest.LogCaptureFixture) -> None:
+    fields = {"max_size": "1MB", "first_last": "8/8", "allowed_bits": "3"}
+    _, planned, config = search(**fields)
+    uniform = rule_bits(planned.index, planned.plan, plan_options(config, choose(config)), BitWidths(3, 8))
+    size = size_of(planned, uniform)
+    caplog.set_level("INFO")
+    for most, level in ((size - 1, "WARNING"), (size, "INFO")):
+        caplog.clear()
+        bits, _ = find(**fields | {"max_size": str(most)})
+        assert bits == uniform
+        (record,) = (record for record in caplog.records if "is refused then" in record.message)
+        assert record.levelname == level
+        assert f"{size} bytes of the {most} that are allowed" in record.message
+    caplog.clear()
+    find(**fields | {"max_size": record.message.partition("--max-size ")[2].split("--max-size ")[1].split(" ")[0]})
+    assert "is refused then" not in caplog.text
 
 
 def test_budgets_and_the_command_sensitivity_share_one_measurement(

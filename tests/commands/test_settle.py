@@ -55,3 +55,12 @@ def test_what_is_wrong_together_or_besides_the_file_is_told_as_it_is(file: Path)
     file.write_text('[plan]\nbits = "4/4"\n')
     with pytest.raises(OptionError, match=r"^--bits 9/4"):
         settle(file, {"bits": "9/4"})
+
+
+def test_a_drop_is_nothing_to_inspect_but_stands_in_files_that_quantize_takes(file: Path) -> None:
+    with pytest.raises(OptionError, match="inspect measures no accuracy, so that it has no effect; leave it out"):
+        settle(None, {"max_drop": 1}, command="inspect")
+    file.write_text("[gates]\nmax_drop = 1\n")
+    assert settle(file, {}, command="inspect").gates.max_drop == 1
+    assert settle(file, {"max_drop": None}, command="inspect").gates.max_drop is None
+    assert settle(None, {"max_drop": 2}, command="quantize").gates.max_drop == 2

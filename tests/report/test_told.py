@@ -1,5 +1,6 @@
 """Figures and words that stand for one thing alone."""
 
+import dataclasses
 import logging
 
 import onnx
@@ -54,6 +55,9 @@ def test_a_larger_budget_is_one_that_loses_much_less() -> None:
     assert (remedy.line, remedy.bytes) == ("--max-bit-ops 0.25", 20)
     assert remedy.why.endswith("are estimated to lose 50 % less")
     assert larger_budget(search(), None, 100, raised=estimate("--max-bit-ops 0.25", 120, 1.9)) == ()
+    without_loss = dataclasses.replace(search(), chosen=estimate("auto", 100, 0.0))
+    for most in (None, 110):
+        assert larger_budget(without_loss, most, 100, raised=estimate("--max-bit-ops 0.25", 120, 0.0)) == ()
 
 
 def test_what_is_raised_ends_at_8_bits() -> None:

@@ -40,7 +40,9 @@ def test_blocks_side_by_side_lose_together() -> None:
     assert losses(fork, {"p": 50.0, "q": 2.0, "r": 3.0}, "yz") == pytest.approx({"p": 5.0, "q": 2.0, "r": 3.0})
 
 
-def test_half_of_what_activations_lose_is_left() -> None:
+def test_half_of_what_activations_lose_is_left_where_blocks_are_behind() -> None:
     chain = [block("p", "i", "x"), block("q", "x", "y")]
     found = losses(chain, {"p": 50.0, "q": 2.0}, "y", role=Role.ACTIVATION)
-    assert found == pytest.approx({"p": 25.0, "q": 1.0})
+    assert found == pytest.approx({"p": 25.0, "q": 2.0})
+    found = losses(chain, {"p": 50.0, "q": 2.0}, "xy", role=Role.ACTIVATION)
+    assert found == pytest.approx({"p": 50.0, "q": 2.0})
