@@ -178,7 +178,7 @@ def test_a_step_that_was_cut_is_launched() -> None:
 
 def test_a_cpu_and_ranks_capture_nothing() -> None:
     with pytest.raises(OptionError, match=r"runs on cpu.*--set capture_step=false\), or give --device cuda"):
-        calibrate_example(residual(images=16), CAPTURED)
+        check_capture(CPU, ALONE)
     with pytest.raises(OptionError, match=r"2 ranks exchange gradients.*without torchrun"):
         on_ranks(2, lambda ranks: check_capture(torch.device("cuda"), ranks))
     check_capture(torch.device("cuda"), ALONE)
