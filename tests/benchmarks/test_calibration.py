@@ -18,8 +18,6 @@ from pdq_export.commands.quantize import Progress
 from pdq_export.config import method
 from pdq_export.config.method import PRESETS
 
-from ..onnx_text import fill, name_nodes, parse
-
 JOB = Job(
     model="m.onnx",
     preset="fast",
@@ -43,17 +41,6 @@ FOUND = Measurement(
     device_memory=None,
     model_bytes=4,
 )
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A network of a few small layers."""
-    body = """a = Conv <pads = [1, 1, 1, 1]> (image, u) b = Relu(a) c = Conv <pads = [1, 1, 1, 1]> (b, v) d = Relu(c)
-        e = Conv <pads = [1, 1, 1, 1]> (d, v) f = Add(e, b) g = Relu(f) p = GlobalAveragePool(g) q = Flatten(p)
-        y = Gemm <transB = 1> (q, w)"""
-    path = tmp_path_factory.mktemp("small") / "m.onnx"
-    onnx.save(name_nodes(fill(parse(body), {"u": (8, 3, 3, 3), "v": (8, 8, 3, 3), "w": (5, 8)})), path)
-    return path
 
 
 def test_a_calibration_is_measured(small: Path) -> None:
