@@ -33,6 +33,7 @@ from pdq_export.errors import DataError, OptionError, PdqError
 from pdq_export.files import write_atomically
 from pdq_export.report.report import versions
 from pdq_export.report.sweep import Finished, SweepTable
+from pdq_export.spec import MAX_BITS
 
 FLOAT = "fp32"
 OWN_INT8 = "onnxruntime"
@@ -104,6 +105,7 @@ def work_of(options: argparse.Namespace, images: int) -> Work:
         reduce_range=options.reduce_range,
         samples=chosen.samples,
         iters=chosen.iters,
+        easy_iters=chosen.steps(MAX_BITS),
         correction_iters=chosen.correction_iters,
         overrides={name: value for name, value in sorted(options.set.items()) if name != "samples"},
         threads=options.threads,

@@ -129,7 +129,7 @@ COLUMNS: dict[str, Callable[[Measurement], str]] = {
     "model MB": lambda m: f"{m.model_bytes / MEGABYTE:.1f}",
     "blocks": lambda m: str(len(m.blocks)),
     "images": lambda m: str(m.job.options().samples),
-    "steps a block": lambda m: str(m.job.options().iters),
+    "steps a block": lambda m: "–".join(map(str, sorted({b.steps for b in m.blocks}))),
     "seconds": lambda m: f"{m.seconds:.1f}",
     "CPU s": lambda m: f"{m.cpu_seconds:.1f}",
     "ms a step, all blocks": lambda m: _number(_milliseconds(m.step_seconds), ".1f"),

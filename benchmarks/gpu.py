@@ -152,15 +152,16 @@ def time_steps(session: Session) -> Rows:
     Of the networks after the first, and of a tiny one, without what is rounded.
     """
     rows: Rows = []
-    # Steps of the mean are those after the first report, of step 1; captured ones are recorded by then, but for few.
-    steps = {"samples": "64", "iters": "61"}
+    # Of each of the four kinds three are launched first, those with the rounding term, which sets in at step 14, up to
+    # step 19: from the report of step 21 on captured ones are played.
+    steps, first = {"samples": "64", "iters": "61"}, 1 if session.tiny else 21
     for network in session.networks:
         path = session.path(network)
         plain = _plain_step(path, session)
         for mode in list(MODES)[: 2 if session.tiny or network != session.networks[0] else None]:
             with _told() as told, _refused(rows, mode, network=network):
                 job = session.job(network, "balanced", {**steps, **MODES[mode]})
-                found = measure(job, path, extrapolates=False)
+                found = measure(job, path, extrapolates=False, first=first)
                 of_blocks = [block.step_seconds for block in found.blocks]
                 row: dict[str, Any] = {
                     "network": network,

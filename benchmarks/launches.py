@@ -94,8 +94,8 @@ def count(model: Path, calib: Path, bits: str, options: Mapping[str, Any]) -> Co
     cuda = torch.device("cuda")
     begin = Journal.begin
 
-    def begun(self: Journal, position: int, block: Any) -> None:
-        begin(self, position, block)
+    def begun(self: Journal, position: int, block: Any, count: int = 0) -> None:
+        begin(self, position, block, count)
         open_blocks.append(steps.setdefault(block.name, {}))
 
     with (

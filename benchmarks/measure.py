@@ -4,17 +4,20 @@ import contextlib
 import dataclasses
 import resource
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
 import pdq_export
 from benchmarks.common import StageClock, noise
+from pdq_export.calibrate.block import BlockCalibrator
 from pdq_export.commands.quantize import Progress
 from pdq_export.config.method import CalibrationOptions, choose_options
 from pdq_export.data import ImageSet
+from pdq_export.spec import Block
 from pdq_export.validate import BATCH_SIZE
 
 MEGABYTE = 1e6
@@ -50,6 +53,7 @@ class Job:
 class BlockTime:
     """``seconds``: from the last step of the block before it to its own last step; ``step_seconds``: of one step.
 
+    ``bits``: the fewest of what it learns, which say how many steps it takes.
     What is not steps is correction, scale search and passes over all images; in the first block, reading the model
     and planning, too. None where too few steps were made to know the time of one.
     """
@@ -58,6 +62,7 @@ class BlockTime:
     seconds: float
     steps: int
     step_seconds: float | None
+    bits: int
 
     @property
     def other_seconds(self) -> float | None:
@@ -104,8 +109,8 @@ class Measurement:
     def extrapolated(self) -> float | None:
         """Seconds that the preset's own budget would take; None where the time of a step is not known.
 
-        Steps in proportion to their number, scale search to its images, and everything else but what is fixed to the
-        number of images.
+        Steps of each block in proportion to their number, scale search to its images, and everything else but what is
+        fixed to the number of images.
         """
         if self.step_seconds is None or self.other_seconds is None:
             return None
@@ -114,18 +119,19 @@ class Measurement:
         images = max(self.other_seconds - fixed - search, 0.0)
         search *= min(full.samples, full.search_samples) / min(run.samples, run.search_samples)
         images *= full.samples / run.samples
-        return self.step_seconds * full.iters + fixed + search + images
+        steps = sum(full.steps(block.bits) * (block.step_seconds or 0.0) for block in self.blocks)
+        return steps + fixed + search + images
 
 
 class BlockClock(StageClock):
     """Notes when the reports of a block's steps came, and memory when calibration is over.
 
-    ``interval``: after how many steps the kinds of steps repeat.
+    ``interval``: after how many steps the kinds of steps repeat. ``first``: the step after which they are timed.
     """
 
-    def __init__(self, interval: int = 1) -> None:
+    def __init__(self, interval: int = 1, first: int = 1) -> None:
         super().__init__()
-        self._interval = interval
+        self._interval, self._first = interval, first
         self._reports: dict[str, list[tuple[float, int]]] = {}
         self.calibration_memory = 0
 
@@ -137,17 +143,20 @@ class BlockClock(StageClock):
         if at.stage == "export":
             self.calibration_memory = peak_memory()
 
-    def blocks(self) -> tuple[BlockTime, ...]:
-        """All blocks that reported a step."""
+    def blocks(self, bits: Mapping[str, int]) -> tuple[BlockTime, ...]:
+        """All blocks that reported a step; ``bits``: the fewest that each learns."""
         found, before = [], self.start[0]
         for name, reports in self._reports.items():
             last, steps = reports[-1]
-            found.append(BlockTime(block=name, seconds=last - before, steps=steps, step_seconds=self._step(reports)))
+            time, step_seconds = last - before, self._step([at for at in reports if at[1] >= self._first])
+            found.append(BlockTime(block=name, seconds=time, steps=steps, step_seconds=step_seconds, bits=bits[name]))
             before = last
         return tuple(found)
 
     def _step(self, reports: Sequence[tuple[float, int]]) -> float | None:
-        """The mean of the steps after the first, up to the last report a whole number of intervals later if any."""
+        """The mean of the steps after the first report, up to the last one a whole number of intervals later if any."""
+        if not reports:
+            return None
         first, first_step = reports[0]
         later = [(time, step) for time, step in reports if step - first_step >= self._interval]
         whole = [(time, step) for time, step in later if (step - first_step) % self._interval == 0]
@@ -157,27 +166,29 @@ class BlockClock(StageClock):
         return (last - first) / (last_step - first_step)
 
 
-def measure(job: Job, path: Path, *, extrapolates: bool = True) -> Measurement:
+def measure(job: Job, path: Path, *, extrapolates: bool = True, first: int = 1) -> Measurement:
     """Calibrate on noise of the model's shape, in this process; its peak memory is the process's own.
 
     ``extrapolates``: measure what `Measurement.extrapolated` asks for, too, which takes two runs with nothing learned.
+    ``first``: the step after which steps are timed, one whose number is reported.
     """
     torch.set_num_threads(job.threads)
     images, judged = noise(path, job.options().samples, seed=0), noise(path, BATCH_SIZE, seed=1)
-    start_memory, clock = peak_memory(), BlockClock(job.options().prediction_interval)
+    start_memory, clock = peak_memory(), BlockClock(job.options().prediction_interval, first)
     more: dict[str, Any] = {} if job.max_memory is None else {"max_memory": job.max_memory}
-    pdq_export.quantize(
-        path,
-        bits=job.bits,
-        calib=images,
-        eval=judged,
-        method=job.method,
-        preset=job.preset,
-        options=job.overrides,
-        device=job.device,
-        progress=clock,
-        **more,
-    )
+    with _fewest_bits() as bits:
+        pdq_export.quantize(
+            path,
+            bits=job.bits,
+            calib=images,
+            eval=judged,
+            method=job.method,
+            preset=job.preset,
+            options=job.overrides,
+            device=job.device,
+            progress=clock,
+            **more,
+        )
     seconds, cpu_seconds = clock.until("export")
     peak = max(peak_memory(), clock.calibration_memory)  # the kernel counts in steps of some pages
     cut = extrapolates and job.options().samples < job.full().samples
@@ -186,7 +197,7 @@ def measure(job: Job, path: Path, *, extrapolates: bool = True) -> Measurement:
     device_memory = torch.cuda.max_memory_allocated() if on_cuda else None
     return Measurement(
         job=job,
-        blocks=clock.blocks(),
+        blocks=clock.blocks(bits),
         seconds=seconds,
         cpu_seconds=cpu_seconds,
         fixed_seconds=fixed,
@@ -197,6 +208,19 @@ def measure(job: Job, path: Path, *, extrapolates: bool = True) -> Measurement:
         device_memory=device_memory,
         model_bytes=path.stat().st_size,
     )
+
+
+@contextlib.contextmanager
+def _fewest_bits() -> Iterator[Mapping[str, int]]:
+    """Those of what blocks learn, by block, once each is begun."""
+    found: dict[str, int] = {}
+    fewest = BlockCalibrator.fewest_bits
+
+    def noted(self: BlockCalibrator, block: Block) -> int:
+        return found.setdefault(block.name, fewest(self, block))
+
+    with mock.patch.object(BlockCalibrator, "fewest_bits", noted):
+        yield found
 
 
 class _EnoughError(Exception):

@@ -148,21 +148,22 @@ def _remove(folder: Path, belongs: Callable[[re.Match[str]], bool]) -> None:
     except OSError:
         return
     for path in found:
-        descriptor = None
         with contextlib.suppress(OSError):  # in use, or somebody else's by now
             if path.is_symlink() or not (path.is_file() or path.is_dir()):
                 continue
             descriptor = _opened(path)
             if descriptor is None:
                 continue
-            _lock(descriptor, shared=False)
-            if not os.path.samestat(os.fstat(descriptor), path.lstat()):
-                continue
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
-        _close(descriptor)
+            try:
+                _lock(descriptor, shared=False)
+                if not os.path.samestat(os.fstat(descriptor), path.lstat()):
+                    continue
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+            finally:
+                _close(descriptor)
 
 
 def _stem(target: Path) -> str:

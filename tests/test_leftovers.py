@@ -46,6 +46,25 @@ def test_what_is_nobodys_goes(tmp_path: Path) -> None:
     remove_leftovers(tmp_path / "missing" / "net.onnx")
 
 
+def test_what_somebody_else_has_replaced_stays_and_is_not_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fcntl
+
+    target = tmp_path / "net.onnx"
+    torn = temporary_name(target)
+    torn.write_bytes(b"torn")
+
+    def replaced(*_: object) -> bool:
+        monkeypatch.undo()
+        return False
+
+    monkeypatch.setattr(os.path, "samestat", replaced)
+    remove_leftovers(target)
+    with torn.open("rb") as file:  # a descriptor that were left open would have the lock on it
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 LONG = "a" * 60
 WIDE = "\N{GRINNING FACE}" * 60
 

@@ -46,10 +46,14 @@ class BlockCalibrator:
         self._capture = Capture(context.store.device) if context.options.capture_step else None
 
     def steps(self, block: Block) -> int:
-        """Optimizer steps for the ``block``, by the fewest bits of its weights and learned activations."""
+        """Optimizer steps for the ``block``."""
+        return self._context.options.steps(self.fewest_bits(block))
+
+    def fewest_bits(self, block: Block) -> int:
+        """Of the block's weights and learned activations."""
         points = [point for point in self._done.points(block) if point.role is Role.ACTIVATION]
         points += [self._context.plan.points[layer.weight] for layer in block.layers]
-        return self._context.options.steps(min((point.bits for point in points), default=MAX_BITS))
+        return min((point.bits for point in points), default=MAX_BITS)
 
     def calibrate(self, position: int, block: Block, later: Sequence[Block]) -> BlockRecord:
         """Finish the ``block`` at ``position`` of the plan, which ``later`` ones follow."""

@@ -6,6 +6,7 @@ numbers are copied into buffers before each step; and the generator of masks goe
 """
 
 import dataclasses
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -131,6 +132,8 @@ class CapturedStep:
         self._launched: dict[tuple[bool, ...], int] = {}
         self._recorded: dict[tuple[bool, ...], _Recording] = {}
         self._gave_up = False
+        drop = weakref.WeakMethod(self._drop)  # or recordings would hold their memory beyond the block
+        step.try_first(lambda: bool((known := drop()) and known()))
 
     def __call__(self, batch: Batch, numbers: StepNumbers) -> tuple[Tensor, Tensor]:
         """The reconstruction error and the whole loss, [] each, before the step; to be read before the next one."""
@@ -158,6 +161,13 @@ class CapturedStep:
             return None
         self._recorded[kind] = _Recording(own, own_numbers, results, play)
         return self._recorded[kind]
+
+    def _drop(self) -> bool:
+        """Free what recordings hold; whether there were any."""
+        if self._recorded:
+            self._give_up("the GPU's memory does not hold recordings beside a step that is launched")
+            return True
+        return False
 
     def _give_up(self, reason: str) -> None:
         self._gave_up = True

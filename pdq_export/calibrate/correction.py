@@ -41,16 +41,15 @@ def correct_distribution(
     PD-Quant, section 3.3. ``layer_outputs`` maps the block's input [N, C, ...] to the layer outputs that
     ``statistics`` describe, one each; z is such an output in the units of the BatchNormalization's input. Squares are
     summed over channels and averaged over the rest. Returns x_tilde, of the shape of ``x``; a batch that leaves the
-    domain of a function in the block (Sqrt of a Relu's output moved below 0) stays x. Inputs and channels that are very
-    small or very large are measured in units of their own size. ``at_once``: so many batches, whose images know nothing
-    of each other, are corrected together: only their launches are shared.
+    domain of a function in the block (Sqrt of a Relu's output moved below 0) stays x. Batches and channels that are
+    very small or very large are measured in units of their own size. ``at_once``: so many batches, whose images know
+    nothing of each other, are corrected together: only their launches are shared.
     """
     targets = [_Target.of(s, x.device) for s in statistics]
-    unit = _unit_of_input(x)
     whole = len(x) // options.batch_size * options.batch_size
     parts = (part.split(at_once * options.batch_size) for part in (x[:whole], x[whole:]) if len(part))
     pieces = itertools.chain.from_iterable(parts)
-    found = [_correct_piece(layer_outputs, targets, piece, unit, options) for piece in pieces]
+    found = [_correct_piece(layer_outputs, targets, piece, options) for piece in pieces]
     left = sum(len(finite) - sum(finite) for _, finite in found)
     if left:
         logger.info("distribution correction meets numbers that are not finite: %d batches stay as they are", left)
@@ -67,11 +66,19 @@ def _watches_loss(options: CalibrationOptions) -> bool:
     return options.correction_iters > _PATIENCE + 2
 
 
+def _units_of_batches(batches: Sequence[Tensor]) -> Tensor | None:
+    """By image [N] the unit that its batch is measured in, None where all of them are 1."""
+    units = [_unit_of_input(batch) for batch in batches]
+    if all(unit == 1.0 for unit in units):
+        return None
+    return torch.cat([batch.new_full((len(batch),), unit) for batch, unit in zip(batches, units, strict=True)])
+
+
 def _unit_of_input(x: Tensor) -> float:
-    """1 for a tensor of ordinary size; otherwise near its root mean square, as in ordinary networks.
+    """1 for a batch of ordinary size; otherwise near its root mean square, as in ordinary networks.
 
     The rate moves values by so many hundredths of a unit: in units of the largest value they would move several times
-    as far as those of an ordinary tensor, whose root mean square is about 1.
+    as far as those of an ordinary batch, whose root mean square is about 1.
     """
     unit = unit_of(float(x.abs().amax()), _SMALLEST_INPUT)
     return unit if unit == 1.0 else unit * power_of_two(float((x / unit).square().mean().sqrt()))
@@ -112,24 +119,25 @@ def _correct_piece(
     layer_outputs: fx.GraphModule,
     targets: Sequence[_Target],
     x: Tensor,
-    unit: float,
     options: CalibrationOptions,
 ) -> tuple[Tensor, list[bool]]:
     """One or several batches, corrected where all numbers stay finite, and by batch whether they do."""
     count = max(len(x) // options.batch_size, 1)
-    start = x if unit == 1.0 else x / unit
+    units = _units_of_batches(x.tensor_split(count))
+    unit = None if units is None else units.view(-1, *[1] * (x.ndim - 1))
+    start = x if unit is None else x / unit
     x_tilde = start.clone().requires_grad_(True)
     adam, rate = Adam([[x_tilde]]), _Rate(options, x.device)
     roots = torch.tensor([(1 - BETA2 ** (step + 1)) ** 0.5 for step in range(options.correction_iters)]).to(x.device)
     for step in range(options.correction_iters):
         loss = _summed_over_channels((x_tilde - start).square()) / options.lambda_c
-        moved = x_tilde if unit == 1.0 else x_tilde * unit
+        moved = x_tilde if unit is None else x_tilde * unit
         for z, target in zip(layer_outputs(moved), targets, strict=True):
             loss = loss + target.distance(z)
         loss = loss if count == 1 else loss * count  # each batch's is the mean over its own images
         adam.step([torch.autograd.grad(loss, [x_tilde])], [rate.at(step)], roots[step])
         rate.tell(loss.detach())
-    corrected = x_tilde.detach() if unit == 1.0 else x_tilde.detach() * unit
+    corrected = x_tilde.detach() if unit is None else x_tilde.detach() * unit
     with torch.no_grad():
         by_batch = [torch.isfinite(z).reshape(count, -1).all(1) for z in layer_outputs(corrected)]
         finite: list[bool] = torch.stack(by_batch).all(0).tolist()

@@ -11,7 +11,6 @@ from torch import Tensor, fx
 from pdq_export.calibrate.block import BlockCalibrator
 from pdq_export.calibrate.block_state import BlockState, Checkpoint
 from pdq_export.calibrate.cache import Cache
-from pdq_export.calibrate.captured import check_capture
 from pdq_export.calibrate.collapse import look_for_collapse
 from pdq_export.calibrate.context import Context
 from pdq_export.calibrate.device import computing_on
@@ -24,7 +23,7 @@ from pdq_export.calibrate.memory import trim_heap
 from pdq_export.calibrate.precision import settled_torch
 from pdq_export.calibrate.replay import restore, state_of
 from pdq_export.calibrate.requirements import find_requirements
-from pdq_export.calibrate.rest import check_precision
+from pdq_export.calibrate.rest import alone_in
 from pdq_export.calibrate.scores import score
 from pdq_export.calibrate.shares import check_enough, some_of
 from pdq_export.calibrate.sizes import FOLDING_IMAGES, fold_sizes
@@ -79,16 +78,14 @@ def calibrate(
     stays the same bit for bit. ``checkpoint``: has the states of blocks that an earlier run with the same arguments has
     finished, and gets those of the others; the result is that of a run without it, bit for bit. ``ranks``: processes
     that call this together, each with the ``inputs`` that it has a share of (`Ranks.mine`), and get the same; the
-    first's ``checkpoint`` counts. Raises CalibrationError where a loss diverges, the disk has no room or a state is not
-    of this network, OptionError where ``max_memory`` cannot hold what a pass or a step takes and where there are more
-    ranks than images, RankError where another rank has ended or finds other integers.
+    first's ``checkpoint`` counts. ``options``: that the device takes, see `check_precision` and `check_capture`. Raises
+    CalibrationError where a loss diverges, the disk has no room, a state is not of this network or another thread
+    shares a precision that it must not, OptionError where ``max_memory`` cannot hold what a pass or a step takes and
+    where there are more ranks than images, RankError where another rank has ended or finds other integers.
     """
     check_enough(ranks, options, sum(ranks.gather(len(inputs[0]))))
-    check_precision(options.prediction_precision, device)
-    if options.capture_step:
-        check_capture(device, ranks)
     options = dataclasses.replace(options, search_samples=some_of(ranks, options.search_samples))
-    with computing_on(device, deterministic=deterministic):
+    with alone_in(options.prediction_precision), computing_on(device, deterministic=deterministic):
         network = network.to(device)
         store = Store.of_process(device, max_memory)
         try:

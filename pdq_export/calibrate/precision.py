@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,11 +20,19 @@ class _Process:
         self._settle = settle  # takes what undoes it
         self._lock = threading.Lock()
         self._holders: list[int] = []  # threads, one as often as it holds it
+        self._owner: int | None = None  # the thread that has claimed it
         self._before = contextlib.ExitStack()
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
+        """Raises CalibrationError where another thread has claimed it."""
         with self._lock:
+            if self._owner not in (None, threading.get_ident()):
+                raise CalibrationError(
+                    "another thread of this process calibrates with prediction_precision tf32, which torch keeps for "
+                    "all threads, so that this one would be rounded as well; expected one at a time: wait for it, or "
+                    "take a process of its own"
+                )
             if not self._holders:
                 with contextlib.ExitStack() as undo:  # should only a part of it succeed
                     self._settle(undo)
@@ -39,10 +47,21 @@ class _Process:
                     self._before.close()
 
     @contextlib.contextmanager
-    def held_alone(self) -> Iterator[bool]:
-        """Whether no other thread holds it; none begins to while this lasts."""
+    def claimed(self) -> Iterator[None]:
+        """Let no other thread hold it while this lasts. Raises CalibrationError where one does now."""
+        own = threading.get_ident()
         with self._lock:
-            yield all(holder == threading.get_ident() for holder in self._holders)
+            if self._owner not in (None, own) or any(holder != own for holder in self._holders):
+                raise CalibrationError(
+                    "prediction_precision tf32: another thread of this process works with torch, which has one "
+                    "precision for both; expected one at a time; take bfloat16 or float32, or processes of their own"
+                )
+            before, self._owner = self._owner, own
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._owner = before
 
 
 def _settle(undo: contextlib.ExitStack) -> None:
@@ -89,7 +108,8 @@ def settled_torch() -> Iterator[None]:
 
     Under ``torch.use_deterministic_algorithms`` what has no deterministic form warns where it would raise. What torch
     keeps for the whole process, that, the default dtype and the precision, is as it was after the last of the calls
-    that run at once in several threads; what `interpolate_axis` keeps between calls is given up then.
+    that run at once in several threads; what `interpolate_axis` keeps between calls is given up then. Raises
+    CalibrationError where another thread is in `alone_with_torch`.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(_settled.held())
@@ -118,22 +138,26 @@ def full_float32() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def alone_with_torch() -> Iterator[None]:
+    """Let no other thread of the process begin what `settled_torch` settles, as `tf32_products` needs it.
+
+    Raises CalibrationError where another thread is at it now; one that begins meanwhile raises it.
+    """
+    with _settled.claimed():
+        yield
+
+
+@contextlib.contextmanager
 def tf32_products() -> Iterator[None]:
     """Let convolutions and products of matrices on a GPU round their inputs to TF32.
 
-    That holds for the whole process: raises CalibrationError where another thread calibrates, whose products would be
-    rounded as well; one that begins waits until this ends.
+    That holds for the whole process, so raises CalibrationError as `alone_with_torch` does.
     """
-    with _settled.held_alone() as alone, contextlib.ExitStack() as stack:
-        if not alone:
-            raise CalibrationError(
-                "prediction_precision tf32: another thread of this process calibrates, and torch has one precision for "
-                "both; expected one at a time; take bfloat16 or float32, or processes of their own"
-            )
+    with alone_with_torch(), contextlib.ExitStack() as stack:
         if hasattr(torch.backends, "fp32_precision"):
             backends: Any = torch.backends
-            for owner in (backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul):
-                _set(stack, owner, "fp32_precision", "tf32")
+            cudnn = backends.cudnn
+            _set_all(stack, (backends, cudnn, cudnn.conv, cudnn.rnn, backends.cuda.matmul), "tf32")
         else:
             _tf32_by_flag(stack)
         yield
@@ -190,14 +214,19 @@ def _set_by_flag(stack: contextlib.ExitStack) -> None:
 
 
 def _set_by_backend(stack: contextlib.ExitStack) -> None:
-    """Torch from 2.9 on, where operators inherit from their backend and backends from the whole.
-
-    The older flags cannot be read once the two are mixed, and all kernels go by these. What still differs after its
-    parent was set is its own and put back as such; what was inherited is inherited again.
-    """
+    """Torch from 2.9 on; the older flags cannot be read once the two are mixed, and all kernels go by these."""
     backends: Any = torch.backends
     cudnn, onednn = backends.cudnn, backends.mkldnn
-    for owner in (backends, cudnn, cudnn.conv, cudnn.rnn, backends.cuda.matmul, onednn.conv, onednn.matmul, onednn.rnn):
-        if (before := owner.fp32_precision) != "ieee":
-            owner.fp32_precision = "ieee"
+    owners = (backends, cudnn, cudnn.conv, cudnn.rnn, backends.cuda.matmul, onednn.conv, onednn.matmul, onednn.rnn)
+    _set_all(stack, owners, "ieee")
+
+
+def _set_all(stack: contextlib.ExitStack, owners: Sequence[Any], value: str) -> None:
+    """Operators inherit from their backend and backends from the whole: ``owners`` in that order.
+
+    What still differs after its parent was set is its own and put back as such; what was inherited is inherited again.
+    """
+    for owner in owners:
+        if (before := owner.fp32_precision) != value:
+            owner.fp32_precision = value
             stack.callback(setattr, owner, "fp32_precision", before)

@@ -127,8 +127,14 @@ def reconstruct(
         quantizer.scale.requires_grad_(False)
     if powers:
         points = [*(weight.point for weight in model.weights), *(scale.point for scale in problem.scales)]
-        warn_of_divergence(problem.name, list(errors[-WATCHED:]), powers, points, warn)
+        warn_of_divergence(problem.name, list(errors[-WATCHED:]), powers, points, warn, _rates(problem, options))
     return errors
+
+
+def _rates(problem: BlockProblem, options: CalibrationOptions) -> list[str]:
+    """The learning rates that the block's steps have gone by, as options are named."""
+    of_scales = "range_lr" if options.range_lr else "scale_lr"
+    return ["rounding_lr"] * bool(problem.model.weights) + [of_scales] * bool(problem.scales)
 
 
 def _rate(options: CalibrationOptions, quantizer: ActivationQuantizer, learned: LearnedScale, start: float) -> float:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pdq_export.calibrate.precision import tf32_products
+from pdq_export.calibrate.precision import alone_with_torch, tf32_products
 from pdq_export.errors import OptionError
 
 
@@ -25,12 +25,19 @@ def check_precision(precision: str, device: torch.device) -> None:
         )
 
 
+def alone_in(precision: str) -> AbstractContextManager[None]:
+    """Let no other thread work with torch while predictions are measured in a ``precision`` of the whole process.
+
+    Raises CalibrationError where one does now; one that begins meanwhile raises it.
+    """
+    return alone_with_torch() if precision == "tf32" else contextlib.nullcontext()
+
+
 def measured_in(precision: str, compute: Callable[[Sequence[Tensor]], Tensor], inputs: Sequence[Tensor]) -> Tensor:
     """``compute(inputs)`` [] in ``precision``, "float32", "tf32" or "bfloat16", and so its gradients to ``inputs``.
 
     Gradients are computed at once and in the same precision, while what ``inputs`` come from is left alone: torch
-    keeps TF32 for the whole process, and asks for it once more in the backward pass. Raises CalibrationError where TF32
-    would be that of another calibration in the process, too.
+    keeps TF32 for the whole process, and asks for it once more in the backward pass. Raises as `alone_in` does.
     """
     if precision == "float32":
         return compute(inputs)

@@ -112,7 +112,8 @@ class Step:
         self._model, self._scales, self._units = model, scales, units
         self._mix_probability, self._temperature, self._precision = mix_probability, temperature, precision
         # On a CPU nothing is tried: a result must not depend on what else runs there.
-        self._relief = (self.cut_rest, *relief) if model.masks.device.type != "cpu" else ()
+        self._seeks_relief = model.masks.device.type != "cpu"
+        self._relief, self._first_relief = relief, list[Callable[[], bool]]()
         self._pieces = self._images = 1
         self._alphas = [weight.alpha for weight in model.weights]
         self._learned = [learned.scale for learned in scales]
@@ -137,6 +138,10 @@ class Step:
         assert loss is not None
         return error, loss
 
+    def try_first(self, measure: Callable[[], bool]) -> None:
+        """Where memory runs out, have what ``measure`` frees before all else, as `with_relief` asks it."""
+        self._first_relief.append(measure)
+
     @property
     def is_cut(self) -> bool:
         """Whether memory has run out, so that the rest of the network runs on few images at a time."""
@@ -144,7 +149,7 @@ class Step:
 
     def _gradients(self, batch: Batch, numbers: StepNumbers, sizes: Sizes) -> list[Tensor | None]:
         """Error, loss and gradients. Where a device's memory runs out, again after what ``relief`` offers."""
-        if not self._relief:
+        if not self._seeks_relief:
             return self._computed(batch, numbers, sizes)
         masks = self._model.masks
         drawn = masks.get_state()
@@ -153,7 +158,7 @@ class Step:
             masks.set_state(drawn)
             return self._computed(batch, numbers, sizes)
 
-        return with_relief(compute, self._relief)
+        return with_relief(compute, [*self._first_relief, self.cut_rest, *self._relief])
 
     def _computed(self, batch: Batch, numbers: StepNumbers, sizes: Sizes) -> list[Tensor | None]:
         error, loss = self._objective(batch, numbers, sizes)

@@ -21,16 +21,19 @@ def warn_of_divergence(
     powers: Sequence[Tensor],
     points: Iterable[Point] = (),
     warn: Callable[[str], None] = logger.warning,
+    rates: Sequence[str] = (),
 ) -> None:
     """Warn where a block's reconstruction error is above the mean square of what it is to reconstruct.
 
     ``errors`` and ``powers``: scalars, one a step; the last twenty count. ``points``: what the block quantizes.
+    ``rates``: the options that say how fast it learns.
     """
     error, power = (float(torch.stack(list(part[-WATCHED:])).mean()) for part in (errors, powers))
     if error > power:
+        lower = f"lower {' and '.join(rates)} (--set {rates[0]}=...), or " if rates else ""
         warn(
             f"block {block}: its loss diverged: the error of its output, {error:.3g}, is above the output's own mean "
-            f"square, {power:.3g}; lower rounding_lr and scale_lr (--set rounding_lr=...), or "
+            f"square, {power:.3g}; {lower}"
             f"{bits_or_float(can_have_more_bits(points))}"
         )
 

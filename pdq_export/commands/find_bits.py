@@ -10,6 +10,7 @@ from pdq_export.commands.progress import Tell
 from pdq_export.commands.search import Found, Search, placeholder_size
 from pdq_export.commands.sensitivity import Asked, find_sensitivity
 from pdq_export.commands.settle import choose, plan_options
+from pdq_export.commands.space import Space
 from pdq_export.config.config import Config
 from pdq_export.config.method import CalibrationOptions
 from pdq_export.data import sha256_by_input
@@ -66,7 +67,7 @@ class Finder:
         """What can be chosen, within a budget, by default the one that the configuration has."""
         asked = self.config.file
         options = plan_options(self.config, choose(self.config))
-        return Search(
+        space = Space(
             self.work,
             options,
             budget or parse_budget(self.config, fewest_bits=find_target(asked.target).fewest_bits),
@@ -77,6 +78,7 @@ class Finder:
             learns=self.chosen.iters > 0 and self.chosen.learn_rounding,
             operations=self._operations,
         )
+        return Search(space)
 
     def _size(self, bits: Widths) -> int:
         """Of the file with these bits, with placeholders."""

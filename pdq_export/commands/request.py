@@ -8,8 +8,10 @@ from typing import Any, Self
 
 import torch
 
+from pdq_export.calibrate.captured import check_capture
 from pdq_export.calibrate.device import choose_device
 from pdq_export.calibrate.memory import parse_size
+from pdq_export.calibrate.rest import check_precision
 from pdq_export.commands.judging import Metrics, find_metrics
 from pdq_export.commands.settle import Given, asked_labels, asked_preprocess, choose, plan_options, settle, with_method
 from pdq_export.commands.written import check_written
@@ -76,7 +78,7 @@ class Request:
         calib = settled.data.calib if calib is None else calib
         if calib is None:
             raise DataError("no calibration data: give calib, as data or as a path, here or in the configuration")
-        size = settled.run.max_memory
+        size, chosen = settled.run.max_memory, choose(settled)
         eval = settled.data.eval if eval is None else eval
         named = find_metrics(settled.gates, metrics)
         limits = parse_limits(settled.gates, metrics=len(named))
@@ -89,13 +91,16 @@ class Request:
             labels=asked_labels(settled, labels),
             preprocess=asked_preprocess(settled),
             config=settled,
-            planning=plan_options(settled, choose(settled)),
+            planning=plan_options(settled, chosen),
             device=choose_device(settled.run.device, ranks.local_rank),
             max_memory=None if size is None else parse_size(size),
             limits=limits,
             metrics=named,
             ranks=ranks,
         )
+        check_precision(chosen.prediction_precision, request.device)
+        if chosen.capture_step:
+            check_capture(request.device, ranks)
         if asks_smallest(settled) and not ranks.is_alone:
             raise OptionError(
                 f"--bits auto --max-drop {settled.gates.max_drop:g}: one process looks for the smallest file; expected "

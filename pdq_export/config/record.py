@@ -3,7 +3,8 @@
 ``pdq_export.config`` holds the options that were given and have influence on the file, by name, as JSON, and the path
 of the calibration data as it was given; ``pdq_export.options`` every option as it was settled, where ``opset`` is the
 limit that was asked for; ``pdq_export.made_by`` model, data, the device that was used, threads and versions.
-Files that were written before there was the first have the second alone.
+Bits of single tensors stand in the first alone. Files that were written before there was the first have the second
+alone.
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ from pdq_export.errors import ModelError, OptionError, PdqError
 
 ASKED, SETTLED, MADE_BY = "pdq_export.config", "pdq_export.options", "pdq_export.made_by"
 MIXED = "mixed"
+_ONCE = "tensor_bits"  # settled as it was asked for
 EQUALIZED = "equalized_tensors"  # in the last
 _VERSION = "pdq_export.version"
 _NOT_SETTLED = ("data", "preprocess", "run")  # sections that are about data, and how the run goes about it
@@ -50,7 +52,7 @@ def settings(config: Config, options: CalibrationOptions, **settled: Any) -> dic
 
 def bits_word(settings: Mapping[str, Any]) -> str:
     """The bits of a run with these settings: W/A, or ``mixed`` where single tensors have bits of their own."""
-    return MIXED if settings.get("tensor_bits") else str(settings.get("bits", ""))
+    return MIXED if settings.get(_ONCE) else str(settings.get("bits", ""))
 
 
 def plain(value: Any) -> Any:
@@ -65,13 +67,14 @@ def asked(config: Config) -> dict[str, Any]:
 
 def metadata(config: Config, settled: Mapping[str, Any], made_by: Mapping[str, Any], *, version: str) -> dict[str, str]:
     """The entries of a file's metadata; equal runs, equal entries."""
+    given = asked(config)
     return {
         _VERSION: version,
         "pdq_export.bits": bits_word(settled),
         "pdq_export.target": settled["target"],
         "pdq_export.seed": str(settled["seed"]),
-        ASKED: json.dumps(asked(config), sort_keys=True),
-        SETTLED: json.dumps(settled, sort_keys=True),
+        ASKED: json.dumps(given, sort_keys=True),
+        SETTLED: json.dumps({k: v for k, v in settled.items() if k != _ONCE or k not in given}, sort_keys=True),
         MADE_BY: json.dumps(made_by, sort_keys=True),
     }
 
@@ -106,6 +109,8 @@ def read_record(properties: Mapping[str, str], where: str) -> Record:
         )
     settled = _object(properties, SETTLED, where)
     asked = _object(properties, ASKED, where)
+    if SETTLED in properties and _ONCE in asked:
+        settled = {_ONCE: asked[_ONCE], **settled}
     version = properties.get(_VERSION, "")
     try:
         given = asked if ASKED in properties else _guessed(settled)

@@ -3,7 +3,10 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+
+from ..onnx_text import fill, name_nodes, parse
 
 DATA = Path(__file__).resolve().parents[2] / "calib_data"
 
@@ -12,6 +15,17 @@ DATA = Path(__file__).resolve().parents[2] / "calib_data"
 def model() -> Path:
     """The embedded network."""
     return DATA / "fashion_resnet.onnx"
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network of a few small layers."""
+    body = """a = Conv <pads = [1, 1, 1, 1]> (image, u) b = Relu(a) c = Conv <pads = [1, 1, 1, 1]> (b, v) d = Relu(c)
+        e = Conv <pads = [1, 1, 1, 1]> (d, v) f = Add(e, b) g = Relu(f) p = GlobalAveragePool(g) q = Flatten(p)
+        y = Gemm <transB = 1> (q, w)"""
+    path = tmp_path_factory.mktemp("small") / "m.onnx"
+    onnx.save(name_nodes(fill(parse(body), {"u": (8, 3, 3, 3), "v": (8, 8, 3, 3), "w": (5, 8)})), path)
+    return path
 
 
 @pytest.fixture

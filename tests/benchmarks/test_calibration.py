@@ -18,8 +18,6 @@ from pdq_export.commands.quantize import Progress
 from pdq_export.config import method
 from pdq_export.config.method import PRESETS
 
-from ..onnx_text import fill, name_nodes, parse
-
 JOB = Job(
     model="m.onnx",
     preset="fast",
@@ -32,7 +30,7 @@ JOB = Job(
 )
 FOUND = Measurement(
     job=JOB,
-    blocks=(BlockTime(block="a", seconds=2.0, steps=2, step_seconds=0.5),),
+    blocks=(BlockTime(block="a", seconds=2.0, steps=2, step_seconds=0.5, bits=2),),
     seconds=5.0,
     cpu_seconds=5.0,
     fixed_seconds=1.0,
@@ -45,17 +43,6 @@ FOUND = Measurement(
 )
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A network of a few small layers."""
-    body = """a = Conv <pads = [1, 1, 1, 1]> (image, u) b = Relu(a) c = Conv <pads = [1, 1, 1, 1]> (b, v) d = Relu(c)
-        e = Conv <pads = [1, 1, 1, 1]> (d, v) f = Add(e, b) g = Relu(f) p = GlobalAveragePool(g) q = Flatten(p)
-        y = Gemm <transB = 1> (q, w)"""
-    path = tmp_path_factory.mktemp("small") / "m.onnx"
-    onnx.save(name_nodes(fill(parse(body), {"u": (8, 3, 3, 3), "v": (8, 8, 3, 3), "w": (5, 8)})), path)
-    return path
-
-
 def test_a_calibration_is_measured(small: Path) -> None:
     found = measure(JOB, small)
     assert len(found.blocks) == 3
@@ -66,7 +53,8 @@ def test_a_calibration_is_measured(small: Path) -> None:
     assert 50e6 < 0.99 * found.start_memory <= found.calibration_memory <= found.peak_memory <= 1.01 * peak_memory()
     assert found.device_memory is None
     assert found.step_seconds is not None
-    assert (found.extrapolated() or 0.0) > found.step_seconds * PRESETS[JOB.preset]["iters"]
+    assert all(block.bits >= 4 for block in found.blocks)
+    assert (found.extrapolated() or 0.0) > found.step_seconds * found.job.full().steps(4)
 
 
 class Clock(BlockClock):
@@ -80,17 +68,19 @@ class Clock(BlockClock):
 
 def test_times_of_blocks() -> None:
     times = [("a", 1, 1.0), ("a", 3, 2.0), ("a", 6, 5.0), ("b", 1, 8.0), ("c", 1, 10.0), ("c", 2, 11.0)]
-    for clock in (clocks := (Clock(), Clock(interval=2))):
+    for clock in (clocks := (Clock(), Clock(interval=2), Clock(first=3))):
         for block, step, clock.time in times:
             at = BlockProgress(block=block, index=0, count=3, step=step, steps=6, loss=0.0)
             clock(Progress(stage="calibrate", block=at))
-    a, b, c = clocks[0].blocks()
-    assert a == BlockTime(block="a", seconds=5.0, steps=6, step_seconds=0.8)
+    bits = {"a": 2, "b": 4, "c": 8}
+    a, b, c = clocks[0].blocks(bits)
+    assert a == BlockTime(block="a", seconds=5.0, steps=6, step_seconds=0.8, bits=2)
     assert a.other_seconds == pytest.approx(0.2)
-    assert b == BlockTime(block="b", seconds=3.0, steps=1, step_seconds=None)
+    assert b == BlockTime(block="b", seconds=3.0, steps=1, step_seconds=None, bits=4)
     assert b.other_seconds is None
     assert c.step_seconds == 1.0
-    assert [block.step_seconds for block in clocks[1].blocks()] == [0.5, None, None]
+    assert [block.step_seconds for block in clocks[1].blocks(bits)] == [0.5, None, None]
+    assert [block.step_seconds for block in clocks[2].blocks(bits)] == [1.0, None, None]
 
 
 def test_a_cut_budget_is_extrapolated() -> None:
@@ -99,6 +89,9 @@ def test_a_cut_budget_is_extrapolated() -> None:
     job = dataclasses.replace(JOB, overrides={**JOB.overrides, "search_samples": "4"})
     few = dataclasses.replace(FOUND, job=job)
     assert few.extrapolated() == pytest.approx(steps + fixed + 1.0 + (5.0 - 2 * 0.5 - 2.0) * 256 / 8)
+    easy = dataclasses.replace(FOUND, blocks=(dataclasses.replace(FOUND.blocks[0], bits=4),))
+    share = PRESETS[JOB.preset]["iters_share"]
+    assert easy.extrapolated() == pytest.approx(share * steps + fixed + images)
     whole = dataclasses.replace(
         FOUND, job=dataclasses.replace(JOB, overrides={}), fixed_seconds=None, search_seconds=None
     )
@@ -123,7 +116,7 @@ class Work(TorchDispatchMode):
 
 
 def test_what_is_extrapolated_is_what_the_whole_run_takes(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    preset = {**PRESETS["fast"], "samples": 96, "iters": 60, "batch_size": 8, "correction_iters": 4}
+    preset = {**PRESETS["fast"], "samples": 96, "iters": 120, "batch_size": 8, "correction_iters": 4}
     monkeypatch.setattr(method, "PRESETS", {**PRESETS, "fast": preset})
     work = Work()
     monkeypatch.setattr(StageClock, "now", staticmethod(lambda: (work.done, 0.0)))
@@ -135,6 +128,14 @@ def test_what_is_extrapolated_is_what_the_whole_run_takes(small: Path, monkeypat
             part = measure(dataclasses.replace(job, overrides={**job.overrides, **cut}), small)
             assert part.seconds < 0.6 * whole.seconds
             assert part.extrapolated() == pytest.approx(whole.seconds, rel=0.1)
+
+
+def test_blocks_of_few_bits_are_told_from_others(small: Path) -> None:
+    """By the plan, not by the steps of a run for which their number is given."""
+    overrides = {"iters": "1", "samples": "4", "correction_iters": "0", "search_samples": "4"}
+    found = measure(dataclasses.replace(JOB, bits="2/8", overrides=overrides), small, extrapolates=False)
+    assert [block.bits < 4 for block in found.blocks] == [False, True, False]
+    assert {block.steps for block in found.blocks} == {1}
 
 
 def test_rows_of_presets_and_sweeps(model: Path, tmp_path: Path) -> None:

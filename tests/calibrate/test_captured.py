@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 
 from pdq_export.calibrate import Calibrated, calibrate, captured
 from pdq_export.calibrate.captured import CapturedStep, CudaRecorder, check_capture
+from pdq_export.calibrate.schedule import Schedule
+from pdq_export.calibrate.step import Batch, Sizes, StepNumbers
 from pdq_export.config.method import choose_options
 from pdq_export.errors import OptionError
 from pdq_export.frontend.ops import interpolate
@@ -20,7 +23,8 @@ from pdq_export.process import tune_process
 from pdq_export.ranks import ALONE
 from tests.calibrate.networks import calibrate_example, residual
 from tests.calibrate.test_second_device import OPTIONS, same
-from tests.calibrate.test_step import HOST_READS, example, schedule, step_of
+from tests.calibrate.test_step import HOST_READS, RATE, example, schedule, step_of
+from tests.calibrate.test_step import OPTIONS as STEPS
 from tests.tape import Tape
 from tests.thread_ranks import on_ranks
 
@@ -176,9 +180,46 @@ def test_a_step_that_was_cut_is_launched() -> None:
     assert not tape.recorded
 
 
+def test_recordings_are_the_first_to_go_where_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of a kind that is not recorded yet are launched beside them; what they give is the same."""
+    one, other, told, failed = example(), example(), list[str](), list[int]()
+    step, plain, tape = step_of(one), step_of(other), Tape(CPU, one.model.masks)
+    step._seeks_relief = True  # as on a GPU
+    taken = CapturedStep(step, tape, told.append)
+    launch = step._computed
+
+    def runs_out(batch: Batch, numbers: StepNumbers, sizes: Sizes) -> Any:
+        if taken._recorded and numbers.prediction_weight is not None:
+            failed.append(number)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return launch(batch, numbers, sizes)
+
+    monkeypatch.setattr(step, "_computed", runs_out)
+    # The others are recorded after three steps, when the second with predictions is still to come.
+    every_third = dataclasses.replace(STEPS, prediction_interval=3)
+    planned = Schedule.of(every_third, [RATE], predicts=True, device=CPU)
+    for number in range(STEPS.iters):
+        numbers = planned.numbers(number)
+        found = [x.clone() for x in taken(one.batch, numbers)]
+        assert all(map(torch.equal, found, plain(other.batch, numbers)))
+    assert failed == [12]
+    assert told == ["the GPU's memory does not hold recordings beside a step that is launched"]
+    assert not taken._recorded
+    assert not step.is_cut
+    assert torch.equal(one.weight.alpha, other.weight.alpha)
+
+
+def test_recordings_go_with_their_block() -> None:
+    """At once, not when garbage is collected: the next block needs their memory."""
+    one = example()
+    step = step_of(one)
+    taken = weakref.ref(CapturedStep(step, Tape(CPU, one.model.masks), pytest.fail))
+    assert taken() is None
+
+
 def test_a_cpu_and_ranks_capture_nothing() -> None:
     with pytest.raises(OptionError, match=r"runs on cpu.*--set capture_step=false\), or give --device cuda"):
-        calibrate_example(residual(images=16), CAPTURED)
+        check_capture(CPU, ALONE)
     with pytest.raises(OptionError, match=r"2 ranks exchange gradients.*without torchrun"):
         on_ranks(2, lambda ranks: check_capture(torch.device("cuda"), ranks))
     check_capture(torch.device("cuda"), ALONE)

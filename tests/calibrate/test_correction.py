@@ -71,6 +71,23 @@ def test_batches_together_are_corrected_as_one_by_one() -> None:
     assert moved[[15, 24, 43]].all()
 
 
+def test_batches_together_have_units_of_their_own() -> None:
+    """A small one moves no further beside a large one than alone."""
+    example = residual(images=24)
+    piece = extract(example.network, ["image"], ["n1"])
+    options = CalibrationOptions(correction_iters=10, batch_size=8)
+    sizes = torch.tensor([1.0, 2.0**-9, 2.0**40]).repeat_interleave(8).view(-1, 1, 1, 1)
+    images = example.images * sizes
+    together, one_by_one = (
+        correct_distribution(piece, [example.prepared.statistics["n1"]], images, options, at_once=at_once)
+        for at_once in (3, 1)
+    )
+    torch.testing.assert_close(together / sizes, one_by_one / sizes, rtol=1e-5, atol=1e-5)
+    alone = correct_distribution(piece, [example.prepared.statistics["n1"]], images[8:16], options)
+    assert torch.equal(one_by_one[8:16], alone)
+    assert 0 < (alone / sizes[8:16] - example.images[8:16]).abs().max() < 0.2
+
+
 def test_a_cpu_corrects_one_batch_at_a_time() -> None:
     """Its files are to stay; where a batch's loss decides on its rate, that is its own on a GPU too."""
     few, many = CalibrationOptions(correction_iters=20), CalibrationOptions(correction_iters=500)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pdq_export.calibrate.precision import _set_by_flag as precision_of_versions_before_2_9
-from pdq_export.calibrate.precision import exact_sums, full_float32, same_bits, settled_torch
+from pdq_export.calibrate.precision import exact_sums, full_float32, same_bits, settled_torch, tf32_products
 from pdq_export.commands.quantize import quantize
 from pdq_export.errors import CalibrationError
 from pdq_export.frontend.ops import interpolate
@@ -107,6 +107,34 @@ def test_precisions_of_the_calling_process(setting: str, expected: bytes) -> Non
     assert written() == expected
     assert [precision(owner) for owner in owners] == before
     assert own_values() == kept
+
+
+@pytest.mark.usefixtures("_as_before")
+@by_backend
+@pytest.mark.parametrize("setting", ["nothing", *SETTINGS])
+def test_what_follows_another_does_so_after_tf32(setting: str) -> None:
+    """Values that were inherited are not kept as own ones, be it within a call or after it."""
+    SETTINGS.get(setting, lambda: None)()
+    owners = ("", "cudnn", *OPERATORS)
+    before, kept, following = [precision(owner) for owner in owners], own_values(), followers()
+    with settled_torch():
+        within = followers()
+        with tf32_products():
+            assert {precision(owner) for owner in ("cudnn.conv", "cudnn.rnn", "cuda.matmul")} == {"tf32"}
+        assert {precision(owner) for owner in owners} == {"ieee"}
+        assert followers() == within
+    assert [precision(owner) for owner in owners] == before
+    assert own_values() == kept
+    assert followers() == following
+
+
+def followers() -> set[str]:
+    """What reads TF32 when the precision of everything is that."""
+    everything = precision()
+    set_precision("", "tf32")
+    found = {owner for owner in ("cudnn", *OPERATORS) if precision(owner) == "tf32"}
+    set_precision("", everything)
+    return found
 
 
 def own_values() -> dict[str, str]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pdq_export.calibrate import precision, rest, step
+from pdq_export.calibrate import BlockProgress, precision, rest, step
 from pdq_export.calibrate.precision import settled_torch, tf32_products
 from pdq_export.calibrate.rest import check_precision, measured_in
 from pdq_export.config.method import choose_options
@@ -23,6 +23,7 @@ from tests.calibrate.test_captured import LAUNCHED, launched
 from tests.calibrate.test_precision import by_backend
 from tests.calibrate.test_precision import precision as set_for
 
+TF32 = dataclasses.replace(LAUNCHED, prediction_precision="tf32")
 ROUNDED = dataclasses.replace(LAUNCHED, prediction_precision="bfloat16")
 
 
@@ -100,7 +101,7 @@ def test_what_later_blocks_see_is_made_in_float32() -> None:
 
 def test_tf32_is_of_gpus() -> None:
     with pytest.raises(OptionError, match="tf32 is a precision of NVIDIA's GPUs, and calibration runs on cpu"):
-        calibrate_example(residual(images=8), dataclasses.replace(LAUNCHED, prediction_precision="tf32"))
+        check_precision("tf32", torch.device("cpu"))
     check_precision("tf32", torch.device("cuda"))
     check_precision("bfloat16", torch.device("cpu"))
 
@@ -144,7 +145,7 @@ def test_tf32_by_the_flags_of_older_torch(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_tf32_is_nobody_elses() -> None:
-    """Torch keeps it for the whole process: beside another calibration it is refused."""
+    """Torch keeps it for the whole process: beside another call it is refused, before anything is calibrated."""
     entered, leave = threading.Event(), threading.Event()
 
     def other() -> None:
@@ -153,18 +154,41 @@ def test_tf32_is_nobody_elses() -> None:
             leave.wait(20)
 
     thread = threading.Thread(target=other)
-    with settled_torch():
-        thread.start()
+    thread.start()
+    try:
+        assert entered.wait(20)
+        with pytest.raises(CalibrationError, match="another thread of this process works with torch"):
+            calibrate_example(residual(images=8), TF32, progress=pytest.fail)
+        with pytest.raises(CalibrationError, match="another thread of this process works with torch"), tf32_products():
+            pass
+    finally:
+        leave.set()
+        thread.join()
+
+
+@pytest.mark.usefixtures("short_search")
+def test_what_begins_beside_tf32_is_refused() -> None:
+    """At any step of a calibration, which goes on to its end; its own thread may do anything."""
+    refused: list[str] = []
+
+    def begin() -> None:
         try:
-            assert entered.wait(20)
-            with pytest.raises(CalibrationError, match="another thread of this process calibrates"), tf32_products():
+            with settled_torch():
                 pass
-        finally:
-            leave.set()
-            thread.join()
-        with tf32_products():
-            begun = threading.Thread(target=other)
-            begun.start()
-            begun.join(0.1)
-            assert precision._settled._holders == [threading.get_ident()]  # the other waits
-        begun.join()
+        except CalibrationError as error:
+            refused.append(str(error))
+
+    def meanwhile(at: BlockProgress) -> None:
+        thread = threading.Thread(target=begin)
+        thread.start()
+        thread.join()
+        with settled_torch():
+            told.append(at)
+
+    told: list[BlockProgress] = []
+    found = calibrate_example(residual(images=16), TF32, progress=meanwhile)
+    assert found.tensors.keys() == launched().tensors.keys()
+    assert len(refused) == len(told) > 0
+    assert "another thread of this process calibrates with prediction_precision tf32" in refused[0]
+    begin()
+    assert len(refused) == len(told)

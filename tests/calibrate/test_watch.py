@@ -1,12 +1,15 @@
+import dataclasses
 import logging
 
 import pytest
 import torch
 
 from pdq_export.advice import asked_for_fewer_bits, remedies
+from pdq_export.calibrate.reconstruct import BlockProblem, BlockRows, _rates
 from pdq_export.calibrate.watch import steepest_rise, warn_of_collapse, warn_of_divergence
-from pdq_export.config.method import CalibrationOptions
+from pdq_export.config.method import CalibrationOptions, choose_options
 from pdq_export.spec import Block, Point, Role
+from tests.calibrate.test_step import example
 
 EIGHT = Point(tensor="a", role=Role.ACTIVATION, bits=8)
 SEVEN = Point(tensor="w", role=Role.WEIGHT, bits=7, axis=0, symmetric=True)  # as --reduce-range has it
@@ -19,9 +22,25 @@ def test_a_block_that_is_worse_than_nothing_is_told(
 ) -> None:
     errors = [torch.tensor(9.0)] * 10 + [torch.tensor(error)] * 20
     with caplog.at_level(logging.WARNING):
-        warn_of_divergence("b1", errors, [torch.tensor(1.0)] * 30, [EIGHT])
+        warn_of_divergence("b1", errors, [torch.tensor(1.0)] * 30, [EIGHT], rates=["rounding_lr", "range_lr"])
     assert bool(caplog.records) == warned
     assert not warned or "block b1: its loss diverged: the error of its output, 3," in caplog.text
+    assert not warned or "lower rounding_lr and range_lr (--set rounding_lr=...), or " in caplog.text
+
+
+@pytest.mark.parametrize(("preset", "of_scales"), [("fast", "range_lr"), ("paper", "scale_lr")])
+def test_the_rates_that_are_advised_can_be_set(preset: str, of_scales: str) -> None:
+    one = example()
+    rows = BlockRows(quantized=(), corrected=(), wanted=())
+    problem = BlockProblem(name="b", model=one.model, rows=rows, scales=[one.quantizer])
+    chosen = choose_options(preset=preset)
+    rates = _rates(problem, chosen)
+    assert rates == ["rounding_lr", of_scales]
+    for rate in rates:
+        lower = choose_options(preset=preset, overrides={rate: getattr(chosen, rate) / 2})
+        assert _rates(problem, lower) == rates
+    without = dataclasses.replace(one.model, weights=[])
+    assert _rates(dataclasses.replace(problem, model=without), chosen) == [of_scales]
 
 
 @pytest.mark.parametrize(("error", "warned"), [(0.1, False), (2.0, True), (float("nan"), True)])

@@ -556,3 +556,32 @@ def test_a_corrupt_jpeg_among_good_ones(folder: Path) -> None:
     assert line.startswith("pdq-export: warning: photos/4.jpg: skipped: ")
     assert json.loads((folder / "report.json").read_text())["images"] == 8
     onnxruntime.InferenceSession(folder / "out.onnx", providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "told", "instead"),
+    [
+        (
+            "prediction_precision",
+            "tf32",
+            "tf32 is a precision of NVIDIA's GPUs",
+            "float32",
+        ),
+        ("capture_step", True, "calibration runs on cpu, where there is nothing to capture", False),
+    ],
+)
+def test_what_the_device_cannot_do_is_refused_before_the_model_is_read(
+    option: str, value: object, told: str, instead: object
+) -> None:
+    asked = {"bits": "auto", "max_size": 0.2, "calib": CALIBRATION, "device": "cpu"}
+    with pytest.raises(OptionError, match=told):
+        quantize(EMBEDDED, **asked, options={option: value}, progress=pytest.fail)
+
+    class BegunError(Exception):
+        pass
+
+    def begin(at: Progress) -> None:
+        raise BegunError
+
+    with pytest.raises(BegunError):
+        quantize(EMBEDDED, **asked, options={option: instead}, progress=begin)

@@ -16,8 +16,9 @@ from pdq_export.commands.allotting import plan_widest
 from pdq_export.commands.inspect import inspect_model
 from pdq_export.commands.operations import bit_operations, count_multiplications
 from pdq_export.commands.quantize import quantize
-from pdq_export.commands.search import LEAST_OUTERMOST, Search, placeholder_size
+from pdq_export.commands.search import Search, placeholder_size
 from pdq_export.commands.settle import choose, plan_options
+from pdq_export.commands.space import LEAST_OUTERMOST, Space
 from pdq_export.config.config import Config, make_config
 from pdq_export.errors import DataError, OptionError
 from pdq_export.plan.freedom import rule_bits
@@ -67,7 +68,7 @@ def search(
         return bit_operations(planned.plan, count_multiplications(planned.prepared, planned.plan.layers, (IMAGES[:1],)))
 
     asked = plan_options(config, choose(config))
-    found = Search(
+    space = Space(
         *(planned, asked, parse_budget(config, fewest_bits=2), sensitivity),
         target=config.file.target,
         runtime=None,
@@ -75,7 +76,7 @@ def search(
         learns=learns,
         operations=operations,
     )
-    return found, planned, config
+    return Search(space), planned, config
 
 
 def at(point: Point, bits: int) -> Point:

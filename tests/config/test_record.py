@@ -67,6 +67,17 @@ def test_a_new_option_is_in_the_metadata() -> None:
     assert json.loads(record.metadata(config, settled, {}, version="1")[ASKED]) == {"flavour": "sweet"}
 
 
+def test_bits_of_single_tensors_are_said_once() -> None:
+    given = properties(**GIVEN, tensor_bits={"w1": 3, "w2": 5})
+    assert "w1=3" not in given[SETTLED]
+    asked = {**GIVEN, "tensor_bits": ("w1=3", "w2=5")}
+    found = read_record(given, "m.onnx")
+    assert (found.asked, found.settled["tensor_bits"]) == (asked, ["w1=3", "w2=5"])
+    assert record.bits_word(found.settled) == given["pdq_export.bits"] == "mixed"
+    former = {**given, SETTLED: json.dumps(dict(found.settled), sort_keys=True)}
+    assert read_record(former, "m.onnx") == found
+
+
 def test_retargeted() -> None:
     assert retargeted(properties(**GIVEN), target="ort") == properties(**{**GIVEN, "target": "ort"})
     assert retargeted(properties(**GIVEN), target="qcdq", opset=None) == properties(**{**GIVEN, "target": "qcdq"})
