@@ -5,14 +5,12 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from pdq_export.config.method import PRESETS, CalibrationOptions
+from pdq_export.config.method import PRESETS, CalibrationOptions, choose_options
 from pdq_export.errors import counted, percent
 from pdq_export.spec import CARRIER_BITS, BitWidths, Point, Role
 
 _REDUCED_BITS = 7  # of weights that get them for the runtime's sake
 _FEW_IMAGES = 256  # as many as the fastest preset takes
-# More than those of `fast` win no more than chance does; fewer lose points.
-_FEW_ITERS, _USUAL_ITERS = PRESETS["fast"]["iters"], PRESETS["balanced"]["iters"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -166,8 +164,11 @@ def calibrate_more(made: HowMade) -> Iterator[Remedy]:
         line = f"--samples {PRESETS['balanced']['samples']}" if limited else "more images in --calib"
         why = f"calibrated on {counted(images, 'image')}; {_FEW_IMAGES} and more are usual"
         yield Remedy(line=line, why=f"{why}{', as far as --calib has more' if limited else ''}")
-    if settings.get("method") != "nearest" and settings.get("iters", _USUAL_ITERS) < _FEW_ITERS:
-        yield Remedy(line=f"--iters {_USUAL_ITERS}", why=f"{_USUAL_ITERS} steps a block, not {settings['iters']}")
+    bits = BitWidths.parse(settings.get("bits", "8/8"))
+    # More steps than those of `fast` win no more than chance does; fewer lose points.
+    few, usual = (choose_options(preset=name).steps(min(bits.weight, bits.activation)) for name in ("fast", "balanced"))
+    if settings.get("method") != "nearest" and settings.get("iters", few) < few:
+        yield Remedy(line=f"--iters {usual}", why=f"{usual} steps a block, not {settings['iters']}")
 
 
 def _asked_for_narrow_activations(settings: Mapping[str, Any]) -> bool:

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from pdq_export.config.adapt import path, paths, texts
 from pdq_export.config.gates import JUDGED, GatesSection
-from pdq_export.config.method import FAMILIES, METHODS, PRESETS, CalibrationOptions
+from pdq_export.config.method import FAMILIES, FOLLOWING, METHODS, PRESETS, CalibrationOptions
 from pdq_export.config.option import (
     COMPARE,
     INSPECT,
@@ -280,7 +280,7 @@ def _read(kind: type, value: Any) -> Any:
 
 
 _CHOSEN_BY = {
-    "preset": set().union(*PRESETS.values()),
+    "preset": {*FOLLOWING, *set().union(*PRESETS.values())},
     "network's family": set().union(*FAMILIES.values()),
     "method": set().union(*METHODS.values()),
 }

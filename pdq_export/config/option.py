@@ -156,7 +156,8 @@ def is_within(value: float, declared: Declaration) -> bool:
 def within(kind: type, declared: Declaration) -> str:
     """The bounds that are declared, in words; nothing where there are none."""
     if declared.above is not None:
-        return f"a number above {declared.above:g}"
+        most = "" if declared.most is None else f", at most {declared.most:g}"
+        return f"a number above {declared.above:g}{most}"
     if declared.least is None:
         return ""
     if declared.most is not None:

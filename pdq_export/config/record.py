@@ -147,7 +147,7 @@ def _guessed(settled: Mapping[str, Any]) -> dict[str, Any]:
     parts = {name: settled[name] for name in chosen if name in settled}
     usual = dataclasses.asdict(choose_options(**parts))
     for name, (follows, off) in FOLLOWING.items():
-        if settled.get(name, usual[name]) != usual[name]:
+        if follows not in settled or settled.get(name, usual[name]) != usual[name]:
             usual[follows] = off
     given = {name: value for name, value in settled.items() if name in known and name not in numbers}
     for name, usually in {"weights": "asymmetric", "first_last": "8/8"}.items():

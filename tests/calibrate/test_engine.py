@@ -310,6 +310,27 @@ def test_something_moves_before_the_first_step() -> None:
     assert [phase.partition(",")[0] for phase in after[-2:]] == ["FP32 pass", "quantized pass"]
 
 
+def test_blocks_of_many_bits_take_a_share_of_the_steps() -> None:
+    example = residual("2/2")
+    calls: list[BlockProgress] = []
+    run(example, iters=8, iters_share=0.25, correction_iters=0, progress=steps_into(calls))
+    steps = {at.index: at.steps for at in calls}
+    # The last layer has 8 bits and no activation behind it; the first one's activation has 2.
+    assert list(steps.values()) == [8] * (len(example.plan.blocks) - 1) + [2]
+    assert all(at.step <= at.steps for at in calls)
+    assert calls[-1].step == 2
+
+
+@pytest.mark.parametrize(("bits", "share"), [("2/2", 0.01), ("4/4", 0.03 / 15)])
+def test_the_end_of_a_range_has_one_rate(bits: str, share: float) -> None:
+    example = residual(bits)
+    tensor = example.plan.blocks[0].outputs[0]
+    before, after = (
+        run(example, iters=iters, range_lr=0.03, correction_iters=0).tensors[tensor].scale for iters in (0, 1)
+    )
+    assert abs(after / before - 1) == pytest.approx(share, rel=1e-3)  # a first step of Adam is as long as its rate
+
+
 def test_progress() -> None:
     example = residual("4/4")
     calls: list[BlockProgress] = []

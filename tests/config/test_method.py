@@ -92,6 +92,7 @@ def test_an_option_without_effect_is_refused(method: str, overrides: dict[str, A
         ({"exponent_end": -3.0}, "exponent_end is -3.0"),
         ({"temperature": 10**400}, "option temperature is 1000"),
         ({"warmup": 1.5}, "warmup is 1.5; expected a number from 0 to 1"),
+        ({"iters_share": 1.5}, "iters_share is 1.5; expected a number above 0, at most 1"),
         ({"iters": 2.5}, "option iters is 2.5; expected a whole number"),
         ({"learn_scales": 1}, "option learn_scales is 1; expected true or false"),
         ({"temprature": 1}, "did you mean temperature"),

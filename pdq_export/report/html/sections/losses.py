@@ -18,7 +18,7 @@ def losses(source: Source, plots: Plots) -> Section | None:
     made: list[Block] = []
     if curves:
         steps = max(block.steps for block in curves)
-        text = f"The error of each block's output while it learned, from 0 up, over {steps:,} steps."
+        text = f"The error of each block's output while it learned, from 0 up, over up to {steps:,} steps."
         made += [
             Text(text=text, tone="muted"),
             Cards(cards=[_card(block, plots) for block in curves], searched="Filter blocks"),
