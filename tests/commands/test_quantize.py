@@ -168,7 +168,8 @@ def test_the_same_call_gives_the_same_bytes(
         if at.block is not None:
             assert at.stage == "calibrate"
             assert 0 <= at.block.index < at.block.count == len(first.plan.blocks)
-            assert (0 if at.block.phase else 1) <= at.block.step <= at.block.steps == TINY["iters"]
+            assert (0 if at.block.phase else 1) <= at.block.step <= at.block.steps
+            assert at.block.steps == TINY["iters"] or at.block.phase.startswith("FP32 network")  # before all blocks
 
     output = tmp_path / "out.onnx"
     second = run_embedded(evaluation, "4/4", output=output, progress=progress)

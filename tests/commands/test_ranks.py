@@ -90,10 +90,10 @@ def _be_rank(folder: Path, environment: dict[str, str], arguments: list[str], di
     together._SMALL = 0  # as if tensors were large
     begin = Journal.begin
 
-    def begin_or_die(self: Journal, position: int, block: Any) -> None:
+    def begin_or_die(self: Journal, position: int, block: Any, steps: int) -> None:
         if dies and position == 2:
             os.kill(os.getpid(), signal.SIGKILL)
-        begin(self, position, block)
+        begin(self, position, block, steps)
 
     Journal.begin = begin_or_die  # type: ignore[method-assign]
     sys.argv = ["pdq-export", *arguments]
@@ -221,10 +221,10 @@ def test_every_rank_tells_of_blocks_that_are_kept(monkeypatch: pytest.MonkeyPatc
     """Whichever is interrupted first; and the first tells which file is damaged, before others have what is in it."""
     begin, told = Journal.begin, dict[int, list[str]]()
 
-    def begin_or_end(self: Journal, position: int, block: Any) -> None:
+    def begin_or_end(self: Journal, position: int, block: Any, steps: int) -> None:
         if position == 2:
             raise KeyboardInterrupt
-        begin(self, position, block)
+        begin(self, position, block, steps)
 
     def run(ranks: Ranks) -> None:
         try:
