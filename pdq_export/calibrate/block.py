@@ -22,7 +22,7 @@ from pdq_export.calibrate.scores import Scores
 from pdq_export.calibrate.step import BlockModel
 from pdq_export.calibrate.subgraph import extract
 from pdq_export.calibrate.teacher import Teacher
-from pdq_export.spec import MAX_BITS, Block, Role
+from pdq_export.spec import MAX_BITS, Block, Point, Role
 
 
 class BlockCalibrator:
@@ -51,9 +51,8 @@ class BlockCalibrator:
 
     def fewest_bits(self, block: Block) -> int:
         """Of the block's weights and learned activations."""
-        points = [point for point in self._done.points(block) if point.role is Role.ACTIVATION]
-        points += [self._context.plan.points[layer.weight] for layer in block.layers]
-        return min((point.bits for point in points), default=MAX_BITS)
+        weights = [self._context.plan.points[layer.weight] for layer in block.layers]
+        return min((point.bits for point in [*weights, *self._learned_activations(block)]), default=MAX_BITS)
 
     def calibrate(self, position: int, block: Block, later: Sequence[Block]) -> BlockRecord:
         """Finish the ``block`` at ``position`` of the plan, which ``later`` ones follow."""
@@ -62,9 +61,8 @@ class BlockCalibrator:
         with timed("scales"):
             self._initializer.activations(block, inputs)
             soft = self._initializer.weights(block)
-        points = self._done.points(block)
-        learned = [self._done.activations[p.tensor] for p in points if p.role is Role.ACTIVATION]
-        scales = learned if options.learn_scales else []
+        learned = self._learned_activations(block) if options.learn_scales else []
+        scales = [self._done.activations[point.tensor] for point in learned]
         losses = torch.zeros(0)
         if options.iters and (soft or scales):
             losses = self._learn(position, block, later, soft, scales)
@@ -77,6 +75,10 @@ class BlockCalibrator:
             self._done.round_biases(block)  # a carrier may be a layer's input
         journal = self._context.journal
         return BlockRecord(losses=losses.cpu().numpy(), seconds=dict(journal.seconds), warnings=tuple(journal.warnings))
+
+    def _learned_activations(self, block: Block) -> list[Point]:
+        """The activations that the block writes, without carriers."""
+        return [point for point in self._done.points(block) if point.role is Role.ACTIVATION]
 
     def _learn(
         self,

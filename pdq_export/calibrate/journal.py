@@ -40,8 +40,7 @@ class Journal:
     def begin(self, position: int, block: Block, steps: int = 0) -> None:
         """Turn to the block at ``position``, which takes so many steps."""
         logger.info("block %d of %d: %s", position + 1, self._place.count, block.name)
-        place = BlockProgress(block=block.name, index=position, count=self._place.count, step=0, steps=steps, loss=0.0)
-        self._place = place
+        self._place = dataclasses.replace(self._place, block=block.name, index=position, step=0, steps=steps, loss=0.0)
         self.seconds, self.warnings = {}, []
 
     def tell(self, phase: str) -> None:

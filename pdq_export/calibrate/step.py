@@ -124,15 +124,15 @@ class Step:
         # Not in what is repeated where memory runs out: all ranks have as many exchanges.
         sizes = None if self._ranks.is_alone else self._sizes(batch)
         found = self._gradients(batch, numbers, sizes)
-        error, loss, *gradients = self._ranks.average(found, self._weight)
-        self._update(gradients, numbers)
-        assert error is not None
-        assert loss is not None
-        return error, loss
+        return self._taken(self._ranks.average(found, self._weight), numbers)
 
     def once(self, batch: Batch, numbers: StepNumbers) -> tuple[Tensor, Tensor]:
         """The same of one rank, and not again where memory runs out: a device can record what it is asked for here."""
-        error, loss, *gradients = self._computed(batch, numbers, None)
+        return self._taken(self._computed(batch, numbers, None), numbers)
+
+    def _taken(self, found: Sequence[Tensor | None], numbers: StepNumbers) -> tuple[Tensor, Tensor]:
+        """Error and loss, once the step along the gradients behind them is taken."""
+        error, loss, *gradients = found
         self._update(gradients, numbers)
         assert error is not None
         assert loss is not None
