@@ -1,5 +1,6 @@
 """What all tests share: one torch thread a worker, and the models and data that are not part of the project."""
 
+import gc
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,6 +58,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip("needs a GPU that torch can use"))
         if wide and kernels_saturate():
             item.add_marker(pytest.mark.skip("needs a processor on which 8-bit weights do not saturate, one with VNNI"))
+
+
+def pytest_collection_finish() -> None:
+    """What is there by now stays: no collection of garbage has to go over the thousands of tests again."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
