@@ -1,5 +1,7 @@
 """What all tests share: one torch thread a worker, and the models and data that are not part of the project."""
 
+import gc
+import itertools
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,6 +61,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip("needs a processor on which 8-bit weights do not saturate, one with VNNI"))
 
 
+def pytest_collection_finish() -> None:
+    """What is there by now stays: no collection of garbage has to go over the thousands of tests again."""
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def weights_that_kernels_can_multiply(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where kernels saturate, every plan has a reduced range, or no file would compute what its simulation does.
@@ -105,10 +116,19 @@ def shared_data(shared_dir: Path) -> Path:
     return shared_dir / "data"
 
 
+@pytest.fixture(scope="session")
+def cache_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One after the other; pytest's own would go over all that there are for the number of the next."""
+    parent = tmp_path_factory.mktemp("cache")
+    return (parent / str(number) for number in itertools.count())
+
+
 @pytest.fixture(autouse=True)
-def blocks_are_kept_elsewhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def blocks_are_kept_elsewhere(cache_folders: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """No test writes into the user's cache folder, nor takes up what another has left."""
-    monkeypatch.setenv("PDQ_EXPORT_CACHE", str(tmp_path_factory.mktemp("cache")))
+    folder = next(cache_folders)
+    folder.mkdir()
+    monkeypatch.setenv("PDQ_EXPORT_CACHE", str(folder))
 
 
 LOGGERS = ("pdq_export", "pdq_export.cli", "pdq_export.commands.keeping", "py.warnings")

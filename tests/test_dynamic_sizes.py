@@ -19,6 +19,8 @@ from pdq_export.spec import BitWidths, Block
 from .dynamic_sizes import FCN, DeepLab, UNet, export
 from .onnx_text import fill, parse
 
+pytestmark = pytest.mark.usefixtures("short_search")
+
 TINY = {"samples": 12, "iters": 6, "correction_iters": 2, "batch_size": 4}
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "FCN": FCN,

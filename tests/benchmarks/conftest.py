@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 from ..onnx_text import fill, name_nodes, parse
@@ -26,6 +27,17 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("small") / "m.onnx"
     onnx.save(name_nodes(fill(parse(body), {"u": (8, 3, 3, 3), "v": (8, 8, 3, 3), "w": (5, 8)})), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def small_images(small: Path) -> tuple[Path, Path]:
+    """As `images`, of noise, with the small network's classes."""
+    paths = small.with_name("calib.npz"), small.with_name("eval.npz")
+    for seed, (path, count) in enumerate(zip(paths, (8, 20), strict=True)):
+        noise = np.random.default_rng(seed).normal(size=(count, 3, 8, 8)).astype(np.float32)
+        (scores,) = onnxruntime.InferenceSession(small).run(None, {"image": noise})
+        np.savez(path, images=noise, labels=scores.argmax(axis=1))
+    return paths
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
-"""The six networks of the paper: import, blocks, and whole runs: of one as it is, of the others with fewer units."""
+"""The six networks of the paper: their size as they are; import, blocks and whole runs with fewer channels."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,19 +33,41 @@ SIZE = 64
 TINY = {"samples": 4, "iters": 1, "correction_iters": 1, "batch_size": 4}
 
 
+def narrower(stages: Sequence[tuple[int, ...]], position: int) -> tuple[tuple[int, ...], ...]:
+    """Stages with a quarter of the output channels, which are at this position."""
+    return tuple((*stage[:position], stage[position] // 4, *stage[position + 1 :]) for stage in stages)
+
+
+class NarrowMobileNetV2(MobileNetV2):
+    STAGES = narrower(MobileNetV2.STAGES, 1)
+
+
+class NarrowMNASNet(MNASNet):
+    STAGES = narrower(MNASNet.STAGES, 0)
+
+
 class ShortMNASNet(MNASNet):
     """Kernels of 3 and 5, units with and without a skip."""
 
     STAGES = ((24, 3, 2, 3, 2), (40, 5, 2, 6, 2))
 
 
-# One network as it is, for its depth. Of the others every kind of unit that they have, fewer and narrower: with the 25
-# million weights of ResNet-50 a run takes a minute. Of each kind one is at 2/2 with BatchNormalization, and one at 4/4
-# with it folded.
+# Every unit of each, with fewer channels: what is imported does not depend on them, and the 25 million weights of
+# ResNet-50 take seconds wherever they pass.
+NARROW: dict[str, Callable[[], nn.Module]] = {
+    "resnet18": lambda: ResNet(BasicBlock, (2, 2, 2, 2), 10, width=16),
+    "resnet50": lambda: ResNet(Bottleneck, (3, 4, 6, 3), 10, width=16),
+    "mobilenetv2": lambda: NarrowMobileNetV2(10),
+    "regnetx_600m": lambda: RegNetX((48, 96, 96, 120), (1, 3, 5, 7), 24, 10),
+    "regnetx_3200m": lambda: RegNetX((48, 96, 96, 144), (2, 6, 15, 2), 48, 10),
+    "mnasnet": lambda: NarrowMNASNet(10),
+}
+# One network in its depth, of the others every kind of unit that they have. Of each kind one is at 2/2 with
+# BatchNormalization, and one at 4/4 with it folded.
 RUNS: dict[str, tuple[str, bool, Callable[[], nn.Module]]] = {
     "resnet18": ("2/2", True, lambda: ResNet(BasicBlock, (1, 1, 1, 1), 10, width=16)),
     "resnet50": ("4/4", False, lambda: ResNet(Bottleneck, (2, 1, 1, 1), 10, width=16)),
-    "mobilenetv2": ("2/2", True, lambda: MobileNetV2(1000)),
+    "mobilenetv2": ("2/2", True, NARROW["mobilenetv2"]),
     "mnasnet": ("4/4", False, lambda: ShortMNASNet(10)),
     "regnetx_600m": ("2/2", True, lambda: RegNetX((48, 96, 96, 120), (1, 2, 1, 1), 24, 10)),
     "regnetx_3200m": ("4/4", False, lambda: RegNetX((48, 96, 96, 144), (1, 2, 1, 1), 48, 10)),
@@ -88,7 +110,7 @@ def images(count: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=1)  # both exports of one after the other
 def build(name: str) -> nn.Module:
-    return architectures.build(name, seed=0)
+    return randomized(NARROW[name], seed=0)
 
 
 def exported(network: nn.Module, folder: Path, *, keep_batch_norm: bool) -> Path:
@@ -110,7 +132,7 @@ def module_name(node: str) -> str:
 
 @every_network
 def test_size_and_statistics(name: str) -> None:
-    model = build(name)
+    model = architectures.build(name, seed=0)
     assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[name]
     with torch.no_grad():
         logits = model(torch.from_numpy(images(4)))

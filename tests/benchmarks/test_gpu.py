@@ -12,7 +12,23 @@ from pdq_export.calibrate import captured
 from tests.tape import Tape
 
 
-@pytest.mark.usefixtures("short_search")
+@pytest.fixture
+def small_embedded(small: Path, small_images: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of the embedded network one of a few small layers."""
+    monkeypatch.setattr(gpu, "embedded", lambda: (small, *small_images))
+
+
+@pytest.fixture
+def two_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of those of calibration, which take seconds to import, two where those lie."""
+    folder = tmp_path / "tests" / "calibrate"
+    folder.mkdir(parents=True)
+    assert (gpu.ROOT / folder.relative_to(tmp_path)).is_dir()
+    (folder / "test_device.py").write_text("def test_what_the_device_has(): pass\ndef test_other(): assert 0\n")
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+
+
+@pytest.mark.usefixtures("short_search", "small_embedded", "two_tests")
 def test_every_part_runs_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -40,7 +56,7 @@ def test_every_part_runs_once(
     assert not [row for row in modes.values() if "told" in row]
     assert [row["bits"] for row in found["accuracy"]["rows"]] == ["2/2"]
     assert found["steps"]["rows"][0]["FP32 step, ms"] > 0
-    assert "passed" in found["tests"]["rows"][0]["last lines"][-1]
+    assert "1 passed, 1 deselected" in found["tests"]["rows"][0]["last lines"][-1]
     printed = capsys.readouterr()
     assert all(f"## {name}" in printed.out for name in PARTS)
     assert main(command) == 0

@@ -55,14 +55,15 @@ def test_the_table_pairs_images_of_the_same_seeds() -> None:
 
 
 def test_makes_measures_and_takes(
-    model: Path,
-    images: tuple[Path, Path],
+    small: Path,
+    small_images: tuple[Path, Path],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = tmp_path / "mixed"
-    command = [str(model), "--name", "fr", "--calib", str(images[0]), "--eval", str(images[1]), "--folder", str(folder)]
+    calib, judged = map(str, small_images)
+    command = [str(small), "--name", "fr", "--calib", calib, "--eval", judged, "--folder", str(folder)]
     assert main([*command, "--points", "3/8", "4/4", *BUDGET]) == 0
     first = capsys.readouterr().out
     assert [line.split(" | ")[0] for line in first.splitlines()[2:]] == [
@@ -78,7 +79,7 @@ def test_makes_measures_and_takes(
     assert found["fr-3-8-a"].size <= found["fr-3-8-u"].size == (folder / "fr-3-8-u.onnx").stat().st_size
     assert found["fr-4-4-a"].bit_operations <= found["fr-4-4-u"].bit_operations * (1 + 1e-9) < 1
     assert all(len(one.agreeing) == 20 and one.top1 is not None for one in found.values())
-    report = pdq_export.validate_models(model, folder / "fr-3-8-u.onnx", data=images[1])
+    report = pdq_export.validate_models(small, folder / "fr-3-8-u.onnx", data=judged)
     assert report.quantized_accuracy is not None
     assert found["fr-3-8-u"].top1 == pytest.approx(report.quantized_accuracy.top1)
 
@@ -95,7 +96,6 @@ def test_makes_measures_and_takes(
     assert capsys.readouterr().out.splitlines() == first.splitlines()[:4]
     assert main([*command, "--points", "3/8", *BUDGET, "iters=2"]) == 2
     assert "fr-3-8-u.onnx: was made with iters 1, not 2; expected what is asked here" in capsys.readouterr().err
-    calib, judged = images[1], images[1]
-    shared = [str(model), "--calib", str(calib), "--eval", str(judged), "--folder", str(folder), *BUDGET]
+    shared = [str(small), "--calib", judged, "--eval", judged, "--folder", str(folder), *BUDGET]
     assert main(shared) == 2
     assert "8 of its 20 images are among the 8 of --calib" in capsys.readouterr().err

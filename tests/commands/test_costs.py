@@ -81,6 +81,7 @@ def test_mixed_widths_are_predicted_but_for_their_tables(
     assert -TABLES / 4 < found.predict(bits) - size < 2 * TABLES
 
 
+@pytest.mark.usefixtures("short_search")
 @pytest.mark.parametrize("target", ["native", "qcdq"])
 def test_layouts_without_tables_are_exact_for_mixed_widths(target: str) -> None:
     prepared, plan = planned(target, "2/2")

@@ -85,11 +85,13 @@ SIZES = {
 }
 
 
+@pytest.mark.usefixtures("short_search")
 @pytest.mark.parametrize("bits", SIZES)
 def test_the_size_of_the_embedded_model_is_predicted_to_a_thousandth(bits: str) -> None:
     check_size(calib_data.path("fashion_resnet.onnx"), calib_data.path("calib.npz"), bits=bits, **SIZES[bits])
 
 
+@pytest.mark.usefixtures("short_search")
 @pytest.mark.parametrize("bits", ["2/2", "4/4"])
 def test_the_size_of_a_real_model_is_predicted_to_a_thousandth(bits: str) -> None:
     model, images = SHARED / "models/resnet20_cifar10.onnx", SHARED / "data/cifar10_calib.npz"
@@ -100,7 +102,7 @@ def test_the_size_of_a_real_model_is_predicted_to_a_thousandth(bits: str) -> Non
 
 def check_size(model: Path, images: Path, **options: object) -> None:
     """Predicted with what the run is asked, too, which the file tells."""
-    config = make_config({"samples": 64, "method": "nearest", "calib": str(images), **options})
+    config = make_config({"samples": 8, "method": "nearest", "calib": str(images), **options})
     written = quantize(model, config=config, device="cpu")
     found = inspect_model(model, config=config)
     size = written.report.quantized.size

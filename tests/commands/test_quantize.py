@@ -24,7 +24,9 @@ from pdq_export.errors import DataError, ModelError, OptionError, PdqError
 
 from ..onnx_text import fill
 
-TINY = {"samples": 64, "iters": 10, "correction_iters": 2, "batch_size": 16, "search_samples": 64}
+pytestmark = pytest.mark.usefixtures("short_search")
+
+TINY = {"samples": 32, "iters": 4, "correction_iters": 1, "batch_size": 16, "search_samples": 32}
 EMBEDDED = calib_data.path("fashion_resnet.onnx")
 CALIBRATION = calib_data.path("calib.npz")
 WEIGHTED = 12  # layers of the embedded model
@@ -33,7 +35,7 @@ UINT2 = TensorProto.UINT2
 
 @pytest.fixture(scope="module")
 def evaluation() -> ImageSet:
-    return load_images(calib_data.path("eval.npz")).head(500)
+    return load_images(calib_data.path("eval.npz")).head(200)
 
 
 def run_embedded(evaluation: ImageSet, bits: str, **options: object) -> Result:
@@ -95,7 +97,7 @@ def test_the_embedded_model(
     assert stored in stored_types(result.model)
     assert version is None or opset(result.model) == version
 
-    assert report.images == 500
+    assert report.images == 200
     assert len(result.plan.layers) == WEIGHTED
     assert report.kernels.all_integer
     assert sum(report.kernels.integer.values()) == WEIGHTED
@@ -146,7 +148,7 @@ def test_the_report_is_valid_json(quantized: Callable[[str], Result]) -> None:
     report = json.loads(result.report.to_json(), parse_constant=refuse)
     assert report["schema_version"] == 1
     assert report["model"]["name"] == "fashion_resnet.onnx"
-    assert report["images"] == 500
+    assert report["images"] == 200
     assert report["settings"]["bits"] == "4/4"
     assert report["settings"]["opset"] == opset(result.model)
     assert report["settings"]["device"] == "cpu"

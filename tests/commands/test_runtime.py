@@ -22,6 +22,8 @@ from pdq_export.validate import Session, min_onnxruntime
 
 from ..onnx_text import fill, name_nodes, parse
 
+pytestmark = pytest.mark.usefixtures("short_search")
+
 EMBEDDED = calib_data.path("fashion_resnet.onnx")
 FAST: dict[str, Any] = {"calib": calib_data.path("calib.npz"), "method": "nearest", "device": "cpu"}
 FAST["options"] = {"samples": 8, "search_samples": 8}

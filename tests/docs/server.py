@@ -1,11 +1,13 @@
 """Runs commands of the documentation as processes of their own, with small budgets, importing torch only once.
 
 A process imports everything once and forks for each command. What is smaller than users have it: images and steps of
-calibration, the embedded data, and how long latency is measured. Commands are as they stand in the text.
+calibration, candidates for scales, the embedded data, and how long latency is measured. Commands are as they stand in
+the text.
 """
 
 import contextlib
 import dataclasses
+import gc
 import importlib
 import json
 import os
@@ -42,6 +44,7 @@ def write_clients(folder: Path, address: str) -> None:
 def _import_everything(example: Path) -> None:
     import pdq_export
     import pdq_export.cli.example
+    import pdq_export.numerics.search
     import pdq_export.validate.latency
     from pdq_export.commands import bench, settle
 
@@ -49,6 +52,7 @@ def _import_everything(example: Path) -> None:
         if module.name.rpartition(".")[2] not in ("__main__", "fresh_process"):
             importlib.import_module(module.name)
     pdq_export.validate.latency.SECONDS = 0.0
+    pdq_export.numerics.search.FRACTIONS = 8  # candidates for a scale
     settle.choose_options = _small(settle.choose_options)
     pdq_export.cli.example.resources.files = lambda _: example
     bench._load = _with_last(bench._load, 1)  # loads
@@ -131,6 +135,7 @@ def main(address: str, example: str) -> None:
     ``example``: the folder with what `pdq-export example` writes.
     """
     _import_everything(Path(example))
+    gc.freeze()  # or every child would copy what its collector goes over
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(address)
         server.listen()
