@@ -57,7 +57,8 @@ class Proposal(Generic[Made]):
 def reach(
     goal: Goal, first: float, propose: Callable[[float], Proposal[Made]], attempts: int = ATTEMPTS
 ) -> tuple[Attempt[Made], tuple[Step, ...]]:
-    """The smallest that held, or where none did the one of the smallest drop; and every step.
+    """The smallest that held, or where none did the smallest within the limit, or the one of the smallest drop; and
+    every step.
 
     ``first``: the estimated loss to begin at. ``propose``: the smallest allotment within an estimated loss, or that of
     the least loss there is. After each step the estimate is corrected by what was measured.
@@ -67,30 +68,38 @@ def reach(
     asked = first
     for _ in range(attempts):
         proposal = propose(asked)
-        if any(proposal.loss == step.loss and proposal.size == step.size for step in steps):
-            break  # nothing else is to be had
+        if _is_known(proposal, steps):  # nothing with less loss is to be had
+            proposal = propose(_between(goal, steps))
+            if _is_known(proposal, steps):
+                break
         if best is not None and best.step.held and proposal.size > _WORTH * best.step.size:
             break
         found = proposal.calibrate()
         steps.append(found.step)
-        if best is None or _better(found.step, best.step):
+        if best is None or _rank(goal, found.step) < _rank(goal, best.step):
             best = found
         asked = _next(goal, steps)
     assert best is not None  # there is a first
     return best, tuple(steps)
 
 
-def _better(one: Step, other: Step) -> bool:
-    if one.held and other.held:
-        return one.size < other.size
-    return one.held if one.held != other.held else one.drop < other.drop
+def _is_known(proposal: Proposal[Made], steps: list[Step]) -> bool:
+    return any(proposal.loss == step.loss and proposal.size == step.size for step in steps)
+
+
+def _rank(goal: Goal, step: Step) -> tuple[int, float]:
+    """The lower, the better."""
+    if step.held:
+        return 0, step.size
+    return (1, step.size) if step.drop <= goal.limit else (2, step.drop)
 
 
 def _next(goal: Goal, steps: list[Step]) -> float:
     """The estimated loss at which the last drop, corrected, is what may be; within what held and what did not."""
     last = steps[-1]
-    aim = goal.aim(last.error)
-    ratio = _FARTHEST if last.drop <= 0 else min(max(aim / last.drop, 1 / _FARTHEST), _FARTHEST)
+    # One that is too large is more often than not one whose noise has added to it.
+    drop = last.drop if last.held else max(last.drop - last.error, last.drop / 2)
+    ratio = _FARTHEST if drop <= 0 else min(max(goal.aim(last.error) / drop, 1 / _FARTHEST), _FARTHEST)
     loss = last.loss * (ratio if goal.labelled else ratio * ratio)
     low = max((step.loss for step in steps if step.held), default=0.0)
     high = min((step.loss for step in steps if not step.held and step.loss > low), default=math.inf)
@@ -100,6 +109,13 @@ def _next(goal: Goal, steps: list[Step]) -> float:
         return loss
     if math.isinf(high):  # it held, and its drop allows no more
         return low
+    return math.sqrt(low * high)
+
+
+def _between(goal: Goal, steps: list[Step]) -> float:
+    """The estimated loss between what is within the limit, though not by its error, and what is beyond it."""
+    low = max((step.loss for step in steps if step.drop <= goal.limit), default=0.0)
+    high = min((step.loss for step in steps if step.drop > goal.limit and step.loss > low), default=low)
     return math.sqrt(low * high)
 
 
