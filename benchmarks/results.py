@@ -12,7 +12,7 @@ FULL = "pd-quant"  # what the rows of the ablation are compared with
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Work:
-    """What all rows of one table share. The numbers of steps are pd-quant's, ``easy_iters`` that of
+    """What all rows of one table share. The numbers of steps are pd-quant's, the easy ones those of
     blocks in which nothing has fewer than 4 bits.
 
     Files go by name. ``versions``: of what decides the result.
@@ -26,8 +26,9 @@ class Work:
     weights: str
     samples: int
     iters: int
-    easy_iters: int
     correction_iters: int
+    easy_iters: int
+    easy_correction_iters: int
     overrides: Mapping[str, str]
     threads: int
     device: str
@@ -39,13 +40,14 @@ class Work:
         shown = {name: value for name, value in self.overrides.items() if name not in _NAMED}
         extra = ", wide residuals" * self.wide_residuals + ", reduced range" * self.reduce_range
         extra += "".join(f", {name}={value}" for name, value in shown.items())
-        steps = f"{self.iters:,} steps a block"
-        if self.easy_iters != self.iters:
-            steps += f" ({self.easy_iters:,} where nothing has fewer than 4 bits)"
+        easy = (self.easy_iters, self.easy_correction_iters)
+        steps = f"{self.iters:,} steps a block and {self.correction_iters:,} of correction"
+        if easy != (self.iters, self.correction_iters):
+            steps += f" ({easy[0]:,} and {easy[1]:,} where nothing has fewer than 4 bits)"
         return (
             f"{self.model}: {self.eval_images:,} images of {self.eval}; "
             f"calibrated on {self.samples:,} of {self.calib}, preset {self.preset}, {steps}, "
-            f"{self.correction_iters} correction steps, {self.weights} weights{extra}; "
+            f"{self.weights} weights{extra}; "
             f"{self.device}, threads: {self.threads}; "
             f"{', '.join(f'{package} {version}' for package, version in self.versions.items())}"
         )

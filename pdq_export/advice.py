@@ -166,7 +166,8 @@ def calibrate_more(made: HowMade) -> Iterator[Remedy]:
         yield Remedy(line=line, why=f"{why}{', as far as --calib has more' if limited else ''}")
     bits = BitWidths.parse(settings.get("bits", "8/8"))
     # More steps than those of `fast` win no more than chance does; fewer lose points.
-    few, usual = (choose_options(preset=name).steps(min(bits.weight, bits.activation)) for name in ("fast", "balanced"))
+    least = min(bits.weight, bits.activation)
+    few, usual = (choose_options(preset=name).for_block(least).iters for name in ("fast", "balanced"))
     if settings.get("method") != "nearest" and settings.get("iters", few) < few:
         yield Remedy(line=f"--iters {usual}", why=f"{usual} steps a block, not {settings['iters']}")
 

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Self
 
 from pdq_export.config.option import QUANTIZE, SENSITIVITY, check_bounds, did_you_mean, option, shown
 from pdq_export.errors import OptionError
@@ -50,6 +50,14 @@ class CalibrationOptions:
         flag=False,
     )
     correction_iters: int = option(100, "Steps of distribution correction for each batch; 0 switches it off", least=0)
+    correction_share: float = option(
+        1.0,
+        "Share of the steps of distribution correction that a block takes in which nothing has fewer than 4 bits",
+        more="where a number of them is given, all blocks take it",
+        above=0,
+        most=1,
+        flag=False,
+    )
     seed: int = option(
         0,
         "Seed of everything random",
@@ -125,9 +133,15 @@ class CalibrationOptions:
     def __post_init__(self) -> None:
         check_bounds(self)
 
-    def steps(self, bits: int) -> int:
-        """Optimizer steps for a block in which what is learned has at least ``bits`` bits."""
-        return self.iters if bits < _MANY_BITS else math.ceil(self.iters * self.iters_share)
+    def for_block(self, bits: int) -> Self:
+        """The options of a block in which what is learned has at least ``bits`` bits: with its own numbers of steps."""
+        if bits < _MANY_BITS:
+            return self
+        iters = math.ceil(self.iters * self.iters_share)
+        correction_iters = math.ceil(self.correction_iters * self.correction_share)
+        return dataclasses.replace(
+            self, iters=iters, iters_share=1.0, correction_iters=correction_iters, correction_share=1.0
+        )
 
 
 # What each method leaves out of PD-Quant; the loop is the same.
@@ -172,14 +186,32 @@ _LONG_STEPS: Mapping[str, Any] = {
     "equalize_channels": True,
 }
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "fast": {"samples": 256, "iters": 100, "iters_share": 0.5, "correction_iters": 10, **_LONG_STEPS},
-    "balanced": {"samples": 1024, "iters": 200, "iters_share": 0.25, "correction_iters": 20, **_LONG_STEPS},
+    "fast": {
+        "samples": 256,
+        "iters": 100,
+        "iters_share": 0.5,
+        "correction_iters": 10,
+        "correction_share": 0.5,
+        **_LONG_STEPS,
+    },
+    "balanced": {
+        "samples": 1024,
+        "iters": 200,
+        "iters_share": 0.25,
+        "correction_iters": 20,
+        "correction_share": 0.25,
+        **_LONG_STEPS,
+    },
     "paper": {"samples": 1024, "iters": 20000, "correction_iters": 500},
 }
 
 
 # What the presets have beside an option, and what switches that off where the option is given.
-FOLLOWING: Mapping[str, tuple[str, float]] = {"iters": ("iters_share", 1.0), "scale_lr": ("range_lr", 0.0)}
+FOLLOWING: Mapping[str, tuple[str, float]] = {
+    "iters": ("iters_share", 1.0),
+    "correction_iters": ("correction_share", 1.0),
+    "scale_lr": ("range_lr", 0.0),
+}
 
 
 def choose_options(
@@ -262,7 +294,7 @@ _NEEDS: Mapping[str, _Needed] = {
     "prediction_precision": (lambda o: o.prediction_precision == "float32" or _predicts(o), _PREDICTED[1]),
     "capture_step": (lambda o: not o.capture_step or _steps(o), _OPTIMIZED),
     "temperature": (lambda o: _predicts(o) and o.output_loss != "mse", "predictions are not compared by KL"),
-    **dict.fromkeys(("lambda_c", "correction_lr"), _CORRECTED),
+    **dict.fromkeys(("correction_share", "lambda_c", "correction_lr"), _CORRECTED),
 }
 
 

@@ -54,7 +54,7 @@ def test_a_calibration_is_measured(small: Path) -> None:
     assert found.device_memory is None
     assert found.step_seconds is not None
     assert all(block.bits >= 4 for block in found.blocks)
-    assert (found.extrapolated() or 0.0) > found.step_seconds * found.job.full().steps(4)
+    assert (found.extrapolated() or 0.0) > found.step_seconds * found.job.full().for_block(4).iters
 
 
 class Clock(BlockClock):

@@ -15,8 +15,9 @@ WORK = Work(
     weights="asymmetric",
     samples=256,
     iters=200,
-    easy_iters=200,
     correction_iters=20,
+    easy_iters=200,
+    easy_correction_iters=20,
     overrides={"iters": "200", "temperature": "2"},
     threads=1,
     device="cpu",
@@ -45,11 +46,11 @@ def outcomes() -> list[Outcome]:
 
 def test_tables(outcomes: list[Outcome]) -> None:
     title, _, accuracy, _, seconds, _, ablation = tables(outcomes, ROWS, ABLATION).split("\n\n")
-    assert "m.onnx: 10,000 images of eval.npz; calibrated on 256 of calib.npz, preset fast, 200 steps" in title
+    assert "m.onnx: 10,000 images of eval.npz; calibrated on 256 of calib.npz, preset fast, 200 steps a block" in title
+    assert "200 steps a block and 20 of correction, asymmetric weights" in title
     assert "temperature=2" in title
-    assert "200 steps a block (50 where nothing has fewer than 4 bits)," in str(
-        dataclasses.replace(WORK, easy_iters=50)
-    )
+    easy = dataclasses.replace(WORK, easy_iters=50)
+    assert "200 steps a block and 20 of correction (50 and 20 where nothing has fewer than 4 bits)," in str(easy)
     assert "iters=" not in title
     assert title.endswith("pdq-export 1.2.3; seeds 0, 1**")
     assert accuracy.splitlines() == [

@@ -23,14 +23,22 @@ def test_overrides_win_over_method_preset_and_family() -> None:
 
 
 def test_a_block_of_many_bits_takes_fewer_steps_unless_a_number_is_given() -> None:
-    usual, given = choose_options(), choose_options(overrides={"iters": 30})
-    assert usual.steps(3) == usual.iters
-    assert 0 < usual.steps(4) == usual.steps(8) < usual.iters
-    assert [given.steps(bits) for bits in (2, 3, 4, 8)] == [30] * 4
-    both = choose_options(overrides={"iters": 30, "iters_share": 0.01})
-    assert (both.steps(3), both.steps(4)) == (30, 1)
-    assert choose_options(method="nearest").steps(8) == 0
-    assert choose_options(preset="paper").steps(8) == 20000
+    def steps(preset: str = "balanced", method: str = "pd-quant", **given: Any) -> list[tuple[int, int]]:
+        """Of the optimizer and of correction in blocks of 2, 3, 4 and 8 bits."""
+        options = choose_options(method=method, preset=preset, overrides=given)
+        blocks = [options.for_block(bits) for bits in (2, 3, 4, 8)]
+        return [(block.iters, block.correction_iters) for block in blocks]
+
+    assert steps() == [(200, 20), (200, 20), (50, 5), (50, 5)]
+    assert steps("fast") == [(100, 10), (100, 10), (50, 5), (50, 5)]
+    assert steps("paper") == [(20000, 500)] * 4
+    assert steps(iters=30) == [(30, 20), (30, 20), (30, 5), (30, 5)]
+    assert steps(correction_iters=7) == [(200, 7), (200, 7), (50, 7), (50, 7)]
+    assert steps(iters=30, iters_share=0.01, correction_iters=9, correction_share=0.01) == [(30, 9)] * 2 + [(1, 1)] * 2
+    assert steps(method="qdrop") == [(200, 0), (200, 0), (50, 0), (50, 0)]
+    assert steps(method="nearest") == [(0, 0)] * 4
+    easy = choose_options().for_block(4)
+    assert easy.for_block(4) == easy
 
 
 def test_scales_have_the_rate_that_is_given() -> None:
@@ -68,6 +76,7 @@ def test_texts_are_read_as_the_field_wants_them() -> None:
         ("nearest", {"prediction_difference": True}),
         ("qdrop", {"temperature": 2.0}),
         ("qdrop", {"lambda_c": 0.1}),
+        ("qdrop", {"correction_share": 0.5}),
         ("brecq", {"scale_lr": 1e-3}),
         ("pd-quant", {"iters": 0, "rounding_lr": 0.1}),
         ("pd-quant", {"iters": 0, "correction_iters": 5}),
