@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from benchmarks.common import markdown
 
 _NAMED = ("iters", "correction_iters")  # options that a title has words for
-FULL = "pd-quant"  # what the rows of the ablation are compared with
+FULL = "pdq"  # what the rows of the ablation are compared with
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Work:
-    """What all rows of one table share. The numbers of steps are pd-quant's, the easy ones those of
+    """What all rows of one table share. The numbers of steps are pdq's, the easy ones those of
     blocks in which nothing has fewer than 4 bits.
 
     Files go by name. ``versions``: of what decides the result.

@@ -72,7 +72,7 @@ def bits_or_float(more_bits: bool) -> str:
 
 def remedies(points: Iterable[Point], options: CalibrationOptions) -> str:
     """What to do about a network whose outputs are of no use."""
-    method = "" if options.prediction_difference else ", or --method pd-quant"
+    method = "" if options.prediction_difference else ", or --method pdq"
     return f"{bits_or_float(can_have_more_bits(points))}, or take more images or steps (--samples, --iters){method}"
 
 
@@ -148,7 +148,7 @@ def learn_more(made: HowMade) -> Iterator[Remedy]:
         return
     method = settings.get("method")
     if method == "nearest":
-        yield Remedy(line="--method pd-quant", why="roundings and scales are learned; nearest learns nothing")
+        yield Remedy(line="--method pdq", why="roundings and scales are learned; nearest learns nothing")
     if settings.get("family") == "depthwise" and not settings.get("equalize_channels", True):
         why = "channels before depthwise layers are brought to one range"
         yield Remedy(line="--set equalize_channels=true", why=why)

@@ -144,7 +144,15 @@ class CalibrationOptions:
         )
 
 
-# What each method leaves out of PD-Quant; the loop is the same.
+# Beyond the papers. With the published lambda_r the predictions for the images at hand are learned by heart, and
+# comparing them at every second step takes a fifth less time (benchmarks/PROFILE.md).
+_BEYOND: Mapping[str, Any] = {
+    "compensate_rounding": True,
+    "equalize_channels": True,
+    "lambda_r": 1.0,
+    "prediction_interval": 2,
+}
+_PUBLISHED: Mapping[str, Any] = {"lambda_r": 0.1, "prediction_interval": 1}
 _BRECQ: Mapping[str, Any] = {
     "learn_scales": False,
     "prediction_difference": False,
@@ -152,8 +160,10 @@ _BRECQ: Mapping[str, Any] = {
     "mix_probability": 1.0,
     "correction_iters": 0,
 }
-METHODS: Mapping[str, Mapping[str, Any]] = {
-    "pd-quant": {},
+# What each method leaves out of `pdq`; the loop is the same. A preset is a budget, with the rates that suit it.
+LEFT_OUT: Mapping[str, Mapping[str, Any]] = {
+    "pdq": {},
+    "pd-quant": {"compensate_rounding": False, "equalize_channels": False},
     "qdrop": {"prediction_difference": False, "correction_iters": 0},
     "brecq": _BRECQ,
     "adaround": {**_BRECQ, "per_layer": True},
@@ -165,6 +175,9 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
         "iters": 0,
     },
 }
+METHODS: Mapping[str, Mapping[str, Any]] = {
+    name: {**_BEYOND, **(_PUBLISHED if name == "pd-quant" else {}), **left} for name, left in LEFT_OUT.items()
+}
 
 # PD-Quant, table 6: ResNet, RegNet and MobileNetV2 stand for the families.
 FAMILIES: Mapping[str, Mapping[str, Any]] = {
@@ -173,18 +186,9 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
     "depthwise": {"temperature": 1.0, "lambda_c": 0.005, "rounding_weight": 0.1},
 }
 
-# Few steps need long ones: with the paper's rates most roundings are still undecided after 500 steps. And with the
-# paper's lambda_r the predictions for the images at hand are learned by heart (benchmarks/PROFILE.md). "paper" is the
-# published budget, with the published rates and lambda_r.
-_LONG_STEPS: Mapping[str, Any] = {
-    "rounding_lr": 0.1,
-    "range_lr": 0.03,
-    "correction_lr": 4e-3,
-    "prediction_interval": 2,
-    "lambda_r": 1.0,
-    "compensate_rounding": True,
-    "equalize_channels": True,
-}
+# Few steps need long ones: with the paper's rates most roundings are still undecided after 500 steps
+# (benchmarks/PROFILE.md). "paper" is the published budget, with the published rates.
+_LONG_STEPS: Mapping[str, Any] = {"rounding_lr": 0.1, "range_lr": 0.03, "correction_lr": 4e-3}
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "fast": {
         "samples": 256,
@@ -216,12 +220,12 @@ FOLLOWING: Mapping[str, tuple[str, float]] = {
 
 def choose_options(
     *,
-    method: str = "pd-quant",
+    method: str = "pdq",
     preset: str = "balanced",
     family: str = "plain",
     overrides: Mapping[str, Any] | None = None,
 ) -> CalibrationOptions:
-    """The options of a ``preset`` (budget), a network ``family`` (hyper-parameters) and a ``method`` (parts left out).
+    """The options of a ``preset`` (budget and rates), a network ``family`` (hyper-parameters) and a ``method`` (parts).
 
     ``overrides``: fields of `CalibrationOptions` that win over all three. Raises OptionError for an unknown name, a
     value of the wrong type, and NoEffectError for an override that the method would have to ignore.

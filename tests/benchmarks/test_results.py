@@ -23,7 +23,7 @@ WORK = Work(
     device="cpu",
     versions={"pdq-export": "1.2.3"},
 )
-ROWS, ABLATION = ("fp32", "nearest", "pd-quant"), ("pd-quant", "drops off")
+ROWS, ABLATION = ("fp32", "nearest", "pdq"), ("pdq", "drops off")
 
 
 def outcome(row: str, bits: str | None, seed: int | None, top1: float, seconds: float | None = None) -> Outcome:
@@ -36,9 +36,9 @@ def outcomes() -> list[Outcome]:
     return [
         outcome("fp32", None, None, 0.9),
         outcome("nearest", "2/2", None, 0.3, 4.0),
-        outcome("pd-quant", "2/2", 0, 0.69, 100.0),
-        outcome("pd-quant", "2/2", 1, 0.67, 120.0),
-        outcome("pd-quant", "8/8", 0, 0.9, 110.0),
+        outcome("pdq", "2/2", 0, 0.69, 100.0),
+        outcome("pdq", "2/2", 1, 0.67, 120.0),
+        outcome("pdq", "8/8", 0, 0.9, 110.0),
         outcome("drops off", "2/2", 0, 0.68, 99.0),
         outcome("drops off", "2/2", 1, 0.68, 99.0),
     ]
@@ -58,11 +58,11 @@ def test_tables(outcomes: list[Outcome]) -> None:
         "|---|---|---|",
         "| fp32 | 90.00 | 90.00 |",
         "| nearest |  | 30.00 |",
-        "| pd-quant | 90.00 (1 of 2 seeds) | 68.00 (67.00–69.00) |",
+        "| pdq | 90.00 (1 of 2 seeds) | 68.00 (67.00–69.00) |",
     ]
-    assert seconds.splitlines()[2:] == ["| nearest |  | 4.0 / 4.0 |", "| pd-quant | 110 / 110 | 110 / 110 |"]
+    assert seconds.splitlines()[2:] == ["| nearest |  | 4.0 / 4.0 |", "| pdq | 110 / 110 | 110 / 110 |"]
     assert ablation.splitlines()[2:] == [
-        "| pd-quant | 68.00 (67.00–69.00) |",
+        "| pdq | 68.00 (67.00–69.00) |",
         "| drops off | 68.00 (68.00–68.00) [+0.00 (-1.00 to +1.00)] |",
     ]
 
@@ -70,7 +70,7 @@ def test_tables(outcomes: list[Outcome]) -> None:
 def test_an_ablation_alone_has_no_table_of_methods(outcomes: list[Outcome]) -> None:
     assert len(tables(outcomes[5:], ROWS, ABLATION).split("\n\n")) == 3
     (_, _, ablation) = tables([outcomes[2], outcomes[5]], ROWS, ABLATION).split("\n\n")
-    assert ablation.splitlines()[2:] == ["| pd-quant | 69.00 |", "| drops off | 68.00 [-1.00] |"]
+    assert ablation.splitlines()[2:] == ["| pdq | 69.00 |", "| drops off | 68.00 [-1.00] |"]
 
 
 def test_pieces_of_work_are_told_apart(outcomes: list[Outcome]) -> None:
@@ -88,7 +88,7 @@ def test_failed_runs_are_shown_and_not_counted(outcomes: list[Outcome]) -> None:
     accuracy, seconds, ablation = tables([outcomes[0], *failed, *outcomes[3:]], ROWS, ABLATION).split("\n\n")[2::2]
     assert accuracy.splitlines()[3:] == [
         "| nearest |  | failed |",
-        "| pd-quant | 90.00 (1 of 2 seeds) | 67.00 (1 of 2 seeds) |",
+        "| pdq | 90.00 (1 of 2 seeds) | 67.00 (1 of 2 seeds) |",
     ]
-    assert seconds.splitlines()[2:] == ["| pd-quant | 110 / 110 | 120 / 120 |"]
+    assert seconds.splitlines()[2:] == ["| pdq | 110 / 110 | 120 / 120 |"]
     assert ablation.splitlines()[3:] == ["| drops off | 68.00 (68.00–68.00) [+1.00] |"]
