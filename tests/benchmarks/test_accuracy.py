@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from benchmarks import accuracy
-from benchmarks.accuracy import ABLATION, check_images, main, parse_arguments, sweep_of
+from benchmarks.accuracy import ABLATION, METHOD_ROWS, check_images, main, parse_arguments, sweep_of
 from pdq_export.commands import sweep as sweeps
-from pdq_export.config.method import FOLLOWING, choose_options
+from pdq_export.config.method import FOLLOWING, METHODS, choose_options
 from pdq_export.errors import DataError, OptionError
 
 BUDGET = ["--samples", "8", "--set", "iters=1", "correction_iters=1", "batch_size=4", "--reduce-range"]
@@ -24,7 +24,7 @@ def test_what_is_deterministic_comes_once(model: Path, images: tuple[Path, Path]
     options = parse_arguments(arguments(model, images, tmp_path, "--bits", "8/8", "2/2", "--seeds", "0", "1"))
     runs = sweep_of(options).runs()
     told = [(run.varied["method"], run.varied["bits"], run.varied.get("seed")) for run in runs]
-    assert len(set(told)) == len(told) == 2 + 4 * 4
+    assert len(set(told)) == len(told) == 2 + 4 * len(METHOD_ROWS[1:])
     assert [run for run in told if run[0] == "nearest"] == [("nearest", "8/8", None), ("nearest", "2/2", None)]
     assert all(run.config.calibration.correction_iters == 1 for run in runs if run.varied["method"] == "pdq")
 
@@ -32,11 +32,20 @@ def test_what_is_deterministic_comes_once(model: Path, images: tuple[Path, Path]
 def test_every_part_of_the_ablation_is_off_alone(model: Path, images: tuple[Path, Path], tmp_path: Path) -> None:
     full = dataclasses.asdict(choose_options())
     for row, parts in ABLATION.items():
+        if row in METHODS:
+            assert parts == {"method": row}
+            continue
         chosen = dataclasses.asdict(choose_options(overrides=parts))
         follows = {FOLLOWING[name][0] for name in parts if name in FOLLOWING}
         assert set(parts) <= {name for name in full if full[name] != chosen[name]} <= {*parts, *follows}, row
-    options = parse_arguments(arguments(model, images, tmp_path, "--bits", "2/2", "--seeds", "0", "--ablation"))
-    assert [run.change for run in sweep_of(options).runs()] == ["", *ABLATION]
+    command = arguments(model, images, tmp_path, "--bits", "2/2", "--seeds", "0")
+    options = parse_arguments([*command, "--ablation"])
+    runs = sweep_of(options).runs()
+    # A number of steps is given, so that all blocks take it.
+    assert [run.change for run in runs] == ["", *(row for row in ABLATION if row != "all steps at 4 bits")]
+    assert [run.config.calibration.method for run in runs[-2:]] == ["qdrop", "pd-quant"]
+    options = parse_arguments([*command, "--ablation", "drops off", "qdrop"])
+    assert [run.change for run in sweep_of(options).runs()] == ["", "drops off", "qdrop"]
 
 
 def test_runs_and_goes_on_where_it_was(
