@@ -3,6 +3,9 @@
     python -m benchmarks.accuracy model.onnx --calib calib.npz --eval test.npz --folder results
     python -m benchmarks.accuracy model.onnx --calib calib.npz --eval test.npz --folder results --ablation
 
+The second command compares the default method with itself where one part is off, or as in the paper; what follows
+``--ablation`` are the rows, where not all are wanted.
+
 The runs are a sweep (`pdq_export.commands.sweep`): the folder keeps what comes of each, the same command prints the
 tables again, and an interrupted benchmark goes on where it was, here or on a Ray cluster. A run that fails is told; the
 others go on, and the next command tries it again. The time of a calibration runs from the call to the export (load,
@@ -37,15 +40,22 @@ from pdq_export.spec import MAX_BITS
 
 FLOAT = "fp32"
 OWN_INT8 = "onnxruntime"
-METHOD_ROWS = ("nearest", "adaround", "brecq", "qdrop", FULL)
+METHOD_ROWS = ("nearest", "adaround", "brecq", "qdrop", "pd-quant", FULL)
 ROWS = (FLOAT, OWN_INT8, *METHOD_ROWS)
-# Each part of PD-Quant off alone.
+# The default method with one part off, or as in the paper, alone, and the methods that it is compared with.
 ABLATION: Mapping[str, Mapping[str, Any]] = {
     "prediction difference off": {"prediction_difference": False},
     "correction off": {"correction_iters": 0},
     "drops off": {"keep_probability": 0.0, "mix_probability": 1.0},
     "activation-scale learning off": {"learn_scales": False},
     "compensated rounding off": {"compensate_rounding": False},
+    "equalized channels off": {"equalize_channels": False},
+    "lambda_r 0.1": {"lambda_r": 0.1},
+    "predictions at every step": {"prediction_interval": 1},
+    "one rate for all scales": {"scale_lr": 4e-4},
+    "all steps at 4 bits": {"iters_share": 1.0, "correction_share": 1.0},
+    "qdrop": {"method": "qdrop"},
+    "pd-quant": {"method": "pd-quant"},
 }
 BITS = ("8/8", "4/4", "2/4", "4/2", "2/2")
 COMPARED = 50  # images on which the file is compared with its simulation
@@ -65,9 +75,10 @@ def sweep_of(options: argparse.Namespace) -> Sweep:
         **({} if options.samples is None else {"samples": options.samples}),
         **options.set,
     }
-    methods = (FULL,) if options.ablation else tuple(row for row in options.methods if row in METHODS)
+    ablation = options.ablation is not None
+    methods = (FULL,) if ablation else tuple(row for row in options.methods if row in METHODS)
     axes = {"bits": tuple(options.bits), "method": methods, "seed": tuple(options.seeds)}
-    changes = ABLATION if options.ablation else {}
+    changes = {row: ABLATION[row] for row in options.ablation or (ABLATION if ablation else ())}
     return Sweep(models=(str(options.model),), base=given, axes=axes, changes=changes, strict=False)
 
 
@@ -105,8 +116,9 @@ def work_of(options: argparse.Namespace, images: int) -> Work:
         reduce_range=options.reduce_range,
         samples=chosen.samples,
         iters=chosen.iters,
-        easy_iters=chosen.steps(MAX_BITS),
         correction_iters=chosen.correction_iters,
+        easy_iters=chosen.for_block(MAX_BITS).iters,
+        easy_correction_iters=chosen.for_block(MAX_BITS).correction_iters,
         overrides={name: value for name, value in sorted(options.set.items()) if name != "samples"},
         threads=options.threads,
         device=options.device,
@@ -124,6 +136,7 @@ def outcomes(work: Work, table: SweepTable, rows: Sequence[str]) -> Iterator[Out
         yield Outcome(
             run=Run(work=work, row=row, bits=run.varied["bits"], seed=run.varied.get("seed")),
             top1=run.figures["top1"],
+            agreement=run.figures["agreement"],
             wall_seconds=run.calibration_seconds,
             cpu_seconds=run.calibration_cpu_seconds,
             error=run.error,
@@ -149,6 +162,7 @@ def own_int8(options: argparse.Namespace, work: Work) -> Outcome:
     return Outcome(
         run=Run(work=work, row=OWN_INT8, bits="8/8", seed=None),
         top1=found.figures["top1"],
+        agreement=found.figures["agreement"],
         wall_seconds=found.calibration_seconds,
         cpu_seconds=found.calibration_cpu_seconds,
     )
@@ -163,7 +177,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--folder", type=Path, required=True, help="keeps what comes of each run")
     parser.add_argument("--bits", nargs="+", default=list(BITS), metavar="W/A")
     parser.add_argument("--methods", nargs="+", default=list(ROWS), choices=ROWS)
-    parser.add_argument("--ablation", action="store_true", help="instead of --methods: pd-quant with each part off")
+    parser.add_argument(
+        "--ablation", nargs="*", choices=list(ABLATION), metavar="ROW", help="instead of --methods: pdq without a part"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--preset", choices=list(PRESETS), default="balanced")
     parser.add_argument("--weights", choices=WEIGHTS, default=WEIGHTS[0])
@@ -187,12 +203,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         work = work_of(options, check_images(options))
         table = run_sweep(sweep_of(options), options.folder, ray=options.ray, cores=options.threads, told=_tell)
         found = list(outcomes(work, table, options.methods))
-        if OWN_INT8 in options.methods and "8/8" in options.bits and not options.ablation:
+        if OWN_INT8 in options.methods and "8/8" in options.bits and options.ablation is None:
             found.insert(1, own_int8(options, work))
     except (PdqError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
-    print(tables(found, ROWS, [FULL, *ABLATION]))
+    if options.ablation is None:
+        print(tables(found, ROWS))
+    else:
+        print(tables(found, [FLOAT, FULL, *ABLATION], against=FULL))
     return 1 if table.failed else 0
 
 

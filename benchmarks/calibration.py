@@ -167,7 +167,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--presets", nargs="+", choices=list(PRESETS), default=["balanced"])
     parser.add_argument("--devices", nargs="+", default=["cpu"])
     parser.add_argument("--bits", default="4/4", metavar="W/A")
-    parser.add_argument("--method", choices=list(METHODS), default="pd-quant")
+    parser.add_argument("--method", choices=list(METHODS), default="pdq")
     parser.add_argument("--samples", help="images, instead of the preset's")
     parser.add_argument("--iters", help="steps a block, instead of the preset's")
     parser.add_argument("--set", nargs="+", type=parse_setting, action="extend", default=[], metavar="NAME=VALUE")

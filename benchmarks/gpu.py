@@ -69,7 +69,7 @@ class Session:
             preset=preset,
             device=str(self.device),
             bits="4/4",
-            method="pd-quant",
+            method="pdq",
             overrides={**budget, **self.budget},
             max_memory=max_memory,
             threads=torch.get_num_threads(),

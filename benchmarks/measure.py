@@ -119,7 +119,7 @@ class Measurement:
         images = max(self.other_seconds - fixed - search, 0.0)
         search *= min(full.samples, full.search_samples) / min(run.samples, run.search_samples)
         images *= full.samples / run.samples
-        steps = sum(full.steps(block.bits) * (block.step_seconds or 0.0) for block in self.blocks)
+        steps = sum(full.for_block(block.bits).iters * (block.step_seconds or 0.0) for block in self.blocks)
         return steps + fixed + search + images
 
 

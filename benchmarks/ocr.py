@@ -215,7 +215,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--detector", type=Path, help="ch_PP-OCRv4_det_infer.onnx")
     parser.add_argument("--output", type=Path, required=True, help="JSON lines; runs that are there are skipped")
     parser.add_argument("--bits", nargs="+", default=list(BITS), metavar="W/A")
-    parser.add_argument("--method", choices=list(METHODS), default="pd-quant")
+    parser.add_argument("--method", choices=list(METHODS), default="pdq")
     parser.add_argument("--preset", choices=list(PRESETS), default="balanced")
     parser.add_argument("--samples", type=int, help="calibration lines of the classifier; the preset's by default")
     parser.add_argument("--pages", type=int, default=64, help="calibration pages of the detector")

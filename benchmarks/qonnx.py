@@ -144,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--eval", required=True)
     parser.add_argument("--bits", nargs="+", default=BITS)
     parser.add_argument("--images", type=int, default=1000, help="to compare")
-    parser.add_argument("--method", default="pd-quant")
+    parser.add_argument("--method", default="pdq")
     parser.add_argument("--preset", default="fast")
     parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--iters", type=int, help="steps a block; 20 are enough that classes mean something at 2/2")

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from benchmarks.common import markdown
 
 _NAMED = ("iters", "correction_iters")  # options that a title has words for
-FULL = "pd-quant"  # what the rows of the ablation are compared with
+FULL = "pdq"  # what the rows of the ablation are compared with
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Work:
-    """What all rows of one table share. The numbers of steps are pd-quant's, ``easy_iters`` that of
+    """What all rows of one table share. The numbers of steps are pdq's, the easy ones those of
     blocks in which nothing has fewer than 4 bits.
 
     Files go by name. ``versions``: of what decides the result.
@@ -26,8 +26,9 @@ class Work:
     weights: str
     samples: int
     iters: int
-    easy_iters: int
     correction_iters: int
+    easy_iters: int
+    easy_correction_iters: int
     overrides: Mapping[str, str]
     threads: int
     device: str
@@ -39,13 +40,14 @@ class Work:
         shown = {name: value for name, value in self.overrides.items() if name not in _NAMED}
         extra = ", wide residuals" * self.wide_residuals + ", reduced range" * self.reduce_range
         extra += "".join(f", {name}={value}" for name, value in shown.items())
-        steps = f"{self.iters:,} steps a block"
-        if self.easy_iters != self.iters:
-            steps += f" ({self.easy_iters:,} where nothing has fewer than 4 bits)"
+        easy = (self.easy_iters, self.easy_correction_iters)
+        steps = f"{self.iters:,} steps a block and {self.correction_iters:,} of correction"
+        if easy != (self.iters, self.correction_iters):
+            steps += f" ({easy[0]:,} and {easy[1]:,} where nothing has fewer than 4 bits)"
         return (
             f"{self.model}: {self.eval_images:,} images of {self.eval}; "
             f"calibrated on {self.samples:,} of {self.calib}, preset {self.preset}, {steps}, "
-            f"{self.correction_iters} correction steps, {self.weights} weights{extra}; "
+            f"{self.weights} weights{extra}; "
             f"{self.device}, threads: {self.threads}; "
             f"{', '.join(f'{package} {version}' for package, version in self.versions.items())}"
         )
@@ -65,40 +67,51 @@ class Run:
 class Outcome:
     """What a run gave. ``wall_seconds`` and ``cpu_seconds``: of calibration alone, without export and evaluation.
 
-    ``error``: why there is nothing else.
+    ``agreement``: the share of images of FP32's class. ``error``: why there is nothing else.
     """
 
     run: Run
     top1: float | None = None
+    agreement: float | None = None
     wall_seconds: float | None = None
     cpu_seconds: float | None = None
     error: str | None = None
 
 
-def tables(outcomes: Sequence[Outcome], rows: Sequence[str], ablation: Sequence[str]) -> str:
-    """For every piece of work its accuracy and seconds by row and bits, and its ablation; rows in the order given."""
+_Value = Callable[[Outcome], float | None]
+
+
+def tables(outcomes: Sequence[Outcome], rows: Sequence[str], *, against: str | None = None) -> str:
+    """For every piece of work its accuracy, agreement with FP32 and seconds by row and bits; rows in the order given.
+
+    ``against``: a row that all others are compared with, by seed.
+    """
     works = list({str(o.run.work): o.run.work for o in outcomes}.values())
     return "\n\n".join(
-        text for work in works for text in _work([o for o in outcomes if o.run.work == work], rows, ablation)
+        text for work in works for text in _work([o for o in outcomes if o.run.work == work], rows, against)
     )
 
 
-def _work(outcomes: Sequence[Outcome], rows: Sequence[str], ablation: Sequence[str]) -> Iterator[str]:
+def _work(outcomes: Sequence[Outcome], rows: Sequence[str], against: str | None) -> Iterator[str]:
     seeds = sorted({o.run.seed for o in outcomes if o.run.seed is not None})
     yield f"**{outcomes[0].run.work}; seeds {', '.join(map(str, seeds)) or 'none'}**"
     spread = "mean (lowest–highest)" if len(seeds) > 1 else "one seed"
-    plain, removed = [o for o in outcomes if o.run.row in rows], [row for row in ablation if row != FULL]
-    parts = [o for o in outcomes if o.run.row in removed]
-    if not parts or any(o.run.row != FULL for o in plain):
-        yield f"Top-1 in %, {spread}:"
-        yield _grid(plain, rows, lambda cell: _top1(cell, len(seeds)))
-        yield "Seconds of calibration, wall / CPU, mean:"
-        yield _grid([o for o in plain if o.wall_seconds is not None], rows, _seconds)
-    if parts:
-        bits = {o.run.bits for o in parts}
-        parts += [o for o in plain if o.run.row == FULL and o.run.bits in bits]
-        yield f"Ablation: top-1 in %, {spread}; in brackets the points to {FULL} with the same seed:"
-        yield _grid(parts, ablation, lambda cell: _top1(cell, len(seeds)) + _difference(cell, parts))
+    if against is not None:
+        of_seeds = f", {spread}" if len(seeds) > 1 else ""
+        spread += f"; in brackets the points to {against} with the same seed{of_seeds}"
+
+    def shares(value: _Value) -> Callable[[Sequence[Outcome]], str]:
+        full = {(o.run.bits, o.run.seed): value(o) for o in outcomes if o.run.row == against}
+        return lambda cell: _share(cell, value, len(seeds)) + _difference(cell, value, against, full)
+
+    yield f"Top-1 in %, {spread}:"
+    yield _grid(outcomes, rows, shares(lambda o: o.top1))
+    if any(o.agreement is not None for o in outcomes):
+        compared = [o for o in outcomes if o.agreement is not None or o.error is not None]
+        yield f"Images of FP32's class in %, {spread}:"
+        yield _grid(compared, rows, shares(lambda o: o.agreement))
+    yield "Seconds of calibration, wall / CPU, mean:"
+    yield _grid([o for o in outcomes if o.wall_seconds is not None], rows, _seconds)
 
 
 def _grid(outcomes: Sequence[Outcome], rows: Sequence[str], cell: Callable[[Sequence[Outcome]], str]) -> str:
@@ -118,8 +131,8 @@ def _precision(bits: str) -> tuple[int, int]:
     return -activations, -weights
 
 
-def _top1(cell: Sequence[Outcome], seeds: int) -> str:
-    values = [100 * o.top1 for o in cell if o.top1 is not None]
+def _share(cell: Sequence[Outcome], value: _Value, seeds: int) -> str:
+    values = [100 * share for o in cell if (share := value(o)) is not None]
     if not values:
         return "failed"
     drawn = cell[0].run.seed is not None
@@ -138,12 +151,17 @@ def _mean(values: Iterable[float | None]) -> float:
     return statistics.fmean(value for value in values if value is not None)
 
 
-def _difference(cell: Sequence[Outcome], outcomes: Sequence[Outcome]) -> str:
-    if cell[0].run.row == FULL:
+def _difference(
+    cell: Sequence[Outcome],
+    value: _Value,
+    against: str | None,
+    full: Mapping[tuple[str | None, int | None], float | None],
+) -> str:
+    """What the ``cell`` is above the row ``against``, whose values ``full`` has by bits and seed; FP32 has no seed."""
+    if cell[0].run.row == against:
         return ""
-    bits = cell[0].run.bits
-    full = {o.run.seed: o.top1 for o in outcomes if o.run.row == FULL and o.run.bits == bits and o.top1 is not None}
-    points = [100 * (o.top1 - full[o.run.seed]) for o in cell if o.run.seed in full and o.top1 is not None]
+    pairs = ((value(o), full.get((o.run.bits, o.run.seed))) for o in cell)
+    points = [100 * (own - other) for own, other in pairs if own is not None and other is not None]
     if not points:
         return ""
     spread = f" ({min(points):+.2f} to {max(points):+.2f})" if len(points) > 1 else ""

@@ -45,7 +45,7 @@ def sweep(frame: Frame, *, sweep: Path, folder: Path | None, ray: str | None, co
     """Make every run that a file asks for: models, and options that change, each combination once.
 
     The file is a configuration, as for quantize --config, with a section [sweep]: models = ["a.onnx", "b.onnx"], and
-    lists of values by the name of an option, as bits = ["8/8", "4/4"], method = ["nearest", "pd-quant"], seed = [0, 1];
+    lists of values by the name of an option, as bits = ["8/8", "4/4"], method = ["nearest", "pdq"], seed = [0, 1];
     under [sweep.changes.NAME] options that change together. Paths are relative to the current folder. What comes of a
     run is kept at once, with the table as results.csv, .md and .html: the same command again makes what is missing.
     """

@@ -72,7 +72,7 @@ def bits_or_float(more_bits: bool) -> str:
 
 def remedies(points: Iterable[Point], options: CalibrationOptions) -> str:
     """What to do about a network whose outputs are of no use."""
-    method = "" if options.prediction_difference else ", or --method pd-quant"
+    method = "" if options.prediction_difference else ", or --method pdq"
     return f"{bits_or_float(can_have_more_bits(points))}, or take more images or steps (--samples, --iters){method}"
 
 
@@ -148,7 +148,7 @@ def learn_more(made: HowMade) -> Iterator[Remedy]:
         return
     method = settings.get("method")
     if method == "nearest":
-        yield Remedy(line="--method pd-quant", why="roundings and scales are learned; nearest learns nothing")
+        yield Remedy(line="--method pdq", why="roundings and scales are learned; nearest learns nothing")
     if settings.get("family") == "depthwise" and not settings.get("equalize_channels", True):
         why = "channels before depthwise layers are brought to one range"
         yield Remedy(line="--set equalize_channels=true", why=why)
@@ -166,7 +166,8 @@ def calibrate_more(made: HowMade) -> Iterator[Remedy]:
         yield Remedy(line=line, why=f"{why}{', as far as --calib has more' if limited else ''}")
     bits = BitWidths.parse(settings.get("bits", "8/8"))
     # More steps than those of `fast` win no more than chance does; fewer lose points.
-    few, usual = (choose_options(preset=name).steps(min(bits.weight, bits.activation)) for name in ("fast", "balanced"))
+    least = min(bits.weight, bits.activation)
+    few, usual = (choose_options(preset=name).for_block(least).iters for name in ("fast", "balanced"))
     if settings.get("method") != "nearest" and settings.get("iters", few) < few:
         yield Remedy(line=f"--iters {usual}", why=f"{usual} steps a block, not {settings['iters']}")
 

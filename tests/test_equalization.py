@@ -125,8 +125,8 @@ def test_factors_of_scales_are_what_channels_alone_would_take() -> None:
     assert channel_factors_of_scales(module, {"y": 15}, [x])["y"][1] == 4
 
 
-@pytest.mark.parametrize("method", ["pd-quant", "adaround"])
-def test_it_is_part_of_the_short_presets(method: str) -> None:
+@pytest.mark.parametrize("method", ["pdq", "adaround"])
+def test_methods_that_learn_have_it(method: str) -> None:
     on, off = run(method), run(method, equalize_channels=False)
     assert on.report.settings["equalize_channels"] is True
     assert error(on) < error(off) / 2

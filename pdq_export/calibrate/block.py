@@ -1,6 +1,5 @@
 """One block, from searched scales to integers."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -22,6 +21,7 @@ from pdq_export.calibrate.scores import Scores
 from pdq_export.calibrate.step import BlockModel
 from pdq_export.calibrate.subgraph import extract
 from pdq_export.calibrate.teacher import Teacher
+from pdq_export.config.method import CalibrationOptions
 from pdq_export.spec import MAX_BITS, Block, Point, Role
 
 
@@ -45,9 +45,9 @@ class BlockCalibrator:
         self._teacher, self._initializer, self._least = teacher, initializer, least
         self._capture = Capture(context.store.device) if context.options.capture_step else None
 
-    def steps(self, block: Block) -> int:
-        """Optimizer steps for the ``block``."""
-        return self._context.options.steps(self.fewest_bits(block))
+    def options(self, block: Block) -> CalibrationOptions:
+        """The options of the ``block``, with its own numbers of steps."""
+        return self._context.options.for_block(self.fewest_bits(block))
 
     def fewest_bits(self, block: Block) -> int:
         """Of the block's weights and learned activations."""
@@ -90,7 +90,7 @@ class BlockCalibrator:
     ) -> Tensor:
         """Learn soft weights and scales on what the FP32 block gives; the error of every step."""
         context = self._context
-        options = dataclasses.replace(context.options, iters=self.steps(block))
+        options = self.options(block)
         problem = self._problem(position, block, later, soft, scales)
         ranks = context.ranks
         images, generator = len(problem.rows.wanted[0]), batch_generator(options.seed, position, ranks.rank)
@@ -128,7 +128,7 @@ class BlockCalibrator:
             measured = self._student(block, outputs, soft, torch.Generator(context.store.device))
             self._leave_room(block, measured, model.rest, inputs, bypass)
         with context.journal.timed("correction"):
-            corrected = self._teacher.correct(block, [live.full[name] for name in block.inputs])
+            corrected = self._teacher.correct(block, [live.full[name] for name in block.inputs], self.options(block))
         with context.journal.timed("teacher"):
             wanted = self._teacher.outputs(block, corrected, outputs)
         predictions = [scores.values[name] for name in ends]

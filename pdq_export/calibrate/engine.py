@@ -121,7 +121,7 @@ def _walk(
     calibrator = BlockCalibrator(context, done, live, scores, teacher, initializer, least)
     for position, block in enumerate(blocks):
         later = blocks[position + 1 :]
-        context.journal.begin(position, block, calibrator.steps(block))
+        context.journal.begin(position, block, calibrator.options(block).iters)
         if _take_up(done, position, block, checkpoint, ranks):
             context.journal.tell("finished in an earlier run")
         else:

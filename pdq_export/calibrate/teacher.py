@@ -14,6 +14,7 @@ from pdq_export.calibrate.correction import batches_at_once, correct_distributio
 from pdq_export.calibrate.forward import FORWARD_BATCH, run_forward
 from pdq_export.calibrate.relief import with_relief
 from pdq_export.calibrate.subgraph import extract
+from pdq_export.config.method import CalibrationOptions
 from pdq_export.spec import Block, ChannelStatistics
 
 logger = logging.getLogger(__name__)
@@ -29,13 +30,14 @@ class Teacher:
         self._context, self._statistics = context, statistics
         self.estimated: dict[str, ChannelStatistics] = {}
 
-    def correct(self, block: Block, inputs: Sequence[Cache]) -> list[Cache]:
+    def correct(self, block: Block, inputs: Sequence[Cache], options: CalibrationOptions) -> list[Cache]:
         """Distribution correction of the block's only input; a block with several keeps its FP32 ``inputs``.
 
         What has one position an image (the layers of squeeze and excitation) has no distribution over positions.
+        ``options``: the block's.
         """
         context = self._context
-        if context.options.correction_iters == 0:
+        if options.correction_iters == 0:
             return list(inputs)
         if len(inputs) != 1:
             logger.info("block %s: it has %d inputs, so none is corrected", block.name, len(inputs))
@@ -48,13 +50,13 @@ class Teacher:
         layer_outputs = extract(context.network, block.inputs, outputs)
         statistics = [{**self.estimated, **self._statistics}[name] for name in outputs]
         told = context.journal.images("correction")
-        corrected, at_once = context.store.new(x.shape, x.dtype), batches_at_once(context.options, x.device)
-        size = at_once * context.options.batch_size
+        corrected, at_once = context.store.new(x.shape, x.dtype), batches_at_once(options, x.device)
+        size = at_once * options.batch_size
 
         def correct(start: int, stop: int) -> Tensor:
             # Looked up here: held in between, images would keep a cache's memory that makes way.
             images = x.slice(start, stop)
-            return correct_distribution(layer_outputs, statistics, images, context.options, at_once=at_once)
+            return correct_distribution(layer_outputs, statistics, images, options, at_once=at_once)
 
         def correct_fewer() -> bool:
             nonlocal at_once

@@ -28,7 +28,7 @@ def _head(path: Path, file: onnx.ModelProto) -> Iterable[str]:
     yield f"  pdq-export quantize {_one_line(shlex.quote(str(path)))} --config THIS_FILE"
     yield ""
     yield "What is commented out is the default; where that depends on preset, method or network, what it is for"
-    yield 'preset "balanced", method "pd-quant" and a plain network. The command line wins over this file. Paths are'
+    yield 'preset "balanced", method "pdq" and a plain network. The command line wins over this file. Paths are'
     yield "relative to the folder that the command runs in."
     yield ""
     constants = {tensor.name for tensor in file.graph.initializer}

@@ -251,7 +251,11 @@ class MethodSection:
         commands=_WRITTEN,
     )
     method: str = option(
-        "pd-quant", "PD-Quant, or a method that it grew from", choices=tuple(METHODS), commands=_WRITTEN
+        "pdq",
+        "What is learned, and how: pdq goes beyond PD-Quant, which is pd-quant and grew from the others",
+        more="see [the method](method.md#methods)",
+        choices=tuple(METHODS),
+        commands=_WRITTEN,
     )
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Self
 
 from pdq_export.config.option import QUANTIZE, SENSITIVITY, check_bounds, did_you_mean, option, shown
 from pdq_export.errors import OptionError
@@ -50,6 +50,14 @@ class CalibrationOptions:
         flag=False,
     )
     correction_iters: int = option(100, "Steps of distribution correction for each batch; 0 switches it off", least=0)
+    correction_share: float = option(
+        1.0,
+        "Share of the steps of distribution correction that a block takes in which nothing has fewer than 4 bits",
+        more="where a number of them is given, all blocks take it",
+        above=0,
+        most=1,
+        flag=False,
+    )
     seed: int = option(
         0,
         "Seed of everything random",
@@ -125,12 +133,26 @@ class CalibrationOptions:
     def __post_init__(self) -> None:
         check_bounds(self)
 
-    def steps(self, bits: int) -> int:
-        """Optimizer steps for a block in which what is learned has at least ``bits`` bits."""
-        return self.iters if bits < _MANY_BITS else math.ceil(self.iters * self.iters_share)
+    def for_block(self, bits: int) -> Self:
+        """The options of a block in which what is learned has at least ``bits`` bits: with its own numbers of steps."""
+        if bits < _MANY_BITS:
+            return self
+        iters = math.ceil(self.iters * self.iters_share)
+        correction_iters = math.ceil(self.correction_iters * self.correction_share)
+        return dataclasses.replace(
+            self, iters=iters, iters_share=1.0, correction_iters=correction_iters, correction_share=1.0
+        )
 
 
-# What each method leaves out of PD-Quant; the loop is the same.
+# Beyond the papers. With the published lambda_r the predictions for the images at hand are learned by heart, and
+# comparing them at every second step takes a fifth less time (benchmarks/PROFILE.md).
+_BEYOND: Mapping[str, Any] = {
+    "compensate_rounding": True,
+    "equalize_channels": True,
+    "lambda_r": 1.0,
+    "prediction_interval": 2,
+}
+_PUBLISHED: Mapping[str, Any] = {"lambda_r": 0.1, "prediction_interval": 1}
 _BRECQ: Mapping[str, Any] = {
     "learn_scales": False,
     "prediction_difference": False,
@@ -138,8 +160,10 @@ _BRECQ: Mapping[str, Any] = {
     "mix_probability": 1.0,
     "correction_iters": 0,
 }
-METHODS: Mapping[str, Mapping[str, Any]] = {
-    "pd-quant": {},
+# What each method leaves out of `pdq`; the loop is the same. A preset is a budget, with the rates that suit it.
+LEFT_OUT: Mapping[str, Mapping[str, Any]] = {
+    "pdq": {},
+    "pd-quant": {"compensate_rounding": False, "equalize_channels": False},
     "qdrop": {"prediction_difference": False, "correction_iters": 0},
     "brecq": _BRECQ,
     "adaround": {**_BRECQ, "per_layer": True},
@@ -151,6 +175,9 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
         "iters": 0,
     },
 }
+METHODS: Mapping[str, Mapping[str, Any]] = {
+    name: {**_BEYOND, **(_PUBLISHED if name == "pd-quant" else {}), **left} for name, left in LEFT_OUT.items()
+}
 
 # PD-Quant, table 6: ResNet, RegNet and MobileNetV2 stand for the families.
 FAMILIES: Mapping[str, Mapping[str, Any]] = {
@@ -159,37 +186,46 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
     "depthwise": {"temperature": 1.0, "lambda_c": 0.005, "rounding_weight": 0.1},
 }
 
-# Few steps need long ones: with the paper's rates most roundings are still undecided after 500 steps. And with the
-# paper's lambda_r the predictions for the images at hand are learned by heart (benchmarks/PROFILE.md). "paper" is the
-# published budget, with the published rates and lambda_r.
-_LONG_STEPS: Mapping[str, Any] = {
-    "rounding_lr": 0.1,
-    "range_lr": 0.03,
-    "correction_lr": 4e-3,
-    "prediction_interval": 2,
-    "lambda_r": 1.0,
-    "compensate_rounding": True,
-    "equalize_channels": True,
-}
+# Few steps need long ones: with the paper's rates most roundings are still undecided after 500 steps
+# (benchmarks/PROFILE.md). "paper" is the published budget, with the published rates.
+_LONG_STEPS: Mapping[str, Any] = {"rounding_lr": 0.1, "range_lr": 0.03, "correction_lr": 4e-3}
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "fast": {"samples": 256, "iters": 100, "iters_share": 0.5, "correction_iters": 10, **_LONG_STEPS},
-    "balanced": {"samples": 1024, "iters": 200, "iters_share": 0.25, "correction_iters": 20, **_LONG_STEPS},
+    "fast": {
+        "samples": 256,
+        "iters": 100,
+        "iters_share": 0.5,
+        "correction_iters": 10,
+        "correction_share": 0.5,
+        **_LONG_STEPS,
+    },
+    "balanced": {
+        "samples": 1024,
+        "iters": 200,
+        "iters_share": 0.25,
+        "correction_iters": 20,
+        "correction_share": 0.25,
+        **_LONG_STEPS,
+    },
     "paper": {"samples": 1024, "iters": 20000, "correction_iters": 500},
 }
 
 
 # What the presets have beside an option, and what switches that off where the option is given.
-FOLLOWING: Mapping[str, tuple[str, float]] = {"iters": ("iters_share", 1.0), "scale_lr": ("range_lr", 0.0)}
+FOLLOWING: Mapping[str, tuple[str, float]] = {
+    "iters": ("iters_share", 1.0),
+    "correction_iters": ("correction_share", 1.0),
+    "scale_lr": ("range_lr", 0.0),
+}
 
 
 def choose_options(
     *,
-    method: str = "pd-quant",
+    method: str = "pdq",
     preset: str = "balanced",
     family: str = "plain",
     overrides: Mapping[str, Any] | None = None,
 ) -> CalibrationOptions:
-    """The options of a ``preset`` (budget), a network ``family`` (hyper-parameters) and a ``method`` (parts left out).
+    """The options of a ``preset`` (budget and rates), a network ``family`` (hyper-parameters) and a ``method`` (parts).
 
     ``overrides``: fields of `CalibrationOptions` that win over all three. Raises OptionError for an unknown name, a
     value of the wrong type, and NoEffectError for an override that the method would have to ignore.
@@ -262,7 +298,7 @@ _NEEDS: Mapping[str, _Needed] = {
     "prediction_precision": (lambda o: o.prediction_precision == "float32" or _predicts(o), _PREDICTED[1]),
     "capture_step": (lambda o: not o.capture_step or _steps(o), _OPTIMIZED),
     "temperature": (lambda o: _predicts(o) and o.output_loss != "mse", "predictions are not compared by KL"),
-    **dict.fromkeys(("lambda_c", "correction_lr"), _CORRECTED),
+    **dict.fromkeys(("correction_share", "lambda_c", "correction_lr"), _CORRECTED),
 }
 
 

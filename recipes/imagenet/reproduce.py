@@ -83,6 +83,7 @@ def quantize(
         report=output.with_suffix(".json"),
         overwrite=True,
         preset="paper",
+        method="pd-quant",
         options=settings(name, budget),
         device=device,
     )

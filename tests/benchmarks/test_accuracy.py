@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from benchmarks import accuracy
-from benchmarks.accuracy import ABLATION, check_images, main, parse_arguments, sweep_of
+from benchmarks.accuracy import ABLATION, METHOD_ROWS, check_images, main, parse_arguments, sweep_of
 from pdq_export.commands import sweep as sweeps
-from pdq_export.config.method import choose_options
+from pdq_export.config.method import FOLLOWING, METHODS, choose_options
 from pdq_export.errors import DataError, OptionError
 
 BUDGET = ["--samples", "8", "--set", "iters=1", "correction_iters=1", "batch_size=4", "--reduce-range"]
@@ -24,18 +24,28 @@ def test_what_is_deterministic_comes_once(model: Path, images: tuple[Path, Path]
     options = parse_arguments(arguments(model, images, tmp_path, "--bits", "8/8", "2/2", "--seeds", "0", "1"))
     runs = sweep_of(options).runs()
     told = [(run.varied["method"], run.varied["bits"], run.varied.get("seed")) for run in runs]
-    assert len(set(told)) == len(told) == 2 + 4 * 4
+    assert len(set(told)) == len(told) == 2 + 4 * len(METHOD_ROWS[1:])
     assert [run for run in told if run[0] == "nearest"] == [("nearest", "8/8", None), ("nearest", "2/2", None)]
-    assert all(run.config.calibration.correction_iters == 1 for run in runs if run.varied["method"] == "pd-quant")
+    assert all(run.config.calibration.correction_iters == 1 for run in runs if run.varied["method"] == "pdq")
 
 
 def test_every_part_of_the_ablation_is_off_alone(model: Path, images: tuple[Path, Path], tmp_path: Path) -> None:
     full = dataclasses.asdict(choose_options())
     for row, parts in ABLATION.items():
+        if row in METHODS:
+            assert parts == {"method": row}
+            continue
         chosen = dataclasses.asdict(choose_options(overrides=parts))
-        assert {name for name in full if full[name] != chosen[name]} == set(parts), row
-    options = parse_arguments(arguments(model, images, tmp_path, "--bits", "2/2", "--seeds", "0", "--ablation"))
-    assert [run.change for run in sweep_of(options).runs()] == ["", *ABLATION]
+        follows = {FOLLOWING[name][0] for name in parts if name in FOLLOWING}
+        assert set(parts) <= {name for name in full if full[name] != chosen[name]} <= {*parts, *follows}, row
+    command = arguments(model, images, tmp_path, "--bits", "2/2", "--seeds", "0")
+    options = parse_arguments([*command, "--ablation"])
+    runs = sweep_of(options).runs()
+    # A number of steps is given, so that all blocks take it.
+    assert [run.change for run in runs] == ["", *(row for row in ABLATION if row != "all steps at 4 bits")]
+    assert [run.config.calibration.method for run in runs[-2:]] == ["qdrop", "pd-quant"]
+    options = parse_arguments([*command, "--ablation", "drops off", "qdrop"])
+    assert [run.change for run in sweep_of(options).runs()] == ["", "drops off", "qdrop"]
 
 
 def test_runs_and_goes_on_where_it_was(
@@ -49,10 +59,10 @@ def test_runs_and_goes_on_where_it_was(
     command = arguments(model, images, folder, "--bits", "8/8", "--seeds", "0", "--methods")
     assert main([*command, "fp32", "nearest"]) == 0
     capsys.readouterr()
-    rows = ["fp32", "onnxruntime", "nearest", "pd-quant"]
+    rows = ["fp32", "onnxruntime", "nearest", "pdq"]
     assert main([*command, *rows]) == 0
     first = capsys.readouterr()
-    assert "2 of 2: fashion_resnet.onnx, bits 8/8, method pd-quant, seed 0: " in first.err
+    assert "2 of 2: fashion_resnet.onnx, bits 8/8, method pdq, seed 0: " in first.err
     table = [line.split(" | ") for line in first.out.splitlines() if line.startswith("| ")]
     assert [cells[0] for cells in table[1:5]] == [f"| {row}" for row in rows]
     assert all(float(cells[1].split()[0]) > 80 for cells in table[1:5])

@@ -23,7 +23,7 @@ JOB = Job(
     preset="fast",
     device="cpu",
     bits="4/4",
-    method="pd-quant",
+    method="pdq",
     overrides={"samples": "8", "iters": "3", "correction_iters": "1", "batch_size": "4"},
     max_memory=None,
     threads=1,
@@ -54,7 +54,7 @@ def test_a_calibration_is_measured(small: Path) -> None:
     assert found.device_memory is None
     assert found.step_seconds is not None
     assert all(block.bits >= 4 for block in found.blocks)
-    assert (found.extrapolated() or 0.0) > found.step_seconds * found.job.full().steps(4)
+    assert (found.extrapolated() or 0.0) > found.step_seconds * found.job.full().for_block(4).iters
 
 
 class Clock(BlockClock):

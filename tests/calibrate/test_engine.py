@@ -321,6 +321,19 @@ def test_blocks_of_many_bits_take_a_share_of_the_steps() -> None:
     assert calls[-1].step == 2
 
 
+@pytest.mark.parametrize(("bits", "taken"), [("2/2", 6), ("4/4", 3)])
+def test_so_does_distribution_correction(bits: str, taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    corrected: list[int] = []
+
+    def correct(outputs: Any, statistics: Any, x: torch.Tensor, options: CalibrationOptions, **_: Any) -> torch.Tensor:
+        corrected.append(options.correction_iters)
+        return x
+
+    monkeypatch.setattr(teacher, "correct_distribution", correct)
+    run(residual(bits), iters=1, correction_iters=6, correction_share=0.5)
+    assert set(corrected) == {taken}
+
+
 @pytest.mark.parametrize(("bits", "share"), [("2/2", 0.01), ("4/4", 0.03 / 15)])
 def test_the_end_of_a_range_has_one_rate(bits: str, share: float) -> None:
     example = residual(bits)

@@ -57,7 +57,7 @@ def test_defaults(run: Run, pipeline: FakePipeline, folder: Path) -> None:
         "opset": None,
         "runtime": None,
         "external_data": False,
-        "method": "pd-quant",
+        "method": "pdq",
         "preset": "balanced",
         "weights": None,
         "wide_residuals": False,
@@ -271,7 +271,7 @@ def test_images_that_are_ambiguous(run: Run, folder: Path) -> None:
         (["quantize", "model.onnx", "--samples", "0"], "--samples 0: expected 1 or more"),
         (["quantize", "model.onnx", "--iters", "-1"], "--iters -1: expected 0 or more"),
         (["quantize", "model.onnx", "--seed", "-1"], "--seed -1: expected 0 or more"),
-        (["quantize", "model.onnx", "--method", "pdquant"], "--method 'pdquant': expected one of pd-quant"),
+        (["quantize", "model.onnx", "--method", "pdquant"], "--method 'pdquant': expected one of pdq, pd-quant"),
         (["quantize", "model.onnx", "--preset", "best"], "--preset 'best': expected one of fast"),
         (
             ["quantize", "model.onnx", "--method", "nearest", "--iters", "9"],

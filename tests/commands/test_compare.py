@@ -257,7 +257,7 @@ def test_a_qonnx_file_is_compared_by_its_integers(images: NDArray[Any]) -> None:
     found, other = (compared(file, images, samples=8) for file in (made.model, convert(made.model, "ort")))
     measured = [[dataclasses.replace(row, remedy=None) for row in one.tensors] for one in (found, other)]
     assert measured[0] == measured[1]
-    assert found.remedies[0].line == "--method pd-quant"  # no activations of 8 bits, which cost where bits are bits
+    assert found.remedies[0].line == "--method pdq"  # no activations of 8 bits, which cost where bits are bits
     assert other.remedies[0].line == "--bits 4/8"
 
 

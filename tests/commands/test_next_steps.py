@@ -64,7 +64,7 @@ def error(report: Report) -> float:
             "--bits 4/8 --layer-bits '^[df]$=4/8'",
             0.8,
         ),
-        (["--bits", "2/8", "--preset", "fast", *NEAREST], "--method pd-quant", 0.8),
+        (["--bits", "2/8", "--preset", "fast", *NEAREST], "--method pdq", 0.8),
         (["--bits", "8/2", *NEAREST, "--samples", "2"], "--samples 1024", 0.95),
         (["--bits", "2/8", *LEARNED, "--iters", "2"], "--iters 200", 0.8),
     ],
@@ -174,7 +174,7 @@ def test_what_cannot_be_compared_costs_no_result(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr("pdq_export.commands.next_steps.compare_layers", fails)
     report = quantized(["--bits", "2/2", *NEAREST])
-    assert [one["line"] for one in report["remedies"]][:2] == ["--bits 2/8", "--method pd-quant"]
+    assert [one["line"] for one in report["remedies"]][:2] == ["--bits 2/8", "--method pdq"]
     assert Path("q.onnx").exists()
 
 

@@ -23,14 +23,22 @@ def test_overrides_win_over_method_preset_and_family() -> None:
 
 
 def test_a_block_of_many_bits_takes_fewer_steps_unless_a_number_is_given() -> None:
-    usual, given = choose_options(), choose_options(overrides={"iters": 30})
-    assert usual.steps(3) == usual.iters
-    assert 0 < usual.steps(4) == usual.steps(8) < usual.iters
-    assert [given.steps(bits) for bits in (2, 3, 4, 8)] == [30] * 4
-    both = choose_options(overrides={"iters": 30, "iters_share": 0.01})
-    assert (both.steps(3), both.steps(4)) == (30, 1)
-    assert choose_options(method="nearest").steps(8) == 0
-    assert choose_options(preset="paper").steps(8) == 20000
+    def steps(preset: str = "balanced", method: str = "pdq", **given: Any) -> list[tuple[int, int]]:
+        """Of the optimizer and of correction in blocks of 2, 3, 4 and 8 bits."""
+        options = choose_options(method=method, preset=preset, overrides=given)
+        blocks = [options.for_block(bits) for bits in (2, 3, 4, 8)]
+        return [(block.iters, block.correction_iters) for block in blocks]
+
+    assert steps() == [(200, 20), (200, 20), (50, 5), (50, 5)]
+    assert steps("fast") == [(100, 10), (100, 10), (50, 5), (50, 5)]
+    assert steps("paper") == [(20000, 500)] * 4
+    assert steps(iters=30) == [(30, 20), (30, 20), (30, 5), (30, 5)]
+    assert steps(correction_iters=7) == [(200, 7), (200, 7), (50, 7), (50, 7)]
+    assert steps(iters=30, iters_share=0.01, correction_iters=9, correction_share=0.01) == [(30, 9)] * 2 + [(1, 1)] * 2
+    assert steps(method="qdrop") == [(200, 0), (200, 0), (50, 0), (50, 0)]
+    assert steps(method="nearest") == [(0, 0)] * 4
+    easy = choose_options().for_block(4)
+    assert easy.for_block(4) == easy
 
 
 def test_scales_have_the_rate_that_is_given() -> None:
@@ -39,11 +47,32 @@ def test_scales_have_the_rate_that_is_given() -> None:
         choose_options(overrides={"scale_lr": 1e-3, "range_lr": 0.1})
 
 
-def test_the_papers_preset_has_the_papers_numbers() -> None:
-    paper, short = choose_options(preset="paper"), choose_options()
-    assert (paper.lambda_r, paper.rounding_lr, paper.scale_lr, paper.correction_lr) == (0.1, 3e-3, 4e-5, 1e-3)
-    assert (paper.range_lr, paper.iters_share) == (0.0, 1.0)
-    assert (short.lambda_r, short.rounding_weight) == (1.0, paper.rounding_weight)
+def test_the_papers_method_and_preset_have_the_papers_numbers() -> None:
+    paper = choose_options(preset="paper", method="pd-quant")
+    # All that is said of the method without a preset is the paper's.
+    assert paper == CalibrationOptions(samples=1024, iters=20000, correction_iters=500)
+    assert (paper.lambda_r, paper.prediction_interval) == (0.1, 1)
+    assert (paper.rounding_lr, paper.scale_lr, paper.correction_lr, paper.range_lr) == (3e-3, 4e-5, 1e-3, 0.0)
+    assert not paper.compensate_rounding
+    assert not paper.equalize_channels
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_method_is_the_same_in_every_preset(preset: str) -> None:
+    """Which are budgets, and rates that suit them."""
+    budget = {"samples", "iters", "iters_share", "correction_iters", "correction_share"}
+    rates = {"rounding_lr", "scale_lr", "range_lr", "correction_lr"}
+
+    def differing(one: CalibrationOptions, other: CalibrationOptions) -> set[str]:
+        first, second = dataclasses.asdict(one), dataclasses.asdict(other)
+        return {name for name in first if first[name] != second[name]}
+
+    for method in METHODS:
+        options = choose_options(method=method, preset=preset)
+        assert differing(options, choose_options(method=method)) <= budget | rates
+    published, ours = choose_options(method="pd-quant", preset=preset), choose_options(preset=preset)
+    parts = {"compensate_rounding", "equalize_channels", "lambda_r", "prediction_interval"}
+    assert differing(published, ours) == parts
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -68,14 +97,15 @@ def test_texts_are_read_as_the_field_wants_them() -> None:
         ("nearest", {"prediction_difference": True}),
         ("qdrop", {"temperature": 2.0}),
         ("qdrop", {"lambda_c": 0.1}),
+        ("qdrop", {"correction_share": 0.5}),
         ("brecq", {"scale_lr": 1e-3}),
-        ("pd-quant", {"iters": 0, "rounding_lr": 0.1}),
-        ("pd-quant", {"iters": 0, "correction_iters": 5}),
-        ("pd-quant", {"learn_rounding": False, "rounding_weight": 0.1}),
-        ("pd-quant", {"learn_rounding": False, "learn_scales": False, "iters": 9}),
-        ("pd-quant", {"correction_iters": 0, "correction_lr": 0.1}),
-        ("pd-quant", {"prediction_difference": False, "output_loss": "kl"}),
-        ("pd-quant", {"output_loss": "mse", "temperature": 2.0}),
+        ("pdq", {"iters": 0, "rounding_lr": 0.1}),
+        ("pdq", {"iters": 0, "correction_iters": 5}),
+        ("pdq", {"learn_rounding": False, "rounding_weight": 0.1}),
+        ("pdq", {"learn_rounding": False, "learn_scales": False, "iters": 9}),
+        ("pdq", {"correction_iters": 0, "correction_lr": 0.1}),
+        ("pdq", {"prediction_difference": False, "output_loss": "kl"}),
+        ("pdq", {"output_loss": "mse", "temperature": 2.0}),
     ],
 )
 def test_an_option_without_effect_is_refused(method: str, overrides: dict[str, Any]) -> None:

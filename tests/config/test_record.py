@@ -117,6 +117,15 @@ def test_files_that_say_only_what_was_settled(target: str, weights: str, asked: 
     assert found.made_by == {}
 
 
+def test_what_pd_quant_was_is_read_as_what_it_is_now() -> None:
+    """From before it left out what its paper does not have: the numbers that made the file are the file's."""
+    former = dataclasses.asdict(choose_options(method="pdq", preset="fast"))
+    del former["correction_share"]
+    found = read_record({SETTLED: json.dumps({"method": "pd-quant", "preset": "fast", **former})}, "m.onnx")
+    parts = {"compensate_rounding": True, "equalize_channels": True, "lambda_r": 1.0, "prediction_interval": 2}
+    assert found.asked == {"method": "pd-quant", "preset": "fast", **parts}
+
+
 @pytest.mark.parametrize(
     ("entries", "message"),
     [

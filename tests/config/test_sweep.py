@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pdq_export.config.method import _NEEDS, METHODS, PRESETS, CalibrationOptions
+from pdq_export.config.method import _NEEDS, LEFT_OUT, METHODS, PRESETS, CalibrationOptions
 from pdq_export.config.sweep import Sweep, read_sweep, settled
 from pdq_export.errors import OptionError
 
 ABLATION = """[sweep]
 models = ["a.onnx", "b.onnx", "a.onnx"]
 bits = ["8/8", "2/2"]
-method = ["nearest", "brecq", "pd-quant"]
+method = ["nearest", "brecq", "pdq"]
 seed = [0, 1]
 
 [sweep.changes."drops off"]
@@ -45,10 +45,10 @@ def test_every_combination_once(tmp_path: Path) -> None:
         ("a.onnx", "nearest", None, ""),
         ("a.onnx", "brecq", 0, ""),
         ("a.onnx", "brecq", 1, ""),
-        ("a.onnx", "pd-quant", 0, ""),
-        ("a.onnx", "pd-quant", 0, "drops off"),
-        ("a.onnx", "pd-quant", 1, ""),
-        ("a.onnx", "pd-quant", 1, "drops off"),
+        ("a.onnx", "pdq", 0, ""),
+        ("a.onnx", "pdq", 0, "drops off"),
+        ("a.onnx", "pdq", 1, ""),
+        ("a.onnx", "pdq", 1, "drops off"),
     ]
     assert {run.varied["bits"] for run in runs} == {"8/8", "2/2"}
 
@@ -156,7 +156,7 @@ def test_every_value_with_an_effect_is_in_a_run(names: list[str], method: str) -
     asked = Sweep(models=("a",), base={"calib": "c", "method": method, "preset": "fast"}, axes=axes, strict=False)
     found = [settled(run.config) for run in asked.runs()]
     for values in itertools.product(*axes.values()):
-        one = {n: v for n, v in zip(axes, values, strict=True) if METHODS[method].get(n, v) == v}
+        one = {n: v for n, v in zip(axes, values, strict=True) if LEFT_OUT[method].get(n, v) == v}
         chosen = CalibrationOptions(**{**PRESETS["fast"], **METHODS[method], **one})
         wanted = {n: v for n, v in one.items() if n not in _NEEDS or _NEEDS[n][0](chosen)}
         assert any(wanted.items() <= run.items() for run in found), wanted
