@@ -1,8 +1,8 @@
 """Runs commands of the documentation as processes of their own, with small budgets, importing torch only once.
 
 A process imports everything once and forks for each command. What is smaller than users have it: images and steps of
-calibration, candidates for scales, the embedded data, and how long latency is measured. Commands are as they stand in
-the text.
+calibration and of synthetic images, candidates for scales, the embedded data, and how long latency is measured.
+Commands are as they stand in the text.
 """
 
 import contextlib
@@ -45,6 +45,7 @@ def _import_everything(example: Path) -> None:
     import pdq_export
     import pdq_export.cli.example
     import pdq_export.numerics.search
+    import pdq_export.synthesis.learn
     import pdq_export.validate.latency
     from pdq_export.commands import bench, settle
 
@@ -53,6 +54,7 @@ def _import_everything(example: Path) -> None:
             importlib.import_module(module.name)
     pdq_export.validate.latency.SECONDS = 0.0
     pdq_export.numerics.search.FRACTIONS = 8  # candidates for a scale
+    pdq_export.synthesis.learn._FEWEST_STEPS = 8
     settle.choose_options = _small(settle.choose_options)
     pdq_export.cli.example.resources.files = lambda _: example
     bench._load = _with_last(bench._load, 1)  # loads
