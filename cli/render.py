@@ -71,7 +71,7 @@ def search_lines(search: "SearchReport") -> Iterable[str]:
     for step in search.steps:
         yield (
             f"{step.size:,} bytes: {step.drop:.2f} points lost, ± {step.error:.2f} on {step.images:,} images held "
-            f"back, {'within' if step.held else 'beyond'} what may be lost"
+            f"back, {'within' if step.held else 'not surely within'} what may be lost"
         )
     if search.note:
         yield search.note

@@ -168,8 +168,10 @@ def calibrate_more(made: HowMade) -> Iterator[Remedy]:
     # More steps than those of `fast` win no more than chance does; fewer lose points.
     least = min(bits.weight, bits.activation)
     few, usual = (choose_options(preset=name).for_block(least).iters for name in ("fast", "balanced"))
-    if settings.get("method") != "nearest" and settings.get("iters", few) < few:
-        yield Remedy(line=f"--iters {usual}", why=f"{usual} steps a block, not {settings['iters']}")
+    taken = {name: settings[name] for name in ("iters", "iters_share") if name in settings}
+    steps = CalibrationOptions(**taken).for_block(least).iters
+    if settings.get("method") != "nearest" and "iters" in taken and steps < few:
+        yield Remedy(line=f"--iters {usual}", why=f"{usual} steps a block, not {steps}")
 
 
 def _asked_for_narrow_activations(settings: Mapping[str, Any]) -> bool:

@@ -102,13 +102,13 @@ def find_smallest(
     if not best.step.held:
         logger.warning(
             "--max-drop %g: none of %d calibrations keeps it on the images held back with its statistical error; the "
-            "best loses %.2f points ± %.2f, %s; give more calibration images or steps (--samples, --iters), or a "
-            "higher limit",
+            "one that is written loses %.2f points ± %.2f, %s; %s, or a higher limit",
             limit,
             len(steps),
             best.step.drop,
             best.step.error,
             _missed(best.step, goal),
+            _more(best.step, goal),
         )
     made, allotment, found = best.made
     report = dataclasses.replace(found.report, steps=steps)
@@ -139,6 +139,12 @@ def _missed(step: Step, goal: Goal) -> str:
     if beyond > 0:
         return f"{beyond:.2f} more than the limit"
     return f"within the limit, but expected {goal.aim(step.error):.2f} or less"
+
+
+def _more(step: Step, goal: Goal) -> str:
+    if step.drop > goal.limit:
+        return "give more calibration images or steps (--samples, --iters)"
+    return "give more images in --calib, of which more are held back then and tell more"
 
 
 def _tell_held(held: Data, goal: Goal) -> None:

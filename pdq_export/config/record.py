@@ -113,7 +113,7 @@ def read_record(properties: Mapping[str, str], where: str) -> Record:
         settled = {_ONCE: asked[_ONCE], **settled}
     version = properties.get(_VERSION, "")
     try:
-        given = asked if ASKED in properties else _guessed(settled)
+        given = _of_its_time(asked, settled) if ASKED in properties else _guessed(settled)
         unknown = given.keys() - options_of().keys()
         if unknown:
             name = sorted(unknown)[0]
@@ -139,6 +139,13 @@ def _object(properties: Mapping[str, str], key: str, where: str) -> dict[str, An
     return content
 
 
+def _of_its_time(asked: Mapping[str, Any], settled: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The default method was called pd-quant once, which it was with the preset of the paper, and is pdq elsewhere."""
+    if "method" not in asked and settled.get("method") == "pd-quant" and asked.get("preset") == "paper":
+        return {**asked, "method": "pd-quant"}
+    return asked
+
+
 def _guessed(settled: Mapping[str, Any]) -> dict[str, Any]:
     """What must have been asked for to come to this, in files that say only what was settled."""
     known = options_of()
@@ -146,11 +153,15 @@ def _guessed(settled: Mapping[str, Any]) -> dict[str, Any]:
     chosen: Sequence[str] = ("method", "preset", "family")
     parts = {name: settled[name] for name in chosen if name in settled}
     usual = dataclasses.asdict(choose_options(**parts))
+    decided = set()  # by numbers that had nothing to follow them yet
     for name, (follows, off) in FOLLOWING.items():
-        if follows not in settled or settled.get(name, usual[name]) != usual[name]:
+        if follows not in settled and usual[follows] != off:
+            decided.add(name)
+        elif settled.get(name, usual[name]) != usual[name]:
             usual[follows] = off
     given = {name: value for name, value in settled.items() if name in known and name not in numbers}
     for name, usually in {"weights": "asymmetric", "first_last": "8/8"}.items():
         if given.get(name) == usually:
             del given[name]
-    return given | {name: settled[name] for name in numbers if name in settled and settled[name] != usual[name]}
+    differ = (name for name in numbers if name in settled and (name in decided or settled[name] != usual[name]))
+    return given | {name: settled[name] for name in differ}

@@ -68,9 +68,9 @@ def reach(
     asked = first
     for _ in range(attempts):
         proposal = propose(asked)
-        if _is_known(proposal, steps):  # nothing with less loss is to be had
-            proposal = propose(_between(goal, steps))
-            if _is_known(proposal, steps):
+        if _is_known(proposal, steps):
+            between = _between(goal, steps)
+            if between is None or _is_known(proposal := propose(between), steps):
                 break
         if best is not None and best.step.held and proposal.size > _WORTH * best.step.size:
             break
@@ -112,10 +112,15 @@ def _next(goal: Goal, steps: list[Step]) -> float:
     return math.sqrt(low * high)
 
 
-def _between(goal: Goal, steps: list[Step]) -> float:
-    """The estimated loss between what is within the limit, though not by its error, and what is beyond it."""
-    low = max((step.loss for step in steps if step.drop <= goal.limit), default=0.0)
-    high = min((step.loss for step in steps if step.drop > goal.limit and step.loss > low), default=low)
+def _between(goal: Goal, steps: list[Step]) -> float | None:
+    """The estimated loss between what is within the limit, though not by its error, and what is beyond it.
+
+    None where one held, which the next steps looked around, or where there is no such gap.
+    """
+    low = max((step.loss for step in steps if step.drop <= goal.limit), default=math.inf)
+    high = min((step.loss for step in steps if step.drop > goal.limit and step.loss > low), default=math.inf)
+    if math.isinf(high) or any(step.held for step in steps):
+        return None
     return math.sqrt(low * high)
 
 

@@ -13,6 +13,7 @@ import pytest
 from pdq_export.commands import quantize as stage
 from pdq_export.commands.quantize import quantize
 from pdq_export.errors import OptionError
+from pdq_export.search.goal import Goal
 from pdq_export.validate import Session
 
 from ..onnx_text import fill, name_nodes, parse
@@ -106,7 +107,17 @@ def test_what_cannot_be_kept_is_told(data: dict[str, Any], caplog: pytest.LogCap
     found = run(data, max_drop=2, allowed_bits="2", first_last="2/2")
     assert len(found.report.search.steps) == 1  # nothing else is to be had
     assert "--max-drop 2: none of 1 calibrations keeps it on the images held back" in caplog.text
+    assert "give more calibration images or steps (--samples, --iters), or a higher limit" in caplog.text
     assert [gate.option for gate in found.report.gates] == ["--max-drop"]
+
+
+def test_what_is_within_the_limit_but_not_surely_is_told(
+    data: dict[str, Any], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Goal, "aim", lambda self, error: -100.0)
+    (step,) = run(data, max_drop=90, allowed_bits="4").report.search.steps
+    assert f"the one that is written loses {step.drop:.2f} points" in caplog.text
+    assert "within the limit, but expected -100.00 or less; give more images in --calib" in caplog.text
 
 
 def test_fewer_images_are_part_of_what_the_file_says(data: dict[str, Any]) -> None:

@@ -123,7 +123,17 @@ def test_what_pd_quant_was_is_read_as_what_it_is_now() -> None:
     del former["correction_share"]
     found = read_record({SETTLED: json.dumps({"method": "pd-quant", "preset": "fast", **former})}, "m.onnx")
     parts = {"compensate_rounding": True, "equalize_channels": True, "lambda_r": 1.0, "prediction_interval": 2}
-    assert found.asked == {"method": "pd-quant", "preset": "fast", **parts}
+    numbers = {**parts, "correction_iters": 10}
+    assert found.asked == {"method": "pd-quant", "preset": "fast", **numbers}
+    again = choose_options(method="pd-quant", preset="fast", overrides=numbers)
+    assert again == choose_options(method="pdq", preset="fast", overrides={"correction_iters": 10})
+
+
+@pytest.mark.parametrize(("preset", "method"), [("paper", "pd-quant"), ("fast", "pdq")])
+def test_what_was_the_default_method_is_read_as_what_made_the_file(preset: str, method: str) -> None:
+    entries = {ASKED: json.dumps({"preset": preset}), SETTLED: json.dumps({"method": "pd-quant", "preset": preset})}
+    found = read_record(entries, "m.onnx")
+    assert found.asked.get("method", make_config({}).calibration.method) == method
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,9 @@ def _step(one: Step) -> list[Cell]:
         number(one.drop, "{:.2f}"),
         number(one.error, "{:.2f}"),
         number(one.images, "{:,d}"),
-        Cell(text="within what may be lost" if one.held else "beyond it", tone="good" if one.held else "bad"),
+        Cell(
+            text="within what may be lost" if one.held else "not surely within it", tone="good" if one.held else "bad"
+        ),
     ]
 
 
