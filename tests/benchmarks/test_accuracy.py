@@ -12,6 +12,8 @@ from pdq_export.commands import sweep as sweeps
 from pdq_export.config.method import FOLLOWING, METHODS, choose_options
 from pdq_export.errors import DataError, OptionError
 
+pytestmark = pytest.mark.usefixtures("short_search")
+
 BUDGET = ["--samples", "8", "--set", "iters=1", "correction_iters=1", "batch_size=4", "--reduce-range"]
 
 

@@ -11,6 +11,8 @@ from benchmarks import deploy
 from benchmarks.deploy import Deployed, Result, Work, main, missed, read, table
 from pdq_export.errors import ValidationError
 
+pytestmark = pytest.mark.usefixtures("short_search")
+
 SLOW = "x onnxruntime INT8 at batch 1: 1.0825 > 1.08"
 SHORT = ["--rounds", "1", "--seconds", "0", "--batch", "1", "3"]
 

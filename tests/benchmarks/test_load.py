@@ -10,6 +10,8 @@ import pytest
 from benchmarks import load
 from benchmarks.load import Loaded, Result, Work, main, read, table
 
+pytestmark = pytest.mark.usefixtures("short_search")
+
 
 def test_every_form_is_loaded_in_a_process_of_its_own_and_not_twice(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -15,6 +15,8 @@ from benchmarks.versions.files import File, without_rounding
 from benchmarks.versions.job import Attempt, try_files
 from benchmarks.versions.table import Cell, Judged, cell, tables
 
+pytestmark = pytest.mark.usefixtures("short_search")
+
 SHORT = ["--networks", "depthwise", "--images", "20"]
 
 

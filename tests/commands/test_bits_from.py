@@ -15,8 +15,6 @@ from pdq_export.errors import OptionError
 
 from ..onnx_text import fill, name_nodes, parse
 
-pytestmark = pytest.mark.usefixtures("short_search")
-
 P = "<pads = [1, 1, 1, 1]>"
 BODY = f"""c1 = Conv {P} (image, w1) a1 = Relu(c1) c2 = Conv {P} (a1, w2) s = Add(c2, a1) z = Relu(s)
     c3 = Conv {P} (z, w3) v = Relu(c3) p = GlobalAveragePool(v) f = Flatten(p) y = Gemm <transB = 1> (f, w4)"""

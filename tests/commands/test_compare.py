@@ -43,6 +43,11 @@ def compared(quantized: Any, images: NDArray[Any], **options: Any) -> LayerRepor
     return compare_models(MODEL, quantized, data=images, **options)
 
 
+@pytest.fixture(scope="module")
+def reports(files: dict[QuantFormat, onnx.ModelProto], images: NDArray[Any]) -> dict[QuantFormat, LayerReport]:
+    return {form: compared(file, images) for form, file in files.items()}
+
+
 @pytest.mark.parametrize(
     ("form", "scale", "factor", "named"),
     [
@@ -56,15 +61,14 @@ def compared(quantized: Any, images: NDArray[Any], **options: Any) -> LayerRepor
 )
 def test_a_wrong_scale_is_named_first(
     files: dict[QuantFormat, onnx.ModelProto],
+    reports: dict[QuantFormat, LayerReport],
     images: NDArray[Any],
     form: QuantFormat,
     scale: str,
     factor: float,
     named: str,
 ) -> None:
-    file = files[form]
-    before = compared(file, images)
-    after = compared(scaled(file, scale, factor), images)
+    before, after = reports[form], compared(scaled(files[form], scale, factor), images)
     assert after.tensors[0].node == named
     broken = {row.node: row for row in after.tensors}
     for row in before.tensors:
@@ -75,8 +79,8 @@ def test_a_wrong_scale_is_named_first(
     assert (broken[named].own_db or 0) < own - 10
 
 
-def test_both_forms_have_the_same_figures(files: dict[QuantFormat, onnx.ModelProto], images: NDArray[Any]) -> None:
-    pairs, integers = (compared(files[form], images) for form in FORMS)
+def test_both_forms_have_the_same_figures(reports: dict[QuantFormat, LayerReport]) -> None:
+    pairs, integers = (reports[form] for form in FORMS)
     assert {row.tensor for row in pairs.tensors} == {row.tensor for row in integers.tensors}
     others = {row.tensor: row for row in integers.tensors}
     for row in pairs.tensors:
@@ -108,6 +112,7 @@ def test_names_are_not_needed(files: dict[QuantFormat, onnx.ModelProto], images:
     assert report.tensors[0].node == BROKEN
 
 
+@pytest.mark.usefixtures("short_search")
 def test_a_layer_with_two_bits_is_named_first(tmp_path: Path, images: NDArray[Any]) -> None:
     rule = f"^{re.escape(BROKEN)}$"
     options: dict[str, Any] = {"bits": "8/8", "method": "nearest", "reduce_range": True}
@@ -252,6 +257,7 @@ def test_torch_is_not_needed() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.usefixtures("short_search")
 def test_a_qonnx_file_is_compared_by_its_integers(images: NDArray[Any]) -> None:
     made = quantize(MODEL, calib=images, method="nearest", target="qonnx", device="cpu")
     found, other = (compared(file, images, samples=8) for file in (made.model, convert(made.model, "ort")))
@@ -261,6 +267,7 @@ def test_a_qonnx_file_is_compared_by_its_integers(images: NDArray[Any]) -> None:
     assert other.remedies[0].line == "--bits 4/8"
 
 
+@pytest.mark.usefixtures("short_search")
 def test_quant_nodes_of_another_tool_and_in_the_fp32_file_are_refused(images: NDArray[Any]) -> None:
     made = quantize(MODEL, calib=images, method="nearest", target="qonnx", device="cpu").model
     with pytest.raises(ModelError, match="expected the FP32 file"):

@@ -8,7 +8,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from benchmarks.architectures import ARCHITECTURES, build, export
+from benchmarks.architectures import ARCHITECTURES, MobileNetV2, build, export
 from pdq_export.config.method import choose_options
 from pdq_export.data import load_images
 from pdq_export.errors import DataError, ModelError
@@ -140,7 +140,14 @@ def test_every_budget_can_be_run(name: str, correction_iters: int) -> None:
 
 
 @pytest.mark.usefixtures("short_search")
-def test_command(pictures: Path, tmp_path: Path) -> None:
+class ShortMobileNetV2(MobileNetV2):
+    STAGES = MobileNetV2.STAGES[:3]
+
+
+@pytest.mark.usefixtures("short_search")
+def test_command(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the first stages of a network: whole ones are quantized by tests/benchmarks/test_architectures.py."""
+    monkeypatch.setitem(ARCHITECTURES, "mobilenetv2", ShortMobileNetV2)
     torch.save(build("mobilenetv2", seed=1).state_dict(), tmp_path / "checkpoint.pth")
     folders = f"--train-images {pictures} --val-images {pictures} --out {tmp_path / 'out'}"
     budget = f"--samples 4 --iters 1 --correction-iters 1 --batch-size 2 --image-size {SIZE} --device cpu"
