@@ -141,7 +141,6 @@ def test_every_budget_can_be_run(name: str, correction_iters: int) -> None:
     assert (chosen.correction_iters, chosen.temperature) == (correction_iters, PAPER[name].temperature)
 
 
-@pytest.mark.usefixtures("short_search")
 class ShortMobileNetV2(MobileNetV2):
     STAGES = MobileNetV2.STAGES[:3]
 
