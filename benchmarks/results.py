@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from benchmarks.common import markdown
 
 _NAMED = ("iters", "correction_iters")  # options that a title has words for
-FULL = "pdq"  # what the rows of the ablation are compared with
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -88,8 +88,10 @@ def _install(runtime: str, place: Path, python: str) -> None:
         (unfinished / "package.json").write_text('{"private": true}\n', encoding="utf-8")
         command = [_find("npm", "npm"), "install", "--no-audit", "--no-fund", "onnxruntime-web@latest"]
     else:
-        pip = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--only-binary", ":all:"]
-        pip.append("--no-compile")  # of the modules few are imported, which are compiled then
+        pip = [
+            *(python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--only-binary", ":all:"),
+            "--no-compile",  # of the modules few are imported, which are compiled then
+        ]
         command = [*pip, "--target", str(unfinished), *_requirements(runtime)]
     done = subprocess.run(command, cwd=unfinished, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -152,7 +152,7 @@ _BEYOND: Mapping[str, Any] = {
     "lambda_r": 1.0,
     "prediction_interval": 2,
 }
-_PUBLISHED: Mapping[str, Any] = {"lambda_r": 0.1, "prediction_interval": 1}
+_BEYOND_OFF: Mapping[str, Any] = {"compensate_rounding": False, "equalize_channels": False}
 _BRECQ: Mapping[str, Any] = {
     "learn_scales": False,
     "prediction_difference": False,
@@ -163,20 +163,15 @@ _BRECQ: Mapping[str, Any] = {
 # What each method leaves out of `pdq`; the loop is the same. A preset is a budget, with the rates that suit it.
 LEFT_OUT: Mapping[str, Mapping[str, Any]] = {
     "pdq": {},
-    "pd-quant": {"compensate_rounding": False, "equalize_channels": False},
+    "pd-quant": _BEYOND_OFF,
     "qdrop": {"prediction_difference": False, "correction_iters": 0},
     "brecq": _BRECQ,
     "adaround": {**_BRECQ, "per_layer": True},
-    "nearest": {
-        **_BRECQ,
-        "learn_rounding": False,
-        "compensate_rounding": False,
-        "equalize_channels": False,
-        "iters": 0,
-    },
+    "nearest": {**_BRECQ, **_BEYOND_OFF, "learn_rounding": False, "iters": 0},
 }
 METHODS: Mapping[str, Mapping[str, Any]] = {
-    name: {**_BEYOND, **(_PUBLISHED if name == "pd-quant" else {}), **left} for name, left in LEFT_OUT.items()
+    **{name: {**_BEYOND, **left} for name, left in LEFT_OUT.items()},
+    "pd-quant": {**_BEYOND_OFF, "lambda_r": 0.1, "prediction_interval": 1},
 }
 
 # PD-Quant, table 6: ResNet, RegNet and MobileNetV2 stand for the families.

@@ -64,7 +64,8 @@ class Sweep:
     def runs(self) -> tuple[SweepRun, ...]:
         """All runs, each once: what has no effect in one, such as the seed of rounding to nearest, is left out of it.
 
-        And what its method fixes. Raises OptionError for numbers of the method without effect in any of them.
+        And what asks for something that its method leaves out. Raises OptionError for numbers of the method without
+        effect in any of them.
         """
         found: dict[str, SweepRun] = {}
         effective: set[str] = set()

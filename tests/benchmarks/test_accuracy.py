@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import accuracy
-from benchmarks.accuracy import ABLATION, METHOD_ROWS, check_images, main, parse_arguments, sweep_of
+from benchmarks.accuracy import ABLATION, check_images, main, parse_arguments, sweep_of
 from pdq_export.commands import sweep as sweeps
 from pdq_export.config.method import FOLLOWING, METHODS, choose_options
 from pdq_export.errors import DataError, OptionError
@@ -22,11 +22,19 @@ def arguments(model: Path, images: tuple[Path, Path], folder: Path, *more: str) 
     return [str(model), "--calib", str(calib), "--eval", str(judged), "--folder", str(folder), *BUDGET, *more]
 
 
+def tables_of(printed: str) -> tuple[dict[str, str], dict[str, str]]:
+    """The first cell of each row, in the table of top-1 and in that of images of FP32's class."""
+    *_, top1, title, agreement, _, _ = printed.strip().split("\n\n")
+    assert title.startswith("Images of FP32's class in %")
+    first, second = ([line.strip("| ").split(" | ") for line in t.splitlines()[2:]] for t in (top1, agreement))
+    return {cells[0]: cells[1] for cells in first}, {cells[0]: cells[1] for cells in second}
+
+
 def test_what_is_deterministic_comes_once(model: Path, images: tuple[Path, Path], tmp_path: Path) -> None:
     options = parse_arguments(arguments(model, images, tmp_path, "--bits", "8/8", "2/2", "--seeds", "0", "1"))
     runs = sweep_of(options).runs()
     told = [(run.varied["method"], run.varied["bits"], run.varied.get("seed")) for run in runs]
-    assert len(set(told)) == len(told) == 2 + 4 * len(METHOD_ROWS[1:])
+    assert len(set(told)) == len(told) == 2 + 4 * len(METHODS.keys() - {"nearest"})
     assert [run for run in told if run[0] == "nearest"] == [("nearest", "8/8", None), ("nearest", "2/2", None)]
     assert all(run.config.calibration.correction_iters == 1 for run in runs if run.varied["method"] == "pdq")
 
@@ -65,15 +73,28 @@ def test_runs_and_goes_on_where_it_was(
     assert main([*command, *rows]) == 0
     first = capsys.readouterr()
     assert "2 of 2: fashion_resnet.onnx, bits 8/8, method pdq, seed 0: " in first.err
-    table = [line.split(" | ") for line in first.out.splitlines() if line.startswith("| ")]
-    assert [cells[0] for cells in table[1:5]] == [f"| {row}" for row in rows]
-    assert all(float(cells[1].split()[0]) > 80 for cells in table[1:5])
+    top1, agreement = tables_of(first.out)
+    assert list(top1) == rows
+    assert list(agreement) == rows[1:]
+    assert all(float(cell.split()[0]) > 80 for cell in (*top1.values(), *agreement.values()))
     assert ", reduced range" in first.out
 
     monkeypatch.setattr(sweeps, "perform", lambda *_: pytest.fail("it was run again"))
     monkeypatch.setattr(accuracy, "quantize_with_onnxruntime", lambda *_: pytest.fail("it was run again"))
     assert main([*command, *rows]) == 0
     assert capsys.readouterr().out == first.out
+
+
+def test_the_ablation_is_told_beside_the_whole(
+    small: Path, small_images: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = arguments(small, small_images, tmp_path / "results", "--bits", "8/8", "--seeds", "0")
+    assert main([*command, "--ablation", "drops off"]) == 0
+    top1, agreement = tables_of(capsys.readouterr().out)
+    assert list(top1) == ["fp32", "pdq", "drops off"]
+    assert list(agreement) == ["pdq", "drops off"]
+    for table in (top1, agreement):
+        assert [row for row, cell in table.items() if "[" in cell] == ["drops off"]
 
 
 def test_a_failed_run_does_not_stop_the_others(

@@ -15,6 +15,7 @@ from tests.tape import Tape
 @pytest.fixture
 def small_embedded(small: Path, small_images: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """In place of the embedded network one of a few small layers."""
+    assert all(path.is_file() for path in gpu.embedded())
     monkeypatch.setattr(gpu, "embedded", lambda: (small, *small_images))
 
 
@@ -23,7 +24,9 @@ def two_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In place of those of calibration, which take seconds to import, two where those lie."""
     folder = tmp_path / "tests" / "calibrate"
     folder.mkdir(parents=True)
-    assert (gpu.ROOT / folder.relative_to(tmp_path)).is_dir()
+    texts = [path.read_text(encoding="utf-8") for path in (gpu.ROOT / "tests" / "calibrate").rglob("test_*.py")]
+    for selected in ("def test_what_the_device", 'pytest.param("cuda"'):
+        assert any(selected in text for text in texts)
     (folder / "test_device.py").write_text("def test_what_the_device_has(): pass\ndef test_other(): assert 0\n")
     monkeypatch.setattr(gpu, "ROOT", tmp_path)
 
@@ -56,6 +59,7 @@ def test_every_part_runs_once(
     assert not [row for row in modes.values() if "told" in row]
     assert [row["bits"] for row in found["accuracy"]["rows"]] == ["2/2"]
     assert found["steps"]["rows"][0]["FP32 step, ms"] > 0
+    assert [(row["preset"], row["method"]) for row in found["runs"]["rows"]] == [("paper", "pd-quant")]
     assert "1 passed, 1 deselected" in found["tests"]["rows"][0]["last lines"][-1]
     printed = capsys.readouterr()
     assert all(f"## {name}" in printed.out for name in PARTS)

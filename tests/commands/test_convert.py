@@ -163,7 +163,10 @@ def test_tensors_with_bits_of_their_own(bits: dict[str, int], packing: Packing) 
 
 
 def check_round_trips(files: Mapping[str, onnx.ModelProto], pairs: Sequence[tuple[str, str]] = CYCLE) -> None:
-    """Each file becomes others, and itself again; from one of them, since all others have its graph by then."""
+    """Each file becomes others, in CYCLE one other, and itself again from that one.
+
+    Of EVERY_PAIR that one stands for all, which have its graph by then.
+    """
     for source, target in pairs:
         converted = convert(files[source], target)
         assert converted.graph == files[target].graph

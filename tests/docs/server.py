@@ -19,6 +19,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 BUDGET = {"samples": 16, "iters": 2, "correction_iters": 1, "search_samples": 8}
@@ -52,13 +53,18 @@ def _import_everything(example: Path) -> None:
     for module in pkgutil.walk_packages(pdq_export.__path__, "pdq_export."):
         if module.name.rpartition(".")[2] not in ("__main__", "fresh_process"):
             importlib.import_module(module.name)
-    pdq_export.validate.latency.SECONDS = 0.0
-    pdq_export.numerics.search.FRACTIONS = 8  # candidates for a scale
-    pdq_export.synthesis.learn._FEWEST_STEPS = 8
+    _replace(pdq_export.validate.latency, "SECONDS", 0.0)
+    _replace(pdq_export.numerics.search, "FRACTIONS", 8)  # candidates for a scale
+    _replace(pdq_export.synthesis.learn, "_FEWEST_STEPS", 8)
     settle.choose_options = _small(settle.choose_options)
     pdq_export.cli.example.resources.files = lambda _: example
     bench._load = _with_last(bench._load, 1)  # loads
     bench._time = _with_last(bench._time, 0.0)  # seconds
+
+
+def _replace(module: ModuleType, name: str, value: float) -> None:
+    assert hasattr(module, name), f"{module.__name__} has no {name} that could be replaced"
+    setattr(module, name, value)
 
 
 def _small(chosen: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,5 +1,6 @@
 """The ImageNet recipe on a few generated images, with random weights and a tiny budget."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -135,11 +136,11 @@ def test_every_network_has_its_figures() -> None:
 @pytest.mark.parametrize("correction_iters", [0, 500])
 @pytest.mark.parametrize("name", PAPER)
 def test_every_budget_can_be_run(name: str, correction_iters: int) -> None:
-    chosen = choose_options(preset="paper", overrides=settings(name, {"correction_iters": correction_iters}))
+    overrides = settings(name, {"correction_iters": correction_iters})
+    chosen = choose_options(method="pd-quant", preset="paper", overrides=overrides)
     assert (chosen.correction_iters, chosen.temperature) == (correction_iters, PAPER[name].temperature)
 
 
-@pytest.mark.usefixtures("short_search")
 class ShortMobileNetV2(MobileNetV2):
     STAGES = MobileNetV2.STAGES[:3]
 
@@ -163,3 +164,12 @@ def test_command(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     written = {path.name for path in (tmp_path / "out").iterdir()}
     models = {"mobilenetv2-w4a4.onnx", "mobilenetv2-w2a2.onnx"}
     assert written == {"mobilenetv2.onnx", *models, *(name.replace(".onnx", ".json") for name in models)}
+    taken = json.loads((tmp_path / "out" / "mobilenetv2-w2a2.json").read_text())["settings"]
+    published = {
+        "method": "pd-quant",
+        "compensate_rounding": False,
+        "equalize_channels": False,
+        "lambda_r": 0.1,
+        "prediction_interval": 1,
+    }
+    assert {name: taken[name] for name in published} == published
