@@ -328,6 +328,12 @@ class Equalized:
     exact: PreparedModel
 
 
+def find_couples(work: PlannedModel) -> list[equalize.Couple]:
+    """Layers whose channels in between can be brought to one range."""
+    plan = work.plan
+    return equalize.find_couples(work.prepared.model, plan.points, {layer.node for layer in plan.layers})
+
+
 def equalize_channels(
     work: Work, inputs: Sequence[torch.Tensor | Source], ranks: Ranks = ALONE, *, through_clips: bool = True
 ) -> Equalized:
@@ -338,8 +344,7 @@ def equalize_channels(
     until it is quantized.
     """
     prepared, plan = work.prepared, work.plan
-    found = equalize.find_couples(prepared.model, plan.points, {layer.node for layer in plan.layers})
-    pairs = [pair for pair in found if pair.bound is None or through_clips]
+    pairs = [pair for pair in find_couples(work) if pair.bound is None or through_clips]
     tensors = tuple(pair.tensor for pair in pairs)
     if not pairs:
         return Equalized(work=work, tensors=tensors, exact=prepared)

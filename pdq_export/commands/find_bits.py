@@ -1,6 +1,7 @@
 """The stage of `--bits auto`: sensitivity on a run's samples, and bits found by it."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 
 from pdq_export.commands.allotting import with_allotment
@@ -19,7 +20,7 @@ from pdq_export.search.asked import Budget, parse_budget
 from pdq_export.search.budget import Cost, Widths
 from pdq_export.spec.sensitivity import Sensitivity
 from pdq_export.targets import find_target
-from pdq_export.work import PlannedModel, Work
+from pdq_export.work import PlannedModel, Work, find_couples
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,8 @@ class Finder:
         asked = Asked.of(config)
         sensitivity = find_sensitivity(work, chosen, asked, tell)
         digests = sha256_by_input(work.samples.calibration, work.index.inputs)
-        made = made_by(work.info, digests, str(asked.device), work.samples.synthesis)
+        equalized = [pair.tensor for pair in find_couples(work)] if chosen.equalize_channels else []
+        made = made_by(work.info, digests, str(asked.device), work.samples.synthesis, equalized)
         return cls(work=work, config=config, chosen=chosen, sensitivity=sensitivity, made=made)
 
     def find(self, budget: Budget | None = None) -> tuple[Config, Allotment, Found]:
@@ -53,7 +55,8 @@ class Finder:
 
         ``budget``: by default the one that the configuration has.
         """
-        found = self.search(budget).find(size=self._size)
+        at_most = functools.partial(self._size, at_most=True)
+        found = self.search(budget).find(size=self._size, at_most=at_most)
         allotment = self._allotment(found.bits)
         return self._with(allotment), allotment, found
 
@@ -80,12 +83,12 @@ class Finder:
         )
         return Search(space)
 
-    def _size(self, bits: Widths) -> int:
-        """Of the file with these bits, with placeholders."""
+    def _size(self, bits: Widths, *, at_most: bool = False) -> int:
+        """Of the file with these bits, with placeholders; ``at_most``: see `placeholder_size`."""
         changed = self._with(self._allotment(bits))
         options = plan_options(changed, choose(changed))
         planned = PlannedModel.of(self.work.original, options, changed.file, told=False)
-        return placeholder_size(planned, changed.file.target, self._metadata(changed))
+        return placeholder_size(planned, changed.file.target, self._metadata(changed), at_most=at_most)
 
     def _allotment(self, bits: Widths) -> Allotment:
         work = self.work

@@ -12,6 +12,7 @@ from pdq_export.report.bits import Estimate, SearchReport
 from pdq_export.report.tensor_losses import TensorLosses
 from pdq_export.search.asked import Budget
 from pdq_export.search.budget import Limit, Solution, Widths, solve
+from pdq_export.spec import QuantizedTensor, Role
 from pdq_export.targets import find_target
 from pdq_export.work import PlannedModel
 
@@ -47,14 +48,16 @@ class Search:
         self._space, self._budget, self._most = space, space.budget, space.most
         self._choices, self._loss, self._size = space.choices, space.loss, space.size
 
-    def find(self, *, size: Callable[[Widths], int]) -> Found:
+    def find(self, *, size: Callable[[Widths], int], at_most: Callable[[Widths], int] | None = None) -> Found:
         """The allotment of the least estimated loss that keeps the budget. Raises OptionError where none does.
 
         ``size``: of a file with these bits, written with placeholders; what it takes more than estimated the next
-        solution has to spare. Equal bits that keep the budget are taken where nothing else does, or promises less loss.
+        solution has to spare. ``at_most``: what it may come to once scales are learned, by default the same; bits that
+        differ keep the budget with it. Equal bits that keep the budget are taken where nothing else does, or promises
+        less loss.
         """
         try:
-            solution, written = self._within(size)
+            solution, written = self._within(at_most or size)
         except OptionError:
             if (equal := self._best_uniform(size)) is None:
                 raise
@@ -72,7 +75,7 @@ class Search:
                 100 * solution.gap,
                 _FEWER,
             )
-        return self._found(solution, written, uniform)
+        return self._found(solution, size(solution.bits) if at_most else written, uniform)
 
     def smallest(self, loss: float, *, size: Callable[[Widths], int]) -> Found:
         """The smallest allotment whose estimated loss is within ``loss``, or that of the least loss there is.
@@ -256,9 +259,14 @@ class Search:
         )
 
 
-def placeholder_size(planned: PlannedModel, target: str, metadata: Mapping[str, str]) -> int:
-    """Bytes of the file of a plan, written with what calibration would learn, roughly."""
+def placeholder_size(planned: PlannedModel, target: str, metadata: Mapping[str, str], *, at_most: bool = False) -> int:
+    """Bytes of the file of a plan, written with what calibration would learn, roughly.
+
+    ``at_most``: as if activations had half of their scales, so that a bias whose integers may need more bytes has them.
+    """
     tensors = estimate_tensors(planned.prepared, planned.plan)
+    if at_most:
+        tensors = {name: x if x.point.role is Role.WEIGHT else _halved(x) for name, x in tensors.items()}
     file = find_target(target).export(
         planned.prepared.model,
         planned.plan,
@@ -268,3 +276,7 @@ def placeholder_size(planned: PlannedModel, target: str, metadata: Mapping[str, 
         max_opset=planned.loading.max_opset,
     )
     return int(file.ByteSize())
+
+
+def _halved(tensor: QuantizedTensor) -> QuantizedTensor:
+    return dataclasses.replace(tensor, scale=tensor.scale / 2)

@@ -24,7 +24,7 @@ from pdq_export.errors import DataError, OptionError
 from pdq_export.plan.freedom import rule_bits
 from pdq_export.search.asked import parse_budget
 from pdq_export.search.bits_file import read_bits
-from pdq_export.search.budget import solve
+from pdq_export.search.budget import Widths, solve
 from pdq_export.search.groups import find_groups
 from pdq_export.spec import BitWidths, Point, Role
 from pdq_export.spec.sensitivity import Sensitivity
@@ -86,10 +86,10 @@ def at(point: Point, bits: int) -> Point:
     return point.with_bits(bits, symmetric=False) if point.role is Role.WEIGHT else point.with_bits(bits)
 
 
-def size_of(planned: PlannedModel, bits: dict[str, int]) -> int:
+def size_of(planned: PlannedModel, bits: dict[str, int], *, at_most: bool = False) -> int:
     points = {name: at(p, bits[name]) if name in bits else p for name, p in planned.plan.points.items()}
     changed = dataclasses.replace(planned, plan=dataclasses.replace(planned.plan, points=points))
-    return placeholder_size(changed, "ort", {})
+    return placeholder_size(changed, "ort", {}, at_most=at_most)
 
 
 def find(factors: dict[str, float] = WEIGHTS, **fields: Any) -> tuple[dict[str, int], Any]:
@@ -114,6 +114,35 @@ def test_at_the_bytes_of_equal_bits_it_loses_less_and_is_no_larger(width: int) -
     assert "activations get 8 bits" in found.report.note
     losses = [one.loss for one in found.report.frontier]
     assert losses == sorted(losses, reverse=True)
+
+
+def test_bits_that_differ_spare_what_biases_may_take_once_scales_are_learned() -> None:
+    _, planned, _ = search(max_size="1MB")
+    most = size_of(planned, {}) - 1000
+
+    def at_most(bits: Widths) -> int:
+        return size_of(planned, dict(bits)) + 5000
+
+    searched, _, _ = search(max_size=str(most))
+    plain = searched.find(size=lambda bits: size_of(planned, dict(bits)))
+    sparing = searched.find(size=lambda bits: size_of(planned, dict(bits)), at_most=at_most)
+    assert at_most(plain.bits) > most >= at_most(sparing.bits)
+    assert sparing.report.chosen.size == size_of(planned, dict(sparing.bits))
+
+
+def test_what_biases_may_take_once_scales_are_learned() -> None:
+    """Of the same numbers in half of the unit some have integers that take more bytes, and none fewer."""
+    config = make_config({"bits": "4/4", "first_last": "4/4"})
+    more = []
+    for size in range(12):
+        biased = fill(parse("c = Conv (image, w, b) y = Relu(c)"), {"w": (64, 3, 1, 1)})
+        bias = np.linspace(-1, 1, 64, dtype=np.float32) * np.float32(1.6**size)
+        biased.graph.initializer.append(onnx.numpy_helper.from_array(bias, "b"))
+        file, _ = open_model(name_nodes(biased))
+        planned = PlannedModel.of(file, plan_options(config, choose(config)), config.file, told=False)
+        more.append(placeholder_size(planned, "ort", {}, at_most=True) - placeholder_size(planned, "ort", {}))
+    assert min(more) > -16  # equal scales are stored once
+    assert max(more) >= 64
 
 
 def test_equal_bits_stay_where_nothing_else_keeps_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
