@@ -112,7 +112,7 @@ def widen_activations(made: HowMade) -> Remedy | None:
 def allot_bits(made: HowMade, size: int | None) -> Iterator[Remedy]:
     """Bits that differ, within the bytes of a file whose layers have equal ones; ``size``: of it, where it is known."""
     settings = made.settings
-    if not settings or size is None or settings.get("layer_bits") or has_own_bits(made):
+    if not settings or size is None or settings.get("layer_bits") or has_own_bits(made) or made.instead is not None:
         return
     bits = BitWidths.parse(settings.get("bits", "8/8"))
     if bits.weight >= _REDUCED_BITS or (bits.activation < CARRIER_BITS and not made.free_activations):
@@ -160,7 +160,7 @@ def calibrate_more(made: HowMade) -> Iterator[Remedy]:
     if not settings:
         return
     if images is not None and images < _FEW_IMAGES:
-        limited = images >= settings.get("samples", images)
+        limited = images >= settings.get("samples", images) and not settings.get("held_back")
         line = f"--samples {PRESETS['balanced']['samples']}" if limited else "more images in --calib"
         why = f"calibrated on {counted(images, 'image')}; {_FEW_IMAGES} and more are usual"
         yield Remedy(line=line, why=f"{why}{', as far as --calib has more' if limited else ''}")

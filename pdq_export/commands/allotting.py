@@ -79,10 +79,13 @@ def bits_content(path: Path, allotment: Allotment, config: Config) -> bytes:
 
 
 def _chosen_with(config: Config) -> str:
-    """The options besides bits that the plan depends on, as on the command line, on one line of ASCII."""
+    """The options besides bits that the plan depends on, and the number of images, as on the command line.
+
+    On one line of ASCII.
+    """
     told = []
     for name, value in recorded(config).items():
-        if name == "target" or (name in vars(config.plan) and name not in ("bits", "tensor_bits")):
+        if name in ("target", "samples") or (name in vars(config.plan) and name not in ("bits", "tensor_bits")):
             flag = f"--{name.replace('_', '-')}"
             values = value if isinstance(value, tuple) else (value,)
             told += [flag if one is True else f"{flag} {shlex.quote(str(one))}" for one in values]

@@ -82,7 +82,7 @@ def find_smallest(
                 deterministic=made.request.config.run.deterministic,
                 tell=tell,
             )
-            changes = find_changes(measured, labelled=goal.labelled)
+            changes = find_changes(measured, goal)
             step = Step(
                 size=chosen.size,
                 loss=chosen.loss,
@@ -120,15 +120,20 @@ def told(step: Step, goal: Goal) -> str:
     what = "top-1 falls by" if goal.labelled else "classes change for"
     unit = "points" if goal.labelled else "%"
     return (
-        f"{step.size:,} bytes, {step.avg_weight:.2f} bits on average: {what} {step.drop:.2f} {unit} ± {step.error:.2f} "
-        f"on {step.images:,} images held back, {'within' if step.held else 'beyond'} {goal.aim(step.error):.2f}"
+        f"about {step.size:,} bytes, {step.avg_weight:.2f} bits on average: {what} {step.drop:.2f} {unit} "
+        f"± {step.error:.2f} on {step.images:,} images held back, {'within' if step.held else 'beyond'} "
+        f"{goal.aim(step.error):.2f}"
     )
 
 
-def find_changes(measured: Measurements, *, labelled: bool) -> Top1Changes:
-    """Images that are lost and gained; without labels every one whose class changes counts as lost."""
-    if labelled and measured.top1_changes is not None:
-        return measured.top1_changes
+def find_changes(measured: Measurements, goal: Goal) -> Top1Changes:
+    """Images that are lost and gained; without labels every one whose class changes counts as lost.
+
+    So it does where one image is more than the limit: what few are gained by chance must not make up for others.
+    """
+    changes = measured.top1_changes
+    if goal.labelled and changes is not None and not goal.is_below_one_of(changes.images):
+        return changes
     found = measured.outputs[0].against_float
     assert found.argmax_agreement is not None  # it has scores
     return Top1Changes(images=found.images, lost=round((1 - found.argmax_agreement) * found.images), gained=0)
@@ -153,6 +158,15 @@ def _tell_held(held: Data, goal: Goal) -> None:
             "%s has no labels: of --max-drop the images held back can tell no more than a bound, every image whose "
             "class changes counts as lost, and the file becomes larger than it has to; add labels",
             held.source,
+        )
+    if goal.is_below_one_of(len(held)):
+        logger.warning(
+            "--max-drop %g: of the %d images of %s that are held back, each is %.3g points: every one whose class "
+            "changes counts as lost, and the file becomes larger than it has to; add images",
+            goal.limit,
+            len(held),
+            held.source,
+            100 / len(held),
         )
     logger.info("bits are found by at most %d calibrations, each judged on %d images held back", ATTEMPTS, len(held))
 

@@ -65,9 +65,11 @@ def larger_budget(
 ) -> tuple[Remedy, ...]:
     """A budget for which bits that are found again lose much less, by the estimates; none where none do.
 
-    ``most``: bytes that were allowed, None where bytes were not limited. ``size``: of the file. ``raised``: what is
+    ``most``: bytes that were allowed, None where none were asked for. ``size``: of the file. ``raised``: what is
     found within a larger budget of another kind, where it was one.
     """
+    if most is None and search.steps:  # found by accuracy: the size is what a budget can be given of
+        most = size
     if most is None:
         if raised is None or not raised.loss < _LESS * search.chosen.loss:
             return ()

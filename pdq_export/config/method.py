@@ -44,7 +44,7 @@ class CalibrationOptions:
     iters_share: float = option(
         1.0,
         "Share of the steps that a block takes in which nothing has fewer than 4 bits",
-        more="where a number of steps is given, all blocks take it",
+        more="where a number of steps is given and no share, all blocks take it",
         above=0,
         most=1,
         flag=False,
@@ -53,7 +53,7 @@ class CalibrationOptions:
     correction_share: float = option(
         1.0,
         "Share of the steps of distribution correction that a block takes in which nothing has fewer than 4 bits",
-        more="where a number of them is given, all blocks take it",
+        more="where a number of them is given and no share, all blocks take it",
         above=0,
         most=1,
         flag=False,

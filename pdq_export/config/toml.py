@@ -97,6 +97,8 @@ def _leaves(
             if key in sections:
                 raise OptionError(f"{key} is {shown(value)}; expected a section [{'.'.join(keys)}]")
             if key in known and key not in options:
+                if isinstance(value, dict):
+                    raise OptionError(f"{key} is an option; expected it {_in(known[key].path)}, not as a section")
                 raise OptionError(f"{key} stands {_in(path)}; expected it {_in(known[key].path)}")
             check_name(key, [*options, *sections] if path else sections, "option " if path else "section ")
             yield key, read_value(known[key], value)

@@ -49,9 +49,8 @@ def saturation_remedy(report: Report, settings: Mapping[str, Any]) -> Remedy | N
     here, seen = report.quantized_where_simulated, report.simulated_accuracy
     would = ""
     if here is not None and seen is not None:
-        with_that, without = (percent(found.top1, 2) for found in (here, seen))
-        on = counted(seen.images, "image")
-        would = f"; of {on} top-1 is {with_that} with that and {without} without, in the simulation"
+        saturated, exact = (percent(found.top1, 2) for found in (here, seen))
+        would = f"; of {counted(seen.images, 'image')} top-1 is {saturated} here, and {exact} where nothing saturates"
     why = f"integer kernels saturate on this processor, and not on those with VNNI{would}"
     return Remedy(line="--reduce-range", why=why)
 

@@ -36,6 +36,10 @@ class Goal:
         """
         return max(self.limit - error, self.limit / 2)
 
+    def is_below_one_of(self, images: int) -> bool:
+        """Whether one of so many images is more than the limit."""
+        return 0 < self.limit * images < 100
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Attempt(Generic[Made]):

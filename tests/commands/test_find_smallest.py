@@ -142,3 +142,9 @@ def test_beside_a_budget_it_is_a_gate_alone(data: dict[str, Any]) -> None:
 def test_what_is_refused(data: dict[str, Any], fields: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         run({**data, **fields})
+
+
+def test_few_labels_count_no_more_than_classes(data: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    (step, *_) = run({**data, "samples": 80}, max_drop=1, allowed_bits="8").report.search.steps
+    assert step.drop >= 0
+    assert "--max-drop 1: of the 21 images of calib.npz that are held back, each is 4.76 points" in caplog.text
