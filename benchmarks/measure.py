@@ -17,7 +17,7 @@ from pdq_export.calibrate.block import BlockCalibrator
 from pdq_export.commands.quantize import Progress
 from pdq_export.config.method import CalibrationOptions, choose_options
 from pdq_export.data import ImageSet
-from pdq_export.spec import Block
+from pdq_export.spec import MAX_BITS, Block
 from pdq_export.validate import BATCH_SIZE
 
 MEGABYTE = 1e6
@@ -174,7 +174,7 @@ def measure(job: Job, path: Path, *, extrapolates: bool = True, first: int = 1) 
     """
     torch.set_num_threads(job.threads)
     images, judged = noise(path, job.options().samples, seed=0), noise(path, BATCH_SIZE, seed=1)
-    start_memory, clock = peak_memory(), BlockClock(job.options().prediction_interval, first)
+    start_memory, clock = peak_memory(), BlockClock(job.options().for_block(MAX_BITS).prediction_interval, first)
     more: dict[str, Any] = {} if job.max_memory is None else {"max_memory": job.max_memory}
     with _fewest_bits() as bits:
         pdq_export.quantize(

@@ -92,6 +92,14 @@ class CalibrationOptions:
     prediction_interval: int = option(
         1, "Compare predictions at every so many steps, and weigh them as much more", least=1, flag=False
     )
+    prediction_share: float = option(
+        1.0,
+        "Share of these comparisons that a block makes in which nothing has fewer than 4 bits, weighed as much more",
+        more="where an interval is given and no share, all blocks take it",
+        above=0,
+        most=1,
+        flag=False,
+    )
     prediction_precision: str = option(
         "float32",
         "What products and convolutions of the rest of the network round their inputs to, while a block learns from "
@@ -137,20 +145,26 @@ class CalibrationOptions:
         """The options of a block in which what is learned has at least ``bits`` bits: with its own numbers of steps."""
         if bits < _MANY_BITS:
             return self
-        iters = math.ceil(self.iters * self.iters_share)
-        correction_iters = math.ceil(self.correction_iters * self.correction_share)
         return dataclasses.replace(
-            self, iters=iters, iters_share=1.0, correction_iters=correction_iters, correction_share=1.0
+            self,
+            iters=math.ceil(self.iters * self.iters_share),
+            iters_share=1.0,
+            correction_iters=math.ceil(self.correction_iters * self.correction_share),
+            correction_share=1.0,
+            prediction_interval=round(self.prediction_interval / self.prediction_share),
+            prediction_share=1.0,
         )
 
 
 # Beyond the papers. With the published lambda_r the predictions for the images at hand are learned by heart, and
-# comparing them at every second step takes a fifth less time (benchmarks/PROFILE.md).
+# comparing them at every second step takes a fifth less time; with 4 bits and more they give nothing that shows
+# (benchmarks/PROFILE.md).
 _BEYOND: Mapping[str, Any] = {
     "compensate_rounding": True,
     "equalize_channels": True,
     "lambda_r": 1.0,
     "prediction_interval": 2,
+    "prediction_share": 0.5,
 }
 _BEYOND_OFF: Mapping[str, Any] = {"compensate_rounding": False, "equalize_channels": False}
 _BRECQ: Mapping[str, Any] = {
@@ -209,6 +223,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 FOLLOWING: Mapping[str, tuple[str, float]] = {
     "iters": ("iters_share", 1.0),
     "correction_iters": ("correction_share", 1.0),
+    "prediction_interval": ("prediction_share", 1.0),
     "scale_lr": ("range_lr", 0.0),
 }
 
@@ -289,7 +304,7 @@ _NEEDS: Mapping[str, _Needed] = {
     "rounding_weight": (lambda o: _rounds(o) and o.warmup < 1.0, "the rounding term is off (iters, warmup)"),
     "scale_lr": (lambda o: _learns_scales(o) and o.range_lr == 0, f"{_FIXED}, or range_lr stands for it"),
     "range_lr": (lambda o: o.range_lr == 0 or _learns_scales(o), _FIXED),
-    **dict.fromkeys(("prediction_interval", "lambda_r", "output_loss"), _PREDICTED),
+    **dict.fromkeys(("prediction_interval", "prediction_share", "lambda_r", "output_loss"), _PREDICTED),
     "prediction_precision": (lambda o: o.prediction_precision == "float32" or _predicts(o), _PREDICTED[1]),
     "capture_step": (lambda o: not o.capture_step or _steps(o), _OPTIMIZED),
     "temperature": (lambda o: _predicts(o) and o.output_loss != "mse", "predictions are not compared by KL"),

@@ -24,7 +24,7 @@ JOB = Job(
     device="cpu",
     bits="4/4",
     method="pdq",
-    overrides={"samples": "8", "iters": "3", "correction_iters": "1", "batch_size": "4"},
+    overrides={"samples": "8", "iters": "5", "correction_iters": "1", "batch_size": "4"},
     max_memory=None,
     threads=1,
 )
@@ -46,7 +46,7 @@ FOUND = Measurement(
 def test_a_calibration_is_measured(small: Path) -> None:
     found = measure(JOB, small)
     assert len(found.blocks) == 3
-    assert all(block.steps == 3 and block.step_seconds is not None for block in found.blocks)
+    assert all(block.steps == 5 and block.step_seconds is not None for block in found.blocks)
     assert 0.0 < sum(block.seconds for block in found.blocks) <= found.seconds
     assert found.fixed_seconds is not None
     assert found.fixed_seconds > 0.0

@@ -41,6 +41,17 @@ def test_a_block_of_many_bits_takes_fewer_steps_unless_a_number_is_given() -> No
     assert easy.for_block(4) == easy
 
 
+def test_a_block_of_many_bits_compares_predictions_less_unless_an_interval_is_given() -> None:
+    def intervals(method: str = "pdq", **given: Any) -> list[int]:
+        options = choose_options(method=method, overrides=given)
+        return [options.for_block(bits).prediction_interval for bits in (2, 3, 4, 8)]
+
+    assert intervals() == [2, 2, 4, 4]
+    assert intervals(prediction_interval=3) == [3] * 4
+    assert intervals(prediction_share=0.2) == [2, 2, 10, 10]
+    assert intervals(method="pd-quant") == [1] * 4
+
+
 def test_scales_have_the_rate_that_is_given() -> None:
     assert choose_options().range_lr > 0 == choose_options(overrides={"scale_lr": 1e-3}).range_lr
     with pytest.raises(OptionError, match="scale_lr is given, but it has no effect"):
@@ -71,7 +82,7 @@ def test_a_method_is_the_same_in_every_preset(preset: str) -> None:
         options = choose_options(method=method, preset=preset)
         assert differing(options, choose_options(method=method)) <= budget | rates
     published, ours = choose_options(method="pd-quant", preset=preset), choose_options(preset=preset)
-    parts = {"compensate_rounding", "equalize_channels", "lambda_r", "prediction_interval"}
+    parts = {"compensate_rounding", "equalize_channels", "lambda_r", "prediction_interval", "prediction_share"}
     assert differing(published, ours) == parts
 
 

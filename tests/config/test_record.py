@@ -122,7 +122,8 @@ def test_what_pd_quant_was_is_read_as_what_it_is_now() -> None:
     former = dataclasses.asdict(choose_options(method="pdq", preset="fast"))
     del former["correction_share"]
     found = read_record({SETTLED: json.dumps({"method": "pd-quant", "preset": "fast", **former})}, "m.onnx")
-    parts = {"compensate_rounding": True, "equalize_channels": True, "lambda_r": 1.0, "prediction_interval": 2}
+    parts = {"compensate_rounding": True, "equalize_channels": True, "lambda_r": 1.0}
+    parts |= {"prediction_interval": 2, "prediction_share": 0.5}
     numbers = {**parts, "correction_iters": 10}
     assert found.asked == {"method": "pd-quant", "preset": "fast", **numbers}
     again = choose_options(method="pd-quant", preset="fast", overrides=numbers)
