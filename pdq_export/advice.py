@@ -160,7 +160,7 @@ def calibrate_more(made: HowMade) -> Iterator[Remedy]:
     if not settings:
         return
     if images is not None and images < _FEW_IMAGES:
-        limited = images >= settings.get("samples", images) and not settings.get("held_back")
+        limited = images >= settings.get("samples", images)
         line = f"--samples {PRESETS['balanced']['samples']}" if limited else "more images in --calib"
         why = f"calibrated on {counted(images, 'image')}; {_FEW_IMAGES} and more are usual"
         yield Remedy(line=line, why=f"{why}{', as far as --calib has more' if limited else ''}")

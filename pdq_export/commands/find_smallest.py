@@ -21,7 +21,7 @@ from pdq_export.data import Data
 from pdq_export.errors import OptionError
 from pdq_export.fidelity import Reference
 from pdq_export.search.allotment import Allotment
-from pdq_export.search.goal import ATTEMPTS, Attempt, Goal, Proposal, reach, tolerable_loss
+from pdq_export.search.goal import ATTEMPTS, Attempt, Goal, Proposal, is_below_one_of, reach, tolerable_loss
 from pdq_export.spec.step import Step
 from pdq_export.validate import BATCH_SIZE, Measurements, Session, Top1Changes
 from pdq_export.work import Work
@@ -63,7 +63,9 @@ def find_smallest(
             f"--bits auto --max-drop {limit:g}: the first output has no scores of classes, so that no top-1 can be "
             "kept; give a budget, such as --max-size 0.15"
         )
-    goal = Goal(limit=limit, labelled=held.labels is not None)
+    # Where one image is more than the limit, what few are gained by chance must not make up for others.
+    labels = None if is_below_one_of(limit, len(held)) else held.labels
+    goal = Goal(limit=limit, labelled=labels is not None)
     _tell_held(held, goal)
     search, pace = finder.search(), _Pace(tell)
 
@@ -82,7 +84,7 @@ def find_smallest(
                 deterministic=made.request.config.run.deterministic,
                 tell=tell,
             )
-            changes = find_changes(measured, goal)
+            changes = find_changes(measured, labelled=goal.labelled)
             step = Step(
                 size=chosen.size,
                 loss=chosen.loss,
@@ -98,7 +100,7 @@ def find_smallest(
         return Proposal(size=chosen.size, loss=chosen.loss, calibrate=run)
 
     scores = _scores(work, reference, held)
-    best, steps = reach(goal, tolerable_loss(scores, held.labels, limit / 2), propose)
+    best, steps = reach(goal, tolerable_loss(scores, labels, limit / 2), propose)
     if not best.step.held:
         logger.warning(
             "--max-drop %g: none of %d calibrations keeps it on the images held back with its statistical error; the "
@@ -126,14 +128,10 @@ def told(step: Step, goal: Goal) -> str:
     )
 
 
-def find_changes(measured: Measurements, goal: Goal) -> Top1Changes:
-    """Images that are lost and gained; without labels every one whose class changes counts as lost.
-
-    So it does where one image is more than the limit: what few are gained by chance must not make up for others.
-    """
-    changes = measured.top1_changes
-    if goal.labelled and changes is not None and not goal.is_below_one_of(changes.images):
-        return changes
+def find_changes(measured: Measurements, *, labelled: bool) -> Top1Changes:
+    """Images that are lost and gained; without labels every one whose class changes counts as lost."""
+    if labelled and measured.top1_changes is not None:
+        return measured.top1_changes
     found = measured.outputs[0].against_float
     assert found.argmax_agreement is not None  # it has scores
     return Top1Changes(images=found.images, lost=round((1 - found.argmax_agreement) * found.images), gained=0)
@@ -147,19 +145,13 @@ def _missed(step: Step, goal: Goal) -> str:
 
 
 def _more(step: Step, goal: Goal) -> str:
-    if step.drop > goal.limit:
+    if step.drop > goal.limit and not is_below_one_of(goal.limit, step.images):
         return "give more calibration images or steps (--samples, --iters)"
     return "give more images in --calib, of which more are held back then and tell more"
 
 
 def _tell_held(held: Data, goal: Goal) -> None:
-    if not goal.labelled:
-        logger.warning(
-            "%s has no labels: of --max-drop the images held back can tell no more than a bound, every image whose "
-            "class changes counts as lost, and the file becomes larger than it has to; add labels",
-            held.source,
-        )
-    if goal.is_below_one_of(len(held)):
+    if is_below_one_of(goal.limit, len(held)):
         logger.warning(
             "--max-drop %g: of the %d images of %s that are held back, each is %.3g points: every one whose class "
             "changes counts as lost, and the file becomes larger than it has to; add images",
@@ -167,6 +159,12 @@ def _tell_held(held: Data, goal: Goal) -> None:
             len(held),
             held.source,
             100 / len(held),
+        )
+    elif not goal.labelled:
+        logger.warning(
+            "%s has no labels: of --max-drop the images held back can tell no more than a bound, every image whose "
+            "class changes counts as lost, and the file becomes larger than it has to; add labels",
+            held.source,
         )
     logger.info("bits are found by at most %d calibrations, each judged on %d images held back", ATTEMPTS, len(held))
 

@@ -5,14 +5,16 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import onnx
+
 from pdq_export.commands.estimates import estimate_tensors
 from pdq_export.commands.space import Space
 from pdq_export.errors import OptionError
+from pdq_export.graph.edit import with_constants
 from pdq_export.report.bits import Estimate, SearchReport
 from pdq_export.report.tensor_losses import TensorLosses
 from pdq_export.search.asked import Budget
 from pdq_export.search.budget import Limit, Solution, Widths, solve
-from pdq_export.spec import QuantizedTensor, Role
 from pdq_export.targets import find_target
 from pdq_export.work import PlannedModel
 
@@ -22,7 +24,7 @@ _BETTER = 0.95  # of the estimated loss of uniform bits: what promises less gain
 _RAISED = 1.25
 _FRONTIER = 9  # budgets that are solved for the chart
 _ROUNDS = 8
-# A bias can take a byte more, and zero points be stored in another way, once scales are learned.
+# Zero points can be stored in another way once scales are learned.
 _SPARE = 0.001
 _NEAR = 1.01  # of a size: what is estimated beyond is not written to see
 _FEWER = "--allowed-bits with fewer to choose from lets it finish"
@@ -57,16 +59,16 @@ class Search:
         less loss.
         """
         try:
-            solution, written = self._within(at_most or size)
+            solution, written = self._within(at_most or size if self._most is not None else size)
         except OptionError:
             if (equal := self._best_uniform(size)) is None:
                 raise
             logger.info("%s: no bits that differ were found within it; equal ones keep it", self._budget.told())
-            return self._equal(equal, size(equal))
+            return self._equal(equal, size, at_most)
         uniform, space = self._best_uniform(size), self._space
         if uniform is not None and self._loss.of(solution.bits) > _BETTER * self._loss.of(space.narrowed(uniform)):
             logger.info("bits that differ promise no less loss than equal ones: %s keeps them", self._budget.told())
-            return self._equal(uniform, size(uniform))
+            return self._equal(uniform, size, at_most)
         if solution.gap:
             logger.warning(
                 "%s: the solver stopped at a part of all allotments; others could lose up to %.2g %% less by the sum "
@@ -75,7 +77,9 @@ class Search:
                 100 * solution.gap,
                 _FEWER,
             )
-        return self._found(solution, size(solution.bits) if at_most else written, uniform)
+        if at_most is not None and self._most is not None:
+            written = size(solution.bits)
+        return self._found(solution, written, uniform)
 
     def smallest(self, loss: float, *, size: Callable[[Widths], int]) -> Found:
         """The smallest allotment whose estimated loss is within ``loss``, or that of the least loss there is.
@@ -98,18 +102,19 @@ class Search:
             return self._found(Solution(bits=uniform), equal, uniform)
         return self._found(solution, written, uniform)
 
-    def _equal(self, uniform: Widths, written: int) -> Found:
-        """Equal bits, whose file has ``written`` bytes with placeholders; told where it may be refused for its size."""
-        most = self._most
-        if most is not None and written > most * (1 - _SPARE):
+    def _equal(self, uniform: Widths, size: Callable[[Widths], int], at_most: Callable[[Widths], int] | None) -> Found:
+        """Equal bits; told where their file may be refused for its size."""
+        most, written = self._most, size(uniform)
+        largest = written if most is None or at_most is None else at_most(uniform)
+        if most is not None and largest > most * (1 - _SPARE):
             logger.log(
                 logging.WARNING if written > most else logging.INFO,
                 "%s: equal bits are estimated to take %d bytes of the %d that are allowed; whether the file keeps them "
-                "is known once scales are learned, and it is refused then if it does not; --max-size %d is sure to do",
+                "is known once scales are learned, and it is refused then if it does not; --max-size %d should do",
                 self._budget.told(),
                 written,
                 most,
-                math.ceil(written / (1 - _SPARE)),
+                math.ceil(largest / (1 - _SPARE)),
             )
         return self._found(Solution(bits=dict(uniform)), written, uniform)
 
@@ -262,21 +267,21 @@ class Search:
 def placeholder_size(planned: PlannedModel, target: str, metadata: Mapping[str, str], *, at_most: bool = False) -> int:
     """Bytes of the file of a plan, written with what calibration would learn, roughly.
 
-    ``at_most``: as if activations had half of their scales, so that a bias whose integers may need more bytes has them.
+    ``at_most``: with the more bytes of biases as they are and twice as large, as they are in half of the scales.
     """
     tensors = estimate_tensors(planned.prepared, planned.plan)
-    if at_most:
-        tensors = {name: x if x.point.role is Role.WEIGHT else _halved(x) for name, x in tensors.items()}
-    file = find_target(target).export(
-        planned.prepared.model,
-        planned.plan,
-        tensors,
-        metadata=metadata,
-        packing=planned.loading.packing,
-        max_opset=planned.loading.max_opset,
-    )
-    return int(file.ByteSize())
 
+    def write(model: onnx.ModelProto) -> int:
+        loading = planned.loading
+        file = find_target(target).export(
+            model, planned.plan, tensors, metadata=metadata, packing=loading.packing, max_opset=loading.max_opset
+        )
+        return int(file.ByteSize())
 
-def _halved(tensor: QuantizedTensor) -> QuantizedTensor:
-    return dataclasses.replace(tensor, scale=tensor.scale / 2)
+    model, index = planned.prepared.model, planned.prepared.index
+    size = write(model)
+    if not at_most:
+        return size
+    biases = {layer.bias: index.constant(layer.bias) for layer in planned.plan.layers if layer.bias is not None}
+    doubled = {name: 2 * value for name, value in biases.items() if value is not None}
+    return max(size, write(with_constants(model, doubled)))

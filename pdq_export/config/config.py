@@ -283,8 +283,9 @@ def _read(kind: type, value: Any) -> Any:
         return value
 
 
+_BY_PRESET = set().union(*PRESETS.values())
 _CHOSEN_BY = {
-    "preset": {*FOLLOWING, *set().union(*PRESETS.values())},
+    "preset": {*(name for name, (follows, _) in FOLLOWING.items() if follows in _BY_PRESET), *_BY_PRESET},
     "network's family": set().union(*FAMILIES.values()),
     "method": set().union(*METHODS.values()),
 }

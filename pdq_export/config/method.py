@@ -151,13 +151,13 @@ class CalibrationOptions:
             iters_share=1.0,
             correction_iters=math.ceil(self.correction_iters * self.correction_share),
             correction_share=1.0,
-            prediction_interval=round(self.prediction_interval / self.prediction_share),
+            prediction_interval=math.ceil(self.prediction_interval / self.prediction_share),
             prediction_share=1.0,
         )
 
 
 # Beyond the papers. With the published lambda_r the predictions for the images at hand are learned by heart, and
-# comparing them at every second step takes a fifth less time; with 4 bits and more they give nothing that shows
+# comparing them at every second step takes a fifth less time; with 4 bits and more little is seen of them
 # (benchmarks/PROFILE.md).
 _BEYOND: Mapping[str, Any] = {
     "compensate_rounding": True,

@@ -209,8 +209,9 @@ def _kind(annotation: Any) -> tuple[type, bool]:
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
-    """`; did you mean …?` with the nearest names, or nothing where none is near."""
-    near = difflib.get_close_matches(str(name), list(known), n=3)
+    """`; did you mean …?` with the nearest names, in whichever case, or nothing where none is near."""
+    by_lower = {one.lower(): one for one in known}
+    near = [by_lower[one] for one in difflib.get_close_matches(str(name).lower(), list(by_lower), n=3)]
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
 

@@ -163,5 +163,10 @@ def _guessed(settled: Mapping[str, Any]) -> dict[str, Any]:
     for name, usually in {"weights": "asymmetric", "first_last": "8/8"}.items():
         if given.get(name) == usually:
             del given[name]
+    for name in list(decided):  # what has an effect: a method may leave all of it out
+        try:
+            choose_options(**parts, overrides={name: settled.get(name)})
+        except OptionError:
+            decided.discard(name)
     differ = (name for name in numbers if name in settled and (name in decided or settled[name] != usual[name]))
     return given | {name: settled[name] for name in differ}

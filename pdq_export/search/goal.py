@@ -36,9 +36,10 @@ class Goal:
         """
         return max(self.limit - error, self.limit / 2)
 
-    def is_below_one_of(self, images: int) -> bool:
-        """Whether one of so many images is more than the limit."""
-        return 0 < self.limit * images < 100
+
+def is_below_one_of(limit: float, images: int) -> bool:
+    """Whether one of so many images is more than the ``limit``, in points; a limit of 0 is of what is lost net."""
+    return 0 < limit * images < 100
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

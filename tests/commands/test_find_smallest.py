@@ -145,6 +145,9 @@ def test_what_is_refused(data: dict[str, Any], fields: dict[str, Any], message: 
 
 
 def test_few_labels_count_no_more_than_classes(data: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="pdq_export")
     (step, *_) = run({**data, "samples": 80}, max_drop=1, allowed_bits="8").report.search.steps
-    assert step.drop >= 0
     assert "--max-drop 1: of the 21 images of calib.npz that are held back, each is 4.76 points" in caplog.text
+    assert f"classes change for {step.drop:.2f} %" in caplog.text
+    assert "add labels" not in caplog.text
+    assert "give more images in --calib" in caplog.text or step.held

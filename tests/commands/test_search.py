@@ -131,7 +131,7 @@ def test_bits_that_differ_spare_what_biases_may_take_once_scales_are_learned() -
 
 
 def test_what_biases_may_take_once_scales_are_learned() -> None:
-    """Of the same numbers in half of the unit some have integers that take more bytes, and none fewer."""
+    """Of numbers that are twice as large some have integers that take more bytes."""
     config = make_config({"bits": "4/4", "first_last": "4/4"})
     more = []
     for size in range(12):
@@ -141,7 +141,7 @@ def test_what_biases_may_take_once_scales_are_learned() -> None:
         file, _ = open_model(name_nodes(biased))
         planned = PlannedModel.of(file, plan_options(config, choose(config)), config.file, told=False)
         more.append(placeholder_size(planned, "ort", {}, at_most=True) - placeholder_size(planned, "ort", {}))
-    assert min(more) > -16  # equal scales are stored once
+    assert min(more) >= 0
     assert max(more) >= 64
 
 

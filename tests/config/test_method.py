@@ -137,6 +137,7 @@ def test_an_option_without_effect_is_refused(method: str, overrides: dict[str, A
         ({"iters": 2.5}, "option iters is 2.5; expected a whole number"),
         ({"learn_scales": 1}, "option learn_scales is 1; expected true or false"),
         ({"temprature": 1}, "did you mean temperature"),
+        ({"LAMBDA_R": 1}, "did you mean lambda_r"),
     ],
 )
 def test_wrong_values_are_refused(overrides: dict[str, Any], message: str) -> None:

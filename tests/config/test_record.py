@@ -8,7 +8,7 @@ import pytest
 from pdq_export import __version__
 from pdq_export.config import record
 from pdq_export.config.config import make_config
-from pdq_export.config.method import choose_options
+from pdq_export.config.method import METHODS, CalibrationOptions, choose_options
 from pdq_export.config.record import ASKED, SETTLED, read_record, retargeted
 from pdq_export.errors import ModelError
 
@@ -128,6 +128,24 @@ def test_what_pd_quant_was_is_read_as_what_it_is_now() -> None:
     assert found.asked == {"method": "pd-quant", "preset": "fast", **numbers}
     again = choose_options(method="pd-quant", preset="fast", overrides=numbers)
     assert again == choose_options(method="pdq", preset="fast", overrides={"correction_iters": 10})
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_files_from_before_there_were_shares_are_read_as_what_made_them(method: str) -> None:
+    given = {} if method == "nearest" else {"iters": 100}
+    given |= {"correction_iters": 10} if method in ("pdq", "pd-quant") else {}
+    given |= {"prediction_interval": 2} if method == "pdq" else {}
+    made = choose_options(method=method, preset="fast", overrides=given)
+
+    def without_shares(options: CalibrationOptions) -> dict[str, object]:
+        return {name: value for name, value in dataclasses.asdict(options).items() if not name.endswith("_share")}
+
+    former = without_shares(made)
+    found = read_record({SETTLED: json.dumps({"method": method, "preset": "fast", **former})}, "m.onnx")
+    numbers = {name: value for name, value in found.asked.items() if name in former}
+    again = choose_options(method=method, preset="fast", overrides=numbers)
+    for bits in (2, 8):
+        assert without_shares(again.for_block(bits)) == without_shares(made.for_block(bits))
 
 
 @pytest.mark.parametrize(("preset", "method"), [("paper", "pd-quant"), ("fast", "pdq")])
