@@ -50,6 +50,8 @@ def test_a_larger_budget_is_one_that_loses_much_less() -> None:
     (remedy,) = larger_budget(search(), 110, 100)
     assert (remedy.line, remedy.bytes) == ("--max-size 202", 102)
     assert larger_budget(search(), None, 100) == ()
+    (remedy,) = larger_budget(search(steps=(STEP,)), None, 100)  # found by accuracy
+    assert (remedy.line, remedy.bytes) == ("--max-size 202", 102)
     assert larger_budget(search(), 300, 100) == ()
     (remedy,) = larger_budget(search(), None, 100, raised=estimate("--max-bit-ops 0.25", 120, 1.0))
     assert (remedy.line, remedy.bytes) == ("--max-bit-ops 0.25", 20)
