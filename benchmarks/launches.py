@@ -115,7 +115,14 @@ def count(model: Path, calib: Path, bits: str, options: Mapping[str, Any]) -> Co
     )
 
 
-BUDGET: Mapping[str, Any] = {"samples": 32, "batch_size": 16, "iters": 8, "correction_iters": 4, "search_samples": 32}
+BUDGET: Mapping[str, Any] = {
+    "samples": 32,
+    "batch_size": 16,
+    "iters": 8,
+    "prediction_interval": 2,  # in all blocks: steps of both kinds
+    "correction_iters": 4,
+    "search_samples": 32,
+}
 
 
 def main() -> None:
