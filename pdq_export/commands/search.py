@@ -58,8 +58,10 @@ class Search:
         differ keep the budget with it. Equal bits that keep the budget are taken where nothing else does, or promises
         less loss.
         """
+        if at_most is None or self._most is None:  # no bytes to keep to
+            at_most = size
         try:
-            solution, written = self._within(at_most or size if self._most is not None else size)
+            solution, written = self._within(at_most)
         except OptionError:
             if (equal := self._best_uniform(size)) is None:
                 raise
@@ -77,7 +79,7 @@ class Search:
                 100 * solution.gap,
                 _FEWER,
             )
-        if at_most is not None and self._most is not None:
+        if at_most is not size:
             written = size(solution.bits)
         return self._found(solution, written, uniform)
 
@@ -102,10 +104,10 @@ class Search:
             return self._found(Solution(bits=uniform), equal, uniform)
         return self._found(solution, written, uniform)
 
-    def _equal(self, uniform: Widths, size: Callable[[Widths], int], at_most: Callable[[Widths], int] | None) -> Found:
+    def _equal(self, uniform: Widths, size: Callable[[Widths], int], at_most: Callable[[Widths], int]) -> Found:
         """Equal bits; told where their file may be refused for its size."""
         most, written = self._most, size(uniform)
-        largest = written if most is None or at_most is None else at_most(uniform)
+        largest = written if at_most is size else at_most(uniform)
         if most is not None and largest > most * (1 - _SPARE):
             logger.log(
                 logging.WARNING if written > most else logging.INFO,
