@@ -21,7 +21,8 @@ from pdq_export.commands.request import Request
 from pdq_export.commands.search import Found
 from pdq_export.commands.warned import Warned
 from pdq_export.commands.written import asks_page, bits_path
-from pdq_export.config.config import Config, FileSection
+from pdq_export.config.config import Config
+from pdq_export.config.sections import FileSection
 from pdq_export.data import Data, classes_of
 from pdq_export.data.synthetic import asks_synthetic
 from pdq_export.errors import OptionError

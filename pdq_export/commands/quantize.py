@@ -26,9 +26,10 @@ from pdq_export.commands.search import Found
 from pdq_export.commands.seen import check_alike
 from pdq_export.commands.synthetic import make_samples
 from pdq_export.commands.warned import Warned
-from pdq_export.config.config import AUTO, Config, FileSection
+from pdq_export.config.config import Config
 from pdq_export.config.method import CalibrationOptions
 from pdq_export.config.option import QUANTIZE
+from pdq_export.config.sections import AUTO, FileSection
 from pdq_export.config.signature import takes_options
 from pdq_export.data import DataSource, InputSpec, Samples, known_labels, read_samples
 from pdq_export.data.synthetic import asks_synthetic
