@@ -28,8 +28,8 @@ import pdq_export
 from benchmarks.common import parse_setting, quantize_with_onnxruntime
 from benchmarks.results import Outcome, Run, Work, tables
 from pdq_export.commands.sweep import find_jobs, run_sweep
-from pdq_export.config.config import WEIGHTS
 from pdq_export.config.method import METHODS, PRESETS, choose_options
+from pdq_export.config.sections import WEIGHTS
 from pdq_export.config.sweep import Sweep
 from pdq_export.data import count_shared_digests, image_digests, load_images
 from pdq_export.errors import DataError, OptionError, PdqError

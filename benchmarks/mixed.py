@@ -32,8 +32,9 @@ from benchmarks.common import Array, markdown, parse_setting
 from pdq_export.commands.allotting import plan_widest
 from pdq_export.commands.operations import bit_operations, count_multiplications
 from pdq_export.commands.settle import choose, plan_options
-from pdq_export.config.config import AUTO, Config, make_config
+from pdq_export.config.config import Config, make_config
 from pdq_export.config.record import read_record, settings
+from pdq_export.config.sections import AUTO
 from pdq_export.data import ImageSet, count_shared_digests, image_digests, load_images, sha256_by_input
 from pdq_export.errors import DataError, OptionError, PdqError
 from pdq_export.export import read_blueprint

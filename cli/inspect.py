@@ -12,9 +12,9 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pdq_export.config.config import AUTO
 from pdq_export.config.option import INSPECT
 from pdq_export.config.record import bits_word
+from pdq_export.config.sections import AUTO
 from pdq_export.errors import first_few, printable
 from pdq_export.process import find_modules_here
 

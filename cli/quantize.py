@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import RenderableType
 
-from pdq_export.config.config import AUTO, Config, make_config
+from pdq_export.config.config import Config, make_config
 from pdq_export.config.option import QUANTIZE
 from pdq_export.config.record import MIXED, bits_word
+from pdq_export.config.sections import AUTO
 from pdq_export.errors import DataError, counted
 from pdq_export.process import Launch, find_modules_here, tune_process
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 import onnx
 
-from pdq_export.config.config import WEIGHTS
+from pdq_export.config.sections import WEIGHTS
 from pdq_export.errors import OptionError
 from pdq_export.export import Layout, Packing, export_model, native, ort, qcdq, qonnx, required_opset, tensorrt
 from pdq_export.graph.lookup import GraphIndex

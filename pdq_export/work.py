@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from pdq_export.calibrate import Source
 from pdq_export.calibrate.equalization import channel_factors, channel_factors_of_scales, scale_clips
-from pdq_export.config.config import FileSection
+from pdq_export.config.sections import FileSection
 from pdq_export.data import Data, ImageSet, InputSpec, KnownLabels, Samples
 from pdq_export.errors import ModelError, OptionError, first_few
 from pdq_export.export.loading import Loading, choose_loading

@@ -171,7 +171,7 @@ def test_statistics_and_the_rest_of_the_graph_go_along(monkeypatch: pytest.Monke
         handed.append((network, statistics))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pdq_export.commands.quantize.calibrate", stop)
+    monkeypatch.setattr("pdq_export.commands.calibrating.calibrate", stop)
     with pytest.raises(KeyboardInterrupt):
         quantize(model, calib=x, options={"samples": 64}, device="cpu")
     ((module, statistics),) = handed

@@ -92,7 +92,7 @@ def fails(*_: object, **__: object) -> None:
             "pdq_export.work.load_model",
             lambda path: quantize(path, calib=np.zeros((1, 1, 28, 28), np.float32)),
         ),
-        ("pdq_export.commands.quantize.calibrate", lambda path: quantize(path, calib=calib_data.path("calib.npz"))),
+        ("pdq_export.commands.calibrating.calibrate", lambda path: quantize(path, calib=calib_data.path("calib.npz"))),
         ("pdq_export.work.prepare_and_plan", inspect_model),
         ("pdq_export.commands.convert.read_model", lambda path: convert(path, "native")),
         ("onnx.checker.check_model", inspect_model),  # behind an error of ours

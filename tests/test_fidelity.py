@@ -90,7 +90,7 @@ def forbid_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
     def calibrate(*_: object, **__: object) -> None:
         raise AssertionError("calibration began")
 
-    monkeypatch.setattr("pdq_export.commands.quantize.calibrate", calibrate)
+    monkeypatch.setattr("pdq_export.commands.calibrating.calibrate", calibrate)
 
 
 STEPS = [

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 import pdq_export
 import pdq_export.calib_data as calib_data
-import pdq_export.commands.quantize as stages
 from pdq_export.calibrate import Calibrated
 from pdq_export.calibrate.quantizers import ActivationQuantizer
+from pdq_export.commands import finishing
 from pdq_export.commands.evaluate import Evaluation, evaluate
 
 from .onnx_text import fill, name_nodes, parse
@@ -103,7 +103,7 @@ class Cases:
                 return evaluate(evaluation, **others)
 
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(stages, "evaluate", keep)
+                patch.setattr(finishing, "evaluate", keep)
                 written = pdq_export.quantize(model, calib=images, **options).model
             self._known[key] = Case(qonnx=written, simulation=kept[0].simulation, images=images[:IMAGES])
         return self._known[key]

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 from pdq_export.commands.settle import choose, plan_options
 from pdq_export.commands.written import bits_path
-from pdq_export.config.config import AUTO, Config, make_config, recorded
+from pdq_export.config.config import Config, make_config, recorded
+from pdq_export.config.sections import AUTO
 from pdq_export.fidelity import UserFile
 from pdq_export.plan.freedom import rule_bits
 from pdq_export.search.allotment import Allotment

@@ -1,14 +1,13 @@
 """The stage of `--bits auto`: sensitivity on a run's samples, and bits found by it."""
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 
 from pdq_export.commands.allotting import with_allotment
 from pdq_export.commands.making import file_metadata, made_by, settings
 from pdq_export.commands.operations import bit_operations, count_multiplications
 from pdq_export.commands.progress import Tell
-from pdq_export.commands.search import Found, Search, placeholder_size
+from pdq_export.commands.search import FileSize, Found, Search, placeholder_size
 from pdq_export.commands.sensitivity import Asked, find_sensitivity
 from pdq_export.commands.settle import choose, plan_options
 from pdq_export.commands.space import Space
@@ -55,8 +54,7 @@ class Finder:
 
         ``budget``: by default the one that the configuration has.
         """
-        at_most = functools.partial(self._size, at_most=True)
-        found = self.search(budget).find(size=self._size, at_most=at_most)
+        found = self.search(budget).find(size=self._size)
         allotment = self._allotment(found.bits)
         return self._with(allotment), allotment, found
 
@@ -83,12 +81,12 @@ class Finder:
         )
         return Search(space)
 
-    def _size(self, bits: Widths, *, at_most: bool = False) -> int:
-        """Of the file with these bits, with placeholders; ``at_most``: see `placeholder_size`."""
+    def _size(self, bits: Widths) -> FileSize:
+        """Of the file with these bits, with placeholders."""
         changed = self._with(self._allotment(bits))
         options = plan_options(changed, choose(changed))
         planned = PlannedModel.of(self.work.original, options, changed.file, told=False)
-        return placeholder_size(planned, changed.file.target, self._metadata(changed), at_most=at_most)
+        return placeholder_size(planned, changed.file.target, self._metadata(changed))
 
     def _allotment(self, bits: Widths) -> Allotment:
         work = self.work

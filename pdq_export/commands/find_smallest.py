@@ -3,18 +3,18 @@
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pdq_export.calibrate import BlockProgress, BlockRecord, Calibrated
+from pdq_export.calibrate import BlockProgress
+from pdq_export.commands.calibrating import Candidate
 from pdq_export.commands.evaluate import measure_simulation
 from pdq_export.commands.find_bits import Finder
 from pdq_export.commands.progress import Tell
-from pdq_export.commands.request import Request
 from pdq_export.commands.search import Found
 from pdq_export.config.config import Config
 from pdq_export.data import Data
@@ -29,18 +29,6 @@ from pdq_export.work import Work
 logger = logging.getLogger(__name__)
 
 _TELLING = 0.25  # of the blocks: after so many the first calibration's time is told
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """A calibrated network, and what it takes to go on with it."""
-
-    request: Request
-    work: Work
-    calibrated: Calibrated
-    records: Mapping[str, BlockRecord]
-    equalized: tuple[str, ...]
-    reference: Reference
 
 
 Calibrate = Callable[[Config, Callable[[BlockProgress], None]], Candidate]

@@ -47,9 +47,10 @@ from pdq_export.commands.progress import ProgressCallback, Tell
 from pdq_export.commands.rehearsal import rehearse
 from pdq_export.commands.sensitivity import begin_measuring, images_to_measure
 from pdq_export.commands.settle import choose, plan_options, settle
-from pdq_export.config.config import AUTO, Config, options_of
+from pdq_export.config.config import Config, options_of
 from pdq_export.config.method import FAMILIES
 from pdq_export.config.option import INSPECT
+from pdq_export.config.sections import AUTO
 from pdq_export.config.signature import takes_options
 from pdq_export.data import DataSource
 from pdq_export.errors import ValidationError

@@ -9,7 +9,7 @@ import onnx
 from pdq_export.commands.dry_run import dry_run
 from pdq_export.commands.estimates import estimate_tensors
 from pdq_export.commands.operations import bit_operations, count_multiplications
-from pdq_export.config.config import FileSection
+from pdq_export.config.sections import FileSection
 from pdq_export.errors import ModelError, PdqError, ValidationError
 from pdq_export.export.cost import constant_bytes
 from pdq_export.fidelity import check_on_noise

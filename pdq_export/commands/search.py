@@ -43,6 +43,17 @@ class Found:
     raised: Estimate | None = None
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FileSize:
+    """Bytes of a file: as it is ``written`` with placeholders, and ``at_most``, once scales are learned."""
+
+    written: int
+    at_most: int
+
+
+Sizing = Callable[[Widths], FileSize]
+
+
 class Search:
     """Finds bits in a `Space`, the best by its estimates within its budget."""
 
@@ -50,27 +61,26 @@ class Search:
         self._space, self._budget, self._most = space, space.budget, space.most
         self._choices, self._loss, self._size = space.choices, space.loss, space.size
 
-    def find(self, *, size: Callable[[Widths], int], at_most: Callable[[Widths], int] | None = None) -> Found:
+    def find(self, *, size: Sizing) -> Found:
         """The allotment of the least estimated loss that keeps the budget. Raises OptionError where none does.
 
-        ``size``: of a file with these bits, written with placeholders; what it takes more than estimated the next
-        solution has to spare. ``at_most``: what it may come to once scales are learned, by default the same; bits that
-        differ keep the budget with it. Equal bits that keep the budget are taken where nothing else does, or promises
-        less loss.
+        ``size``: of a file with these bits; what it takes more than estimated the next solution has to spare. Bits that
+        differ keep a budget of bytes with the most it may come to. Equal bits that keep the budget are taken where
+        nothing else does, or promises less loss.
         """
-        if at_most is None or self._most is None:  # no bytes to keep to
-            at_most = size
+        uniform = self._best_uniform(size)
         try:
-            solution, written = self._within(at_most)
+            solution, sized = self._within(size)
         except OptionError:
-            if (equal := self._best_uniform(size)) is None:
+            if uniform is None:
                 raise
             logger.info("%s: no bits that differ were found within it; equal ones keep it", self._budget.told())
-            return self._equal(equal, size, at_most)
-        uniform, space = self._best_uniform(size), self._space
-        if uniform is not None and self._loss.of(solution.bits) > _BETTER * self._loss.of(space.narrowed(uniform)):
+            return self._equal(*uniform)
+        if uniform is not None and self._loss.of(solution.bits) > _BETTER * self._loss.of(
+            self._space.narrowed(uniform[0])
+        ):
             logger.info("bits that differ promise no less loss than equal ones: %s keeps them", self._budget.told())
-            return self._equal(uniform, size, at_most)
+            return self._equal(*uniform)
         if solution.gap:
             logger.warning(
                 "%s: the solver stopped at a part of all allotments; others could lose up to %.2g %% less by the sum "
@@ -79,11 +89,9 @@ class Search:
                 100 * solution.gap,
                 _FEWER,
             )
-        if at_most is not size:
-            written = size(solution.bits)
-        return self._found(solution, written, uniform)
+        return self._found(solution, sized.written, None if uniform is None else uniform[0])
 
-    def smallest(self, loss: float, *, size: Callable[[Widths], int]) -> Found:
+    def smallest(self, loss: float, *, size: Sizing) -> Found:
         """The smallest allotment whose estimated loss is within ``loss``, or that of the least loss there is.
 
         Equal bits are taken where their file is no larger: the other says the bits of each tensor, too.
@@ -98,17 +106,16 @@ class Search:
                 100 * solution.gap,
                 _FEWER,
             )
-        written = size(solution.bits)
+        written = size(solution.bits).written
         uniform = next(iter(self._smallest_uniform([limit])), None)
-        if uniform is not None and (equal := size(uniform)) <= written:
+        if uniform is not None and (equal := size(uniform).written) <= written:
             return self._found(Solution(bits=uniform), equal, uniform)
         return self._found(solution, written, uniform)
 
-    def _equal(self, uniform: Widths, size: Callable[[Widths], int], at_most: Callable[[Widths], int]) -> Found:
+    def _equal(self, uniform: Widths, sized: FileSize) -> Found:
         """Equal bits; told where their file may be refused for its size."""
-        most, written = self._most, size(uniform)
-        largest = written if at_most is size else at_most(uniform)
-        if most is not None and largest > most * (1 - _SPARE):
+        most, written = self._most, sized.written
+        if most is not None and sized.at_most > most * (1 - _SPARE):
             logger.log(
                 logging.WARNING if written > most else logging.INFO,
                 "%s: equal bits are estimated to take %d bytes of the %d that are allowed; whether the file keeps them "
@@ -116,7 +123,7 @@ class Search:
                 self._budget.told(),
                 written,
                 most,
-                math.ceil(largest / (1 - _SPARE)),
+                math.ceil(sized.at_most / (1 - _SPARE)),
             )
         return self._found(Solution(bits=dict(uniform)), written, uniform)
 
@@ -148,8 +155,8 @@ class Search:
     def _name(self, uniform: Widths) -> str:
         return next(str(widths) for widths, bits in self._space.uniforms() if bits == uniform)
 
-    def _within(self, size: Callable[[Widths], int]) -> tuple[Solution, int]:
-        """The best bits and the bytes of their file; what these are off the estimate, the next solution spares."""
+    def _within(self, size: Sizing) -> tuple[Solution, FileSize]:
+        """The best bits and the size of their file; what that is off the estimate, the next solution spares."""
         limits, most = self._space.limits(), self._most
         if most is None:
             found = solve(self._choices, self._loss, limits)
@@ -162,13 +169,12 @@ class Search:
         smallest = solve(self._choices, self._size, limits)
         if smallest is None:
             raise self._space.infeasible(limits)
-        if (written := size(smallest.bits)) > spared:
-            raise self._too_small(most, min([written, *map(size, self._smallest_uniform(limits))]))
-        return self._between(size, spared, limits, smallest.bits) or (self._smallest(smallest), written)
+        if (sized := size(smallest.bits)).at_most > spared:
+            equal = [size(bits).at_most for bits in self._smallest_uniform(limits)]
+            raise self._too_small(most, min([sized.at_most, *equal]))
+        return self._between(size, spared, limits, smallest.bits) or (self._smallest(smallest), sized)
 
-    def _best(
-        self, size: Callable[[Widths], int], spared: float, limits: Sequence[Limit]
-    ) -> tuple[Solution, int] | None:
+    def _best(self, size: Sizing, spared: float, limits: Sequence[Limit]) -> tuple[Solution, FileSize] | None:
         """The best of those that keep the size, by estimates that are corrected by what is written, up or down."""
         aim, best, tried = spared, None, list[Widths]()
         for _ in range(_ROUNDS):
@@ -176,24 +182,24 @@ class Search:
             if found is None or found.bits in tried:
                 break
             tried.append(found.bits)
-            written = size(found.bits)
-            if written <= spared and (best is None or self._loss.of(found.bits) < self._loss.of(best[0].bits)):
-                best = found, written
+            sized = size(found.bits)
+            if sized.at_most <= spared and (best is None or self._loss.of(found.bits) < self._loss.of(best[0].bits)):
+                best = found, sized
             elif best is not None:
                 break
-            aim = self._size.of(found.bits) - (written - spared)
+            aim = self._size.of(found.bits) - (sized.at_most - spared)
         return best
 
     def _between(
-        self, size: Callable[[Widths], int], spared: float, limits: Sequence[Limit], smallest: Widths
-    ) -> tuple[Solution, int] | None:
+        self, size: Sizing, spared: float, limits: Sequence[Limit], smallest: Widths
+    ) -> tuple[Solution, FileSize] | None:
         """The best that keeps the size, of budgets halved towards that of the smallest; None where none does."""
         low, high, best = self._size.of(smallest), spared, None
         for _ in range(_ROUNDS):
             aim = (low + high) / 2
             found = solve(self._choices, self._loss, [*limits, self._size_limit(aim)])
-            if found is not None and (written := size(found.bits)) <= spared:
-                best, low = (found, written), aim
+            if found is not None and (sized := size(found.bits)).at_most <= spared:
+                best, low = (found, sized), aim
             else:
                 high = aim
         return best
@@ -222,8 +228,8 @@ class Search:
         kept = [bits for _, bits in space.uniforms() if all(limit.holds(space.narrowed(bits)) for limit in limits)]
         return sorted(kept, key=lambda bits: self._size.of(space.narrowed(bits)))[:1]
 
-    def _best_uniform(self, size: Callable[[Widths], int]) -> dict[str, int] | None:
-        """Of those that keep the budget the one that loses least; what their size is estimated wrong by is forgiven.
+    def _best_uniform(self, size: Sizing) -> tuple[dict[str, int], FileSize] | None:
+        """Of those that keep the budget the one that loses least; what its size is estimated wrong by is forgiven.
 
         A budget of exactly the bytes of their file would refuse them else: which bytes those are is known once scales
         are learned. `_equal` tells of it before, and `quantize` refuses a file that is too large.
@@ -236,8 +242,9 @@ class Search:
             if fits and all(limit.holds(narrowed) for limit in limits):
                 left.setdefault(self._loss.of(narrowed), bits)
         for _, bits in sorted(left.items()):
-            if most is None or size(bits) <= most * (1 + _SPARE):
-                return bits
+            sized = size(bits)
+            if most is None or sized.written <= most * (1 + _SPARE):
+                return bits, sized
         return None
 
     def _frontier(self) -> tuple[Estimate, ...]:
@@ -266,10 +273,10 @@ class Search:
         )
 
 
-def placeholder_size(planned: PlannedModel, target: str, metadata: Mapping[str, str], *, at_most: bool = False) -> int:
-    """Bytes of the file of a plan, written with what calibration would learn, roughly.
+def placeholder_size(planned: PlannedModel, target: str, metadata: Mapping[str, str]) -> FileSize:
+    """Of the file of a plan, written with what calibration would learn, roughly.
 
-    ``at_most``: with the more bytes of biases as they are and twice as large, as they are in half of the scales.
+    What it may come to is counted with biases as they are and twice as large, as they are in half of the scales.
     """
     tensors = estimate_tensors(planned.prepared, planned.plan)
 
@@ -281,9 +288,7 @@ def placeholder_size(planned: PlannedModel, target: str, metadata: Mapping[str, 
         return int(file.ByteSize())
 
     model, index = planned.prepared.model, planned.prepared.index
-    size = write(model)
-    if not at_most:
-        return size
     biases = {layer.bias: index.constant(layer.bias) for layer in planned.plan.layers if layer.bias is not None}
     doubled = {name: 2 * value for name, value in biases.items() if value is not None}
-    return max(size, write(with_constants(model, doubled)))
+    written = write(model)
+    return FileSize(written=written, at_most=max(written, write(with_constants(model, doubled))))

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pdq_export.config.config import AUTO, Config
+from pdq_export.config.config import Config
+from pdq_export.config.sections import AUTO
 from pdq_export.data import names_function
 from pdq_export.data.function import user_function
 from pdq_export.errors import OptionError

@@ -263,6 +263,22 @@ def choose_options(
     return chosen
 
 
+def with_effect(overrides: Mapping[str, Any], **chosen: str) -> dict[str, Any]:
+    """Those of the ``overrides`` that have an effect together; ``chosen``: method, preset and family.
+
+    One at a time is left out, and the others are looked at again. Raises OptionError otherwise, as
+    `choose_options` does.
+    """
+    left = dict(overrides)
+    while True:
+        try:
+            choose_options(**chosen, overrides=left)
+        except NoEffectError as error:
+            del left[error.name]
+        else:
+            return left
+
+
 def _steps(options: CalibrationOptions) -> bool:
     return options.iters > 0 and (options.learn_rounding or options.learn_scales)
 

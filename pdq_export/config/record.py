@@ -14,7 +14,7 @@ from typing import Any
 
 from pdq_export import __version__
 from pdq_export.config.config import Config, flatten, make_config, options_of, recorded
-from pdq_export.config.method import FOLLOWING, CalibrationOptions, choose_options
+from pdq_export.config.method import FOLLOWING, CalibrationOptions, choose_options, with_effect
 from pdq_export.config.option import did_you_mean
 from pdq_export.errors import ModelError, OptionError, PdqError
 
@@ -163,10 +163,7 @@ def _guessed(settled: Mapping[str, Any]) -> dict[str, Any]:
     for name, usually in {"weights": "asymmetric", "first_last": "8/8"}.items():
         if given.get(name) == usually:
             del given[name]
-    for name in list(decided):  # what has an effect: a method may leave all of it out
-        try:
-            choose_options(**parts, overrides={name: settled.get(name)})
-        except OptionError:
-            decided.discard(name)
+    # What has an effect: a method may leave all of it out.
+    decided &= with_effect({name: settled[name] for name in decided & settled.keys()}, **parts).keys()
     differ = (name for name in numbers if name in settled and (name in decided or settled[name] != usual[name]))
     return given | {name: settled[name] for name in differ}

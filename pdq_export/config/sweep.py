@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pdq_export.config.config import Config, check_name, checked, flatten, make_config, options_of, overrides
-from pdq_export.config.method import LEFT_OUT, CalibrationOptions, NoEffectError, choose_options
+from pdq_export.config.method import LEFT_OUT, CalibrationOptions, choose_options, with_effect
 from pdq_export.config.option import Option, shown
 from pdq_export.config.toml import TomlFile, read_toml, read_value
 from pdq_export.errors import OptionError
@@ -109,21 +109,16 @@ def _taken(options: Mapping[str, Any]) -> dict[str, Any]:
 def _with_effect(given: Mapping[str, Any]) -> dict[str, Any]:
     """Without numbers of the method that have no effect beside all others, or that ask for what the method leaves out.
 
-    ``given``: values that their options take. One at a time is left out, and the others are looked at again.
+    ``given``: values that their options take.
     """
     numbers = CalibrationOptions.__dataclass_fields__
     method = make_config({name: value for name, value in given.items() if name not in numbers}).calibration
     fixed = LEFT_OUT[method.method]
     left = {name: value for name, value in given.items() if name not in numbers or fixed.get(name, value) == value}
-    while True:
-        # None asks for what holds without it.
-        asked = {name: value for name, value in left.items() if name in numbers and value is not None}
-        try:
-            choose_options(method=method.method, preset=method.preset, overrides=asked)
-        except NoEffectError as error:
-            del left[error.name]
-        else:
-            return left
+    # None asks for what holds without it.
+    asked = {name: value for name, value in left.items() if name in numbers and value is not None}
+    kept = with_effect(asked, method=method.method, preset=method.preset)
+    return {name: value for name, value in left.items() if name not in asked or name in kept}
 
 
 def read_sweep(path: str | Path) -> Sweep:

@@ -5,7 +5,8 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pdq_export.config.config import AUTO, PlanSection, make_section
+from pdq_export.config.config import make_section
+from pdq_export.config.sections import AUTO, PlanSection
 from pdq_export.errors import OptionError
 from pdq_export.plan.patterns import check_pattern, find_matches
 from pdq_export.spec import MAX_BITS, BitWidths

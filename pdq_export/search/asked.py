@@ -5,8 +5,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pdq_export.config.config import AUTO, Config
+from pdq_export.config.config import Config
 from pdq_export.config.option import INSPECT, SENSITIVITY
+from pdq_export.config.sections import AUTO
 from pdq_export.errors import OptionError
 from pdq_export.spec import ALL_BITS, MAX_BITS, MIN_BITS
 

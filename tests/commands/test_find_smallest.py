@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
-from pdq_export.commands import quantize as stage
+from pdq_export.commands import finishing
 from pdq_export.commands.quantize import quantize
 from pdq_export.errors import OptionError
 from pdq_export.search.goal import Goal
@@ -81,7 +81,7 @@ def test_goes_on_where_it_was(data: dict[str, Any], tmp_path: Path, monkeypatch:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(stage, "_export", interrupts)  # all calibrations are finished
+        patched.setattr(finishing, "_export", interrupts)  # all calibrations are finished
         with pytest.raises(KeyboardInterrupt):
             run(fields)
     blocks: list[str] = []

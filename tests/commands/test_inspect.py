@@ -194,7 +194,7 @@ def test_what_would_not_run_is_told_before_calibration_with_the_node(monkeypatch
     (problem,) = inspect_model(model).problems
     assert problem.startswith("node 'k' (Reshape): what would be written does not run (onnxruntime fails on a batch of")
     assert problem.endswith("leave what fails in float with --exclude '^k$'")
-    monkeypatch.setattr("pdq_export.commands.quantize.calibrate", None)
+    monkeypatch.setattr("pdq_export.commands.calibrating.calibrate", None)
     images = np.random.default_rng(1).normal(size=(4, 3, 8, 8)).astype(np.float32)
     with pytest.raises(ValidationError, match=r"node 'k' \(Reshape\): what would be written does not run"):
         quantize(model, bits="8/8", calib=images, device="cpu")

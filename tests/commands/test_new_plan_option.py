@@ -13,9 +13,10 @@ from pdq_export.commands.making import settings
 from pdq_export.commands.quantize import quantize
 from pdq_export.commands.settle import choose, plan_options
 from pdq_export.commands.show_config import show_config
-from pdq_export.config.config import Config, PlanSection, make_config
+from pdq_export.config.config import Config, make_config
 from pdq_export.config.option import INSPECT, QUANTIZE, option
 from pdq_export.config.record import metadata
+from pdq_export.config.sections import PlanSection
 from pdq_export.plan import passes
 from pdq_export.plan.planned import Planned
 

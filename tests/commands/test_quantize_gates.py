@@ -90,7 +90,7 @@ def test_what_cannot_be_judged_is_refused_before_calibration(
     changes: dict[str, Any],
     message: str,
 ) -> None:
-    monkeypatch.setattr("pdq_export.commands.quantize.calibrate", lambda *_, **__: pytest.fail("it has calibrated"))
+    monkeypatch.setattr("pdq_export.commands.calibrating.calibrate", lambda *_, **__: pytest.fail("it has calibrated"))
     given = {"calib": IMAGES[:32], "eval": labelled(), "output": tmp_path / "q.onnx", **FAST, **changes}
     with pytest.raises(OptionError) as caught:
         quantize(net, **given)

@@ -1,8 +1,10 @@
 """``--bits auto``: bits keep the budget and rules, are better than equal ones, and the file is made again from them."""
 
 import dataclasses
+import functools
 import json
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from pdq_export.commands.allotting import plan_widest
 from pdq_export.commands.inspect import inspect_model
 from pdq_export.commands.operations import bit_operations, count_multiplications
 from pdq_export.commands.quantize import quantize
-from pdq_export.commands.search import Search, placeholder_size
+from pdq_export.commands.search import FileSize, Search, Sizing, placeholder_size
 from pdq_export.commands.settle import choose, plan_options
 from pdq_export.commands.space import LEAST_OUTERMOST, Space
 from pdq_export.config.config import Config, make_config
@@ -86,15 +88,29 @@ def at(point: Point, bits: int) -> Point:
     return point.with_bits(bits, symmetric=False) if point.role is Role.WEIGHT else point.with_bits(bits)
 
 
-def size_of(planned: PlannedModel, bits: dict[str, int], *, at_most: bool = False) -> int:
+def size_of(planned: PlannedModel, bits: Mapping[str, int]) -> int:
     points = {name: at(p, bits[name]) if name in bits else p for name, p in planned.plan.points.items()}
     changed = dataclasses.replace(planned, plan=dataclasses.replace(planned.plan, points=points))
-    return placeholder_size(changed, "ort", {}, at_most=at_most)
+    return placeholder_size(changed, "ort", {}).written
+
+
+def sizing(written: Callable[[Mapping[str, int]], int], *, more: int = 0) -> Sizing:
+    """``more``: what files may take once scales are learned."""
+
+    def sized(bits: Widths) -> FileSize:
+        size = written(bits)
+        return FileSize(written=size, at_most=size + more)
+
+    return sized
+
+
+def sizing_of(planned: PlannedModel, *, more: int = 0) -> Sizing:
+    return sizing(functools.partial(size_of, planned), more=more)
 
 
 def find(factors: dict[str, float] = WEIGHTS, **fields: Any) -> tuple[dict[str, int], Any]:
     searched, planned, _ = search(factors, **fields)
-    found = searched.find(size=lambda bits: size_of(planned, dict(bits)))
+    found = searched.find(size=sizing_of(planned))
     return dict(found.bits), found
 
 
@@ -119,15 +135,10 @@ def test_at_the_bytes_of_equal_bits_it_loses_less_and_is_no_larger(width: int) -
 def test_bits_that_differ_spare_what_biases_may_take_once_scales_are_learned() -> None:
     _, planned, _ = search(max_size="1MB")
     most = size_of(planned, {}) - 1000
-
-    def at_most(bits: Widths) -> int:
-        return size_of(planned, dict(bits)) + 5000
-
     searched, _, _ = search(max_size=str(most))
-    plain = searched.find(size=lambda bits: size_of(planned, dict(bits)))
-    sparing = searched.find(size=lambda bits: size_of(planned, dict(bits)), at_most=at_most)
-    assert at_most(plain.bits) > most >= at_most(sparing.bits)
-    assert sparing.report.chosen.size == size_of(planned, dict(sparing.bits))
+    plain, sparing = (searched.find(size=sizing_of(planned, more=more)) for more in (0, 5000))
+    assert size_of(planned, plain.bits) + 5000 > most >= size_of(planned, sparing.bits) + 5000
+    assert sparing.report.chosen.size == size_of(planned, sparing.bits)
 
 
 def test_what_biases_may_take_once_scales_are_learned() -> None:
@@ -140,7 +151,8 @@ def test_what_biases_may_take_once_scales_are_learned() -> None:
         biased.graph.initializer.append(onnx.numpy_helper.from_array(bias, "b"))
         file, _ = open_model(name_nodes(biased))
         planned = PlannedModel.of(file, plan_options(config, choose(config)), config.file, told=False)
-        more.append(placeholder_size(planned, "ort", {}, at_most=True) - placeholder_size(planned, "ort", {}))
+        sized = placeholder_size(planned, "ort", {})
+        more.append(sized.at_most - sized.written)
     assert min(more) >= 0
     assert max(more) >= 64
 
@@ -163,7 +175,7 @@ def test_equal_bits_stay_where_nothing_else_keeps_the_budget(monkeypatch: pytest
     monkeypatch.setattr("pdq_export.commands.search.solve", lambda choices, cost, limits=(): solver())
     searched, _, _ = search(avg_bits=8)
     monkeypatch.setattr(Search, "_frontier", lambda self: ())
-    found = searched.find(size=lambda bits: 1)
+    found = searched.find(size=sizing(lambda bits: 1))
     assert found.report.uniform is not None
     assert found.report.chosen.loss == found.report.uniform.loss
 
@@ -257,9 +269,9 @@ def test_files_that_are_larger_than_estimated_at_every_try(
 
     def size(bits: Any) -> int:
         tried.append(dict(bits))  # first what loses least at eight sizes, then the smallest
-        return size_of(planned, dict(bits)) if len(tried) == 9 or len(tried) > misses else most + 1
+        return size_of(planned, bits) if len(tried) == 9 or len(tried) > misses else most + 1
 
-    found = searched.find(size=size)
+    found = searched.find(size=sizing(size))
     assert (found.bits == tried[8]) is (misses == 1000)
     assert ("the smallest is taken" in caplog.text) is (misses == 1000)
     assert found.report.chosen.size <= most
@@ -273,7 +285,7 @@ def test_sizes_are_estimated_with_the_zero_points_that_narrow_weights_have(reduc
         changed = make_config({"bits": bits, "tensor_bits": others, "reduce_range": reduce_range})
         plan = PlannedModel.of(planned.original, plan_options(changed, choose(changed)), config.file, told=False)
         widths = {name: point.bits for name, point in plan.plan.points.items() if point.role is not Role.CARRIER}
-        assert searched._size.of(widths) == pytest.approx(placeholder_size(plan, "ort", {}), rel=0.007)
+        assert searched._size.of(widths) == pytest.approx(placeholder_size(plan, "ort", {}).written, rel=0.007)
 
 
 def test_a_search_that_is_not_finished_is_told(
@@ -288,7 +300,7 @@ def test_a_search_that_is_not_finished_is_told(
     assert {one.gap for one in found.report.frontier} == {0.03}
     assert "others could lose up to 3 % less by the sum of estimates" in caplog.text
     searched, planned, _ = search(max_size="1MB")
-    assert searched.smallest(1.0, size=lambda bits: size_of(planned, dict(bits))).report.chosen.gap == 0.03
+    assert searched.smallest(1.0, size=sizing_of(planned)).report.chosen.gap == 0.03
     assert "other files could be up to 3 % smaller" in caplog.text
 
 
@@ -299,9 +311,9 @@ def test_the_smallest_file_is_that_of_equal_bits_where_it_is_written_no_larger(t
     equal = rule_bits(planned.index, planned.plan, plan_options(config, choose(config)), BitWidths(3, 8))
 
     def size(bits: Any) -> int:
-        return size_of(planned, dict(bits)) + (0 if bits == equal else told)
+        return size_of(planned, bits) + (0 if bits == equal else told)
 
-    found = searched.smallest(searched._loss.of(equal) * 1.001, size=size)
+    found = searched.smallest(searched._loss.of(equal) * 1.001, size=sizing(size))
     assert (found.bits == equal) == bool(told)
     assert found.report.chosen.size == size(found.bits) <= size(equal)
 

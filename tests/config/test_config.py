@@ -11,22 +11,11 @@ from click.testing import CliRunner
 
 from pdq_export.calibrate.memory import parse_size
 from pdq_export.cli.options import config_options, given
-from pdq_export.config.config import (
-    CalibrationSection,
-    Config,
-    DataSection,
-    PlanSection,
-    PreprocessSection,
-    flatten,
-    make_config,
-    nested,
-    options_of,
-    overrides,
-    recorded,
-)
+from pdq_export.config.config import Config, flatten, make_config, nested, options_of, overrides, recorded
 from pdq_export.config.method import CalibrationOptions
 from pdq_export.config.option import INSPECT, QUANTIZE, find_options, option
 from pdq_export.config.search import SearchSection
+from pdq_export.config.sections import CalibrationSection, DataSection, PlanSection, PreprocessSection
 from pdq_export.config.toml import read_toml, write_toml
 from pdq_export.errors import OptionError
 from pdq_export.export.runtimes import OLDEST, parse_version
