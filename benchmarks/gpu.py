@@ -152,9 +152,10 @@ def time_steps(session: Session) -> Rows:
     Of the networks after the first, and of a tiny one, without what is rounded.
     """
     rows: Rows = []
-    # Of each of the four kinds three are launched first, those with the rounding term, which sets in at step 14, up to
-    # step 19: from the report of step 21 on captured ones are played.
-    steps, first = {"samples": "64", "iters": "61"}, 1 if session.tiny else 21
+    # Of each of the four kinds three are launched before one is recorded. Those with the rounding term and predictions,
+    # at every fourth of the steps from the 18th on, are the last, at step 33: from the report of step 41 on captured
+    # ones are played.
+    steps, first = {"samples": "64", "iters": "81"}, 1 if session.tiny else 41
     for network in session.networks:
         path = session.path(network)
         plain = _plain_step(path, session)

@@ -70,7 +70,7 @@ def search_lines(search: "SearchReport") -> Iterable[str]:
     yield f"bits within {search.budget}: {average} on average{_beside_equal(search)}"
     for step in search.steps:
         yield (
-            f"about {step.size:,} bytes: {step.drop:.2f} points lost, ± {step.error:.2f} on {step.images:,} images "
+            f"about {step.size:,} bytes: {step.points} points lost, ± {step.error:.2f} on {step.images:,} images "
             f"held back, {'within' if step.held else 'not surely within'} what may be lost"
         )
     if search.note:

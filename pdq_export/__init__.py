@@ -37,9 +37,10 @@ if TYPE_CHECKING:
     from pdq_export.commands.benchmark import Benchmark
     from pdq_export.commands.compare import compare_models
     from pdq_export.commands.convert import convert
+    from pdq_export.commands.finishing import Result
     from pdq_export.commands.inspect import Inspection, inspect_model
     from pdq_export.commands.progress import Progress
-    from pdq_export.commands.quantize import Result, quantize
+    from pdq_export.commands.quantize import quantize
     from pdq_export.commands.sensitivity import sensitivity
     from pdq_export.commands.validate import validate_models
     from pdq_export.config.config import Config
@@ -65,7 +66,7 @@ _HOMES = {
     "Plan": "pdq_export.spec",
     "Progress": "pdq_export.commands.progress",
     "Report": "pdq_export.report.report",
-    "Result": "pdq_export.commands.quantize",
+    "Result": "pdq_export.commands.finishing",
     "SensitivityReport": "pdq_export.report.sensitivity",
     "bench_models": "pdq_export.commands.bench",
     "compare_models": "pdq_export.commands.compare",

@@ -1,13 +1,26 @@
-"""What there is under a name like that of a missing file, for messages."""
+"""What there is under a name like one that is missing, for messages."""
 
 import difflib
 import itertools
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from pdq_export.errors import printable
 
 _LISTED = 10_000  # names of a folder that are looked at: one of images has many, and none of them is meant
+
+
+def near_names(name: object, known: Iterable[str], *, most: int = 1, cutoff: float = 0.6) -> list[str]:
+    """The nearest of the ``known`` names, in whichever case, first; none where none is near.
+
+    ``cutoff``: how alike they have to be, see `difflib.get_close_matches`.
+    """
+    by_lower: dict[str, list[str]] = {}
+    for one in known:
+        by_lower.setdefault(one.lower(), []).append(one)
+    near = difflib.get_close_matches(str(name).lower(), list(by_lower), n=most, cutoff=cutoff)
+    return [one for lower in near for one in by_lower[lower]][:most]
 
 
 def near_path(path: str | os.PathLike[str], *suffixes: str) -> str:

@@ -1,7 +1,6 @@
 """Functions of the user's own, named ``module:function``. Importing and calling them runs their code."""
 
 import dataclasses
-import difflib
 import importlib
 import importlib.util
 import re
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pdq_export.errors import PdqError
+from pdq_export.nearby import near_names
 from pdq_export.process import modules_here
 
 _NAMED = re.compile(r"(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<function>[^\W\d]\w*)")
@@ -75,7 +75,7 @@ class UserFunction:
             raise self.raised(f"importing {module_name!r}", error) from error
         function: Callable[..., Any] | None = getattr(module, name, None)
         if function is None:
-            near = difflib.get_close_matches(name, [key for key in vars(module) if not key.startswith("_")], n=1)
+            near = near_names(name, (key for key in vars(module) if not key.startswith("_")))
             hint = f"did you mean {module_name}:{near[0]}?" if near else self.expected
             where = f" ({file})" if (file := getattr(module, "__file__", None)) else ""
             raise self._wrong(f"module {module_name!r}{where} has no {name!r}; {hint}")

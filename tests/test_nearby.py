@@ -13,7 +13,7 @@ from pdq_export.data import InputSpec, check_exists, load_inputs
 from pdq_export.errors import PdqError
 from pdq_export.files import check_writable
 from pdq_export.graph.load import load_model
-from pdq_export.nearby import near_path
+from pdq_export.nearby import near_names, near_path
 from pdq_export.search.bits_file import read_bits
 
 
@@ -82,3 +82,16 @@ def test_places_that_propose_one(place: str) -> None:
         read(given)
     assert given in str(caught.value)
     assert str(caught.value).endswith(f"; did you mean {found}?")
+
+
+@pytest.mark.parametrize(
+    ("name", "most", "found"),
+    [
+        ("RELU", 1, ["Relu"]),
+        ("Relus", 3, ["Relu", "PRelu"]),
+        ("x", 3, ["X", "x"]),  # two names, though they differ in case alone
+        ("Softmax", 3, []),
+    ],
+)
+def test_names_are_near_in_whichever_case(name: str, most: int, found: list[str]) -> None:
+    assert near_names(name, ["PRelu", "Relu", "X", "x"], most=most) == found

@@ -75,14 +75,14 @@ def _allotment(planned: PlannedModel, config: Config, file: UserFile) -> Allotme
 
 
 def bits_content(path: Path, allotment: Allotment, config: Config) -> bytes:
-    """The file of an allotment, which says under what options of the plan it was found."""
+    """The file of an allotment; as TOML it says under what options of the plan it was found."""
     return write_bits(allotment, as_json=path.suffix.lower() == ".json", beside=_chosen_with(config)).encode()
 
 
 def _chosen_with(config: Config) -> str:
-    """The options besides bits that the plan depends on, and the number of images, as on the command line.
+    """The options besides bits that the plan depends on, and the number of images where it is given.
 
-    On one line of ASCII.
+    As on the command line, on one line of ASCII.
     """
     told = []
     for name, value in recorded(config).items():

@@ -32,8 +32,8 @@ class Ready:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """A calibrated network, and what it takes to go on with it; the fields are those of `Ready`.
+class CalibratedWork:
+    """A calibrated network, and what it takes to go on with it: `Ready` but for the images.
 
     ``records``: by block, how it was done.
     """
@@ -48,7 +48,11 @@ class Candidate:
 
 
 def make_ready(request: Request, work: Work, fidelity: Fidelity, options: CalibrationOptions) -> Ready:
-    """Read the images, and bring channels to one range where that is asked for."""
+    """Read the images, and bring channels to one range where that is asked for.
+
+    Apart from `calibrate_ready`, so that callers let go of ``work``, as it was, and ``fidelity`` in between:
+    calibration needs the memory.
+    """
     seen = Seen.of(work, request.ranks)
     work, equalized = _equalize(work, options, fidelity, seen, request.ranks)
     reference = fidelity.reference()
@@ -57,7 +61,7 @@ def make_ready(request: Request, work: Work, fidelity: Fidelity, options: Calibr
 
 def calibrate_ready(
     ready: Ready, progress: Callable[[BlockProgress], None], until_end: contextlib.ExitStack
-) -> Candidate:
+) -> CalibratedWork:
     """Calibrate; ``until_end`` holds what is kept of finished blocks until all of the run is over."""
     request, work, seen = ready.request, ready.work, ready.seen
     asked, how = request.config.file, request.config.run
@@ -93,7 +97,7 @@ def calibrate_ready(
         checkpoint=checkpoint,
         ranks=request.ranks,
     )
-    return Candidate(
+    return CalibratedWork(
         request=request,
         work=work,
         equalized=ready.equalized,

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from pdq_export.calibrate import BlockProgress
-from pdq_export.commands.calibrating import Candidate
+from pdq_export.commands.calibrating import CalibratedWork
 from pdq_export.commands.evaluate import measure_simulation
 from pdq_export.commands.find_bits import Finder
 from pdq_export.commands.progress import Tell
@@ -30,13 +30,12 @@ logger = logging.getLogger(__name__)
 
 _TELLING = 0.25  # of the blocks: after so many the first calibration's time is told
 
-
-Calibrate = Callable[[Config, Callable[[BlockProgress], None]], Candidate]
+Calibrate = Callable[[Config, Callable[[BlockProgress], None]], CalibratedWork]
 
 
 def find_smallest(
     finder: Finder, reference: Reference, calibrate: Calibrate, *, device: torch.device, tell: Tell
-) -> tuple[Candidate, Allotment, Found]:
+) -> tuple[CalibratedWork, Allotment, Found]:
     """The smallest file that keeps --max-drop, calibrated, its bits, and how they compare, with every step.
 
     ``finder``: of a work whose samples hold images back. ``calibrate``: a configuration with bits for every tensor.
@@ -57,11 +56,11 @@ def find_smallest(
     _tell_held(held, goal)
     search, pace = finder.search(), _Pace(tell)
 
-    def propose(loss: float) -> Proposal[tuple[Candidate, Allotment, Found]]:
+    def propose(loss: float) -> Proposal[tuple[CalibratedWork, Allotment, Found]]:
         config, allotment, found = finder.smallest(search, loss)
         chosen = found.report.chosen
 
-        def run() -> Attempt[tuple[Candidate, Allotment, Found]]:
+        def run() -> Attempt[tuple[CalibratedWork, Allotment, Found]]:
             made = calibrate(config, pace.begin())
             measured = measure_simulation(
                 made.work,
@@ -81,6 +80,7 @@ def find_smallest(
                 error=changes.error,
                 images=changes.images,
                 held=changes.drop <= goal.aim(changes.error),
+                bounds=not goal.labelled,
             )
             logger.info("%s", told(step, goal))
             return Attempt(made=(made, allotment, found), step=step)
@@ -92,10 +92,10 @@ def find_smallest(
     if not best.step.held:
         logger.warning(
             "--max-drop %g: none of %d calibrations keeps it on the images held back with its statistical error; the "
-            "one that is written loses %.2f points ± %.2f, %s; %s, or a higher limit",
+            "one that is written loses %s points ± %.2f, %s; %s, or a higher limit",
             limit,
             len(steps),
-            best.step.drop,
+            best.step.points,
             best.step.error,
             _missed(best.step, goal),
             _more(best.step, goal),

@@ -9,7 +9,7 @@ import onnx
 from pdq_export.advice import HowMade
 from pdq_export.calibrate import Calibrated
 from pdq_export.commands.allotting import bits_content
-from pdq_export.commands.calibrating import Candidate
+from pdq_export.commands.calibrating import CalibratedWork
 from pdq_export.commands.details import weight_histograms, with_layer_errors
 from pdq_export.commands.evaluate import Evaluation, evaluate, help_evaluate, time_beside
 from pdq_export.commands.judging import side_contents
@@ -38,9 +38,7 @@ from pdq_export.search.allotment import Allotment
 from pdq_export.spec import Plan, QuantizedTensors
 from pdq_export.targets import find_target
 from pdq_export.validate.parity import Parity
-from pdq_export.work import (
-    Work,
-)
+from pdq_export.work import Work
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,13 +56,13 @@ class Result:
 
 
 def finish(
-    made: Candidate, allotment: Allotment | None, found: Found | None, tell: Tell, warned: Warned
+    made: CalibratedWork, allotment: Allotment | None, found: Found | None, tell: Tell, warned: Warned
 ) -> Result | None:
     """Write the file, its report and ``allotment``, all together, after a look at what onnxruntime makes of it.
 
     ``found``: bits of `--bits auto`, and their budget. Of several ranks the first alone has a result. Raises
     ValidationError where onnxruntime computes something else than what was calibrated, and OptionError for a
-    file beyond its budget; both are kept aside.
+    file beyond its budget; the file and its report are kept aside then.
     """
     request, work = made.request, made.work
     asked, judged = request.config.file, work.samples.judged
@@ -104,7 +102,7 @@ def _export(work: Work, calibrated: Calibrated, config: Config, metadata: Mappin
 
 
 def _judge(
-    made: Candidate, making: Making, quantized: onnx.ModelProto, own: ModelInfo, found: Found | None, tell: Tell
+    made: CalibratedWork, making: Making, quantized: onnx.ModelProto, own: ModelInfo, found: Found | None, tell: Tell
 ) -> tuple[Report, Parity]:
     """What the written file does, beside FP32 and its simulation, and what to try next; ``own``: what file it is."""
     request, work, calibrated = made.request, made.work, made.calibrated
@@ -142,7 +140,7 @@ def _judge(
     return with_next_steps(report, made_how, compare if target.in_onnxruntime else None), parity
 
 
-def _evaluation(made: Candidate, quantized: onnx.ModelProto) -> Evaluation:
+def _evaluation(made: CalibratedWork, quantized: onnx.ModelProto) -> Evaluation:
     request = made.request
     return Evaluation(
         work=made.work,

@@ -14,7 +14,7 @@ from pdq_export.calibrate.memory import trim_heap
 from pdq_export.calibrate.precision import settled_torch
 from pdq_export.calibrate.shares import check_enough
 from pdq_export.commands.allotting import take_bits
-from pdq_export.commands.calibrating import Candidate, calibrate_ready, make_ready
+from pdq_export.commands.calibrating import CalibratedWork, calibrate_ready, make_ready
 from pdq_export.commands.dry_run import dry_run, tell_loading
 from pdq_export.commands.find_bits import Finder
 from pdq_export.commands.find_smallest import find_smallest
@@ -173,9 +173,10 @@ def _run(request: Request, tell: Tell, until_end: contextlib.ExitStack, warned: 
         made, allotment, found = _find_smallest(request, work, fidelity, session, chosen, tell, until_end)
         del work, fidelity, session
     else:
+        del session
         tell.stage("calibrate")
         ready = make_ready(request, work, fidelity, chosen)
-        del work, fidelity, session
+        del work, fidelity
         made = calibrate_ready(ready, tell.block, until_end)
         del ready
     return finish(made, allotment, found, tell, warned)
@@ -245,17 +246,19 @@ def _find_smallest(
     chosen: CalibrationOptions,
     tell: Tell,
     until_end: contextlib.ExitStack,
-) -> tuple[Candidate, Allotment, Found]:
+) -> tuple[CalibratedWork, Allotment, Found]:
     """The smallest file that keeps --max-drop on the images held back, calibrated, with its bits and all steps."""
     finder = Finder.of(work, request.config, chosen, tell)
     tell.stage("search")
     heard: set[str] = set()
 
-    def calibrate_as(config: Config, progress: Callable[[BlockProgress], None]) -> Candidate:
+    def calibrate_as(config: Config, progress: Callable[[BlockProgress], None]) -> CalibratedWork:
         changed = request.planned_as(config)
         again, checked = _planned_again(changed, work.original, work.samples, session, tell, heard)
         tell.stage("calibrate")
-        return calibrate_ready(make_ready(changed, again, checked, chosen), progress, until_end)
+        ready = make_ready(changed, again, checked, chosen)
+        del again, checked
+        return calibrate_ready(ready, progress, until_end)
 
     return find_smallest(finder, fidelity.reference(), calibrate_as, device=request.device, tell=tell)
 

@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import numpy as np
 import onnx
 
 from pdq_export.commands.estimates import estimate_tensors
@@ -45,10 +46,10 @@ class Found:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FileSize:
-    """Bytes of a file: as it is ``written`` with placeholders, and ``at_most``, once scales are learned."""
+    """Bytes of a file: as it is ``written`` with placeholders, and what it may ``become`` once scales are learned."""
 
     written: int
-    at_most: int
+    become: int
 
 
 Sizing = Callable[[Widths], FileSize]
@@ -65,7 +66,7 @@ class Search:
         """The allotment of the least estimated loss that keeps the budget. Raises OptionError where none does.
 
         ``size``: of a file with these bits; what it takes more than estimated the next solution has to spare. Bits that
-        differ keep a budget of bytes with the most it may come to. Equal bits that keep the budget are taken where
+        differ keep a budget of bytes with what it may become. Equal bits that keep the budget are taken where
         nothing else does, or promises less loss.
         """
         uniform = self._best_uniform(size)
@@ -76,11 +77,11 @@ class Search:
                 raise
             logger.info("%s: no bits that differ were found within it; equal ones keep it", self._budget.told())
             return self._equal(*uniform)
-        if uniform is not None and self._loss.of(solution.bits) > _BETTER * self._loss.of(
-            self._space.narrowed(uniform[0])
-        ):
-            logger.info("bits that differ promise no less loss than equal ones: %s keeps them", self._budget.told())
-            return self._equal(*uniform)
+        if uniform is not None:
+            equal, _ = uniform
+            if self._loss.of(solution.bits) > _BETTER * self._loss.of(self._space.narrowed(equal)):
+                logger.info("bits that differ promise no less loss than equal ones: %s keeps them", self._budget.told())
+                return self._equal(*uniform)
         if solution.gap:
             logger.warning(
                 "%s: the solver stopped at a part of all allotments; others could lose up to %.2g %% less by the sum "
@@ -115,7 +116,7 @@ class Search:
     def _equal(self, uniform: Widths, sized: FileSize) -> Found:
         """Equal bits; told where their file may be refused for its size."""
         most, written = self._most, sized.written
-        if most is not None and sized.at_most > most * (1 - _SPARE):
+        if most is not None and sized.become > most * (1 - _SPARE):
             logger.log(
                 logging.WARNING if written > most else logging.INFO,
                 "%s: equal bits are estimated to take %d bytes of the %d that are allowed; whether the file keeps them "
@@ -123,7 +124,7 @@ class Search:
                 self._budget.told(),
                 written,
                 most,
-                math.ceil(sized.at_most / (1 - _SPARE)),
+                math.ceil(sized.become / (1 - _SPARE)),
             )
         return self._found(Solution(bits=dict(uniform)), written, uniform)
 
@@ -169,9 +170,9 @@ class Search:
         smallest = solve(self._choices, self._size, limits)
         if smallest is None:
             raise self._space.infeasible(limits)
-        if (sized := size(smallest.bits)).at_most > spared:
-            equal = [size(bits).at_most for bits in self._smallest_uniform(limits)]
-            raise self._too_small(most, min([sized.at_most, *equal]))
+        if (sized := size(smallest.bits)).become > spared:
+            equal = [size(bits).become for bits in self._smallest_uniform(limits)]
+            raise self._too_small(most, min([sized.become, *equal]))
         return self._between(size, spared, limits, smallest.bits) or (self._smallest(smallest), sized)
 
     def _best(self, size: Sizing, spared: float, limits: Sequence[Limit]) -> tuple[Solution, FileSize] | None:
@@ -183,11 +184,11 @@ class Search:
                 break
             tried.append(found.bits)
             sized = size(found.bits)
-            if sized.at_most <= spared and (best is None or self._loss.of(found.bits) < self._loss.of(best[0].bits)):
+            if sized.become <= spared and (best is None or self._loss.of(found.bits) < self._loss.of(best[0].bits)):
                 best = found, sized
             elif best is not None:
                 break
-            aim = self._size.of(found.bits) - (sized.at_most - spared)
+            aim = self._size.of(found.bits) - (sized.become - spared)
         return best
 
     def _between(
@@ -198,7 +199,7 @@ class Search:
         for _ in range(_ROUNDS):
             aim = (low + high) / 2
             found = solve(self._choices, self._loss, [*limits, self._size_limit(aim)])
-            if found is not None and (sized := size(found.bits)).at_most <= spared:
+            if found is not None and (sized := size(found.bits)).become <= spared:
                 best, low = (found, sized), aim
             else:
                 high = aim
@@ -289,6 +290,7 @@ def placeholder_size(planned: PlannedModel, target: str, metadata: Mapping[str, 
 
     model, index = planned.prepared.model, planned.prepared.index
     biases = {layer.bias: index.constant(layer.bias) for layer in planned.plan.layers if layer.bias is not None}
-    doubled = {name: 2 * value for name, value in biases.items() if value is not None}
+    largest = np.finfo(np.float32).max / 2
+    doubled = {name: 2 * value.clip(-largest, largest) for name, value in biases.items() if value is not None}
     written = write(model)
-    return FileSize(written=written, at_most=max(written, write(with_constants(model, doubled))))
+    return FileSize(written=written, become=max(written, write(with_constants(model, doubled))))

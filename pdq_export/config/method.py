@@ -142,7 +142,7 @@ class CalibrationOptions:
         check_bounds(self)
 
     def for_block(self, bits: int) -> Self:
-        """The options of a block in which what is learned has at least ``bits`` bits: with its own numbers of steps."""
+        """The options of a block in which what is learned has at least ``bits`` bits, with shares applied."""
         if bits < _MANY_BITS:
             return self
         return dataclasses.replace(
@@ -151,7 +151,10 @@ class CalibrationOptions:
             iters_share=1.0,
             correction_iters=math.ceil(self.correction_iters * self.correction_share),
             correction_share=1.0,
-            prediction_interval=math.ceil(self.prediction_interval / self.prediction_share),
+            # Beyond the steps all intervals are the same.
+            prediction_interval=math.ceil(
+                min(self.prediction_interval / self.prediction_share, max(self.prediction_interval, self.iters, 1))
+            ),
             prediction_share=1.0,
         )
 

@@ -1,7 +1,6 @@
 """How an option is declared: one dataclass field with everything that there is to say about it beside it."""
 
 import dataclasses
-import difflib
 import functools
 import math
 import os
@@ -12,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pdq_export.errors import OptionError
+from pdq_export.nearby import near_names
 
 _KEY = "option"
 _LONGEST = 200  # characters of a value in a message
@@ -210,8 +210,7 @@ def _kind(annotation: Any) -> tuple[type, bool]:
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
     """`; did you mean …?` with the nearest names, in whichever case, or nothing where none is near."""
-    by_lower = {one.lower(): one for one in known}
-    near = [by_lower[one] for one in difflib.get_close_matches(str(name).lower(), list(by_lower), n=3)]
+    near = near_names(name, known, most=3)
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
 

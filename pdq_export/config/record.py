@@ -163,7 +163,6 @@ def _guessed(settled: Mapping[str, Any]) -> dict[str, Any]:
     for name, usually in {"weights": "asymmetric", "first_last": "8/8"}.items():
         if given.get(name) == usually:
             del given[name]
-    # What has an effect: a method may leave all of it out.
-    decided &= with_effect({name: settled[name] for name in decided & settled.keys()}, **parts).keys()
     differ = (name for name in numbers if name in settled and (name in decided or settled[name] != usual[name]))
-    return given | {name: settled[name] for name in differ}
+    # What has an effect: a method, or what differs, may leave all of it out.
+    return given | with_effect({name: settled[name] for name in differ}, **parts)

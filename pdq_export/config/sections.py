@@ -1,8 +1,8 @@
 """Every option of a run, once: the command line, TOML files, metadata, reports and the tables in docs derive from this.
 
-A new option is one field here, or in `CalibrationOptions` where it is a number of the method, and the code that reads
-it. Names are unique over all sections: ``--max-memory`` on the command line, ``max_memory=`` in Python and
-``max_memory`` under ``[run]`` in a file are the same.
+Those of searches and gates are in modules of their own. A new option is one field here, or in `CalibrationOptions`
+where it is a number of the method, and the code that reads it. Names are unique over all sections: ``--max-memory`` on
+the command line, ``max_memory=`` in Python and ``max_memory`` under ``[run]`` in a file are the same.
 """
 
 import dataclasses

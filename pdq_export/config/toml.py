@@ -97,7 +97,7 @@ def _leaves(
             if key in sections:
                 raise OptionError(f"{key} is {shown(value)}; expected a section [{'.'.join(keys)}]")
             if key in known and key not in options:
-                if isinstance(value, dict):
+                if isinstance(value, dict) or (isinstance(value, list) and any(isinstance(one, dict) for one in value)):
                     raise OptionError(f"{key} is an option; expected it {_in(known[key].path)}, not as a section")
                 raise OptionError(f"{key} stands {_in(path)}; expected it {_in(known[key].path)}")
             check_name(key, [*options, *sections] if path else sections, "option " if path else "section ")

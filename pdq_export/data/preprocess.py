@@ -1,7 +1,6 @@
 """What happens to an image file before the model sees it, as ``preprocess.toml`` or options of the run say."""
 
 import dataclasses
-import difflib
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ from PIL import Image
 from pdq_export.data.checks import check_statistics
 from pdq_export.data.input_spec import InputSpec
 from pdq_export.errors import DataError
+from pdq_export.nearby import near_names
 
 FILE_NAME = "preprocess.toml"
 _MAX_SIDE = 16384
@@ -66,7 +66,7 @@ class Preprocess:
         given = {key: value for key, value in values.items() if value is not None}
         for key in given:
             if key not in _READERS:
-                near = difflib.get_close_matches(key, _READERS, n=1)
+                near = near_names(key, _READERS)
                 hint = f"did you mean {near[0]!r}?" if near else f"expected {', '.join(_READERS)}"
                 raise DataError(f"{where}: key {key!r} is not known; {hint}")
         return cls(**{key: _READERS[key](where, key, value) for key, value in given.items()})

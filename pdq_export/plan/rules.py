@@ -1,13 +1,13 @@
 """What is asked of a plan: bits, and which layers get others or none."""
 
 import dataclasses
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pdq_export.config.config import make_section
 from pdq_export.config.sections import AUTO, PlanSection
 from pdq_export.errors import OptionError
+from pdq_export.nearby import near_names
 from pdq_export.plan.patterns import check_pattern, find_matches
 from pdq_export.spec import MAX_BITS, BitWidths
 
@@ -127,9 +127,8 @@ def _of_type(op_type: str, op_types: Mapping[str, str]) -> set[str]:
     found = {name for name, kind in op_types.items() if kind == op_type}
     if not found:
         known = sorted(set(op_types.values()))
-        folded = {kind.lower(): kind for kind in known}
-        near = difflib.get_close_matches(str(op_type).lower(), folded, n=1, cutoff=0.5)
-        hint = f"did you mean {folded[near[0]]}? " if near else ""
+        near = near_names(op_type, known, cutoff=0.5)
+        hint = f"did you mean {near[0]}? " if near else ""
         if op_type in _SPELLED_AS:
             hint = f"{op_type} is written as {_SPELLED_AS[op_type]} there, or folded into other nodes. "
         raise OptionError(

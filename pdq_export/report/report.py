@@ -73,7 +73,8 @@ Schema, version 1 (null stands for "not measured", for sqnr_db for "no differenc
                     others could be less, 0 where none are; frontier: the least loss at other sizes; uniforms: equal
                     bits for all layers; note: why activations have the bits that they have;
                     steps: with --max-drop as the goal every calibration that was made for it, {size, loss, avg_weight,
-                    drop, error, images, held}: top-1 lost on images held back, in points, or without labels its bound;
+                    drop, error, images, held, bounds}: top-1 lost on images held back, in points, or where bounds is
+                    true no more than the share of images whose class changes, which bounds it;
                     tensors: {measure, estimate, images, widths, groups}, as `pdq_export.report.sensitivity` has them,
                     with the bits that were found as planned_bits
     gates           [{option, value, limit, unit, error, p_value, passed, told}]  see `pdq_export.gates.Gate`

@@ -1,11 +1,11 @@
 """Bits of layers, as people read, edit and commit them: W and A by the name of the layer."""
 
 import dataclasses
-import difflib
 from collections.abc import Iterable, Mapping
 
 from pdq_export.errors import OptionError, first_few
 from pdq_export.graph.lookup import GraphIndex
+from pdq_export.nearby import near_names
 from pdq_export.plan.freedom import find_freedom, rule_bits
 from pdq_export.plan.rules import PlanOptions
 from pdq_export.plan.summary import ending
@@ -119,7 +119,7 @@ def _end(index: GraphIndex, plan: Plan, layer: Layer) -> str | None:
 def _check_names(names: Iterable[str], known: list[str], where: str, what: str) -> None:
     unknown = [name for name in names if name not in known]
     if unknown:
-        near = difflib.get_close_matches(unknown[0], known, n=1)
+        near = near_names(unknown[0], known)
         raise OptionError(
             f"{where}: the model has no quantized {what} {first_few([repr(name) for name in unknown])}"
             + (f"; did you mean {near[0]!r}?" if near else f"; expected names such as {first_few(known)}")

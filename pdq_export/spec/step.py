@@ -7,8 +7,9 @@ import dataclasses
 class Step:
     """One calibration. ``size``: bytes expected of the file; ``loss``: estimated, the sum over its tensors.
 
-    ``drop``: points of top-1 lost on ``images`` that were held back, or their bound, with the standard ``error``.
-    ``held``: whether that keeps the limit. ``avg_weight``: average bits.
+    ``drop``: points of top-1 lost on ``images`` that were held back, with the standard ``error``; ``bounds``: these are
+    no more than a bound, the share of images whose class changes. ``held``: whether that keeps the limit.
+    ``avg_weight``: average bits.
     """
 
     size: int
@@ -18,3 +19,9 @@ class Step:
     error: float
     images: int
     held: bool
+    bounds: bool = False
+
+    @property
+    def points(self) -> str:
+        """The drop in words, without its unit."""
+        return f"{'at most ' * self.bounds}{self.drop:.2f}"

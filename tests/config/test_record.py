@@ -8,7 +8,7 @@ import pytest
 from pdq_export import __version__
 from pdq_export.config import record
 from pdq_export.config.config import make_config
-from pdq_export.config.method import METHODS, CalibrationOptions, choose_options
+from pdq_export.config.method import LEFT_OUT, METHODS, CalibrationOptions, choose_options, with_effect
 from pdq_export.config.record import ASKED, SETTLED, read_record, retargeted
 from pdq_export.errors import ModelError
 
@@ -130,11 +130,15 @@ def test_what_pd_quant_was_is_read_as_what_it_is_now() -> None:
     assert again == choose_options(method="pdq", preset="fast", overrides={"correction_iters": 10})
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_files_from_before_there_were_shares_are_read_as_what_made_them(method: str) -> None:
-    given = {} if method == "nearest" else {"iters": 100}
-    given |= {"correction_iters": 10} if method in ("pdq", "pd-quant") else {}
-    given |= {"prediction_interval": 2} if method == "pdq" else {}
+_OFF = [{"prediction_difference": False}, {"correction_iters": 0}, {"learn_rounding": False, "learn_scales": False}]
+
+
+@pytest.mark.parametrize(
+    ("method", "off"), [*((method, {}) for method in METHODS), *(("pdq", off) for off in (*_OFF, {"iters": 0}))]
+)
+def test_files_from_before_there_were_shares_are_read_as_what_made_them(method: str, off: dict[str, object]) -> None:
+    given = {"iters": 100, "correction_iters": 10, "prediction_interval": 2, **off}
+    given = with_effect({**given, **LEFT_OUT[method]} | off, method=method, preset="fast")
     made = choose_options(method=method, preset="fast", overrides=given)
 
     def without_shares(options: CalibrationOptions) -> dict[str, object]:

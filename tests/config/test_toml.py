@@ -101,6 +101,7 @@ def test_all_ways_of_writing_toml(tmp_path: Path, text: str) -> None:
         ("[plan]\niters = 3\n", "line 2: iters stands in [plan]; expected it in [calibration]"),
         ("iters = 3\n", "line 1: iters stands before the first section; expected it in [calibration]"),
         ("# a\n[method]\niters = 3\n", "line 2: method is an option; expected it in [calibration], not as a section"),
+        ("[[method]]\niters = 3\n", "line 1: method is an option; expected it in [calibration], not as a section"),
         ("[plan]\nbits = 4\n", "line 2: bits is 4; expected W/A, weight and activation bits, for example 4/4"),
         ("[plan]\n\nexclude = [\n  'a',\n  3,\n]\n", "line 3: exclude is ['a', 3]; expected a list of regular exp"),
         ('x = """\n[plan]\nbits = 3\n"""\n', "line 1: section 'x' is unknown"),

@@ -1,10 +1,10 @@
 """Bits of single tensors, as an allotment by tensor name gives them: mixed precision."""
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 
 from pdq_export.errors import OptionError
+from pdq_export.nearby import near_names
 from pdq_export.plan.outputs import Outer, read_unquantized
 from pdq_export.plan.planned import Planned
 from pdq_export.plan.readers import tensors_before_layers
@@ -66,6 +66,6 @@ def _refused(planned: Planned, tensor: str) -> OptionError:
         found = f"is not quantized under this plan; {expected}"
     else:
         known = [name for name, point in plan.points.items() if point.role is not Role.CARRIER]
-        near = difflib.get_close_matches(tensor, known, n=1)
+        near = near_names(tensor, known)
         found = f"is not in the prepared model; {expected}{f'; did you mean {near[0]!r}?' if near else ''}"
     return OptionError(f"bits of tensor {tensor!r}: it {found}")

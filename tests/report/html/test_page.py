@@ -463,10 +463,10 @@ def test_bits_by_budget() -> None:
     assert "for 1 of these sizes: there others could lose up to 3.0 % less" in to_html(make_report(search=cut)).decode()
     steps = [
         Step(size=95_000, loss=0.1, avg_weight=4.5, drop=0.25, error=0.1, images=128, held=True),
-        Step(size=89_000, loss=0.2, avg_weight=3.5, drop=1.5, error=0.5, images=128, held=False),
+        Step(size=89_000, loss=0.2, avg_weight=3.5, drop=1.5, error=0.5, images=128, held=False, bounds=True),
     ]
     stepped = Parsed(to_html(make_report(search=dataclasses.replace(found, steps=tuple(steps)))).decode()).texts
-    assert {"95,000", "0.25", "within what may be lost", "1.50", "not surely within it"} <= set(stepped)
+    assert {"95,000", "0.25", "within what may be lost", "at most 1.50", "not surely within it"} <= set(stepped)
     assert not {"0.25", "not surely within it"} & set(parsed.texts)
     nothing = dataclasses.replace(found, chosen=estimate("auto", 0, 0.0), frontier=(), uniforms=())
     section = to_html(make_report(search=nothing)).decode().partition('<section id="bits">')[2]
