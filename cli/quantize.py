@@ -141,6 +141,8 @@ def _lines(config: Config, result: "Result") -> Iterable[RenderableType]:
     yield report_table(result.report, bits=bits_word(result.report.settings))
     if result.report.search is not None:
         yield from search_lines(result.report.search)
+        if (ops := result.report.search.chosen.bit_ops) is not None:
+            yield f"bit operations: × {ops:.3f} of those of 8/8"
     if result.report.latency_note is not None and not result.report.is_slower:  # else a warning has told it
         yield result.report.latency_note
     yield from gate_lines(result.report)

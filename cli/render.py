@@ -79,18 +79,12 @@ def search_lines(search: "SearchReport") -> Iterable[str]:
 
 def _beside_equal(search: "SearchReport") -> str:
     """How bits compare with equal ones for all layers that keep the same; nothing where there is no fair comparison."""
-    found, equal, within = search.chosen, search.uniform, "within the same budget"
-    if search.steps:  # the goal is a drop of accuracy: equal bits that promise one take what they take
-        within = "of as many bytes or fewer"
-        held = (one for one in search.uniforms if one.size <= found.size)
-        equal = min(held, key=lambda one: one.loss, default=None)
-        if equal is None:
-            return ""
+    found, equal = search.chosen, search.equal
     if equal is None:
-        return "; no equal bits keep the budget"
+        return "" if search.steps else "; no equal bits keep the budget"
     if equal.loss <= 0:
         return ""
-    best = f"the best equal bits {within} ({equal.size:,} bytes)"
+    best = f"the best equal bits {search.within} ({equal.size:,} bytes)"
     if equal.loss == found.loss:
         return f", equal for all layers, {equal.name}: none that differ promise less"
     return f", × {found.loss / equal.loss:.2f} of the estimated loss of {equal.name}, {best}"

@@ -25,7 +25,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "process": (set(), set()),
     "ranks": ({"errors", "exhaustion", "process"}, {"torch"}),
     "graph": ({"errors", "files", "nearby", "operators", "spec"}, {"numpy", "onnx", "onnxsim"}),
-    "plan": ({"config", "errors", "operators", "spec", "graph"}, {"numpy", "onnx"}),
+    "plan": ({"config", "errors", "nearby", "operators", "spec", "graph"}, {"numpy", "onnx"}),
     "numerics": ({"errors", "ranks.alone", "spec"}, {"numpy", "torch"}),
     "frontend": ({"errors", "operators", "spec", "graph"}, {"numpy", "onnx", "torch"}),
     "calibrate": (
@@ -51,7 +51,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "targets": ({"config", "errors", "spec", "graph.lookup", "plan", "export", "validate"}, {"onnx"}),
     "gates": ({"config", "errors", "validate"}, {"numpy", "scipy"}),
     "report": ({"advice", "config", "errors", "gates", "spec", "validate"}, {"jinja2", "matplotlib", "onnxruntime"}),
-    "user_code": ({"errors", "process"}, set()),
+    "user_code": ({"errors", "nearby", "process"}, set()),
     "signature": ({"data", "errors", "graph.lookup", "validate"}, {"numpy"}),
     "fidelity": ({"errors", "frontend", "graph", "validate"}, {"numpy", "onnx", "onnxruntime", "torch"}),
 }

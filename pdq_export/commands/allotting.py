@@ -2,15 +2,15 @@
 
 import dataclasses
 import logging
-import shlex
 import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pdq_export.commands.settle import choose, plan_options
 from pdq_export.commands.written import bits_path
-from pdq_export.config.config import Config, make_config, recorded
+from pdq_export.config.config import Config, make_config, options_of, recorded
 from pdq_export.config.sections import AUTO
+from pdq_export.config.words import option_words
 from pdq_export.fidelity import UserFile
 from pdq_export.plan.freedom import rule_bits
 from pdq_export.search.allotment import Allotment
@@ -80,14 +80,11 @@ def bits_content(path: Path, allotment: Allotment, config: Config) -> bytes:
 
 
 def _chosen_with(config: Config) -> str:
-    """The options besides bits that the plan depends on, and the number of images where it is given.
-
-    As on the command line, on one line of ASCII.
-    """
-    told = []
-    for name, value in recorded(config).items():
-        if name in ("target", "samples") or (name in vars(config.plan) and name not in ("bits", "tensor_bits")):
-            flag = f"--{name.replace('_', '-')}"
-            values = value if isinstance(value, tuple) else (value,)
-            told += [flag if one is True else f"{flag} {shlex.quote(str(one))}" for one in values]
-    return " ".join(told).encode("ascii", "backslashreplace").decode().replace("\r", "\\r").replace("\n", "\\n")
+    """The options besides bits, budgets and data that the file depends on, as on the command line, in ASCII."""
+    known = options_of(type(config))
+    given = {
+        name: value
+        for name, value in recorded(config).items()
+        if name not in ("bits", "tensor_bits") and known[name].path[0] not in ("search", "data")
+    }
+    return " ".join(option_words(given)).encode("ascii", "backslashreplace").decode()

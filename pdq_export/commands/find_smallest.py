@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +22,7 @@ from pdq_export.data import Data
 from pdq_export.errors import OptionError
 from pdq_export.fidelity import Reference
 from pdq_export.search.allotment import Allotment
-from pdq_export.search.goal import ATTEMPTS, Attempt, Goal, Proposal, is_below_one_of, reach, tolerable_loss
+from pdq_export.search.goal import ATTEMPTS, Attempt, Goal, Proposal, fewest_images, reach, tolerable_loss
 from pdq_export.spec.step import Step
 from pdq_export.validate import BATCH_SIZE, Measurements, Session, Top1Changes
 from pdq_export.work import Work
@@ -50,9 +51,7 @@ def find_smallest(
             f"--bits auto --max-drop {limit:g}: the first output has no scores of classes, so that no top-1 can be "
             "kept; give a budget, such as --max-size 0.15"
         )
-    # Where one image is more than the limit, what few are gained by chance must not make up for others.
-    labels = None if is_below_one_of(limit, len(held)) else held.labels
-    goal = Goal(limit=limit, labelled=labels is not None)
+    goal = Goal(limit=limit, labelled=held.labels is not None)
     _tell_held(held, goal)
     search, pace = finder.search(), _Pace(tell)
 
@@ -72,14 +71,15 @@ def find_smallest(
                 tell=tell,
             )
             changes = find_changes(measured, labelled=goal.labelled)
+            error = max(changes.error, 100 / changes.images)  # that none has changed does not say that none can
             step = Step(
                 size=chosen.size,
                 loss=chosen.loss,
                 avg_weight=chosen.avg_weight,
                 drop=changes.drop,
-                error=changes.error,
+                error=error,
                 images=changes.images,
-                held=changes.drop <= goal.aim(changes.error),
+                held=changes.drop <= goal.aim(error),
                 bounds=not goal.labelled,
             )
             logger.info("%s", told(step, goal))
@@ -88,7 +88,7 @@ def find_smallest(
         return Proposal(size=chosen.size, loss=chosen.loss, calibrate=run)
 
     scores = _scores(work, reference, held)
-    best, steps = reach(goal, tolerable_loss(scores, labels, limit / 2), propose)
+    best, steps = reach(goal, tolerable_loss(scores, held.labels, limit / 2), propose)
     if not best.step.held:
         logger.warning(
             "--max-drop %g: none of %d calibrations keeps it on the images held back with its statistical error; the "
@@ -103,6 +103,18 @@ def find_smallest(
     made, allotment, found = best.made
     report = dataclasses.replace(found.report, steps=steps)
     return made, allotment, dataclasses.replace(found, report=report)
+
+
+def check_held(limit: float, held: Data) -> None:
+    """Raise OptionError where so few images are held back that one of them is more than the ``limit``, in points."""
+    found, expected = len(held), fewest_images(limit)
+    if found < expected:
+        raise OptionError(
+            f"--bits auto --max-drop {limit:g}: {found} images of {held.source} are held back to judge files by, and "
+            f"one of them is {100 / found:.3g} points; expected {expected} or more; add images to --calib or leave "
+            f"more of them (fewer --samples), allow --max-drop {math.ceil(1e4 / found) / 100:g}, or give a budget, "
+            "such as --max-size 0.15"
+        )
 
 
 def told(step: Step, goal: Goal) -> str:
@@ -133,22 +145,13 @@ def _missed(step: Step, goal: Goal) -> str:
 
 
 def _more(step: Step, goal: Goal) -> str:
-    if step.drop > goal.limit and not is_below_one_of(goal.limit, step.images):
+    if step.drop > goal.limit:
         return "give more calibration images or steps (--samples, --iters)"
     return "give more images in --calib, of which more are held back then and tell more"
 
 
 def _tell_held(held: Data, goal: Goal) -> None:
-    if is_below_one_of(goal.limit, len(held)):
-        logger.warning(
-            "--max-drop %g: of the %d images of %s that are held back, each is %.3g points: every one whose class "
-            "changes counts as lost, and the file becomes larger than it has to; add images",
-            goal.limit,
-            len(held),
-            held.source,
-            100 / len(held),
-        )
-    elif not goal.labelled:
+    if not goal.labelled:
         logger.warning(
             "%s has no labels: of --max-drop the images held back can tell no more than a bound, every image whose "
             "class changes counts as lost, and the file becomes larger than it has to; add labels",

@@ -17,7 +17,7 @@ from pdq_export.commands.allotting import take_bits
 from pdq_export.commands.calibrating import CalibratedWork, calibrate_ready, make_ready
 from pdq_export.commands.dry_run import dry_run, tell_loading
 from pdq_export.commands.find_bits import Finder
-from pdq_export.commands.find_smallest import find_smallest
+from pdq_export.commands.find_smallest import check_held, find_smallest
 from pdq_export.commands.finishing import Result, finish
 from pdq_export.commands.judging import Metrics, Observed, batch_slices
 from pdq_export.commands.progress import Progress, ProgressCallback, Tell
@@ -183,7 +183,7 @@ def _run(request: Request, tell: Tell, until_end: contextlib.ExitStack, warned: 
 
 
 def _check_count(request: Request, chosen: CalibrationOptions, samples: Samples) -> None:
-    """Refuse ranks with nothing to do, and warn of a single image."""
+    """Refuse ranks with nothing to do and too few images held back, and warn of a single image."""
     if len(samples.calibration) == 1:
         logger.warning(
             "%s: one image to calibrate on: scales and rounding fit it alone, and others can lose everything; take a "
@@ -191,6 +191,9 @@ def _check_count(request: Request, chosen: CalibrationOptions, samples: Samples)
             samples.calibration.source,
         )
     check_enough(request.ranks, chosen, len(samples.calibration))
+    if samples.held is not None:
+        assert request.config.gates.max_drop is not None  # what images are held back for
+        check_held(request.config.gates.max_drop, samples.held)
 
 
 def _samples(

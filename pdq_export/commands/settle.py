@@ -51,7 +51,8 @@ def check(config: Config, *, command: str = "") -> None:
     plan_options(config, choose(config))
     target = find_target(config.file.target)
     target.check_runtime(config.file.runtime)
-    check_search(config, command=command, fewest_bits=target.fewest_bits, target=target.name)
+    fewest, shrinks = target.fewest_bits, target.layout.shrinks
+    check_search(config, command=command, fewest_bits=fewest, target=target.name, shrinks=shrinks)
 
 
 def choose(config: Config, **family: str) -> CalibrationOptions:
@@ -83,7 +84,7 @@ def asked_labels(config: Config, labels: Any) -> Any:
     if (most := config.gates.max_drop) is not None:
         raise OptionError(
             f"--max-drop {most:g}: it is judged by labels, and --no-labels leaves them out; expected one of them, or "
-            "--min-agreement or --min-sqnr, which need none"
+            "--min-agreement or --min-sqnr, which need none (and a budget where --bits auto is asked for)"
         )
     return False
 

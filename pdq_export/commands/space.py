@@ -60,10 +60,11 @@ class Space:
         """Those of the budget, but for the size; of another ``budget`` of the same kind, where it is given."""
         budget, limits = budget or self.budget, []
         if budget.avg_weight is not None:
-            limits.append(Limit(option="--avg-bits", cost=self._average(self._elements), most=budget.avg_weight))
+            weights = self._average(self._elements)
+            limits.append(Limit(option="--avg-bits, of weights", cost=weights, most=budget.avg_weight))
         if budget.avg_activation is not None:
-            activations = dict.fromkeys(self.choices.keys() - self.weights, 1)
-            limits.append(Limit(option="--avg-bits", cost=self._average(activations), most=budget.avg_activation))
+            activations = self._average(dict.fromkeys(self.choices.keys() - self.weights, 1))
+            limits.append(Limit(option="--avg-bits, of activations", cost=activations, most=budget.avg_activation))
         if budget.bit_ops is not None:
             assert self._operations is not None
             limits.append(Limit(option="--max-bit-ops", cost=self._operations, most=budget.bit_ops))
@@ -72,10 +73,15 @@ class Space:
     def infeasible(self, limits: Sequence[Limit]) -> OptionError:
         """What to say where no bits keep these, which are not of the size: the fewest keep whatever can be kept."""
         fewest = {name: widths[0] for name, widths in self.choices.items()}
-        limit = next(limit for limit in limits if not limit.holds(fewest))
-        return OptionError(
+        missed = [
             f"{limit.option}: {limit.most:g} is less than any bits that are allowed take; the smallest that can be "
             f"kept is {math.ceil(limit.cost.of(fewest) * 1e4 - 1e-4) / 1e4:g}"
+            for limit in limits
+            if not limit.holds(fewest)
+        ]
+        return OptionError(
+            f"{'; '.join(missed)} (with rules such as --layer-bits, and {LEAST_OUTERMOST} bits or more for the first "
+            "and last layers)"
         )
 
     def uniforms(self) -> Iterable[tuple[BitWidths, dict[str, int]]]:
@@ -105,6 +111,7 @@ class Space:
             avg_weight=weights / max(sum(self._elements.values()), 1),
             avg_activation=sum(learned) / len(learned) if learned else None,
             gap=solution.gap,
+            bit_ops=None if self._operations is None else self._operations.of(bits),
         )
 
     def _average(self, sizes: Mapping[str, int]) -> Cost:

@@ -56,6 +56,9 @@ def read_toml(path: str | Path, *, config: type = Config, others: Sequence[str] 
     except ValueError as error:  # Python reads no numbers of thousands of digits
         line = next((line for line, statement in _statements(text) if _is_too_long(statement)), 1)
         raise OptionError(f"{path}, line {line}: a number has too many digits; expected one of 64 bits") from error
+    if isinstance(content.get("bits"), str) and content.keys() & {"layers", "tensors", "sha256"}:
+        where = _where(path, text, ("bits",))
+        raise OptionError(f"{where}these are bits of layers; expected options; give the file with --bits-from")
     options = options_of(config)
     rest = {name: content.pop(name) for name in others if name in content}
     values = dict(_leaves(content, (), options, functools.partial(_where, path, text)))

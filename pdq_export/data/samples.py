@@ -92,7 +92,8 @@ def split_held(given: Data, judged: Data | None, limit: int) -> tuple[Data, Data
     if not kept:
         raise DataError(
             f"{given.source}: {len(given)} images, of which none can be held back that neither calibration nor "
-            "evaluation sees; expected at least 4, of which a quarter is held back to choose bits by"
+            "evaluation sees; expected a quarter of them, to choose bits by; give other images to judge by (--eval), "
+            "or more to calibrate on"
         )
     return calibration, rest if len(kept) == len(rest) else rest.take(kept)
 

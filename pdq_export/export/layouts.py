@@ -54,7 +54,8 @@ def _lowest_opset(plan: Plan) -> int:
 class Layout:
     """How learned integers are written. ``required_opset(plan)`` gives the opset it wants, ``write`` the graph.
 
-    ``packs``: whether weights can be stored as `Packing` says; then TYPES may want a newer opset.
+    ``shrinks``: whether weights of fewer bits take fewer bytes. ``packs``: whether they can be stored as `Packing`
+    says; then TYPES may want a newer opset.
     ``for_onnxruntime``: whether files are for onnxruntime, too, and say which is the oldest that computes them.
     ``domains``: of operators that are not ONNX's own, with their versions.
     """
@@ -62,6 +63,7 @@ class Layout:
     name: str
     write: Callable[[Quantized], onnx.GraphProto]
     required_opset: Callable[[Plan], int] = _lowest_opset
+    shrinks: bool = True
     packs: bool = False
     for_onnxruntime: bool = True
     domains: Mapping[str, int] = dataclasses.field(default_factory=dict)

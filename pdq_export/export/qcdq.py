@@ -51,4 +51,4 @@ class _QcdqGraph(QdqGraph):
         return centered_weight(out, weight)
 
 
-LAYOUT = Layout(name="qcdq", write=write)
+LAYOUT = Layout(name="qcdq", write=write, shrinks=False)

@@ -185,4 +185,4 @@ def _floats(values: object) -> Floats:
     return np.asarray(values, np.float32)
 
 
-LAYOUT = Layout(name="qonnx", write=write, for_onnxruntime=False, domains={QONNX_DOMAIN: 1})
+LAYOUT = Layout(name="qonnx", write=write, shrinks=False, for_onnxruntime=False, domains={QONNX_DOMAIN: 1})

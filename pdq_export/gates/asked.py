@@ -60,7 +60,7 @@ class Limits:
         if self.section.max_drop is not None and not labelled:
             raise OptionError(
                 f"--max-drop {self.section.max_drop:g}: {source} has no labels; expected one for each image; add them, "
-                "or use --min-agreement or --min-sqnr, which need none"
+                "or use --min-agreement or --min-sqnr, which need none (and a budget where --bits auto is asked for)"
             )
 
 

@@ -11,7 +11,8 @@ class Estimate:
     """An allotment: ``size``: bytes of the file, ``loss``: the sum of what its tensors are estimated to do.
 
     ``name``: auto, frontier, or W/A of all layers. ``gap``: the share by which the sum of others could be
-    less, or of a smallest file its size: 0 where the solver proved that none is.
+    less, or of a smallest file its size: 0 where the solver proved that none is. ``bit_ops``: over those of 8/8, where
+    a budget counts them.
     """
 
     name: str
@@ -20,6 +21,7 @@ class Estimate:
     avg_weight: float
     avg_activation: float | None
     gap: float = 0.0
+    bit_ops: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,3 +43,19 @@ class SearchReport:
     note: str
     steps: tuple[Step, ...] = ()
     tensors: TensorLosses | None = None
+
+    @property
+    def equal(self) -> Estimate | None:
+        """The equal bits that what was found is held against: those that keep the same budget.
+
+        Where the goal was a drop of accuracy, which is not known of them, the best that take no more bytes.
+        """
+        if not self.steps:
+            return self.uniform
+        held = (one for one in self.uniforms if one.size <= self.chosen.size)
+        return min(held, key=lambda one: one.loss, default=None)
+
+    @property
+    def within(self) -> str:
+        """What `equal` keeps, in words."""
+        return "of as many bytes or fewer" if self.steps else "within the same budget"

@@ -67,11 +67,12 @@ Schema, version 1 (null stands for "not measured", for sqnr_db for "no differenc
     metrics         [{name, float_value, quantized_value}]  numbers of --metric
     search          {budget, measure, chosen, uniform, frontier, uniforms, note, steps, tensors}  of --bits auto, else
                     null: chosen and uniform, the best equal bits within the budget or null, are {name, size, loss,
-                    avg_weight, avg_activation, gap} with the bytes that were expected and the sum of what single
-                    tensors were estimated to do to the prediction, in what measure says, without what blocks that
-                    learn make up for; gap: the share of the loss (with --max-drop as the goal, of the size) by which
-                    others could be less, 0 where none are; frontier: the least loss at other sizes; uniforms: equal
-                    bits for all layers; note: why activations have the bits that they have;
+                    avg_weight, avg_activation, gap, bit_ops} with the bytes that were expected and the sum of what
+                    single tensors were estimated to do to the prediction, in what measure says, without what blocks
+                    that learn make up for; gap: the share of the loss (with --max-drop as the goal, of the size) by
+                    which others could be less, 0 where none are; bit_ops: over those of 8/8, null where no budget
+                    counts them; frontier: the least loss at other sizes; uniforms: equal bits for all layers; note: why
+                    activations have the bits that they have;
                     steps: with --max-drop as the goal every calibration that was made for it, {size, loss, avg_weight,
                     drop, error, images, held, bounds}: top-1 lost on images held back, in points, or where bounds is
                     true no more than the share of images whose class changes, which bounds it;

@@ -70,10 +70,10 @@ class Budget:
         )
 
 
-def check_search(config: Config, *, command: str, fewest_bits: int, target: str) -> None:
+def check_search(config: Config, *, command: str, fewest_bits: int, target: str, shrinks: bool) -> None:
     """Raise OptionError for options of a search that do not go together, or not with the ``command``.
 
-    ``fewest_bits``: that the ``target`` has.
+    ``fewest_bits``: that the ``target`` has; ``shrinks``: whether its files do with fewer bits.
     """
     search, auto = config.search, config.plan.bits == AUTO
     given = [name for name in BUDGETS if getattr(search, name) is not None]
@@ -91,7 +91,8 @@ def check_search(config: Config, *, command: str, fewest_bits: int, target: str)
     if not auto:
         if given or search.allowed_bits is not None:
             option = _flag((given or ["allowed_bits"])[0])
-            gate = "; a limit on the file's size is --max-size-ratio" if option == "--max-size" else ""
+            judged = option == "--max-size" and command != INSPECT
+            gate = "; a limit on the file's size is --max-size-ratio" if judged else ""
             raise OptionError(f"{option} {getattr(search, (given or ['allowed_bits'])[0])}: is for --bits auto{gate}")
         return
     if fewest_bits == MAX_BITS:
@@ -103,6 +104,11 @@ def check_search(config: Config, *, command: str, fewest_bits: int, target: str)
         raise OptionError(
             "--bits auto: there is no budget; expected --max-size 0.12 (of FP32's size, or bytes), --avg-bits 3.5, "
             "--max-bit-ops 0.25 (of 8/8's), or --max-drop 1 (points of top-1: the smallest file that keeps it)"
+        )
+    if not shrinks and (search.max_size is not None or asks_smallest(config)):
+        raise OptionError(
+            f"--bits auto: in files for --target {target} weights of fewer bits take as many bytes, so that a size is "
+            "no budget, and no file is the smallest; expected --avg-bits 3.5 or --max-bit-ops 0.25"
         )
     if command == INSPECT and asks_smallest(config):
         raise OptionError(

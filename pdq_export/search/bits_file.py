@@ -21,8 +21,9 @@ _LONGEST = 4_000_000  # bytes
 _HEAD = """\
 # Bits of layers; pdq-export quantize and inspect take them with --bits-from.
 # W: bits of a layer's weight. A: bits of the activation that the layer ends in, behind its activation function, or
-# behind the Add that it leads to. What is not named here has the bits in the first line. Options for single layers,
-# --exclude, --layer-bits and --first-last, come before what is said here.
+# behind the Add that it leads to. What is not named here has the bits that "bits" says, but for the first and last
+# layers, which have those of --first-last. Options for single layers, --exclude, --layer-bits and --first-last, come
+# before what is said here.
 """
 _SEAL = "# By this --overwrite knows that nobody has edited the file: "
 
@@ -76,8 +77,10 @@ def read_bits(path: str | Path) -> Allotment:
     for key in content:
         if key not in known:
             raise OptionError(f"{where}: {key!r} is unknown; expected {', '.join(known)}{did_you_mean(key, known)}")
-    if not isinstance(content.get("bits"), str):
-        raise OptionError(f'{where}: bits is {shown(content.get("bits"))}; expected W/A of all layers, such as "4/8"')
+    if "bits" not in content:
+        raise OptionError(f'{where}: bits is missing; expected W/A of all layers, such as bits = "4/8"')
+    if not isinstance(content["bits"], str):
+        raise OptionError(f'{where}: bits is {shown(content["bits"])}; expected W/A of all layers, such as "4/8"')
     of = {key: content.get(key, "") for key in ("model", "sha256")}
     for key, value in of.items():
         if not isinstance(value, str):

@@ -37,9 +37,12 @@ class Goal:
         return max(self.limit - error, self.limit / 2)
 
 
-def is_below_one_of(limit: float, images: int) -> bool:
-    """Whether one of so many images is more than the ``limit``, in points; a limit of 0 is of what is lost net."""
-    return 0 < limit * images < 100
+def fewest_images(limit: float) -> int:
+    """How many images a ``limit``, in points, can be judged by: as many as make one of them no more than it.
+
+    A hundred for a limit of 0, which is of what is lost net.
+    """
+    return math.ceil(100 / limit - 1e-9) if limit else 100
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -101,6 +101,11 @@ def test_another_model_is_told_and_other_names_are_refused(folder: Path, caplog:
         ({"allowed_bits": [2, 4]}, "--allowed-bits 2,4: is for --bits auto"),
         ({"bits": "auto"}, "--bits auto: there is no budget; expected --max-size 0.12"),
         ({"bits": "auto", "max_size": 0.2, "target": "tensorrt"}, "--target tensorrt has 8 bits throughout"),
+        (
+            {"bits": "auto", "max_size": 0.2, "target": "qonnx"},
+            "weights of fewer bits take as many bytes",
+        ),
+        ({"bits": "auto", "max_drop": 3, "target": "qcdq"}, "expected --avg-bits 3.5 or --max-bit-ops 0.25"),
         ({"bits": "auto", "max_size": "1.5"}, "--max-size 1.5: expected a share of FP32's size up to 1"),
         ({"bits": "auto", "max_size": "0"}, "--max-size 0: expected a share"),
         ({"bits": "auto", "max_size": "big"}, "--max-size 'big': expected a share"),

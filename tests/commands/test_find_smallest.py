@@ -137,7 +137,7 @@ def test_goes_on_where_it_was(data: dict[str, Any], tmp_path: Path, monkeypatch:
 def test_without_labels_agreement_is_the_bound(data: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
     found = run({**data, "calib": "plain.npz"})
     assert "plain.npz has no labels: of --max-drop the images held back can tell no more than a bound" in caplog.text
-    assert all(step.drop >= 0 for step in found.report.search.steps)
+    assert all(step.drop >= 0 and step.bounds for step in found.report.search.steps)
 
 
 def test_what_cannot_be_kept_is_told(data: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
@@ -183,12 +183,15 @@ def test_what_is_refused(data: dict[str, Any], fields: dict[str, Any], message: 
         run({**data, **fields})
 
 
-def test_few_labels_count_no_more_than_classes(data: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, logger="pdq_export")
-    (step, *_) = run({**data, "samples": 80}, max_drop=1, allowed_bits="2").report.search.steps
-    assert "--max-drop 1: of the 21 images of calib.npz that are held back, each is 4.76 points" in caplog.text
-    assert f"classes change for {step.drop:.2f} %" in caplog.text
-    assert "add labels" not in caplog.text
-    assert (step.held, step.bounds) == (False, True)
-    assert f"the one that is written loses at most {step.drop:.2f} points" in caplog.text
-    assert "give more images in --calib" in caplog.text
+def test_few_images_are_refused_before_calibration(data: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what is proposed is taken."""
+    message = "36 images of calib.npz are held back to judge files by, and one of them is 2.78 points; expected 100"
+    with monkeypatch.context() as patched:
+        patched.setattr(stages.Finder, "of", lambda *_: pytest.fail("it has measured"))
+        with pytest.raises(OptionError, match=message) as told:
+            run({**data, "samples": 60}, max_drop=1)
+    allowed = float(str(told.value).partition("allow --max-drop ")[2].partition(",")[0])
+    (step, *_) = run({**data, "samples": 60}, max_drop=allowed, allowed_bits="8").report.search.steps
+    assert (step.images, step.drop) == (36, 0)
+    assert step.error == pytest.approx(100 / 36)  # none has changed, which does not say that none can
+    assert not step.bounds

@@ -241,6 +241,7 @@ def test_bits_of_activations_are_found_where_a_budget_counts_them() -> None:
     assert cost.of(bits) <= 0.3
     assert min(bits["a1"], bits["z"]) < 8
     assert found.report.note == ""
+    assert found.report.chosen.bit_ops == pytest.approx(cost.of(bits))
     averages, _ = find(avg_bits="8/4")
     assert sum(averages[name] for name in ("a1", "z", "v")) <= 12
 
@@ -256,6 +257,15 @@ def test_a_budget_that_nothing_keeps_is_told_the_smallest_that_can_be_kept(field
         find(**fields)
     smallest = str(told.value).partition("kept is ")[2].partition(" ")[0]
     find(**{option: float(smallest) if option == "max_bit_ops" else smallest})
+
+
+def test_averages_of_weights_and_activations_are_told_apart() -> None:
+    with pytest.raises(
+        OptionError, match=r"--avg-bits, of weights: 2 is less.*; --avg-bits, of activations: 2"
+    ) as told:
+        find(avg_bits="2/2", first_last="8/8", tensor_bits={"a1": 4})
+    smallest = [part.split(" ")[0] for part in str(told.value).replace(";", "").split("kept is ")[1:]]
+    find(avg_bits="/".join(smallest), first_last="8/8", tensor_bits={"a1": 4})
 
 
 @pytest.mark.parametrize("misses", [8, 1000])

@@ -99,6 +99,10 @@ def test_all_ways_of_writing_toml(tmp_path: Path, text: str) -> None:
         ('[plan]\nbitss = "4/4"\n', "line 2: option 'bitss' is unknown; did you mean bits?"),
         ("# a\n\n[plann]\nx = 1\n", "line 3: section 'plann' is unknown; did you mean plan?"),
         ("[plan]\niters = 3\n", "line 2: iters stands in [plan]; expected it in [calibration]"),
+        (
+            '# a\nbits = "3/8"\n[layers]\nc = { W = 4 }\n',
+            "line 2: these are bits of layers; expected options; give the",
+        ),
         ("iters = 3\n", "line 1: iters stands before the first section; expected it in [calibration]"),
         ("# a\n[method]\niters = 3\n", "line 2: method is an option; expected it in [calibration], not as a section"),
         ("[[method]]\niters = 3\n", "line 1: method is an option; expected it in [calibration], not as a section"),

@@ -89,7 +89,7 @@ def test_a_file_says_what_it_was_found_with(tmp_path: Path) -> None:
     plan = {"reduce_range": True, "exclude": ["x y", "ü\nbits = 2"], "target": "native", "bits": "4/8", "seed": 3}
     path = tmp_path / "bits.toml"
     path.write_bytes(bits_content(path, allotment, make_config(plan)))
-    found = "chosen with: --exclude 'x y' --exclude '\\xfc\\nbits = 2' --reduce-range --target native\n"
+    found = "chosen with: --exclude 'x y' --exclude '\\xfc\\nbits = 2' --reduce-range --target native --seed 3\n"
     assert found in path.read_text()
     assert read_bits(path) == allotment
     assert not is_edited(path)
@@ -142,7 +142,7 @@ def test_what_names_nothing_or_two_things(layers: dict[str, LayerBits], tensors:
     ("text", "message"),
     [
         ("bits = ", "is not TOML"),
-        ("", "bits is None; expected W/A"),
+        ("", "bits is missing; expected W/A"),
         ("bits = 4", "bits is 4; expected W/A of all layers"),
         ('bits = "4"', "bits '4': expected W/A"),
         ('bits = "4/9"', "activation bits are 9"),

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pdq_export.search.goal import ATTEMPTS, Attempt, Goal, Proposal, reach, tolerable_loss
+from pdq_export.search.goal import ATTEMPTS, Attempt, Goal, Proposal, fewest_images, reach, tolerable_loss
 from pdq_export.spec.step import Step
 
 
@@ -114,3 +114,11 @@ def test_begins_where_noise_costs_as_much(labelled: bool) -> None:
     shifted = scores - scores.max()
     probabilities = np.exp(shifted) / np.exp(shifted).sum(axis=1, keepdims=True)
     assert tolerable_loss(probabilities, labels, 1.0) == pytest.approx(losses[1], rel=0.2)
+
+
+@given(limit=st.floats(1e-3, 100))
+def test_one_of_the_fewest_images_is_no_more_than_the_limit(limit: float) -> None:
+    images = fewest_images(limit)
+    assert 100 / images <= limit * (1 + 1e-6)
+    assert images == 1 or 100 / (images - 1) > limit
+    assert fewest_images(0) == 100

@@ -453,7 +453,7 @@ def test_bits_by_budget() -> None:
     text = to_html(read).decode()
     parsed = Parsed(text)
     section = text.partition('<section id="bits">')[2].partition("</section>")[0]
-    assert "89,000 bytes lose 0.2; equal bits within the budget take 90,000 and lose 0.5" in section
+    assert "89,000 bytes lose 0.2; equal bits within the same budget take 90,000 and lose 0.5" in section
     assert ">3/8<" in section.partition("<svg")[2].partition("</svg>")[0]
     assert f"{EVIL}/8 throughout" in parsed.texts
     assert "top-1 92.60 % of 200 images, FP32 93.10 %" in section

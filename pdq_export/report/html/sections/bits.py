@@ -26,6 +26,8 @@ def bits(source: Source, plots: Plots) -> Section | None:
 def _blocks(report: Report, found: SearchReport, plots: Plots) -> Iterator[Block]:
     loss = MEASURES.get(found.measure, found.measure)
     yield Text(text=f"Found for {found.budget}: the least sum of what single tensors are estimated to lose ({loss}).")
+    if (ops := found.chosen.bit_ops) is not None:
+        yield Text(text=f"Bit operations: × {ops:.3f} of those of 8/8.")
     if found.note:
         yield Text(text=found.note, tone="muted")
     figure = _figure(found, plots)
@@ -57,8 +59,8 @@ def _figure(found: SearchReport, plots: Plots) -> Figure | None:
         return None
     svg = plots.trade_off(((QUANTIZED, ".-", frontier), (FLOAT, "s", uniforms), (QUANTIZED, "D", chosen)))
     told = f"{found.chosen.size:,} bytes lose {found.chosen.loss:.3g}"
-    if found.uniform is not None:
-        told += f"; equal bits within the budget take {found.uniform.size:,} and lose {found.uniform.loss:.3g}"
+    if (equal := found.equal) is not None:
+        told += f"; equal bits {found.within} take {equal.size:,} and lose {equal.loss:.3g}"
     return Figure(
         svg=svg,
         label=f"Estimated loss against the size of the file: {told}",

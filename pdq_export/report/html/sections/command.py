@@ -1,11 +1,9 @@
 """The command that makes it again."""
 
-import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pdq_export.config.config import options_of
-from pdq_export.errors import printable
+from pdq_export.config.words import option_words, word
 from pdq_export.report.html.blocks import Block, Command, Section, Text
 from pdq_export.report.html.plots import Plots
 from pdq_export.report.html.source import Source
@@ -30,42 +28,20 @@ def command(source: Source, plots: Plots) -> Section | None:
 
 
 def _quantize(report: Report, settings: Mapping[str, Any]) -> Iterator[str]:
-    yield from ("pdq-export", "quantize", _word(report.model.name or "MODEL.onnx"))
+    yield from ("pdq-export", "quantize", word(report.model.name or "MODEL.onnx"))
     asked = settings.get("asked")
     given = dict(asked) if isinstance(asked, Mapping) else {}
     given.setdefault("bits", settings.get("bits"))
-    known = options_of()
-    for name, value in given.items():
-        one = known.get(name)
-        if one is None or value is None:
-            continue
-        if not one.declared.flag:
-            yield from ("--set", _word(f"{name}={_text(value)}"))
-        elif one.kind is bool:
-            off = one.flag.replace("--no-", "--", 1) if one.flag.startswith("--no-") else f"--no-{one.flag[2:]}"
-            yield one.flag if value else off
-        else:
-            for item in value if isinstance(value, list | tuple) else (value,):
-                yield from (one.flag, _word(_text(item)))
+    yield from option_words(given)
     if given.get("calib") is None:  # arrays, or what lay in the folder
         yield from ("--calib", "PATH")
-    yield from ("--output", _word(report.quantized.name or "QUANT.onnx"))
+    yield from ("--output", word(report.quantized.name or "QUANT.onnx"))
 
 
 def _validate(report: Report, settings: Mapping[str, Any]) -> Iterator[str]:
-    yield from ("pdq-export", "validate", _word(report.model.name or "FP32.onnx"))
-    yield from (_word(report.quantized.name or "QUANT.onnx"), "--data", "PATH")
+    yield from ("pdq-export", "validate", word(report.model.name or "FP32.onnx"))
+    yield from (word(report.quantized.name or "QUANT.onnx"), "--data", "PATH")
     for gate in report.gates:
-        yield from map(_word, gate.asked.split(" "))
+        yield from map(word, gate.asked.split(" "))
     if isinstance(confidence := settings.get("confidence"), int | float):
         yield from ("--confidence", f"{confidence:g}")
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return printable(str(value))
-
-
-def _word(text: str) -> str:
-    return shlex.quote(printable(text))
