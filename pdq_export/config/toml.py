@@ -13,7 +13,7 @@ from typing import Any
 from pdq_export.config.config import Config, check_name, checked, options_of
 from pdq_export.config.option import Option, find_options, shown
 from pdq_export.errors import OptionError
-from pdq_export.nearby import near_path
+from pdq_export.nearby import near_names, near_path
 
 _LARGEST = 1_000_000  # bytes; nobody has so many rules
 _WIDTH = 100
@@ -103,7 +103,10 @@ def _leaves(
                 if isinstance(value, dict) or (isinstance(value, list) and any(isinstance(one, dict) for one in value)):
                     raise OptionError(f"{key} is an option; expected it {_in(known[key].path)}, not as a section")
                 raise OptionError(f"{key} stands {_in(path)}; expected it {_in(known[key].path)}")
-            check_name(key, [*options, *sections] if path else sections, "option " if path else "section ")
+            names = [*options, *sections] if path else sections
+            if path and key not in names and not near_names(key, names) and (near := near_names(key, known)):
+                raise OptionError(f"option {key!r} is unknown; did you mean {near[0]}, {_in(known[near[0]].path)}?")
+            check_name(key, names, "option " if path else "section ")
             yield key, read_value(known[key], value)
         except OptionError as error:
             raise OptionError(f"{where(keys)}{error}") from error

@@ -98,6 +98,7 @@ def test_all_ways_of_writing_toml(tmp_path: Path, text: str) -> None:
     [
         ('[plan]\nbitss = "4/4"\n', "line 2: option 'bitss' is unknown; did you mean bits?"),
         ("# a\n\n[plann]\nx = 1\n", "line 3: section 'plann' is unknown; did you mean plan?"),
+        ("[plan]\nmax_sise = '1kB'\n", "line 2: option 'max_sise' is unknown; did you mean max_size, in [search]?"),
         ("[plan]\niters = 3\n", "line 2: iters stands in [plan]; expected it in [calibration]"),
         (
             '# a\nbits = "3/8"\n[layers]\nc = { W = 4 }\n',

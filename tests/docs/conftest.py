@@ -138,7 +138,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What every page starts from, and below ``made`` what pages may ask for."""
     folder = tmp_path_factory.mktemp("given")
     onnx.save(with_output("scores", export_module(trained(), torch.zeros(1, 3, SIZE, SIZE))), folder / "model.onnx")
-    write_folder(folder / "images", 32)
+    write_folder(folder / "images", 120)  # a hundred can be held back
     images, labels = pictures(200, seed=3)
     np.savez(folder / "test.npz", images=images.transpose(0, 3, 1, 2), labels=labels, mean=MEAN, std=STD)
     write_example(folder / "calib_data")
