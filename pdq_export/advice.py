@@ -46,7 +46,8 @@ class HowMade:
     """What is known of how a file was made; of other tools' files nothing is.
 
     ``settings``: of the run, as a report has them. ``images``: that it was calibrated on, None where that is not known.
-    ``free_activations``: whether 8 bits of activations take no more bytes and time than fewer. ``weight_bits``:
+    ``free_activations``: whether 8 bits of activations take no more bytes and time than fewer. ``shrinks``: whether
+    weights of fewer bits take fewer bytes. ``weight_bits``:
     what is as good as 8 bits: fewer where 8 saturate. ``instead``: what to try in place of bits of single layers, which
     a budget that was asked for may not have; None where none was.
     """
@@ -54,6 +55,7 @@ class HowMade:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     images: int | None = None
     free_activations: bool = False
+    shrinks: bool = True
     weight_bits: int = CARRIER_BITS
     instead: tuple[Remedy, ...] | None = None
 
@@ -115,6 +117,8 @@ def allot_bits(made: HowMade, size: int | None) -> Iterator[Remedy]:
     if not settings or size is None or settings.get("layer_bits") or has_own_bits(made) or made.instead is not None:
         return
     bits = BitWidths.parse(settings.get("bits", "8/8"))
+    if not made.shrinks:
+        return
     if bits.weight >= _REDUCED_BITS or (bits.activation < CARRIER_BITS and not made.free_activations):
         return
     why = "more bits for the layers that lose most, at most as many bytes; instead of --layer-bits"
@@ -126,7 +130,7 @@ def has_own_bits(made: HowMade) -> bool:
     return bool(made.settings.get("tensor_bits"))
 
 
-def allot_more(layers: Sequence[Remedy], size: int) -> tuple[Remedy, ...]:
+def allot_more(made: HowMade, layers: Sequence[Remedy], size: int) -> tuple[Remedy, ...]:
     """Remedies of single ``layers`` for a file of ``size`` bytes whose bits were found within a budget, which has none.
 
     A budget that is larger by what they take, and the same beside the bits that the file has.
@@ -138,7 +142,7 @@ def allot_more(layers: Sequence[Remedy], size: int) -> tuple[Remedy, ...]:
     beside = "beside the file's --bits-from, not beside --bits auto, whose budget has no room for it"
     larger = Remedy(line=f"--bits auto --max-size {size + added}", bytes=added, why=of_all)
     told = (dataclasses.replace(one, why=f"{one.why}; {beside}" if one.why else beside) for one in layers)
-    return (*([larger] if added > 0 else []), *told)
+    return (*([larger] if added > 0 and made.shrinks else []), *told)
 
 
 def learn_more(made: HowMade) -> Iterator[Remedy]:

@@ -1,4 +1,4 @@
-"""What there is under a name like one that is missing, for messages."""
+"""Names like one that is missing, of files and of what is known, for messages."""
 
 import difflib
 import itertools

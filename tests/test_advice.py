@@ -20,6 +20,7 @@ def test_a_search_is_not_proposed_at_the_size_that_a_search_has_found() -> None:
     (remedy,) = allot_bits(HowMade(settings={"bits": "4/8"}), 1000)
     assert remedy.line == "--bits auto --max-size 1000"
     assert list(allot_bits(HowMade(settings={"bits": "4/8"}, instead=()), 1000)) == []
+    assert list(allot_bits(HowMade(settings={"bits": "4/8"}, shrinks=False), 1000)) == []
 
 
 def test_steps_are_counted_as_a_block_takes_them() -> None:

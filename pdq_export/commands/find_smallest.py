@@ -18,7 +18,7 @@ from pdq_export.commands.find_bits import Finder
 from pdq_export.commands.progress import Tell
 from pdq_export.commands.search import Found
 from pdq_export.config.config import Config
-from pdq_export.data import Data
+from pdq_export.data import Data, Samples
 from pdq_export.errors import OptionError
 from pdq_export.fidelity import Reference
 from pdq_export.search.allotment import Allotment
@@ -70,7 +70,7 @@ def find_smallest(
                 deterministic=made.request.config.run.deterministic,
                 tell=tell,
             )
-            changes = find_changes(measured, labelled=goal.labelled)
+            changes = find_changes(measured)
             error = max(changes.error, 100 / changes.images)  # that none has changed does not say that none can
             step = Step(
                 size=chosen.size,
@@ -105,15 +105,18 @@ def find_smallest(
     return made, allotment, dataclasses.replace(found, report=report)
 
 
-def check_held(limit: float, held: Data) -> None:
+def check_held(limit: float, samples: Samples) -> None:
     """Raise OptionError where so few images are held back that one of them is more than the ``limit``, in points."""
+    held = samples.held
+    assert held is not None  # they are for this
     found, expected = len(held), fewest_images(limit)
     if found < expected:
+        left = found + len(samples.calibration) - expected
+        fewer = f", or calibrate on fewer (--samples {left})" if 0 < left < len(samples.calibration) else ""
         raise OptionError(
             f"--bits auto --max-drop {limit:g}: {found} images of {held.source} are held back to judge files by, and "
-            f"one of them is {100 / found:.3g} points; expected {expected} or more; add images to --calib or leave "
-            f"more of them (fewer --samples), allow --max-drop {math.ceil(1e4 / found) / 100:g}, or give a budget, "
-            "such as --max-size 0.15"
+            f"one of them is {100 / found:.3g} points; expected {expected} or more; add images to --calib{fewer}, "
+            f"allow --max-drop {math.ceil(1e4 / found) / 100:g}, or give a budget, such as --max-size 0.15"
         )
 
 
@@ -128,9 +131,9 @@ def told(step: Step, goal: Goal) -> str:
     )
 
 
-def find_changes(measured: Measurements, *, labelled: bool) -> Top1Changes:
+def find_changes(measured: Measurements) -> Top1Changes:
     """Images that are lost and gained; without labels every one whose class changes counts as lost."""
-    if labelled and measured.top1_changes is not None:
+    if measured.top1_changes is not None:
         return measured.top1_changes
     found = measured.outputs[0].against_float
     assert found.argmax_agreement is not None  # it has scores
@@ -146,7 +149,7 @@ def _missed(step: Step, goal: Goal) -> str:
 
 def _more(step: Step, goal: Goal) -> str:
     if step.drop > goal.limit:
-        return "give more calibration images or steps (--samples, --iters)"
+        return "give more images in --calib, or more steps (--iters)"
     return "give more images in --calib, of which more are held back then and tell more"
 
 

@@ -62,7 +62,7 @@ def finish(
 
     ``found``: bits of `--bits auto`, and their budget. Of several ranks the first alone has a result. Raises
     ValidationError where onnxruntime computes something else than what was calibrated, and OptionError for a
-    file beyond its budget; the file and its report are kept aside then.
+    file beyond its budget; the file, its report and its bits are kept aside then.
     """
     request, work = made.request, made.work
     asked, judged = request.config.file, work.samples.judged

@@ -48,11 +48,13 @@ def read_equalized(quantized: onnx.ModelProto) -> frozenset[str]:
 
 def how_made(settings: Mapping[str, Any], images: int | None = None) -> HowMade:
     """A run with these settings, on so many calibration images."""
-    target = str(settings.get("target", ""))
+    name = str(settings.get("target", ""))
+    target = find_target(name) if name in target_names() else None
     return HowMade(
         settings=settings,
         images=images,
-        free_activations=target in target_names() and find_target(target).free_activations,
+        free_activations=target is not None and target.free_activations,
+        shrinks=target is None or target.layout.shrinks,
         weight_bits=_NARROW if kernels_saturate() and not settings.get("reduce_range", False) else _FULL,
     )
 

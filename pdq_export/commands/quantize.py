@@ -35,7 +35,7 @@ from pdq_export.data import DataSource, InputSpec, Samples, known_labels, read_s
 from pdq_export.data.synthetic import asks_synthetic
 from pdq_export.exhaustion import tells_of_memory
 from pdq_export.fidelity import Fidelity, UserFile
-from pdq_export.gates import check_outputs
+from pdq_export.gates import NO_LABELS, check_outputs
 from pdq_export.normalization import read_alike, warn_of_normalization
 from pdq_export.ranks import Ranks
 from pdq_export.search.allotment import Allotment
@@ -193,7 +193,7 @@ def _check_count(request: Request, chosen: CalibrationOptions, samples: Samples)
     check_enough(request.ranks, chosen, len(samples.calibration))
     if samples.held is not None:
         assert request.config.gates.max_drop is not None  # what images are held back for
-        check_held(request.config.gates.max_drop, samples.held)
+        check_held(request.config.gates.max_drop, samples)
 
 
 def _samples(
@@ -276,7 +276,8 @@ def _check(work: Work, fidelity: Fidelity, asked: FileSection) -> None:
 def _check_gates(request: Request, work: Work, fidelity: Fidelity) -> None:
     """Refuse gates that there is nothing to judge by, and metrics that fail, before anybody waits for calibration."""
     judged, size = work.samples.judged, work.batch or BATCH_SIZE
-    request.limits.check_labels(judged.source, labelled=judged.labels is not None)
+    instead = "a budget, such as --max-size 0.15" if asks_smallest(request.config) else NO_LABELS
+    request.limits.check_labels(judged.source, labelled=judged.labels is not None, instead=instead)
     check_outputs(request.limits, {name: fidelity.outputs[name] for name in work.compared})
     if not (request.metrics and request.ranks.is_first):
         return

@@ -10,6 +10,7 @@ from pdq_export.config.option import INSPECT
 from pdq_export.config.toml import read_toml
 from pdq_export.data import Preprocess
 from pdq_export.errors import OptionError
+from pdq_export.gates import NO_LABELS
 from pdq_export.plan.rules import PlanOptions
 from pdq_export.search.asked import check_inspected, check_search
 from pdq_export.targets import find_target
@@ -84,7 +85,7 @@ def asked_labels(config: Config, labels: Any) -> Any:
     if (most := config.gates.max_drop) is not None:
         raise OptionError(
             f"--max-drop {most:g}: it is judged by labels, and --no-labels leaves them out; expected one of them, or "
-            "--min-agreement or --min-sqnr, which need none (and a budget where --bits auto is asked for)"
+            f"{NO_LABELS}"
         )
     return False
 

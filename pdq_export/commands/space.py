@@ -80,8 +80,8 @@ class Space:
             if not limit.holds(fewest)
         ]
         return OptionError(
-            f"{'; '.join(missed)} (with rules such as --layer-bits, and {LEAST_OUTERMOST} bits or more for the first "
-            "and last layers)"
+            f"{'; '.join(missed)} (as --allowed-bits and rules such as --layer-bits are; without --first-last the "
+            f"first and last layers have {LEAST_OUTERMOST} bits or more)"
         )
 
     def uniforms(self) -> Iterable[tuple[BitWidths, dict[str, int]]]:

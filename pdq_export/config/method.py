@@ -15,6 +15,7 @@ _SHARE: Mapping[str, Any] = {"least": 0, "most": 1, "flag": False}
 _POSITIVE: Mapping[str, Any] = {"above": 0, "flag": False}
 _PART: Mapping[str, Any] = {"flag": False}
 _MANY_BITS = 4
+_LONGEST_INTERVAL = 2**62  # within what an option can be
 
 
 class NoEffectError(OptionError):
@@ -151,10 +152,7 @@ class CalibrationOptions:
             iters_share=1.0,
             correction_iters=math.ceil(self.correction_iters * self.correction_share),
             correction_share=1.0,
-            # Beyond the steps all intervals are the same.
-            prediction_interval=math.ceil(
-                min(self.prediction_interval / self.prediction_share, max(self.prediction_interval, self.iters, 1))
-            ),
+            prediction_interval=math.ceil(min(self.prediction_interval / self.prediction_share, _LONGEST_INTERVAL)),
             prediction_share=1.0,
         )
 

@@ -13,6 +13,7 @@ from pdq_export.errors import OptionError
 OF_METRICS = ("min_metric", "max_metric", "max_metric_drop", "max_metric_rise")
 # Figures that calibration makes better on its own images than they are.
 OF_ACCURACY = ("max_drop", "min_agreement", "min_sqnr", *OF_METRICS)
+NO_LABELS = "--min-agreement or --min-sqnr, which need none"
 _SCORES = (2, 4)  # axes of outputs that have classes along axis 1
 
 
@@ -55,12 +56,15 @@ class Limits:
                         f"{', '.join(names) or 'none: --metric is not given'}"
                     )
 
-    def check_labels(self, source: str, *, labelled: bool) -> None:
-        """Raise OptionError for a limit that needs labels where there are none; ``source``: of the data."""
+    def check_labels(self, source: str, *, labelled: bool, instead: str = NO_LABELS) -> None:
+        """Raise OptionError for a limit that needs labels where there are none; ``source``: of the data.
+
+        ``instead``: what to use where there are no labels to add.
+        """
         if self.section.max_drop is not None and not labelled:
             raise OptionError(
                 f"--max-drop {self.section.max_drop:g}: {source} has no labels; expected one for each image; add them, "
-                "or use --min-agreement or --min-sqnr, which need none (and a budget where --bits auto is asked for)"
+                f"or use {instead}"
             )
 
 

@@ -50,7 +50,7 @@ class SearchReport:
 
         Where the goal was a drop of accuracy, which is not known of them, the best that take no more bytes.
         """
-        if not self.steps:
+        if not self.steps or (self.uniform is not None and self.uniform.loss == self.chosen.loss):
             return self.uniform
         held = (one for one in self.uniforms if one.size <= self.chosen.size)
         return min(held, key=lambda one: one.loss, default=None)

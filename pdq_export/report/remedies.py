@@ -89,7 +89,7 @@ def find_remedies(
     if made.instead is not None:
         layers = list(made.instead)
     elif has_own_bits(made) and size is not None:
-        layers = list(allot_more(layers, size))
+        layers = list(allot_more(made, layers, size))
     free = [] if wide is None else [wide]
     same_bytes = (*free, *learn_more(made), *allot_bits(made, size))
     return Found(next=(*same_bytes, *layers, *calibrate_more(made)), by_tensor=by_tensor)

@@ -70,6 +70,9 @@ class Budget:
         )
 
 
+LEAST_DROP = 0.05  # points: a little more than one of the most images that are held back
+
+
 def check_search(config: Config, *, command: str, fewest_bits: int, target: str, shrinks: bool) -> None:
     """Raise OptionError for options of a search that do not go together, or not with the ``command``.
 
@@ -101,14 +104,20 @@ def check_search(config: Config, *, command: str, fewest_bits: int, target: str,
             "--bits 8/8, or another --target"
         )
     if not given and config.gates.max_drop is None:
+        of_size = "--max-size 0.12 (of FP32's size, or bytes), " if shrinks else ""
+        of_drop = ", or --max-drop 1 (points of top-1: the smallest file that keeps it)" if shrinks else ""
         raise OptionError(
-            "--bits auto: there is no budget; expected --max-size 0.12 (of FP32's size, or bytes), --avg-bits 3.5, "
-            "--max-bit-ops 0.25 (of 8/8's), or --max-drop 1 (points of top-1: the smallest file that keeps it)"
+            f"--bits auto: there is no budget; expected {of_size}--avg-bits 3.5, --max-bit-ops 0.25 (of 8/8's){of_drop}"
         )
     if not shrinks and (search.max_size is not None or asks_smallest(config)):
         raise OptionError(
             f"--bits auto: in files for --target {target} weights of fewer bits take as many bytes, so that a size is "
             "no budget, and no file is the smallest; expected --avg-bits 3.5 or --max-bit-ops 0.25"
+        )
+    if asks_smallest(config) and 0 < (config.gates.max_drop or 0) < LEAST_DROP:
+        raise OptionError(
+            f"--bits auto --max-drop {config.gates.max_drop:g}: of the images that are held back one is more than "
+            f"that; expected {LEAST_DROP:g} or more, or 0"
         )
     if command == INSPECT and asks_smallest(config):
         raise OptionError(

@@ -105,6 +105,8 @@ def test_another_model_is_told_and_other_names_are_refused(folder: Path, caplog:
             {"bits": "auto", "max_size": 0.2, "target": "qonnx"},
             "weights of fewer bits take as many bytes",
         ),
+        ({"bits": "auto", "target": "qcdq"}, "there is no budget; expected --avg-bits 3.5, --max-bit-ops 0.25"),
+        ({"bits": "auto", "max_drop": 0.01}, "--max-drop 0.01: of the images.*one is more than that; expected 0.05"),
         ({"bits": "auto", "max_drop": 3, "target": "qcdq"}, "expected --avg-bits 3.5 or --max-bit-ops 0.25"),
         ({"bits": "auto", "max_size": "1.5"}, "--max-size 1.5: expected a share of FP32's size up to 1"),
         ({"bits": "auto", "max_size": "0"}, "--max-size 0: expected a share"),

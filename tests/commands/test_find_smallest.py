@@ -144,7 +144,7 @@ def test_what_cannot_be_kept_is_told(data: dict[str, Any], caplog: pytest.LogCap
     found = run(data, max_drop=2, allowed_bits="2", first_last="2/2")
     assert len(found.report.search.steps) == 1  # nothing else is to be had
     assert "--max-drop 2: none of 1 calibrations keeps it on the images held back" in caplog.text
-    assert "give more calibration images or steps (--samples, --iters), or a higher limit" in caplog.text
+    assert "give more images in --calib, or more steps (--iters), or a higher limit" in caplog.text
     assert [gate.option for gate in found.report.gates] == ["--max-drop"]
 
 
@@ -192,6 +192,9 @@ def test_few_images_are_refused_before_calibration(data: dict[str, Any], monkeyp
             run({**data, "samples": 60}, max_drop=1)
     allowed = float(str(told.value).partition("allow --max-drop ")[2].partition(",")[0])
     (step, *_) = run({**data, "samples": 60}, max_drop=allowed, allowed_bits="8").report.search.steps
+    with pytest.raises(OptionError, match=r"calibrate on fewer \(--samples 46\)"):
+        run({**data, "samples": 60}, max_drop=2)
+    assert run({**data, "samples": 46}, max_drop=2, allowed_bits="8").report.search.steps[0].images == 50
     assert (step.images, step.drop) == (36, 0)
     assert step.error == pytest.approx(100 / 36)  # none has changed, which does not say that none can
     assert not step.bounds

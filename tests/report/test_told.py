@@ -40,6 +40,9 @@ def test_equal_bits_are_named_where_they_take_no_more() -> None:
     small, large = estimate("3/8", 95, 8.0), estimate("8/8", 300, 0.1)
     (line,) = search_lines(search(small, large, equal=small))
     assert line.endswith("× 0.25 of the estimated loss of 3/8, the best equal bits within the same budget (95 bytes)")
+    same = estimate("3/8", 101, 2.0)  # an estimate; the file that was written is a byte smaller
+    line, _ = search_lines(search(same, large, equal=same, steps=(STEP,)))
+    assert line.endswith(", equal for all layers, 3/8: none that differ promise less")
     line, _ = search_lines(search(small, large, equal=large, steps=(STEP,)))
     assert line.endswith("of the estimated loss of 3/8, the best equal bits of as many bytes or fewer (95 bytes)")
     line, _ = search_lines(search(large, equal=large, steps=(STEP,)))
