@@ -22,7 +22,7 @@ from .command import Frame, Outcome, command
 from .options import config_options, given
 from .paths import ModelPath
 from .quantize import with_images
-from .render import search_lines
+from .render import operations_line, search_lines
 
 if TYPE_CHECKING:
     from pdq_export.commands.inspect import Inspection, TensorInfo
@@ -142,7 +142,7 @@ def _end(found: "Inspection") -> Iterable[str]:
         asked = f"target {found.settings['target']}, opset {found.settings['opset']}"
         yield f"expected size at {bits_word(found.settings)}: {after} of {before}, × {ratio:.3f} ({asked})"
     if found.bit_ops is not None:
-        yield f"bit operations: × {found.bit_ops:.3f} of those of 8/8"
+        yield operations_line(found.bit_ops)
     if found.search is not None:
         yield from search_lines(found.search)
     if found.min_onnxruntime is not None:

@@ -20,7 +20,16 @@ from .log import NOTES
 from .options import config_options, given
 from .paths import ModelPath
 from .progress import ProgressDisplay
-from .render import REMEDIES, gate_lines, remedy_lines, report_table, search_lines, session_note, version_note
+from .render import (
+    REMEDIES,
+    gate_lines,
+    operations_line,
+    remedy_lines,
+    report_table,
+    search_lines,
+    session_note,
+    version_note,
+)
 
 if TYPE_CHECKING:
     from pdq_export.commands.quantize import Result
@@ -142,7 +151,7 @@ def _lines(config: Config, result: "Result") -> Iterable[RenderableType]:
     if result.report.search is not None:
         yield from search_lines(result.report.search)
         if (ops := result.report.search.chosen.bit_ops) is not None:
-            yield f"bit operations: × {ops:.3f} of those of 8/8"
+            yield operations_line(ops)
     if result.report.latency_note is not None and not result.report.is_slower:  # else a warning has told it
         yield result.report.latency_note
     yield from gate_lines(result.report)

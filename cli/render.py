@@ -61,6 +61,11 @@ def version_note(min_onnxruntime: str) -> str:
     return f"{text}; older ones do with SessionOptions.enable_mem_reuse = False alone, and are wrong or crash without"
 
 
+def operations_line(operations: float) -> str:
+    """The bit operations of a plan, over those of 8/8."""
+    return f"bit operations: × {operations:.3f} of those of 8/8"
+
+
 def search_lines(search: "SearchReport") -> Iterable[str]:
     """What --bits auto has found, from a report or an inspection."""
     found = search.chosen

@@ -47,9 +47,9 @@ class HowMade:
 
     ``settings``: of the run, as a report has them. ``images``: that it was calibrated on, None where that is not known.
     ``free_activations``: whether 8 bits of activations take no more bytes and time than fewer. ``shrinks``: whether
-    weights of fewer bits take fewer bytes. ``weight_bits``:
-    what is as good as 8 bits: fewer where 8 saturate. ``instead``: what to try in place of bits of single layers, which
-    a budget that was asked for may not have; None where none was.
+    weights of fewer bits take fewer bytes. ``weight_bits``: what is as good as 8 bits: fewer where 8 saturate.
+    ``instead``: what to try in place of bits of single layers, which a budget that was asked for may not have; None
+    where none was.
     """
 
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -114,11 +114,11 @@ def widen_activations(made: HowMade) -> Remedy | None:
 def allot_bits(made: HowMade, size: int | None) -> Iterator[Remedy]:
     """Bits that differ, within the bytes of a file whose layers have equal ones; ``size``: of it, where it is known."""
     settings = made.settings
-    if not settings or size is None or settings.get("layer_bits") or has_own_bits(made) or made.instead is not None:
+    if not settings or size is None or not made.shrinks:
+        return
+    if settings.get("layer_bits") or has_own_bits(made) or made.instead is not None:
         return
     bits = BitWidths.parse(settings.get("bits", "8/8"))
-    if not made.shrinks:
-        return
     if bits.weight >= _REDUCED_BITS or (bits.activation < CARRIER_BITS and not made.free_activations):
         return
     why = "more bits for the layers that lose most, at most as many bytes; instead of --layer-bits"

@@ -84,8 +84,8 @@ def asked_labels(config: Config, labels: Any) -> Any:
         raise OptionError("--no-labels: labels are given as well; expected one of them")
     if (most := config.gates.max_drop) is not None:
         raise OptionError(
-            f"--max-drop {most:g}: it is judged by labels, and --no-labels leaves them out; expected one of them, or "
-            f"{NO_LABELS}"
+            f"--max-drop {most:g}: it is judged by labels, and --no-labels leaves them out; expected one of them, "
+            f"or {NO_LABELS}"
         )
     return False
 

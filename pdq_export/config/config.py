@@ -7,12 +7,7 @@ from typing import Any, Self
 
 from pdq_export.config.gates import GatesSection
 from pdq_export.config.method import CalibrationOptions
-from pdq_export.config.option import (
-    Option,
-    did_you_mean,
-    find_options,
-    refused,
-)
+from pdq_export.config.option import Option, did_you_mean, find_options, refused
 from pdq_export.config.search import SearchSection
 from pdq_export.config.sections import (
     CalibrationSection,

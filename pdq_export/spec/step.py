@@ -7,10 +7,9 @@ import dataclasses
 class Step:
     """One calibration. ``size``: bytes expected of the file; ``loss``: estimated, the sum over its tensors.
 
-    ``drop``: points of top-1 lost on ``images`` that were held back, with the ``error``, the
-    standard one, but one image at least; ``bounds``: these are
-    no more than a bound, the share of images whose class changes. ``held``: whether that keeps the limit.
-    ``avg_weight``: average bits.
+    ``drop``: points of top-1 lost on ``images`` that were held back, with the ``error``, the standard one, but one
+    image at least; ``bounds``: these are no more than a bound, the share of images whose class changes. ``held``:
+    whether that keeps the limit. ``avg_weight``: average bits.
     """
 
     size: int

@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pdq_export.data.samples import MOST_HELD
+from pdq_export.search.asked import LEAST_DROP
 from pdq_export.search.goal import ATTEMPTS, Attempt, Goal, Proposal, fewest_images, reach, tolerable_loss
 from pdq_export.spec.step import Step
 
@@ -122,3 +124,7 @@ def test_one_of_the_fewest_images_is_no_more_than_the_limit(limit: float) -> Non
     assert 100 / images <= limit * (1 + 1e-6)
     assert images == 1 or 100 / (images - 1) > limit
     assert fewest_images(0) == 100
+
+
+def test_the_finest_limit_can_be_judged_by_the_most_images_that_are_held_back() -> None:
+    assert fewest_images(LEAST_DROP) <= MOST_HELD < fewest_images(0.97 * LEAST_DROP)

@@ -85,7 +85,7 @@ def _step(one: Step) -> list[Cell]:
         number(one.size, "{:,d}"),
         number(one.loss, "{:.3g}"),
         number(one.avg_weight, "{:.2f}"),
-        number(one.drop, "at most {:.2f}" if one.bounds else "{:.2f}"),
+        Cell(text=one.points, value=one.drop),
         number(one.error, "{:.2f}"),
         number(one.images, "{:,d}"),
         Cell(
